@@ -1,0 +1,28 @@
+//! What control and proxy say to each other: protobuf messages, resource names, annotations, SPIFFE ids,
+//! and the closed lists (reasons, headers) that both sides, the command line and the documentation share.
+//!
+//! A fact that two programs must agree on lives here, once.
+
+pub mod identity;
+pub mod latency;
+pub mod names;
+pub mod reason;
+pub mod resource;
+pub mod service;
+pub mod view;
+
+pub use identity::SpiffeId;
+pub use reason::Reason;
+pub use service::ServiceName;
+
+/// The delta, aggregated part of the xDS transport.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod discovery {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// Penstock's own messages: resources, identity, fleet.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("penstock.v1");
+}

@@ -1,0 +1,102 @@
+//! Ports, headers, annotations: the names that last.
+
+/// Ports that the sidecar and control listen on by default.
+pub mod port {
+    /// Outbound traffic of the application.
+    pub const OUTBOUND: u16 = 15001;
+    /// Inbound traffic to the application.
+    pub const INBOUND: u16 = 15006;
+    /// Admin pages, loopback only.
+    pub const ADMIN: u16 = 15000;
+    /// Health and metrics, for the kubelet and Prometheus.
+    pub const HEALTH: u16 = 15020;
+    /// Control: xDS, identity and fleet.
+    pub const CONTROL: u16 = 15010;
+    /// Control: dashboard and API.
+    pub const CONTROL_API: u16 = 8080;
+}
+
+/// Header names. All of them are stripped from what strangers send.
+pub mod header {
+    /// On a response that a proxy made itself: the [`Reason`](crate::Reason).
+    pub const ERROR: &str = "penstock-error";
+    /// Between sidecars, on HTTP/2: the version that the application spoke, `HTTP/1.1` or `HTTP/1.0`, so that
+    /// the far sidecar speaks the same to the server.
+    pub const PROTOCOL: &str = "penstock-protocol";
+    /// Between sidecars, on a response: `draining` when the endpoint wants no new requests.
+    pub const ENDPOINT: &str = "penstock-endpoint";
+    /// Set by the inbound proxy for the application: the verified SPIFFE id of the caller.
+    pub const CLIENT_ID: &str = "penstock-client-id";
+    /// ORCA load report, text.
+    pub const LOAD_REPORT: &str = "endpoint-load-metrics";
+    /// ORCA load report, serialised, as a gRPC trailer or an HTTP header.
+    pub const LOAD_REPORT_BIN: &str = "endpoint-load-metrics-bin";
+    /// A request that carries it wants to see the load report itself.
+    pub const LOAD_REPORT_FORMAT: &str = "endpoint-load-metrics-format";
+}
+
+/// Labels and annotations on Kubernetes objects.
+pub mod annotation {
+    /// Pod and namespace: `enabled` or `disabled`.
+    pub const INJECT: &str = "penstock.io/inject";
+    /// Service: `resnet-v1=90,resnet-v2=10`.
+    pub const TRAFFIC_SPLIT: &str = "penstock.io/traffic-split";
+    /// Service: `gpu`, `prefix`, `least-request` or `round-robin`.
+    pub const BALANCE: &str = "penstock.io/balance";
+    /// Service: `header:<name>` or `cookie:<name>`; one user stays on one version.
+    pub const STICKY: &str = "penstock.io/sticky";
+    /// Service: `connect=1s,request=30s,per-try=10s,idle=5m`.
+    pub const TIMEOUT: &str = "penstock.io/timeout";
+    /// Service: `attempts=2,on=503+429,budget=20%,buffer=64Ki`.
+    pub const RETRY: &str = "penstock.io/retry";
+    /// Service: `failures=5,base=1s,max=60s,ejected=50%`.
+    pub const OUTLIER: &str = "penstock.io/outlier";
+    /// Service: `connections=1024,pending=1024,requests=4096`.
+    pub const LIMITS: &str = "penstock.io/limits";
+    /// Pod: `strict` or `permissive`.
+    pub const MTLS: &str = "penstock.io/mtls";
+    /// Pod: ports whose bytes are not looked at, `3306,6379`.
+    pub const OPAQUE_PORTS: &str = "penstock.io/opaque-ports";
+    /// Pod, where traffic is not redirected: the port its proxy listens on for the mesh.
+    pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
+    /// Service: `max=32,delay=2ms`.
+    pub const BATCH: &str = "penstock.io/batch";
+    /// Service: `single-flight,cache=256Mi/30s`.
+    pub const COALESCE: &str = "penstock.io/coalesce";
+}
+
+/// ALPN between sidecars: HTTP/2 that follows Penstock's own rules (upgraded HTTP/1, load reports).
+pub const ALPN_MESH_H2: &[u8] = b"penstock-h2";
+/// ALPN between sidecars: HTTP/1.1, one exchange, for Upgrade.
+pub const ALPN_MESH_H1: &[u8] = b"penstock-h1";
+/// ALPN between sidecars: bytes.
+pub const ALPN_MESH_TCP: &[u8] = b"penstock-tcp";
+
+/// The name that the outbound proxy sends as SNI: which port of the pod it wants, for an inbound listener that
+/// traffic was not redirected to. Never a credential: the port must be one that the workload declares.
+pub fn port_sni(port: u16) -> String {
+    format!("port-{port}.mesh.penstock.io")
+}
+
+/// Reads what [`port_sni`] wrote.
+pub fn port_of_sni(sni: &str) -> Option<u16> {
+    sni.strip_prefix("port-")?.strip_suffix(".mesh.penstock.io")?.parse().ok()
+}
+
+/// The user id that the proxy runs as; redirect rules skip it.
+pub const PROXY_UID: u32 = 2102;
+
+/// The trust domain unless told otherwise.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_survives_the_way_through_sni() {
+        assert_eq!(port_of_sni(&port_sni(8000)), Some(8000));
+        assert_eq!(port_of_sni("port-70000.mesh.penstock.io"), None);
+        assert_eq!(port_of_sni("example.com"), None);
+    }
+}
