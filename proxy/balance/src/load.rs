@@ -8,6 +8,9 @@ use crate::outlier::Ejection;
 
 /// A report older than this says nothing any more; between, it fades linearly.
 pub const REPORT_EXPIRY: Duration = Duration::from_secs(10);
+/// How long an endpoint's own word that it is leaving holds. By then control has said so too, or the endpoint has
+/// changed its mind (a restart that was faster than the news of it).
+pub const LEAVING_EXPIRY: Duration = Duration::from_secs(10);
 
 /// What an endpoint says of itself, from the ORCA report on its responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,6 +30,8 @@ pub struct Report {
 pub struct EndpointState {
     in_flight: AtomicU32,
     draining: AtomicBool,
+    /// Milliseconds since the epoch until which its own word that it is leaving holds.
+    leaving_until: AtomicU64,
     /// Requests in flight from *others* when the report came, as bits of an `f32`.
     others: AtomicU32,
     queue_wait_us: AtomicU32,
@@ -54,14 +59,25 @@ impl EndpointState {
         self.in_flight.load(Relaxed)
     }
 
-    /// The endpoint wants no new requests, or wants them again.
+    /// Control says that the endpoint wants no new requests, or wants them again.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Relaxed);
     }
 
-    /// Whether it wants no new requests.
+    /// Whether control says that it wants no new requests.
     pub fn draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+
+    /// The endpoint itself says, on a response, that it is leaving.
+    pub fn leaving(&self, now: Duration) {
+        self.leaving_until.store(millis(now + LEAVING_EXPIRY), Relaxed);
+    }
+
+    /// Whether the endpoint said lately that it is leaving. It still serves, so it is a last resort.
+    pub fn is_leaving(&self, now: Duration) -> bool {
+        let until = self.leaving_until.load(Relaxed);
+        until != 0 && millis(now) < until
     }
 
     /// Takes in a report. Values that are not finite or below zero count as zero.

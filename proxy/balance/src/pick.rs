@@ -58,7 +58,8 @@ const DRAWS: usize = 4;
 /// Picks an endpoint, by index.
 ///
 /// `avoid` are the indices that this request has tried; they are picked again only if nothing else is there.
-/// Draining endpoints are never picked. If more endpoints are ejected than `max_ejected_percent` allows, ejections
+/// Endpoints that control says are draining are never picked, those that say so themselves only if nothing else is
+/// there. If more endpoints are ejected than `max_ejected_percent` allows, ejections
 /// are ignored (panic: a few failing endpoints are better than none).
 pub fn pick<C: Candidate>(
     candidates: &[C],
@@ -72,7 +73,10 @@ pub fn pick<C: Candidate>(
     let n = candidates.len();
     let usable = |i: usize| {
         let state = candidates[i].state();
-        !state.draining() && !state.ejection.is_out(now) && !avoid.contains(&i)
+        !state.draining()
+            && !state.is_leaving(now)
+            && !state.ejection.is_out(now)
+            && !avoid.contains(&i)
     };
     match policy {
         Policy::RoundRobin => {
@@ -127,6 +131,7 @@ fn scan<C: Candidate>(
     let n = candidates.len();
     let mut none = NonePicked { total: n, ..NonePicked::default() };
     let mut ejected_one = None;
+    let mut leaving_one = None;
     let mut tried_one = None;
     let start = if n > 1 { random.random_range(0..n) } else { 0 };
     for i in (start..n).chain(0..start) {
@@ -139,12 +144,14 @@ fn scan<C: Candidate>(
         } else if avoid.contains(&i) {
             none.tried += 1;
             tried_one.get_or_insert(i);
+        } else if state.is_leaving(now) {
+            leaving_one.get_or_insert(i);
         } else {
             return Ok(i);
         }
     }
     let panic = none.ejected * 100 > n * max_ejected_percent as usize;
-    tried_one.or(ejected_one.filter(|_| panic)).ok_or(none)
+    leaving_one.or(tried_one).or(ejected_one.filter(|_| panic)).ok_or(none)
 }
 
 #[cfg(test)]
@@ -204,6 +211,15 @@ mod tests {
         let all = replicas(&[0, 50]);
         assert!((0..100).all(|seed| least(&all, &[0], seed) == Ok(1)));
         assert!(least(&all, &[0, 1], 1).is_ok());
+    }
+
+    #[test]
+    fn one_that_is_leaving_is_a_last_resort() {
+        let all = replicas(&[0, 50]);
+        all[0].0.leaving(Duration::ZERO);
+        assert!((0..100).all(|seed| least(&all, &[], seed) == Ok(1)));
+        all[1].0.set_draining(true);
+        assert_eq!(least(&all, &[], 1), Ok(0));
     }
 
     #[test]
