@@ -1,4 +1,7 @@
 //! The control plane: a source's objects become one versioned snapshot, which is pushed to the proxies that ask for
 //! parts of it; identities are signed; what proxies report is kept for the command line.
 
+pub mod compile;
+pub mod objects;
 pub mod snapshot;
+pub mod source;
