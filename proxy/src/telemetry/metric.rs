@@ -1,0 +1,107 @@
+//! Every metric of the proxy, once: its name, its labels, its meaning. docs/OPERATIONS.md is made from this list.
+//!
+//! Labels come from closed sets: directions, classes, reasons, and the names of Services, routes and kinds that
+//! control pushes. Nothing that a client sends becomes a label.
+
+/// What a metric does over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+impl Kind {
+    /// The word of the exposition format.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name; the unit is its last word but for `_total`.
+    pub name: &'static str,
+    /// What it does over time.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(#[doc = $help]
+        pub const $constant: Metric =
+            Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
+
+        /// All metrics, in the order of the documentation.
+        pub const ALL: &[&Metric] = &[$(&$constant,)+];
+    };
+}
+
+metrics! {
+    REQUESTS Counter "penstock_requests_total" ["direction", "service", "backend", "route", "class"]
+        "Requests that are over, by the class of their status: 1xx to 5xx, or none.";
+    REQUEST_ERRORS Counter "penstock_request_errors_total" ["direction", "service", "backend", "route", "reason"]
+        "Answers that the proxy made itself, by reason.";
+    REQUEST_FAILURES Counter "penstock_request_failures_total" ["direction", "service", "backend", "route"]
+        "Requests that count as the server's failure: 5xx, a failing gRPC status, or an answer of our own that is not the client's fault.";
+    REQUEST_DURATION Histogram "penstock_request_duration_seconds" ["direction", "service", "backend", "route"]
+        "Time from the request to the response's headers.";
+    REQUESTS_IN_FLIGHT Gauge "penstock_requests_in_flight" ["direction", "service", "backend", "route"]
+        "Requests whose response has not ended.";
+    REQUESTS_MTLS Counter "penstock_requests_mtls_total" ["direction", "service", "backend", "route"]
+        "Requests that went over mutual TLS.";
+    RETRIES Counter "penstock_retries_total" ["direction", "service", "backend", "route"]
+        "Tries after the first.";
+    REQUEST_BYTES Counter "penstock_request_bytes_total" ["direction", "service", "backend", "route"]
+        "Bytes of request bodies.";
+    RESPONSE_BYTES Counter "penstock_response_bytes_total" ["direction", "service", "backend", "route"]
+        "Bytes of response bodies.";
+    CERTIFICATE_EXPIRY Gauge "penstock_certificate_expiry_seconds" []
+        "When the certificate in use ends, seconds since the epoch.";
+    CERTIFICATE_RENEWALS Counter "penstock_certificate_renewals_total" ["result"]
+        "Certificates asked for, by result: ok or failed.";
+    CONTROL_CONNECTED Gauge "penstock_control_connected" ["stream"]
+        "1 while the stream to control is open: xds (configuration) or fleet (outcomes and questions).";
+    CONTROL_CONNECTS Counter "penstock_control_connects_total" ["stream", "result"]
+        "Attempts to open a stream to control, by result: ok or failed.";
+    RESOURCES Gauge "penstock_resources" ["kind"]
+        "Resources of each kind that the proxy holds, as it acknowledged them.";
+    RESPONSES Counter "penstock_configuration_responses_total" ["kind", "answer"]
+        "Responses from control, by our answer: ack or nack.";
+    LOG_DROPPED Counter "penstock_log_dropped_total" []
+        "Access log lines that were dropped because standard output was too slow.";
+    TAP_DROPPED Counter "penstock_tap_dropped_total" []
+        "Tap events that were dropped: above the rate that was asked for, or control was too slow.";
+    BUILD_INFO Gauge "penstock_build_info" ["version"]
+        "1; the label says which build runs.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_of_one_family_and_counters_say_total() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        for metric in ALL {
+            assert!(metric.name.starts_with("penstock_"), "{}", metric.name);
+            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
