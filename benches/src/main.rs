@@ -1,2 +1,93 @@
-//! t
-fn main() {}
+//! `penstock-bench`: what Penstock costs, measured beside other proxies on the same two cores.
+//!
+//! `proxy` is the bed that `make bench` runs; `load` and `upstream` are its two ends, processes of their own so
+//! that they can be pinned. Exit status 0 if the bed ran to its end (a subject that failed is a row that says
+//! so), 1 if it could not, 2 for a wrong command line, 130 if it was interrupted.
+
+mod bed;
+mod case;
+mod certificates;
+mod install;
+mod load;
+mod process;
+mod report;
+mod subject;
+mod upstream;
+mod usage;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+const INTERRUPTED: u8 = 130;
+
+/// What Penstock costs, measured beside Envoy, HAProxy and nginx on the same two cores
+#[derive(Parser)]
+#[command(version, about, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  penstock-bench proxy                                          all cases, 3 runs of 4 s each: about 20 minutes
+  penstock-bench proxy --cases h1-small,rest --runs 1 --seconds 1 --once --out /tmp/try.json
+  penstock-bench upstream                                       prints its addresses and serves
+  penstock-bench load --address 127.0.0.1:8000 --seconds 2      prints what it measured as JSON
+
+Figures are only worth something on a machine that does nothing else meanwhile.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure every proxy in every case; writes target/bench/proxy.json
+    #[command(after_help = case_list())]
+    Proxy(bed::ProxyArgs),
+    /// Send requests to one address and print what was measured
+    Load(load::LoadArgs),
+    /// Serve the short answer that stands behind every proxy
+    Upstream(upstream::UpstreamArgs),
+}
+
+fn case_list() -> String {
+    let lines: Vec<Vec<String>> =
+        case::CASES.iter().map(|case| vec![format!("  {}", case.name), case.says.to_owned()]).collect();
+    let width = lines.iter().map(|line| line[0].len()).max().unwrap_or(0);
+    let lines: Vec<String> = lines.iter().map(|line| format!("{:<width$}  {}", line[0], line[1])).collect();
+    format!("Cases:\n{}", lines.join("\n"))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("penstock-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The command, unless it is interrupted; its children end with it.
+async fn run(command: Command) -> Result<ExitCode> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let command = async {
+        match command {
+            Command::Proxy(args) => bed::run(args).await,
+            Command::Load(args) => load::run(args).await,
+            Command::Upstream(args) => upstream::run(args).await,
+        }
+    };
+    tokio::select! {
+        done = command => done.map(|()| ExitCode::SUCCESS),
+        _ = interrupt.recv() => Ok(interrupted()),
+        _ = terminate.recv() => Ok(interrupted()),
+    }
+}
+
+fn interrupted() -> ExitCode {
+    eprintln!("penstock-bench: interrupted; what was started is being ended, finished cases are on disk");
+    ExitCode::from(INTERRUPTED)
+}

@@ -1,0 +1,237 @@
+//! The cases of the proxy bed and the metrics of their rows.
+
+use crate::load::{Measured, Protocol};
+
+/// How many bytes a MiB has.
+const MIB: usize = 1 << 20;
+
+/// What stands between client and upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One proxy, plaintext on both sides.
+    Plain,
+    /// One proxy that asks its client for a certificate; plaintext behind it.
+    Tls,
+    /// Two proxies with mutual TLS between them.
+    Mesh,
+}
+
+/// One case.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) says: &'static str,
+    pub(crate) shape: Shape,
+    pub(crate) client: Protocol,
+    pub(crate) upstream: Protocol,
+    pub(crate) connections: usize,
+    pub(crate) streams: usize,
+    pub(crate) body: usize,
+    pub(crate) rate: u32,
+    /// The metric whose spread decides whether the case is run again.
+    pub(crate) main: Metric,
+}
+
+const SMALL: Case = Case {
+    name: "h1-small",
+    says: "GET over 64 HTTP/1.1 connections, HTTP/1.1 upstream",
+    shape: Shape::Plain,
+    client: Protocol::H1,
+    upstream: Protocol::H1,
+    connections: 64,
+    streams: 1,
+    body: 0,
+    rate: 0,
+    main: Metric::CpuPer1k,
+};
+
+const POST: Case = Case {
+    name: "post-1mib",
+    says: "POST of 1 MiB over 4 HTTP/1.1 connections, read whole by the upstream",
+    connections: 4,
+    body: MIB,
+    main: Metric::CpuPerGb,
+    ..SMALL
+};
+
+/// All cases, in the order in which they are run.
+pub(crate) const CASES: [Case; 12] = [
+    SMALL,
+    Case {
+        name: "h2-small",
+        says: "GET over 16 h2c connections with 4 streams each, h2c upstream",
+        client: Protocol::H2,
+        upstream: Protocol::H2,
+        connections: 16,
+        streams: 4,
+        ..SMALL
+    },
+    Case { name: "tls-h1-small", says: "h1-small with a client certificate", shape: Shape::Tls, ..SMALL },
+    Case {
+        name: "tls-h2-small",
+        says: "GET over 16 h2 connections with 4 streams each and a client certificate, HTTP/1.1 upstream",
+        shape: Shape::Tls,
+        client: Protocol::H2,
+        connections: 16,
+        streams: 4,
+        ..SMALL
+    },
+    Case {
+        name: "mesh-mtls",
+        says: "h1-small over two proxies, mutual TLS between them",
+        shape: Shape::Mesh,
+        ..SMALL
+    },
+    POST,
+    Case { name: "post-6mib", says: "the same with 6 MiB", body: 6 * MIB, ..POST },
+    Case {
+        name: "post-6mib-tls",
+        says: "post-6mib with a client certificate",
+        shape: Shape::Tls,
+        body: 6 * MIB,
+        ..POST
+    },
+    Case {
+        name: "post-6mib-mesh",
+        says: "post-6mib over two proxies, mutual TLS between them",
+        shape: Shape::Mesh,
+        body: 6 * MIB,
+        ..POST
+    },
+    Case {
+        name: "fixed-2000",
+        says: "h1-small at 2000 requests a second, timed from the moment each was due",
+        rate: 2000,
+        main: Metric::P99,
+        ..SMALL
+    },
+    Case {
+        name: "fixed-2000-mesh",
+        says: "fixed-2000 over two proxies, mutual TLS between them",
+        shape: Shape::Mesh,
+        rate: 2000,
+        main: Metric::P99,
+        ..SMALL
+    },
+    Case {
+        name: "rest",
+        says: "memory at rest, after one request",
+        connections: 0,
+        main: Metric::Rss,
+        ..SMALL
+    },
+];
+
+impl Case {
+    /// Nothing is sent but one request.
+    pub(crate) fn at_rest(&self) -> bool {
+        self.connections == 0
+    }
+
+    /// Whether the proxy's core is meant to be full.
+    pub(crate) fn saturates(&self) -> bool {
+        !self.at_rest() && self.rate == 0
+    }
+
+    /// The metrics of its rows, in the order of the table.
+    pub(crate) fn metrics(&self) -> Vec<Metric> {
+        if self.at_rest() {
+            return vec![Metric::Rss];
+        }
+        let mut metrics = vec![Metric::Rps, Metric::P50, Metric::P99, Metric::P999, Metric::CpuPer1k];
+        if self.body > 0 {
+            metrics.extend([Metric::MbPerS, Metric::CpuPerGb]);
+        }
+        metrics.extend([Metric::Rss, Metric::RssPeak]);
+        metrics
+    }
+}
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Metric {
+    Rps,
+    P50,
+    P99,
+    P999,
+    CpuPer1k,
+    MbPerS,
+    CpuPerGb,
+    Rss,
+    RssPeak,
+}
+
+impl Metric {
+    /// Its name in the JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rps => "rps",
+            Self::P50 => "p50_us",
+            Self::P99 => "p99_us",
+            Self::P999 => "p999_us",
+            Self::CpuPer1k => "cpu_s_per_1k",
+            Self::MbPerS => "mb_per_s",
+            Self::CpuPerGb => "cpu_s_per_gb",
+            Self::Rss => "rss",
+            Self::RssPeak => "rss_peak",
+        }
+    }
+
+    /// Its unit in the JSON.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Rps => "requests/s",
+            Self::P50 | Self::P99 | Self::P999 => "us",
+            Self::CpuPer1k => "s/1000 requests",
+            Self::MbPerS => "MB/s",
+            Self::CpuPerGb => "s/GB",
+            Self::Rss | Self::RssPeak => "MiB",
+        }
+    }
+
+    /// Whether it is about the proxy's processes, which a run without a proxy doesn't have.
+    pub(crate) fn of_proxy(self) -> bool {
+        matches!(self, Self::CpuPer1k | Self::CpuPerGb | Self::Rss | Self::RssPeak)
+    }
+
+    /// Its value in one run. GB and MB are powers of ten, MiB is not.
+    pub(crate) fn of(self, run: &Measured) -> f64 {
+        match self {
+            Self::Rps => run.requests as f64 / run.seconds,
+            Self::P50 => run.p50_us,
+            Self::P99 => run.p99_us,
+            Self::P999 => run.p999_us,
+            Self::CpuPer1k => run.cpu_s / run.requests as f64 * 1e3,
+            Self::MbPerS => run.bytes as f64 / run.seconds / 1e6,
+            Self::CpuPerGb => run.cpu_s / run.bytes as f64 * 1e9,
+            Self::Rss => run.rss,
+            Self::RssPeak => run.rss_peak,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_measures_what_decides_about_it() {
+        for case in CASES {
+            assert!(case.metrics().contains(&case.main), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn figures_are_per_what_they_say() {
+        let run = Measured {
+            seconds: 2.0,
+            requests: 4000,
+            bytes: 2_000_000_000,
+            cpu_s: 1.0,
+            ..Measured::default()
+        };
+        let of = |metric: Metric| metric.of(&run);
+        assert_eq!((of(Metric::Rps), of(Metric::CpuPer1k)), (2000.0, 0.25));
+        assert_eq!((of(Metric::MbPerS), of(Metric::CpuPerGb)), (1000.0, 0.5));
+    }
+}

@@ -1,0 +1,91 @@
+//! The schedule of an open loop: requests are due at a fixed rate, whether or not the answers keep up, and each
+//! is timed from the moment it was due. So a proxy that stalls for 100 ms is charged for all that should have
+//! been sent meanwhile (no coordinated omission).
+//!
+//! Tokio's timer counts milliseconds, too coarse for 2000 requests a second; the kernel's timer does not.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::Result;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Requests that are due and that no connection has taken yet.
+#[derive(Default)]
+pub(crate) struct Schedule {
+    due: RefCell<VecDeque<Instant>>,
+    wake: Notify,
+}
+
+impl Schedule {
+    /// The next request that is due, as soon as there is one.
+    pub(crate) async fn next(&self) -> Instant {
+        loop {
+            if let Some(due) = self.due.borrow_mut().pop_front() {
+                return due;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// What is due and still waits.
+    pub(crate) fn waiting(&self) -> Vec<Instant> {
+        self.due.borrow().iter().copied().collect()
+    }
+
+    /// Puts `rate` requests a second on the schedule until it is dropped.
+    pub(crate) async fn keep(&self, rate: u32) -> Result<()> {
+        let period = Duration::from_secs(1) / rate.max(1);
+        let timer = AsyncFd::register(timer(period)?)?;
+        let start = Instant::now();
+        let mut sent: u32 = 0;
+        loop {
+            let mut ready = timer.readable().await?;
+            let mut expired = [0; 8];
+            let read = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut expired)?));
+            if let Ok(read) = read {
+                read?;
+            }
+            while start + period * sent <= Instant::now() {
+                self.due.borrow_mut().push_back(start + period * sent);
+                self.wake.notify_one();
+                sent += 1;
+            }
+        }
+    }
+}
+
+/// A timer of the kernel that fires every `period`.
+fn timer(period: Duration) -> Result<OwnedFd> {
+    let timer = rustix::time::timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+    )?;
+    let period = Timespec { tv_sec: period.as_secs() as i64, tv_nsec: i64::from(period.subsec_nanos()) };
+    let spec = Itimerspec { it_interval: period, it_value: period };
+    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
+    Ok(timer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_takes_stays_due_from_its_own_moment() {
+        let schedule = Schedule::default();
+        let start = Instant::now();
+        let kept = tokio::time::timeout(Duration::from_millis(100), schedule.keep(1000)).await;
+        assert!(kept.is_err(), "it keeps on until dropped");
+        let waiting = schedule.waiting();
+        assert!((90..=110).contains(&waiting.len()), "{} in 100 ms at 1000/s", waiting.len());
+        assert!(waiting[0] - start < Duration::from_millis(5));
+        assert!(waiting.windows(2).all(|pair| pair[1] - pair[0] == Duration::from_millis(1)));
+        assert_eq!(schedule.next().await, waiting[0]);
+    }
+}

@@ -1,0 +1,41 @@
+//! HAProxy's configuration: one thread, its defaults for buffers and windows, connections to the next hop shared.
+
+use super::{Next, Role};
+use crate::load::Protocol;
+
+const TLS: &str = "ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256";
+
+pub(super) fn config(role: &Role<'_>) -> String {
+    let own = role.pem(&format!("{}.both.pem", role.name));
+    let anchors = role.pem("ca.pem");
+    let bind = match role.admits {
+        None => String::new(),
+        Some(_) => format!(" ssl crt {own} ca-file {anchors} verify required alpn h2,http/1.1 {TLS}"),
+    };
+    let server = match role.next {
+        Next::Upstream { speak: Protocol::H1, .. } => String::new(),
+        Next::Upstream { speak: Protocol::H2, .. } => " proto h2".to_owned(),
+        Next::Proxy { .. } => format!(
+            " ssl crt {own} ca-file {anchors} verify required verifyhost localhost sni str(localhost) alpn h2 {TLS}"
+        ),
+    };
+    format!(
+        "global
+    nbthread 1
+    maxconn 4096
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    http-reuse always
+frontend front
+    bind 127.0.0.1:{}{bind}
+    default_backend next
+backend next
+    server next {}{server}
+",
+        role.listen,
+        role.next(),
+    )
+}
