@@ -1,0 +1,173 @@
+//! The Open Inference Protocol v2: what a client asks of a model, and what it gets.
+//!
+//! One form for all wires: an [`InferRequest`] and an [`InferResponse`] hold their tensors as [`Tensor`]s, whose data is
+//! row-major, little-endian [`Bytes`](bytes::Bytes), whatever came in.
+//!
+//! - [`rest`]: JSON, and JSON with binary tensors behind it (`Inference-Header-Content-Length`). A binary tensor is a
+//!   slice of the body: nothing is copied.
+//! - [`grpc`]: the messages and stubs of `inference.GRPCInferenceService`, and the way between them and the form above.
+//!   Raw contents are moved, not copied.
+//!
+//! A tensor that was read is consistent: its bytes are what datatype and shape ask for, BOOL is 0 or 1, and the lengths
+//! inside BYTES add up. What is not is an [`Error`] that names the tensor.
+
+mod error;
+pub mod grpc;
+mod json;
+pub mod rest;
+mod tensor;
+
+pub use error::{Error, Problem, Side};
+pub use tensor::{Datatype, Tensor, elements, strings};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The most dimensions that a tensor may have.
+pub const MAX_RANK: usize = 16;
+
+/// The most tensors in one message.
+pub const MAX_TENSORS: usize = 256;
+
+/// Parameters of a request, a response or a tensor. Ordered by name.
+pub type Parameters = BTreeMap<String, Parameter>;
+
+/// A parameter's value.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Parameter {
+    /// `true` or `false`.
+    Bool(bool),
+    /// An integer.
+    Int(i64),
+    /// An integer above what [`Parameter::Int`] holds.
+    Uint(u64),
+    /// A number with a fraction.
+    Double(f64),
+    /// Text.
+    String(String),
+}
+
+impl<'de> Deserialize<'de> for Parameter {
+    fn deserialize<D: serde::Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl serde::de::Visitor<'_> for Visit {
+            type Value = Parameter;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a boolean, a number or a string as the value of a parameter")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Parameter, E> {
+                Ok(Parameter::Bool(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Parameter, E> {
+                Ok(Parameter::Int(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Parameter, E> {
+                Ok(i64::try_from(value).map_or(Parameter::Uint(value), Parameter::Int))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Parameter, E> {
+                Ok(Parameter::Double(value))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Parameter, E> {
+                Ok(Parameter::String(value.to_owned()))
+            }
+        }
+        source.deserialize_any(Visit)
+    }
+}
+
+/// What a client asks of a model. Model and version are not in it: over REST they are in the path.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InferRequest {
+    /// The client's own id of the request; the response repeats it.
+    pub id: Option<String>,
+    /// Parameters of the request.
+    pub parameters: Parameters,
+    /// The model's inputs.
+    pub inputs: Vec<Tensor>,
+    /// The outputs that are wanted; empty: all.
+    pub outputs: Vec<RequestedOutput>,
+}
+
+/// An output that a client wants, and how.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestedOutput {
+    /// The output's name.
+    pub name: String,
+    /// `binary_data`, `classification` and others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: Parameters,
+}
+
+impl InferRequest {
+    /// Whether a REST client wants this output as binary data: what it said of the output itself, else what it said
+    /// of all of them.
+    pub fn wants_binary(&self, output: &str) -> bool {
+        let of_all = self.parameters.get("binary_data_output");
+        let of_this = self.outputs.iter().find(|wanted| wanted.name == output);
+        let said = of_this.and_then(|wanted| wanted.parameters.get("binary_data")).or(of_all);
+        said == Some(&Parameter::Bool(true))
+    }
+}
+
+/// What a model answered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InferResponse {
+    /// The model.
+    pub model_name: String,
+    /// Its version; empty: not told.
+    pub model_version: String,
+    /// The id of the request.
+    pub id: Option<String>,
+    /// Parameters of the response.
+    pub parameters: Parameters,
+    /// The model's outputs.
+    pub outputs: Vec<Tensor>,
+}
+
+/// `GET v2`: what the server is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerMetadata {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it can do beyond the protocol.
+    #[serde(default)]
+    pub extensions: Vec<String>,
+}
+
+/// `GET v2/models/{name}`: what a model takes and gives.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelMetadata {
+    /// Its name.
+    pub name: String,
+    /// The versions that can be asked.
+    #[serde(default)]
+    pub versions: Vec<String>,
+    /// The framework.
+    pub platform: String,
+    /// What it takes.
+    pub inputs: Vec<TensorMetadata>,
+    /// What it gives.
+    pub outputs: Vec<TensorMetadata>,
+}
+
+/// Name, datatype and shape of a model's input or output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorMetadata {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub datatype: Datatype,
+    /// Its dimensions; -1 is one of any size.
+    pub shape: Vec<i64>,
+}
+
+/// The body of a REST answer that is not 200.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: String,
+}

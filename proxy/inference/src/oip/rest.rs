@@ -1,0 +1,479 @@
+//! The protocol over HTTP: a JSON header, and behind it the binary tensors in the order of the header.
+//!
+//! In: a body and the length of its header. Out: a request or response whose binary tensors are slices of that body. The
+//! other way a message becomes a [`Body`] of parts that need not be joined: the header, and each tensor's own bytes.
+
+use super::json::{self, Elements};
+use super::{
+    Datatype, Error, InferRequest, InferResponse, MAX_TENSORS, Parameter, Parameters, Problem,
+    RequestedOutput, Side, Tensor, TensorMetadata, tensor,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// How long the JSON is, when binary tensors follow it.
+pub static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// The tensor parameter that says how many bytes of the body are its data.
+const BINARY_DATA_SIZE: &str = "binary_data_size";
+
+/// A message on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Body {
+    /// The value of [`HEADER_LENGTH`]; `None`: the body is JSON only.
+    pub header_length: Option<usize>,
+    /// The JSON, and the binary tensors.
+    pub parts: Vec<Bytes>,
+}
+
+impl Body {
+    /// How many bytes all parts have.
+    pub fn length(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// The value of `content-type`.
+    pub fn content_type(&self) -> &'static str {
+        if self.header_length.is_some() { "application/octet-stream" } else { "application/json" }
+    }
+
+    /// All parts in one. Copies, unless there is only one.
+    pub fn into_bytes(mut self) -> Bytes {
+        if self.parts.len() == 1 {
+            return self.parts.remove(0);
+        }
+        let mut joined = BytesMut::with_capacity(self.length());
+        self.parts.iter().for_each(|part| joined.put_slice(part));
+        joined.freeze()
+    }
+}
+
+/// Reads [`HEADER_LENGTH`].
+pub fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let Some(value) = headers.get(&HEADER_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let said = || String::from_utf8_lossy(value.as_bytes()).into_owned();
+    length.map(Some).ok_or_else(|| Error::HeaderNotANumber(said()))
+}
+
+/// Reads a request. `header_length` as [`header_length`] gave it; for 0 there is [`raw_request`].
+pub fn decode_request(body: &Bytes, header_length: Option<usize>) -> Result<InferRequest, Error> {
+    let (header, binary) = split(body, header_length)?;
+    let wire: RequestIn<'_> = parse(&header)?;
+    let inputs = tensors(wire.inputs, Side::Input, binary)?;
+    Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
+}
+
+/// Reads a response.
+pub fn decode_response(body: &Bytes, header_length: Option<usize>) -> Result<InferResponse, Error> {
+    let (header, binary) = split(body, header_length)?;
+    let wire: ResponseIn<'_> = parse(&header)?;
+    Ok(InferResponse {
+        model_name: wire.model_name,
+        model_version: wire.model_version,
+        id: wire.id,
+        parameters: wire.parameters,
+        outputs: tensors(wire.outputs, Side::Output, binary)?,
+    })
+}
+
+/// Reads a body that is nothing but the data of the model's one input: a batch of one. Its answer is binary too.
+pub fn raw_request(body: &Bytes, inputs: &[TensorMetadata]) -> Result<InferRequest, Error> {
+    let [input] = inputs else {
+        return Err(Error::RawBody(format!("it has {} inputs", inputs.len())));
+    };
+    let mut shape = input.shape.clone();
+    if let Some(batch) = shape.first_mut().filter(|first| **first < 0) {
+        *batch = 1;
+    }
+    if shape.contains(&-1) {
+        return Err(Error::RawBody(format!("the shape of {:?} is {:?}", input.name, input.shape)));
+    }
+    let named = |problem| Error::Tensor { side: Side::Input, name: input.name.clone(), problem };
+    let shape = tensor::shape(&shape).map_err(named)?;
+    let read = if input.datatype == Datatype::Bytes {
+        Tensor::bytes(&input.name, shape, [&body[..]])
+    } else {
+        Tensor {
+            name: input.name.clone(),
+            datatype: input.datatype,
+            shape,
+            parameters: Parameters::new(),
+            data: body.clone(),
+        }
+    };
+    read.check().map_err(named)?;
+    let parameters = [("binary_data_output".to_owned(), Parameter::Bool(true))].into();
+    Ok(InferRequest { inputs: vec![read], parameters, ..InferRequest::default() })
+}
+
+/// Writes a request: with binary tensors, or as JSON alone.
+pub fn encode_request(request: &InferRequest, binary: bool) -> Result<Body, Error> {
+    encode(
+        &request.inputs,
+        Side::Input,
+        |_| binary,
+        |inputs| RequestOut {
+            id: request.id.as_deref(),
+            parameters: &request.parameters,
+            inputs,
+            outputs: &request.outputs,
+        },
+    )
+}
+
+/// Writes a response. `binary` says for each output which form it takes; [`InferRequest::wants_binary`] knows.
+pub fn encode_response(response: &InferResponse, binary: impl Fn(&Tensor) -> bool) -> Result<Body, Error> {
+    encode(&response.outputs, Side::Output, binary, |outputs| ResponseOut {
+        model_name: &response.model_name,
+        model_version: &response.model_version,
+        id: response.id.as_deref(),
+        parameters: &response.parameters,
+        outputs,
+    })
+}
+
+/// JSON and what follows it.
+fn split(body: &Bytes, header_length: Option<usize>) -> Result<(Bytes, Bytes), Error> {
+    match header_length {
+        None => Ok((body.clone(), Bytes::new())),
+        Some(header) if header > body.len() => Err(Error::HeaderTooLong { header, body: body.len() }),
+        Some(header) => Ok((body.slice(..header), body.slice(header..))),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(header: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(header).map_err(|problem| Error::Json(problem.to_string()))
+}
+
+/// Gives each tensor its data: elements of the JSON, or the next bytes behind it.
+fn tensors(wire: Vec<TensorIn<'_>>, side: Side, mut binary: Bytes) -> Result<Vec<Tensor>, Error> {
+    if wire.len() > MAX_TENSORS {
+        return Err(Error::TooManyTensors(wire.len()));
+    }
+    let mut tensors = Vec::with_capacity(wire.len());
+    for wire in wire {
+        let name = wire.name.clone();
+        let read = read(wire, &mut binary);
+        tensors.push(read.map_err(|problem| Error::Tensor { side, name, problem })?);
+    }
+    if !binary.is_empty() {
+        return Err(Error::Unclaimed(binary.len()));
+    }
+    Ok(tensors)
+}
+
+fn read(wire: TensorIn<'_>, binary: &mut Bytes) -> Result<Tensor, Problem> {
+    let datatype: Datatype = wire.datatype.parse()?;
+    let shape = tensor::shape(&wire.shape)?;
+    let mut parameters = wire.parameters;
+    let data = match (wire.data, parameters.remove(BINARY_DATA_SIZE)) {
+        (Some(_), Some(_)) => return Err(Problem::TwoData),
+        (None, None) => return Err(Problem::NoData),
+        (Some(data), None) => json::read(data.get(), datatype)?,
+        (None, Some(Parameter::Int(wanted @ 0..))) => {
+            let (wanted, left) = (wanted as u64, binary.len() as u64);
+            if wanted > left {
+                return Err(Problem::BinaryMissing { wanted, left });
+            }
+            binary.split_to(wanted as usize)
+        }
+        (None, Some(_)) => return Err(Problem::BinarySize),
+    };
+    let tensor = Tensor { name: wire.name, datatype, shape, parameters, data };
+    match (tensor.check(), datatype.size()) {
+        // Who sent JSON thinks in elements, not in bytes.
+        (Err(Problem::ByteCount { shape, expected, found, .. }), Some(size)) if wire.data.is_some() => {
+            let size = size as u64;
+            Err(Problem::ElementCount { shape, expected: expected / size, found: found / size })
+        }
+        (checked, _) => checked.map(|()| tensor),
+    }
+}
+
+fn encode<'a, T: Serialize>(
+    tensors: &'a [Tensor],
+    side: Side,
+    binary: impl Fn(&Tensor) -> bool,
+    message: impl FnOnce(Vec<TensorOut<'a>>) -> T,
+) -> Result<Body, Error> {
+    let mut parts = vec![Bytes::new()];
+    let mut wire = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let as_binary = binary(tensor);
+        if as_binary {
+            parts.push(tensor.data.clone());
+        } else {
+            json::writable(tensor.datatype, &tensor.data).map_err(|problem| Error::Tensor {
+                side,
+                name: tensor.name.clone(),
+                problem,
+            })?;
+        }
+        wire.push(TensorOut { tensor, binary: as_binary });
+    }
+    let header = serde_json::to_vec(&message(wire)).map_err(|problem| Error::Json(problem.to_string()))?;
+    let header_length = (parts.len() > 1).then_some(header.len());
+    parts[0] = header.into();
+    Ok(Body { header_length, parts })
+}
+
+#[derive(Deserialize)]
+struct RequestIn<'a> {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    inputs: Vec<TensorIn<'a>>,
+    #[serde(default)]
+    outputs: Vec<RequestedOutput>,
+}
+
+#[derive(Deserialize)]
+struct ResponseIn<'a> {
+    #[serde(default)]
+    model_name: String,
+    #[serde(default)]
+    model_version: String,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    outputs: Vec<TensorIn<'a>>,
+}
+
+#[derive(Deserialize)]
+struct TensorIn<'a> {
+    name: String,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
+    shape: Vec<i64>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Serialize)]
+struct RequestOut<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Parameters::is_empty")]
+    parameters: &'a Parameters,
+    inputs: Vec<TensorOut<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    outputs: &'a [RequestedOutput],
+}
+
+#[derive(Serialize)]
+struct ResponseOut<'a> {
+    model_name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Parameters::is_empty")]
+    parameters: &'a Parameters,
+    outputs: Vec<TensorOut<'a>>,
+}
+
+struct TensorOut<'a> {
+    tensor: &'a Tensor,
+    binary: bool,
+}
+
+impl Serialize for TensorOut<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Tensor { name, datatype, shape, parameters, data } = self.tensor;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("name", name)?;
+        map.serialize_entry("datatype", datatype)?;
+        map.serialize_entry("shape", shape)?;
+        if self.binary {
+            map.serialize_entry("parameters", &WithSize { parameters, size: data.len() })?;
+        } else {
+            if !parameters.is_empty() {
+                map.serialize_entry("parameters", parameters)?;
+            }
+            map.serialize_entry("data", &Elements { datatype: *datatype, data })?;
+        }
+        map.end()
+    }
+}
+
+struct WithSize<'a> {
+    parameters: &'a Parameters,
+    size: usize,
+}
+
+impl Serialize for WithSize<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(Some(self.parameters.len() + 1))?;
+        map.serialize_entry(BINARY_DATA_SIZE, &self.size)?;
+        for (name, value) in self.parameters {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn json(text: &'static str) -> Result<InferRequest, Error> {
+        decode_request(&Bytes::from_static(text.as_bytes()), None)
+    }
+
+    fn sentence(text: &'static str) -> String {
+        json(text).unwrap_err().to_string()
+    }
+
+    fn example() -> InferRequest {
+        InferRequest {
+            id: Some("7".into()),
+            parameters: [("priority".to_owned(), Parameter::Int(2))].into(),
+            inputs: vec![
+                Tensor::fp32("image", vec![2, 2], [0.5, 1.5, -2.0, 0.0]),
+                Tensor::bytes("text", vec![2], [&b"one"[..], b""]),
+            ],
+            outputs: vec![RequestedOutput { name: "logits".into(), parameters: Parameters::new() }],
+        }
+    }
+
+    #[test]
+    fn json_and_binary_are_the_same_request() {
+        for binary in [false, true] {
+            let body = encode_request(&example(), binary).unwrap();
+            assert_eq!(body.header_length.is_some(), binary);
+            let length = body.header_length;
+            assert_eq!(decode_request(&body.into_bytes(), length), Ok(example()));
+        }
+    }
+
+    #[test]
+    fn a_binary_tensor_is_a_slice_of_the_body() {
+        let body = encode_request(&example(), true).unwrap();
+        let length = body.header_length;
+        let body = body.into_bytes();
+        let image = decode_request(&body, length).unwrap().inputs[0].data.clone();
+        assert_eq!(image.as_ptr(), body[length.unwrap()..].as_ptr());
+    }
+
+    #[test]
+    fn outputs_take_the_form_that_was_asked_for() {
+        let response = InferResponse {
+            model_name: "digits".into(),
+            model_version: "2".into(),
+            id: Some("7".into()),
+            parameters: Parameters::new(),
+            outputs: vec![Tensor::fp32("a", vec![1], [1.0]), Tensor::fp32("b", vec![1], [2.0])],
+        };
+        let request = json(
+            r#"{"inputs": [], "parameters": {"binary_data_output": true},
+                "outputs": [{"name": "b", "parameters": {"binary_data": false}}]}"#,
+        )
+        .unwrap();
+        let body = encode_response(&response, |output| request.wants_binary(&output.name)).unwrap();
+        let text = String::from_utf8_lossy(&body.parts[0]);
+        assert!(
+            text.contains(r#""name":"a","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}"#),
+            "{text}"
+        );
+        assert!(text.contains(r#""name":"b","datatype":"FP32","shape":[1],"data":[2.0]"#), "{text}");
+        let length = body.header_length;
+        assert_eq!(decode_response(&body.into_bytes(), length), Ok(response));
+    }
+
+    #[test]
+    fn errors_name_the_input_and_what_is_wrong() {
+        for (body, expected) in [
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3],"data":[1,2]}]}"#,
+                r#"input "x": shape [1, 3] has 3 elements, but the data has 2"#,
+            ),
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1]}]}"#,
+                r#"input "x": there is no data: neither "data" nor the parameter "binary_data_size""#,
+            ),
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[-1],"data":[]}]}"#,
+                r#"input "x": shape [-1] has a negative dimension"#,
+            ),
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}"#,
+                r#"input "x": binary_data_size is 4, but only 0 bytes of the body are left"#,
+            ),
+            (
+                r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":-4}}]}"#,
+                r#"input "x": the parameter "binary_data_size" is not a count of bytes"#,
+            ),
+        ] {
+            assert_eq!(sentence(body), expected);
+        }
+        assert!(sentence(r#"{"inputs":[{"name":"x"}]}"#).contains("missing field `datatype`"));
+        assert!(sentence("nonsense").starts_with("the JSON does not parse as an inference message: "));
+        let nested = sentence(r#"{"inputs":[],"parameters":{"a":{}}}"#);
+        assert!(nested.contains("a boolean, a number or a string as the value of a parameter"), "{nested}");
+    }
+
+    #[test]
+    fn lengths_that_do_not_add_up_are_refused() {
+        let body = encode_request(&example(), true).unwrap();
+        let length = body.header_length;
+        let mut long = body.clone().into_bytes().to_vec();
+        long.push(0);
+        assert_eq!(decode_request(&long.into(), length), Err(Error::Unclaimed(1)));
+        let body = body.into_bytes();
+        let cut = body.slice(..body.len() - 1);
+        let problem = decode_request(&cut, length).unwrap_err().to_string();
+        assert_eq!(
+            problem,
+            r#"input "text": binary_data_size is 11, but only 10 bytes of the body are left"#
+        );
+        assert!(matches!(decode_request(&body, Some(body.len() + 1)), Err(Error::HeaderTooLong { .. })));
+        let headers = HeaderMap::from_iter([(HEADER_LENGTH.clone(), "-1".parse().unwrap())]);
+        assert_eq!(header_length(&headers), Err(Error::HeaderNotANumber("-1".into())));
+    }
+
+    #[test]
+    fn a_raw_body_is_a_batch_of_one() {
+        let input = TensorMetadata { name: "image".into(), datatype: Datatype::Fp32, shape: vec![-1, 2] };
+        let body = Tensor::fp32("", vec![2], [1.0, 2.0]).data;
+        let request = raw_request(&body, std::slice::from_ref(&input)).unwrap();
+        assert_eq!(request.inputs, [Tensor::fp32("image", vec![1, 2], [1.0, 2.0])]);
+        assert!(request.wants_binary("anything"));
+        assert!(raw_request(&body.slice(1..), std::slice::from_ref(&input)).is_err());
+        assert!(
+            raw_request(&body, &[input.clone(), input]).unwrap_err().to_string().contains("it has 2 inputs")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), header in prop::option::of(0usize..250)) {
+            let body = Bytes::from(bytes);
+            let _ = decode_request(&body, header);
+            let _ = decode_response(&body, header);
+        }
+
+        #[test]
+        fn nearly_right_never_panics(at in any::<prop::sample::Index>(), byte in any::<u8>(), binary in any::<bool>()) {
+            let body = encode_request(&example(), binary).unwrap();
+            let length = body.header_length;
+            let mut bytes = body.into_bytes().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(request) = decode_request(&bytes.into(), length) {
+                prop_assert!(request.inputs.iter().all(|input| input.check().is_ok()));
+            }
+        }
+    }
+}
