@@ -25,7 +25,7 @@ const INTERRUPTED: u8 = 130;
 
 /// What Penstock costs, measured beside Envoy, HAProxy and nginx on the same two cores
 #[derive(Parser)]
-#[command(version, about, after_help = EXAMPLES, max_term_width = 110)]
+#[command(version, about = "What Penstock costs, measured beside Envoy, HAProxy and nginx on the same two cores", after_help = EXAMPLES, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,10 +33,10 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  penstock-bench proxy                                          all cases, 3 runs of 4 s each: about 20 minutes
+  penstock-bench proxy                             everything: 3 runs of 4 s, about 20 minutes
   penstock-bench proxy --cases h1-small,rest --runs 1 --seconds 1 --once --out /tmp/try.json
-  penstock-bench upstream                                       prints its addresses and serves
-  penstock-bench load --address 127.0.0.1:8000 --seconds 2      prints what it measured as JSON
+  penstock-bench upstream                          prints its addresses and serves
+  penstock-bench load --address 127.0.0.1:8000 --seconds 2
 
 Figures are only worth something on a machine that does nothing else meanwhile.";
 

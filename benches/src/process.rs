@@ -1,7 +1,7 @@
 //! Child processes: pinned to one core, in a group of their own, gone with us.
 //!
-//! A child is killed with its whole group when its [`Process`] is dropped, by the kernel if this process itself is
-//! killed, and never by name. What a proxy says goes to a file whose end is told when the proxy fails.
+//! A child is killed with its whole group when its [`Process`] is dropped, told to end by the kernel if this process
+//! is killed, and never found by name. What a proxy says goes to a file whose end is told when the proxy fails.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -39,7 +39,7 @@ pub(crate) fn spawn(
     let printed = if piped { Stdio::piped() } else { said.try_clone()?.into() };
     let mut command = Command::new("setpriv");
     command
-        .args(["--pdeathsig", "KILL", "--", "taskset", "-c"])
+        .args(["--pdeathsig", "TERM", "--", "taskset", "-c"])
         .arg(core.to_string())
         .arg(program)
         .args(args);

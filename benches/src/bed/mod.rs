@@ -352,7 +352,7 @@ fn note(case: &Case, subject: Subject, runs: &[Measured], before: Option<f64>) -
         let (proxy, load) = (sum(|run| run.cpu_s) / seconds, sum(|run| run.load_cpu_s) / seconds);
         if case.saturates() && subject != Subject::Direct && proxy < FULL {
             notes.push(format!(
-                "its core was {} busy, the load core {}: not its limit",
+                "its core was only {} busy (the load core {}), so it was not the limit",
                 percent(proxy),
                 percent(load)
             ));
@@ -403,7 +403,7 @@ mod tests {
         let main: Vec<&Row> = rows.iter().filter(|row| row.metric == case.main.name()).collect();
         assert_eq!(main.len(), 3);
         assert!((main[0].ratio.unwrap() - 0.5).abs() < 1e-9);
-        assert!(main[0].note.as_ref().unwrap().contains("its core was 45 % busy"));
+        assert!(main[0].note.as_ref().unwrap().contains("its core was only 45 % busy"));
         assert!(main[1].note.is_none());
         assert!(main[2].error.as_ref().unwrap().contains("exit status"));
     }

@@ -11,7 +11,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use tokio::io::unix::AsyncFd;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -41,16 +42,12 @@ impl Schedule {
     /// Puts `rate` requests a second on the schedule until it is dropped.
     pub(crate) async fn keep(&self, rate: u32) -> Result<()> {
         let period = Duration::from_secs(1) / rate.max(1);
-        let timer = AsyncFd::register(timer(period)?)?;
+        // Tokio has no type for a timer; that of a pipe does what is needed: wait until readable, then read.
+        let mut timer = Receiver::from_owned_fd_unchecked(timer(period)?)?;
         let start = Instant::now();
         let mut sent: u32 = 0;
         loop {
-            let mut ready = timer.readable().await?;
-            let mut expired = [0; 8];
-            let read = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut expired)?));
-            if let Ok(read) = read {
-                read?;
-            }
+            timer.read_exact(&mut [0; 8]).await?;
             while start + period * sent <= Instant::now() {
                 self.due.borrow_mut().push_back(start + period * sent);
                 self.wake.notify_one();

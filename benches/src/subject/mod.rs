@@ -117,6 +117,9 @@ impl Running {
 
     /// What happened, and what they said last.
     pub(crate) fn story(&self, what: &str) -> anyhow::Error {
+        if self.processes.is_empty() {
+            return anyhow::anyhow!("without a proxy it {what}");
+        }
         let told = self.processes.iter().map(|process| format!("{:#}", process.story(what)));
         anyhow::anyhow!("{}", told.collect::<Vec<_>>().join("; "))
     }

@@ -46,7 +46,7 @@ http {{
     access_log off;
     client_body_temp_path {spool}.body; proxy_temp_path {spool}.proxy; fastcgi_temp_path {spool}.fastcgi;
     uwsgi_temp_path {spool}.uwsgi; scgi_temp_path {spool}.scgi;
-    client_max_body_size 0;
+    client_max_body_size 0; client_body_buffer_size 128k;
     keepalive_requests 1000000000;
     upstream next {{ server {next}; keepalive 256; keepalive_requests 1000000000; }}
     server {{
