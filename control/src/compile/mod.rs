@@ -4,12 +4,27 @@
 //! problems. An object that makes no sense is reported, and its last good version stays in force; an object that has
 //! none is in force as far as it makes sense. [`compile`] is pure; [`run`] feeds it and publishes what it makes.
 
+pub mod annotations;
 mod driver;
+mod endpoints;
+mod faults;
+mod filters;
+mod matches;
+mod pods;
+mod routes;
+mod services;
+mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::objects::{Object, ObjectId, ObjectSet};
+use penstock_api::resource::Kind;
+use penstock_api::v1;
+use penstock_api::view::Problem;
+
+use self::faults::{Fault, Faults};
+use self::view::View;
+use crate::objects::{Object, ObjectId, ObjectSet, Scope};
 use crate::snapshot::{Builder, Snapshot};
 
 pub use driver::run;
@@ -24,12 +39,12 @@ pub struct TrustAnchors {
 }
 
 /// What earlier compilations accepted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     accepted: BTreeMap<ObjectId, Accepted>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Accepted {
     /// The newest version that could be read.
     current: Arc<Object>,
@@ -37,7 +52,165 @@ struct Accepted {
     good: Option<Arc<Object>>,
 }
 
+/// An object as it should be in force, unless it turns out to make no sense.
+struct Candidate {
+    object: Arc<Object>,
+    /// It is an earlier version, because the newest could not be read.
+    held: bool,
+}
+
+type Candidates = BTreeMap<ObjectId, Candidate>;
+
 /// Compiles a set of objects.
-pub fn compile(_set: &ObjectSet, previous: &State, _trust: &TrustAnchors) -> (Snapshot, State) {
-    (Builder::default().build(Vec::new()), previous.clone())
+pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snapshot, State) {
+    let mut problems = Vec::new();
+    let candidates = gather(set, previous, &mut problems);
+    let mut in_force: BTreeMap<ObjectId, Arc<Object>> =
+        candidates.iter().map(|(id, candidate)| (id.clone(), candidate.object.clone())).collect();
+    let mut replaced = BTreeSet::new();
+
+    // An object that falls back to its last good version changes what others refer to, so look again until all is
+    // settled. What is referred to falls back first: it may be all that was wrong. Every turn replaces something, and
+    // nothing twice, so this ends; it takes one turn when nothing is wrong.
+    let (builder, faults) = loop {
+        let (builder, faults) = resources(&in_force, trust);
+        let fallen = fall_back(&faults, &candidates, previous, &replaced);
+        if fallen.is_empty() {
+            break (builder, faults);
+        }
+        for (id, good) in fallen {
+            let causes = faults.iter().filter(|fault| fault.refused && fault.object == id);
+            problems.extend(causes.map(|fault| told(fault, &candidates, true)));
+            in_force.insert(id.clone(), good);
+            replaced.insert(id);
+        }
+    };
+    for fault in &faults {
+        let mut problem = told(fault, &candidates, replaced.contains(&fault.object));
+        if replaced.contains(&fault.object) {
+            problem.message = format!("its last good version, which is in force: {}", problem.message);
+        }
+        problems.push(problem);
+    }
+    problems.sort_by(|a, b| {
+        (&a.file, a.line, &a.object, &a.message).cmp(&(&b.file, b.line, &b.object, &b.message))
+    });
+    problems.dedup();
+
+    let faulty: BTreeSet<_> =
+        faults.iter().filter(|fault| fault.refused).map(|fault| &fault.object).collect();
+    let accepted = candidates.into_iter().map(|(id, candidate)| {
+        let good = match faulty.contains(&id) || replaced.contains(&id) {
+            true => previous.accepted.get(&id).and_then(|known| known.good.clone()),
+            false => Some(candidate.object.clone()),
+        };
+        (id, Accepted { current: candidate.object, good })
+    });
+    let state = State { accepted: accepted.collect() };
+    (builder.build(problems), state)
+}
+
+/// The newest readable version of every object that nobody deleted.
+fn gather(set: &ObjectSet, previous: &State, problems: &mut Vec<Problem>) -> Candidates {
+    let mut versions: BTreeMap<&ObjectId, Vec<&Arc<Object>>> = BTreeMap::new();
+    for object in &set.objects {
+        versions.entry(&object.id).or_default().push(object);
+    }
+    let mut candidates = Candidates::new();
+    for (id, mut versions) in versions {
+        // Of two, the one that was there before stays, so that a copy made by mistake changes nothing.
+        let home = previous.accepted.get(id).map(|known| &known.current.origin.file);
+        versions.sort_by_key(|object| (Some(&object.origin.file) != home, &object.origin));
+        let [chosen, others @ ..] = &versions[..] else { continue };
+        problems.extend(others.iter().map(|other| Problem {
+            file: other.origin.file.to_string(),
+            line: other.origin.line,
+            object: id.to_string(),
+            message: format!(
+                "it is already defined at {}:{}, and that version is in force; remove one of the two",
+                chosen.origin.file, chosen.origin.line
+            ),
+            last_good_in_force: false,
+        }));
+        candidates.insert(id.clone(), Candidate { object: Arc::clone(chosen), held: false });
+    }
+    for broken in &set.broken {
+        let lost = |id: &ObjectId, known: &Accepted| match &broken.scope {
+            Scope::Source => true,
+            Scope::File => known.current.origin.file == broken.origin.file,
+            Scope::Object(broken) => broken == id,
+        };
+        let mut held = 0;
+        for (id, known) in previous.accepted.iter().filter(|(id, known)| lost(id, known)) {
+            candidates.entry(id.clone()).or_insert_with(|| {
+                held += 1;
+                Candidate { object: known.current.clone(), held: true }
+            });
+        }
+        let object = match &broken.scope {
+            Scope::Object(id) => id.to_string(),
+            Scope::Source | Scope::File => String::new(),
+        };
+        problems.push(Problem {
+            file: broken.origin.file.to_string(),
+            line: broken.origin.line,
+            object,
+            message: broken.message.clone(),
+            last_good_in_force: held > 0,
+        });
+    }
+    candidates
+}
+
+/// The refused objects that have another, good version, as far as they are of the first kind that has any.
+fn fall_back(
+    faults: &[Fault],
+    candidates: &Candidates,
+    previous: &State,
+    replaced: &BTreeSet<ObjectId>,
+) -> BTreeMap<ObjectId, Arc<Object>> {
+    let mut fallen = BTreeMap::new();
+    for id in faults.iter().filter(|fault| fault.refused).map(|fault| &fault.object) {
+        let good = previous.accepted.get(id).and_then(|known| known.good.as_ref());
+        let Some((good, candidate)) = good.zip(candidates.get(id)) else { continue };
+        if !replaced.contains(id) && good.body != candidate.object.body {
+            fallen.insert(id.clone(), Arc::clone(good));
+        }
+    }
+    if let Some(first) = fallen.keys().next().map(|id| id.kind) {
+        fallen.retain(|id, _| id.kind == first);
+    }
+    fallen
+}
+
+/// A fault, at its place in the newest version of its object.
+fn told(fault: &Fault, candidates: &Candidates, replaced: bool) -> Problem {
+    let candidate = candidates.get(&fault.object);
+    let origin = candidate.map(|candidate| &candidate.object.origin);
+    Problem {
+        file: origin.map_or_else(String::new, |origin| origin.file.to_string()),
+        line: candidate.map_or(0, |candidate| candidate.object.line_of(&fault.pointer)),
+        object: fault.object.to_string(),
+        message: fault.message.clone(),
+        last_good_in_force: replaced || candidate.is_some_and(|candidate| candidate.held),
+    }
+}
+
+/// All resources of the objects in force, and what is wrong with these.
+fn resources(in_force: &BTreeMap<ObjectId, Arc<Object>>, trust: &TrustAnchors) -> (Builder, Vec<Fault>) {
+    let mut faults = Faults::default();
+    let mut builder = Builder::default();
+    if !trust.trust_domain.is_empty() {
+        let bundle = v1::TrustBundle { anchors: trust.anchors.clone() };
+        builder.add(Kind::TrustBundle, trust.trust_domain.as_str(), &bundle);
+    }
+    let view = View::new(in_force);
+    let pods = pods::read(&view, &trust.trust_domain, &mut faults);
+    let mut services = services::read(&view, &mut faults);
+    let joined = endpoints::join(&view, &pods, &mut services, &mut faults);
+    services::add(&services, &mut builder, &mut faults);
+    endpoints::add(&joined, &mut builder);
+    pods::add(&pods, &services, &joined, &mut builder, &mut faults);
+    routes::add(&view, &services, &mut builder, &mut faults);
+    (builder, faults.into_vec())
 }

@@ -50,15 +50,15 @@ pub struct Origin {
     pub line: usize,
 }
 
-/// The kinds that the control plane reads.
+/// The kinds that the control plane reads, what is referred to before what refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each variant is the Kubernetes kind of the same name")]
 pub enum ObjectKind {
-    Service,
-    EndpointSlice,
     Pod,
-    HTTPRoute,
+    EndpointSlice,
     ReferenceGrant,
+    Service,
+    HTTPRoute,
 }
 
 /// The name of an object; there is at most one object of a name.

@@ -5,14 +5,17 @@
 
 pub mod directory;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use penstock_api::names::DEFAULT_TRUST_DOMAIN;
+use penstock_api::view::Problem;
 use tokio::sync::watch;
 
+use crate::compile::{State, TrustAnchors, compile};
 use crate::objects::ObjectSet;
 
 /// A source, as `--source` names it.
@@ -46,6 +49,12 @@ impl Source {
             Self::Directory(path) => directory::open(path.clone(), debounce).await,
         }
     }
+}
+
+/// Everything that is wrong with the objects of a directory, as if none of them had ever been in force.
+pub fn check_dir(path: &Path) -> Vec<Problem> {
+    let trust = TrustAnchors { trust_domain: DEFAULT_TRUST_DOMAIN.to_owned(), anchors: Vec::new() };
+    compile(&directory::read(path), &State::default(), &trust).0.problems
 }
 
 #[cfg(test)]

@@ -1,0 +1,410 @@
+//! The small languages of the annotations.
+//!
+//! In: the value of an annotation. Out: the message it stands for. Can go wrong: the text doesn't parse; the error
+//! says which word is wrong and what would be right.
+
+use penstock_api::names::annotation;
+use penstock_api::service::is_label;
+use penstock_api::v1::{self, Balance, Sticky, sticky};
+
+/// The largest weight that the Gateway API allows; the annotation follows it.
+pub const MAX_WEIGHT: u32 = 1_000_000;
+
+type Parsed<T> = Result<T, String>;
+
+/// An annotation of a Service: its name, and how it fills the policy.
+type Setting = (&'static str, fn(&str, &mut v1::Policy) -> Parsed<()>);
+
+/// The annotations that make up a Service's policy. Batching and coalescing are checked but not yet acted upon.
+pub const OF_POLICY: [Setting; 8] = [
+    (annotation::BALANCE, |text, policy| balance(text).map(|balance| policy.set_balance(balance))),
+    (annotation::STICKY, |text, policy| sticky(text).map(|sticky| policy.sticky = Some(sticky))),
+    (annotation::TIMEOUT, |text, policy| timeouts(text).map(|timeouts| policy.timeouts = Some(timeouts))),
+    (annotation::RETRY, |text, policy| retry(text).map(|retry| policy.retry = Some(retry))),
+    (annotation::OUTLIER, |text, policy| outlier(text).map(|outlier| policy.outlier = Some(outlier))),
+    (annotation::LIMITS, |text, policy| limits(text).map(|limits| policy.limits = Some(limits))),
+    (annotation::BATCH, |text, _| batch(text)),
+    (annotation::COALESCE, |text, _| coalesce(text)),
+];
+
+/// `gpu`, `prefix`, `least-request` or `round-robin`.
+pub fn balance(text: &str) -> Parsed<Balance> {
+    match text.trim() {
+        "gpu" => Ok(Balance::Gpu),
+        "prefix" => Ok(Balance::Prefix),
+        "least-request" => Ok(Balance::LeastRequest),
+        "round-robin" => Ok(Balance::RoundRobin),
+        other => {
+            Err(format!("{other:?} is not a way to balance; write gpu, prefix, least-request or round-robin"))
+        }
+    }
+}
+
+/// `header:<name>` or `cookie:<name>`.
+pub fn sticky(text: &str) -> Parsed<Sticky> {
+    let key = match text.trim().split_once(':') {
+        Some(("header", name)) => sticky::Key::Header(header_name(name)?),
+        // RFC 6265: a cookie's name is a token, as a header's is, but its case counts.
+        Some(("cookie", name)) if is_token(name) => sticky::Key::Cookie(name.to_owned()),
+        _ => return Err(format!("{text:?} names no key; write header:<name> or cookie:<name>")),
+    };
+    Ok(Sticky { key: Some(key) })
+}
+
+/// `connect=1s,request=30s,per-try=10s,idle=5m`.
+pub fn timeouts(text: &str) -> Parsed<v1::Timeouts> {
+    let mut timeouts = v1::Timeouts::default();
+    settings(text, &["connect", "request", "per-try", "idle"], |key, value| {
+        let ms = Some(milliseconds(value)?);
+        match key {
+            "connect" => timeouts.connect_ms = ms,
+            "request" => timeouts.request_ms = ms,
+            "per-try" => timeouts.per_try_ms = ms,
+            _ => timeouts.idle_ms = ms,
+        }
+        Ok(())
+    })?;
+    check_tries(timeouts.request_ms, timeouts.per_try_ms)?;
+    Ok(timeouts)
+}
+
+/// One try may not be given more time than all of them together.
+pub fn check_tries(request_ms: Option<u64>, per_try_ms: Option<u64>) -> Parsed<()> {
+    match (request_ms, per_try_ms) {
+        (Some(request), Some(per_try)) if request > 0 && per_try > request => Err(format!(
+            "one try may take {per_try} ms but the whole request only {request} ms; \
+             shorten the try or lengthen the request"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `attempts=2,on=503+429,budget=20%,buffer=64Ki`.
+pub fn retry(text: &str) -> Parsed<v1::Retry> {
+    let mut retry = v1::Retry::default();
+    settings(text, &["attempts", "on", "budget", "buffer"], |key, value| {
+        match key {
+            "attempts" => retry.attempts = Some(number(value, 0, 10)?),
+            "on" => {
+                retry.codes = value.split('+').map(|code| number(code, 400, 599)).collect::<Parsed<_>>()?
+            }
+            "budget" => retry.budget_percent = Some(percent(value)?),
+            _ => retry.buffer_bytes = Some(bytes(value)?),
+        }
+        Ok(())
+    })?;
+    Ok(retry)
+}
+
+/// `failures=5,base=1s,max=60s,ejected=50%`.
+pub fn outlier(text: &str) -> Parsed<v1::Outlier> {
+    let mut outlier = v1::Outlier::default();
+    settings(text, &["failures", "base", "max", "ejected"], |key, value| {
+        match key {
+            "failures" => outlier.consecutive_failures = Some(number(value, 0, u32::MAX)?),
+            "base" => outlier.base_ejection_ms = Some(milliseconds(value)?),
+            "max" => outlier.max_ejection_ms = Some(milliseconds(value)?),
+            _ => outlier.max_ejected_percent = Some(percent(value)?),
+        }
+        Ok(())
+    })?;
+    match (outlier.base_ejection_ms, outlier.max_ejection_ms) {
+        (Some(base), Some(max)) if base > max => {
+            Err(format!("the first ejection of {base} ms is longer than the longest of {max} ms; swap them"))
+        }
+        _ => Ok(outlier),
+    }
+}
+
+/// `connections=1024,pending=1024,requests=4096`.
+pub fn limits(text: &str) -> Parsed<v1::Limits> {
+    let mut limits = v1::Limits::default();
+    settings(text, &["connections", "pending", "requests"], |key, value| {
+        let limit = Some(number(value, 1, u32::MAX)?);
+        match key {
+            "connections" => limits.max_connections = limit,
+            "pending" => limits.max_pending = limit,
+            _ => limits.max_requests = limit,
+        }
+        Ok(())
+    })?;
+    Ok(limits)
+}
+
+/// `max=32,delay=2ms`.
+pub fn batch(text: &str) -> Parsed<()> {
+    settings(text, &["max", "delay"], |key, value| match key {
+        "max" => number(value, 1, 65_536).map(drop),
+        _ => milliseconds(value).map(drop),
+    })
+}
+
+/// `single-flight,cache=256Mi/30s`.
+pub fn coalesce(text: &str) -> Parsed<()> {
+    for word in words(text)? {
+        match word.split_once('=') {
+            None if word == "single-flight" => {}
+            Some(("cache", cache)) => {
+                let (size, age) = cache.split_once('/').ok_or_else(|| {
+                    format!("cache={cache} has no age; write cache=<size>/<age>, for example cache=256Mi/30s")
+                })?;
+                bytes(size)?;
+                milliseconds(age)?;
+            }
+            _ => {
+                return Err(format!(
+                    "{word:?} is not known; write single-flight, cache=<size>/<age> or both"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `resnet-v1=90,resnet-v2=10`, in the order of the text.
+pub fn traffic_split(text: &str) -> Parsed<Vec<(String, u32)>> {
+    let mut split: Vec<(String, u32)> = Vec::new();
+    for word in words(text)? {
+        let (name, weight) = word.split_once('=').ok_or_else(|| {
+            format!("{word:?} has no weight; write <service>=<weight>, for example {word}=10")
+        })?;
+        let name = name.trim();
+        if !is_label(name) {
+            return Err(format!("{name:?} is not the name of a Service of this namespace"));
+        }
+        if split.iter().any(|(known, _)| known == name) {
+            return Err(format!("{name} is named twice; give it one weight"));
+        }
+        split.push((name.to_owned(), number(weight, 0, MAX_WEIGHT)?));
+    }
+    if split.iter().all(|(_, weight)| *weight == 0) {
+        return Err("the weights sum to 0, so no request could go anywhere; give one of them more".to_owned());
+    }
+    Ok(split)
+}
+
+/// `3306,6379`.
+pub fn ports(text: &str) -> Parsed<Vec<u16>> {
+    words(text)?.into_iter().map(port).collect()
+}
+
+/// A port number.
+pub fn port(text: &str) -> Parsed<u16> {
+    match text.trim().parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("{text:?} is not a port; write a number from 1 to 65535")),
+    }
+}
+
+/// One of two words: whether it is the first.
+pub fn either(text: &str, yes: &str, no: &str) -> Parsed<bool> {
+    match text.trim() {
+        word if word == yes => Ok(true),
+        word if word == no => Ok(false),
+        other => Err(format!("{other:?} is not known; write {yes} or {no}")),
+    }
+}
+
+/// A header's name, in lower case.
+pub fn header_name(text: &str) -> Parsed<String> {
+    http::HeaderName::try_from(text)
+        .map(|name| name.as_str().to_owned())
+        .map_err(|_| format!("{text:?} is not a header name"))
+}
+
+/// A duration in the form of the Gateway API (GEP-2257), in milliseconds.
+pub fn milliseconds(text: &str) -> Parsed<u64> {
+    let duration: gateway_api::Duration = text.trim().parse().map_err(|_| {
+        format!("{text:?} is not a duration; write whole numbers with h, m, s or ms, as 1m30s")
+    })?;
+    u64::try_from(duration.as_millis()).map_err(|_| format!("{text:?} is too long"))
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// The words between commas.
+fn words(text: &str) -> Parsed<Vec<&str>> {
+    let words: Vec<_> = text.split(',').map(str::trim).collect();
+    match words.iter().any(|word| word.is_empty()) {
+        true => Err(format!("{text:?} has an empty part; write a list with single commas between")),
+        false => Ok(words),
+    }
+}
+
+/// Reads `key=value,…`; every key at most once and one of `known`.
+fn settings(text: &str, known: &[&str], mut set: impl FnMut(&str, &str) -> Parsed<()>) -> Parsed<()> {
+    let mut seen = Vec::new();
+    for word in words(text)? {
+        let (key, value) = word.split_once('=').map_or((word, ""), |(key, value)| (key.trim(), value.trim()));
+        if !known.contains(&key) {
+            return Err(format!("{key:?} is not a setting; the settings are {}", known.join(", ")));
+        }
+        if value.is_empty() {
+            return Err(format!("{key} has no value; write {key}=<value>"));
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key} is set twice; set it once"));
+        }
+        seen.push(key);
+        set(key, value).map_err(|error| format!("{key}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
+    match text.trim().parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ if most == u32::MAX => Err(format!("{text:?} is not a whole number of at least {least}")),
+        _ => Err(format!("{text:?} is not a whole number from {least} to {most}")),
+    }
+}
+
+fn percent(text: &str) -> Parsed<u32> {
+    match text.strip_suffix('%') {
+        Some(text) => number(text, 0, 100),
+        None => Err(format!("{text:?} is not a percentage; write for example 20%")),
+    }
+}
+
+/// A size in the form of a Kubernetes quantity without fractions.
+fn bytes(text: &str) -> Parsed<u64> {
+    let units = [
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("", 1),
+    ];
+    let (digits, unit) = units
+        .iter()
+        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit)))
+        .unwrap_or((text, 1));
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|count| count.checked_mul(unit))
+        .ok_or_else(|| format!("{text:?} is not a size; write for example 64Ki or 256Mi"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_read_whole() {
+        let table = [
+            (annotation::BALANCE, "round-robin"),
+            (annotation::STICKY, "header:X-User"),
+            (annotation::TIMEOUT, "connect=1s, request=30s,per-try=10s,idle=1m30s"),
+            (annotation::RETRY, "attempts=2,on=503+429,budget=20%,buffer=64Ki"),
+            (annotation::OUTLIER, "failures=5,base=1s,max=60s,ejected=50%"),
+            (annotation::LIMITS, "connections=1,pending=2,requests=3"),
+            (annotation::BATCH, "max=32,delay=2ms"),
+            (annotation::COALESCE, "single-flight,cache=256Mi/30s"),
+        ];
+        let mut policy = v1::Policy::default();
+        for (name, text) in table {
+            let (_, read) = OF_POLICY.iter().find(|(known, _)| *known == name).unwrap();
+            read(text, &mut policy).unwrap();
+        }
+        let expected = v1::Policy {
+            balance: Balance::RoundRobin as i32,
+            sticky: Some(Sticky { key: Some(sticky::Key::Header("x-user".into())) }),
+            timeouts: Some(v1::Timeouts {
+                connect_ms: Some(1_000),
+                request_ms: Some(30_000),
+                per_try_ms: Some(10_000),
+                idle_ms: Some(90_000),
+            }),
+            retry: Some(v1::Retry {
+                attempts: Some(2),
+                codes: vec![503, 429],
+                budget_percent: Some(20),
+                buffer_bytes: Some(65_536),
+            }),
+            outlier: Some(v1::Outlier {
+                consecutive_failures: Some(5),
+                base_ejection_ms: Some(1_000),
+                max_ejection_ms: Some(60_000),
+                max_ejected_percent: Some(50),
+            }),
+            limits: Some(v1::Limits {
+                max_connections: Some(1),
+                max_pending: Some(2),
+                max_requests: Some(3),
+            }),
+        };
+        assert_eq!(policy, expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let table: [(&str, &str, &str); 24] = [
+            (annotation::BALANCE, "random", "write gpu, prefix"),
+            (annotation::STICKY, "user", "header:<name> or cookie:<name>"),
+            (annotation::STICKY, "header:a b", "not a header name"),
+            (annotation::STICKY, "cookie:", "names no key"),
+            (
+                annotation::TIMEOUT,
+                "reqest=1s",
+                "\"reqest\" is not a setting; the settings are connect, request",
+            ),
+            (annotation::TIMEOUT, "request=1s,request=2s", "set twice"),
+            (annotation::TIMEOUT, "request=1.5s", "not a duration"),
+            (annotation::TIMEOUT, "request=-1s", "not a duration"),
+            (annotation::TIMEOUT, "request", "request has no value"),
+            (annotation::TIMEOUT, "request=1s,,idle=1s", "empty part"),
+            (annotation::TIMEOUT, "request=1s,per-try=2s", "one try may take 2000 ms"),
+            (annotation::TIMEOUT, "", "empty part"),
+            (annotation::RETRY, "attempts=11", "from 0 to 10"),
+            (annotation::RETRY, "on=200", "from 400 to 599"),
+            (annotation::RETRY, "budget=20", "write for example 20%"),
+            (annotation::RETRY, "budget=120%", "from 0 to 100"),
+            (annotation::RETRY, "buffer=64KB", "not a size"),
+            (annotation::RETRY, "buffer=99999999999999999999Gi", "not a size"),
+            (annotation::OUTLIER, "base=2m,max=1m", "longer than the longest"),
+            (annotation::LIMITS, "connections=0", "at least 1"),
+            (annotation::BATCH, "max=0", "from 1 to 65536"),
+            (annotation::BATCH, "delay=2", "not a duration"),
+            (annotation::COALESCE, "cache=256Mi", "has no age"),
+            (annotation::COALESCE, "double-flight", "is not known"),
+        ];
+        for (name, text, words) in table {
+            let (_, read) = OF_POLICY.iter().find(|(known, _)| *known == name).unwrap();
+            let error = read(text, &mut v1::Policy::default()).expect_err(text);
+            assert!(error.contains(words), "{name} {text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_traffic_split_is_read_in_its_order() {
+        assert_eq!(traffic_split("b=90, a=10"), Ok(vec![("b".into(), 90), ("a".into(), 10)]));
+        assert_eq!(traffic_split("a=0,b=1"), Ok(vec![("a".into(), 0), ("b".into(), 1)]));
+        let table = [
+            ("a=0,b=0", "sum to 0"),
+            ("a", "has no weight"),
+            ("a=1,a=2", "named twice"),
+            ("a=-1", "from 0 to 1000000"),
+            ("a=1000001", "from 0 to 1000000"),
+            ("A=1", "not the name of a Service"),
+            ("other/a=1", "not the name of a Service"),
+            ("a=1,", "empty part"),
+        ];
+        for (text, words) in table {
+            let error = traffic_split(text).unwrap_err();
+            assert!(error.contains(words), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers() {
+        assert_eq!(ports("3306, 6379"), Ok(vec![3306, 6379]));
+        for bad in ["0", "65536", "http", ""] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Endpoints: EndpointSlices joined with the pods behind them.
+//!
+//! An endpoint whose pod is not known is left out: without its identity it would be dialled in plaintext, and a
+//! downgrade must never come from an object that is late.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use penstock_api::ServiceName;
+use penstock_api::resource::Kind;
+use penstock_api::v1::{self, Protocol};
+
+use super::faults::Faults;
+use super::pods::Pods;
+use super::services::{ServiceModel, Services};
+use super::view::{Of, View};
+use crate::objects::Object;
+use crate::snapshot::Builder;
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Endpoints and what they say about pods.
+pub(super) struct Joined {
+    /// Every Service has an entry, even without endpoints.
+    endpoints: BTreeMap<ServiceName, v1::Endpoints>,
+    /// For each pod and port, the Services and service ports that lead there, whether the pod is ready or not.
+    pub targets: BTreeMap<String, BTreeMap<u16, Vec<(ServiceName, u32)>>>,
+}
+
+/// Joins slices with pods and Services. A service port that leads to a port which a pod declares opaque becomes
+/// opaque too: both sides must read the same bytes alike.
+pub(super) fn join(
+    view: &View<'_>,
+    pods: &Pods<'_>,
+    services: &mut Services<'_>,
+    faults: &mut Faults,
+) -> Joined {
+    let mut slices: BTreeMap<ServiceName, Vec<Of<'_, EndpointSlice>>> = BTreeMap::new();
+    for (object, slice) in &view.slices {
+        match owner(object, services) {
+            Ok(service) => slices.entry(service).or_default().push((object, slice)),
+            Err(message) => {
+                faults.refuse(
+                    object,
+                    format!("/metadata/labels/{}", SERVICE_NAME.replace('/', "~1")),
+                    message,
+                );
+            }
+        }
+    }
+    let mut joined = Joined { endpoints: BTreeMap::new(), targets: BTreeMap::new() };
+    for (name, service) in services.iter_mut() {
+        let slices = slices.remove(name).unwrap_or_default();
+        check_ports(service, &slices, faults);
+        let endpoints = endpoints(service, &slices, pods, &mut joined, faults);
+        joined.endpoints.insert(name.clone(), endpoints);
+        for port in &mut service.ports {
+            let opaque = joined.targets.iter().any(|(pod, targets)| {
+                let leads = |(_, from): &(&u16, &Vec<_>)| from.contains(&(name.clone(), port.port));
+                pods.get(pod).is_some_and(|pod| {
+                    !pod.opaque.is_empty()
+                        && targets.iter().filter(leads).any(|(number, _)| pod.opaque.contains(number))
+                })
+            });
+            if opaque {
+                port.set_protocol(Protocol::Opaque);
+            }
+        }
+    }
+    joined
+}
+
+/// Adds the endpoints of every Service.
+pub(super) fn add(joined: &Joined, builder: &mut Builder) {
+    for (name, endpoints) in &joined.endpoints {
+        builder.add(Kind::Endpoints, name.as_str(), endpoints);
+    }
+}
+
+/// The Service that a slice belongs to.
+fn owner(object: &Object, services: &Services<'_>) -> Result<ServiceName, String> {
+    let label = object.metadata().labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    let name = label.ok_or_else(|| {
+        format!("it does not say which Service it belongs to; add the label {SERVICE_NAME}: <service>")
+    })?;
+    ServiceName::new(&object.id.namespace, name)
+        .ok()
+        .filter(|name| services.contains_key(name))
+        .ok_or_else(|| {
+            format!(
+                "it belongs to the Service {}/{name}, which does not exist; create it, or correct the label {SERVICE_NAME}",
+                object.id.namespace
+            )
+        })
+}
+
+/// Refuses a Service with a port that none of its endpoints has. Without endpoints there is nothing to say.
+fn check_ports(service: &ServiceModel<'_>, slices: &[Of<'_, EndpointSlice>], faults: &mut Faults) {
+    let slices: Vec<_> = slices.iter().filter(|(_, slice)| !slice.endpoints.is_empty()).collect();
+    let known: BTreeSet<&str> = slices
+        .iter()
+        .flat_map(|(_, slice)| slice.ports.iter().flatten())
+        .map(|port| port.name.as_deref().unwrap_or(""))
+        .collect();
+    for (port, index) in service.ports.iter().zip(&service.indices) {
+        if !slices.is_empty() && !known.contains(port.name.as_str()) {
+            let in_words: Vec<_> = known.iter().map(|name| format!("{name:?}")).collect();
+            let message = format!(
+                "no endpoint of {} has a port named {:?} for service port {} (the endpoints' ports: {}); \
+                 name a port of its EndpointSlices so, or remove it from the Service",
+                service.name,
+                port.name,
+                port.port,
+                if in_words.is_empty() { "none".to_owned() } else { in_words.join(", ") },
+            );
+            faults.refuse(service.object, format!("/spec/ports/{index}"), message);
+        }
+    }
+}
+
+/// The endpoints of one Service. During a change an endpoint may be in two slices: their ports are joined.
+fn endpoints(
+    service: &ServiceModel<'_>,
+    slices: &[Of<'_, EndpointSlice>],
+    pods: &Pods<'_>,
+    joined: &mut Joined,
+    faults: &mut Faults,
+) -> v1::Endpoints {
+    let mut found: BTreeMap<(String, IpAddr), v1::Endpoint> = BTreeMap::new();
+    for (object, slice) in slices {
+        if slice.address_type == "FQDN" {
+            let message = "endpoints named by DNS are not supported and left out; use IPv4 or IPv6 addresses";
+            faults.note(object, "/addressType", message);
+            continue;
+        }
+        for (index, endpoint) in slice.endpoints.iter().enumerate() {
+            let pointer = format!("/endpoints/{index}");
+            let address = endpoint.addresses.first().map_or("", String::as_str);
+            let Ok(ip) = address.parse::<IpAddr>() else {
+                let message = format!("{address:?} is not an IP address, and the endpoint is left out");
+                faults.refuse(object, format!("{pointer}/addresses/0"), message);
+                continue;
+            };
+            let ports = ports(service, slice);
+            let pod_name =
+                endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+            let pod_name = pod_name.map(|target| {
+                let namespace = target.namespace.as_deref().unwrap_or(&object.id.namespace);
+                format!("{namespace}/{}", target.name.as_deref().unwrap_or_default())
+            });
+            let mut message = match &pod_name {
+                None => v1::Endpoint { name: ip.to_string(), ip: ip.to_string(), ..v1::Endpoint::default() },
+                Some(name) => match pods.get(name) {
+                    Some(pod) if pod.injected && pod.identity.is_none() => continue,
+                    Some(pod) => pod.endpoint(name, ip),
+                    None => {
+                        let message = format!(
+                            "the endpoint {ip} is left out: its Pod {name} is not known or has ended, so nobody \
+                             can say which identity it must prove; add the Pod, or correct targetRef"
+                        );
+                        faults.note(object, format!("{pointer}/targetRef"), message);
+                        continue;
+                    }
+                },
+            };
+            if let Some(name) = pod_name {
+                let targets = joined.targets.entry(name).or_default();
+                for target in &ports {
+                    let leading = targets.entry(u16::try_from(target.port).unwrap_or_default()).or_default();
+                    let this = (service.name.clone(), target.service_port);
+                    if !leading.contains(&this) {
+                        leading.push(this);
+                    }
+                }
+            }
+            let Some(draining) = state(endpoint) else { continue };
+            message.ports = ports;
+            message.draining = draining;
+            message.zone = endpoint.zone.clone().unwrap_or_default();
+            if let Some(node) = &endpoint.node_name {
+                message.node.clone_from(node);
+            }
+            found
+                .entry((message.name.clone(), ip))
+                .and_modify(|known| {
+                    let more = message
+                        .ports
+                        .iter()
+                        .filter(|port| !known.ports.contains(port))
+                        .copied()
+                        .collect::<Vec<_>>();
+                    known.ports.extend(more);
+                    known.ports.sort_by_key(|port| (port.service_port, port.port));
+                    known.draining &= message.draining;
+                })
+                .or_insert(message);
+        }
+    }
+    v1::Endpoints { endpoints: found.into_values().collect() }
+}
+
+/// Whether an endpoint is draining; `None` when it takes no requests at all.
+fn state(endpoint: &Endpoint) -> Option<bool> {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    // Unknown means ready, and serving means what ready means unless said (EndpointSlice API).
+    let ready = conditions.ready.unwrap_or(true);
+    let serving = conditions.serving.unwrap_or(ready);
+    match (serving && conditions.terminating.unwrap_or(false), ready) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
+}
+
+/// Where the ports of the Service lead in a slice: ports are paired by name.
+fn ports(service: &ServiceModel<'_>, slice: &EndpointSlice) -> Vec<v1::PortTarget> {
+    let target = |port: &v1::ServicePort| {
+        let paired = slice.ports.iter().flatten().find(|paired| {
+            paired.name.as_deref().unwrap_or("") == port.name
+                && paired.protocol.as_deref().unwrap_or("TCP") == "TCP"
+        })?;
+        // A port without a number stands for every port.
+        let number =
+            paired.port.map_or(Some(port.port), |number| u16::try_from(number).ok().map(u32::from))?;
+        Some(v1::PortTarget { service_port: port.port, port: number })
+    };
+    service.ports.iter().filter_map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::discovery::v1::EndpointConditions;
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_serves_drains_or_is_left_out() {
+        let (yes, no) = (Some(true), Some(false));
+        let table = [
+            ((None, None, None), Some(false)),
+            ((yes, yes, no), Some(false)),
+            ((no, yes, yes), Some(true)),
+            ((yes, yes, yes), Some(true)),
+            ((no, no, yes), None),
+            ((no, no, no), None),
+            ((no, None, yes), None),
+            // Ready is false while terminating; serving alone does not make an endpoint ready.
+            ((no, yes, no), None),
+        ];
+        for ((ready, serving, terminating), expected) in table {
+            let conditions = Some(EndpointConditions { ready, serving, terminating });
+            let endpoint = Endpoint { conditions, ..Endpoint::default() };
+            assert_eq!(state(&endpoint), expected, "{ready:?} {serving:?} {terminating:?}");
+        }
+    }
+}

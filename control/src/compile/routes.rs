@@ -1,0 +1,486 @@
+//! HTTPRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
+//!
+//! An HTTPRoute wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
+//! of its own that does what would happen without routes: the proxy refuses what no rule matches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gateway_api::experimental::httproutes::{
+    HTTPRoute, HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesRetry,
+    HttpRouteRulesSessionPersistence, HttpRouteRulesSessionPersistenceType,
+};
+use penstock_api::ServiceName;
+use penstock_api::names::annotation;
+use penstock_api::resource::{Kind, weights_name};
+use penstock_api::v1::{self, string_match};
+
+use super::annotations::{self, MAX_WEIGHT};
+use super::faults::Faults;
+use super::filters::{self, Level};
+use super::matches::{self, Place, Precedence};
+use super::services::{ServiceModel, Services};
+use super::view::View;
+use crate::objects::{Object, annotation_pointer};
+use crate::snapshot::Builder;
+
+/// The rules of one parent Service, not yet in order.
+type Attached = Vec<(Precedence, v1::Rule)>;
+
+/// Adds routes and weights.
+pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
+    let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
+    for (object, route) in &view.routes {
+        attach(object, route, view, services, &mut attached, builder, faults);
+    }
+    for (name, service) in services {
+        let mut rules = attached.remove(name).unwrap_or_default();
+        rules.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut rules: Vec<_> = rules.into_iter().map(|(_, rule)| rule).collect();
+        rest(service, services, &mut rules, builder, faults);
+        if !rules.is_empty() {
+            builder.add(Kind::Routes, name.as_str(), &v1::Routes { rules });
+        }
+    }
+}
+
+/// Attaches the rules of a route to its parents.
+fn attach(
+    object: &Object,
+    route: &HTTPRoute,
+    view: &View<'_>,
+    services: &Services<'_>,
+    attached: &mut BTreeMap<ServiceName, Attached>,
+    builder: &mut Builder,
+    faults: &mut Faults,
+) {
+    let parents = parents(object, route, services, faults);
+    if parents.is_empty() {
+        return;
+    }
+    let mut hostnames = Vec::new();
+    for (index, text) in route.spec.hostnames.iter().flatten().enumerate() {
+        match matches::hostname(text) {
+            Ok(name) => hostnames.push(Some(name)),
+            Err(error) => faults.refuse(object, format!("/spec/hostnames/{index}"), error),
+        }
+    }
+    if route.spec.hostnames.as_ref().is_none_or(Vec::is_empty) {
+        hostnames.push(None);
+    }
+    let name = object.id.qualified();
+    let created = route.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    for (index, from) in route.spec.rules.iter().flatten().enumerate() {
+        let reader = RuleReader { object, view, services, faults, pointer: format!("/spec/rules/{index}") };
+        let ReadRule { rule, matches, backends } = reader.read(from);
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        for (parent, ports) in &parents {
+            let mut rule = v1::Rule { route: name.clone(), index: number, ..rule.clone() };
+            if let Some(backends) = backends.clone() {
+                rule.weights = add_weights(parent, &name, number, backends, builder);
+            }
+            let rules = attached.entry(parent.clone()).or_default();
+            for port in ports {
+                for (matched_at, matched) in matches.iter().enumerate() {
+                    for (host_at, host) in hostnames.iter().enumerate() {
+                        let place =
+                            Place { route: &name, created, rule: index, matched: matched_at, host: host_at };
+                        let precedence = Precedence::of(matched.as_ref(), host.as_deref(), &place);
+                        let rule = v1::Rule {
+                            port: *port,
+                            matches: matched.iter().cloned().collect(),
+                            hostnames: host.iter().cloned().collect(),
+                            ..rule.clone()
+                        };
+                        rules.push((precedence, rule));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The parent Services of a route, and for which of their ports; port 0 = all.
+fn parents(
+    object: &Object,
+    route: &HTTPRoute,
+    services: &Services<'_>,
+    faults: &mut Faults,
+) -> BTreeMap<ServiceName, BTreeSet<u32>> {
+    let mut parents: BTreeMap<ServiceName, BTreeSet<u32>> = BTreeMap::new();
+    for (index, parent) in route.spec.parent_refs.iter().flatten().enumerate() {
+        // A parent of another kind is a Gateway's business.
+        if parent.kind.as_deref() != Some("Service") {
+            continue;
+        }
+        let at = |field: &str| format!("/spec/parentRefs/{index}/{field}");
+        if !matches!(parent.group.as_deref(), Some("" | "core")) {
+            let message = "the group of a Service is empty, but a parentRef's is gateway.networking.k8s.io unless \
+                           said; write group: \"\"";
+            faults.refuse(object, at("group"), message);
+            continue;
+        }
+        let namespace = parent.namespace.as_deref().unwrap_or(&object.id.namespace);
+        if namespace != object.id.namespace {
+            let message = format!(
+                "routes of one namespace for clients of a Service in another ({namespace}) are not supported, and \
+                 this parent is left out; move the HTTPRoute to the namespace of the Service"
+            );
+            faults.note(object, at("namespace"), message);
+            continue;
+        }
+        let service = ServiceName::new(namespace, &parent.name).ok().and_then(|name| services.get(&name));
+        let Some(service) = service else {
+            let message = format!(
+                "its parent, the Service {namespace}/{}, does not exist; create it, or correct the name",
+                parent.name
+            );
+            faults.refuse(object, at("name"), message);
+            continue;
+        };
+        let wanted = |port: &&v1::ServicePort| {
+            parent.port.is_none_or(|number| u32::try_from(number) == Ok(port.port))
+                && parent.section_name.as_ref().is_none_or(|section| *section == port.name)
+        };
+        let all = parent.port.is_none() && parent.section_name.is_none();
+        let ports = parents.entry(service.name.clone()).or_default();
+        if all {
+            ports.insert(0);
+        } else if let Some(port) = service.ports.iter().find(wanted) {
+            ports.insert(port.port);
+        } else {
+            let field = if parent.port.is_some() { "port" } else { "sectionName" };
+            let message = format!(
+                "its parent, the Service {}, has no such port (it has: {}); correct the {field}",
+                service.name,
+                service.ports_in_words()
+            );
+            faults.refuse(object, at(field), message);
+        }
+    }
+    for ports in parents.values_mut() {
+        if ports.contains(&0) {
+            ports.retain(|port| *port == 0);
+        }
+    }
+    parents.retain(|_, ports| !ports.is_empty());
+    parents
+}
+
+/// Makes the weights of a rule; returns their name.
+fn add_weights(
+    parent: &ServiceName,
+    route: &str,
+    rule: u32,
+    mut backends: Vec<v1::Backend>,
+    builder: &mut Builder,
+) -> String {
+    for unnamed in backends.iter_mut().filter(|backend| backend.service.is_empty()) {
+        unnamed.service = parent.to_string();
+    }
+    for backend in backends.iter().filter(|backend| backend.invalid.is_empty()) {
+        builder.leads_to(parent.as_str(), &backend.service);
+    }
+    let name = weights_name(parent, route, rule);
+    builder.add(Kind::Weights, name.as_str(), &v1::Weights { route: route.to_owned(), rule, backends });
+    name
+}
+
+/// Reads one rule of a route.
+struct RuleReader<'a> {
+    object: &'a Object,
+    view: &'a View<'a>,
+    services: &'a Services<'a>,
+    faults: &'a mut Faults,
+    pointer: String,
+}
+
+/// A rule without what its parent adds.
+struct ReadRule {
+    rule: v1::Rule,
+    /// At least one; `None` matches every request.
+    matches: Vec<Option<v1::Match>>,
+    /// Absent when a filter answers. One that can't be named as a Service has an empty name.
+    backends: Option<Vec<v1::Backend>>,
+}
+
+impl RuleReader<'_> {
+    fn refuse(&mut self, below: &str, message: impl Into<String>) {
+        self.faults.refuse(self.object, format!("{}{below}", self.pointer), message);
+    }
+
+    fn read(mut self, from: &HttpRouteRules) -> ReadRule {
+        let matches = self.matches(from);
+        let prefix = matches.iter().all(|matched| {
+            let path = matched.as_ref().and_then(|matched| matched.path.as_ref()?.kind.as_ref());
+            matches!(path, None | Some(string_match::Kind::Prefix(_)))
+        });
+        let (filters, broken) = self.filters(from, Level::Rule { prefix });
+        let redirect =
+            filters.iter().any(|filter| matches!(filter.kind, Some(v1::filter::Kind::Redirect(_))));
+        let rewrite = filters.iter().any(|filter| matches!(filter.kind, Some(v1::filter::Kind::Rewrite(_))));
+        if redirect && (rewrite || from.backend_refs.as_ref().is_some_and(|refs| !refs.is_empty())) {
+            let message =
+                "a rule that redirects answers by itself; remove its backendRefs and its URLRewrite";
+            self.refuse("/filters", message);
+        }
+        let rule = v1::Rule {
+            filters: if broken.is_some() { Vec::new() } else { filters },
+            timeouts: self.timeouts(from),
+            retry: from.retry.as_ref().and_then(|retry| self.retry(retry)),
+            sticky: from.session_persistence.as_ref().and_then(|session| self.sticky(session)),
+            ..v1::Rule::default()
+        };
+        let answers = redirect && broken.is_none();
+        let backends = (!answers).then(|| self.backends(from, broken));
+        ReadRule { rule, matches, backends }
+    }
+
+    /// Reads the matches; one that makes no sense matches nothing.
+    fn matches(&mut self, from: &HttpRouteRules) -> Vec<Option<v1::Match>> {
+        let Some(all) = from.matches.as_ref().filter(|all| !all.is_empty()) else { return vec![None] };
+        let mut read = Vec::new();
+        for (index, one) in all.iter().enumerate() {
+            match matches::read(one) {
+                Ok(matched) => read.push(matched),
+                Err((below, error)) => self.refuse(&format!("/matches/{index}{below}"), error),
+            }
+        }
+        read
+    }
+
+    /// Reads the filters; also why requests must not pass without one of them.
+    fn filters(&mut self, from: &HttpRouteRules, level: Level) -> (Vec<v1::Filter>, Option<String>) {
+        let (mut read, mut broken) = (Vec::new(), None);
+        for (index, filter) in from.filters.iter().flatten().enumerate() {
+            match filters::read(filter, level) {
+                Ok(filter) => read.push(filter),
+                Err((below, error)) => {
+                    broken.get_or_insert_with(|| error.clone());
+                    self.refuse(&format!("/filters/{index}{below}"), error);
+                }
+            }
+        }
+        (read, broken)
+    }
+
+    fn timeouts(&mut self, from: &HttpRouteRules) -> Option<v1::Timeouts> {
+        let from = from.timeouts.as_ref()?;
+        let mut read = |text: &Option<String>, field: &str| {
+            annotations::milliseconds(text.as_ref()?)
+                .map_err(|error| self.refuse(&format!("/timeouts/{field}"), error))
+                .ok()
+        };
+        let request_ms = read(&from.request, "request");
+        let per_try_ms = read(&from.backend_request, "backendRequest");
+        if let Err(error) = annotations::check_tries(request_ms, per_try_ms) {
+            self.refuse("/timeouts/backendRequest", error);
+            return None;
+        }
+        let timeouts = v1::Timeouts { request_ms, per_try_ms, ..v1::Timeouts::default() };
+        (timeouts != v1::Timeouts::default()).then_some(timeouts)
+    }
+
+    fn retry(&mut self, from: &HttpRouteRulesRetry) -> Option<v1::Retry> {
+        let mut retry = v1::Retry::default();
+        if let Some(attempts) = from.attempts {
+            match u32::try_from(attempts) {
+                Ok(attempts) if attempts <= 10 => retry.attempts = Some(attempts),
+                _ => self.refuse("/retry/attempts", format!("{attempts} is not a whole number from 0 to 10")),
+            }
+        }
+        for (index, code) in from.codes.iter().flatten().enumerate() {
+            match u32::try_from(*code) {
+                Ok(code) if (400..=599).contains(&code) => retry.codes.push(code),
+                _ => {
+                    let message = format!("{code} is no error; write a status from 400 to 599");
+                    self.refuse(&format!("/retry/codes/{index}"), message);
+                }
+            }
+        }
+        if from.backoff.is_some() {
+            let message = "the backoff is not used: proxies choose it themselves, with jitter; remove it";
+            self.faults.note(self.object, format!("{}/retry/backoff", self.pointer), message);
+        }
+        Some(retry)
+    }
+
+    fn sticky(&mut self, from: &HttpRouteRulesSessionPersistence) -> Option<v1::Sticky> {
+        let Some(name) = &from.session_name else {
+            let message = "there is nothing to recognise a session by; write sessionName";
+            self.refuse("/sessionPersistence", message);
+            return None;
+        };
+        let kind = match from.r#type {
+            Some(HttpRouteRulesSessionPersistenceType::Header) => "header",
+            _ => "cookie",
+        };
+        annotations::sticky(&format!("{kind}:{name}"))
+            .map_err(|error| self.refuse("/sessionPersistence/sessionName", error))
+            .ok()
+    }
+
+    /// Reads the backends. `broken`: why none of them may be reached.
+    fn backends(mut self, from: &HttpRouteRules, broken: Option<String>) -> Vec<v1::Backend> {
+        let refs = from.backend_refs.as_deref().unwrap_or_default();
+        let mut read: Vec<_> =
+            refs.iter().enumerate().map(|(index, backend)| self.backend(index, backend)).collect();
+        if refs.is_empty() {
+            let invalid = "the rule has no backends".to_owned();
+            if broken.is_none() {
+                let message = format!("{invalid}, so its requests are answered with 500; add backendRefs");
+                self.refuse("/backendRefs", message);
+            }
+            read.push(v1::Backend { weight: 1, invalid, ..v1::Backend::default() });
+        } else if refs.iter().all(|backend| backend.weight == Some(0)) {
+            let message = "the weights sum to 0, so no request could go anywhere; give one backend more";
+            self.refuse("/backendRefs/0/weight", message);
+        }
+        if let Some(reason) = broken {
+            read.iter_mut().for_each(|backend| backend.invalid.clone_from(&reason));
+        }
+        read
+    }
+
+    /// Reads one backend.
+    fn backend(&mut self, index: usize, from: &HttpRouteRulesBackendRefs) -> v1::Backend {
+        let at = |field: &str| format!("/backendRefs/{index}/{field}");
+        let weight = u32::try_from(from.weight.unwrap_or(1)).ok().filter(|weight| *weight <= MAX_WEIGHT);
+        let weight = weight.unwrap_or_else(|| {
+            self.refuse(&at("weight"), format!("a weight is a whole number from 0 to {MAX_WEIGHT}"));
+            0
+        });
+        let group = from.group.as_deref().unwrap_or("");
+        let kind = from.kind.as_deref().unwrap_or("Service");
+        if !matches!(group, "" | "core") || kind != "Service" {
+            let reason = format!("the backend {} is a {kind}; only Services are supported", from.name);
+            self.refuse(&at("kind"), reason.clone());
+            return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
+        }
+        let own = &self.object.id.namespace;
+        let namespace = from.namespace.as_deref().unwrap_or(own);
+        let Ok(name) = ServiceName::new(namespace, &from.name) else {
+            let reason = format!("the backend {namespace}/{} is not the name of a Service", from.name);
+            self.refuse(&at("name"), reason.clone());
+            return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
+        };
+        let port = from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from);
+        let mut backend = v1::Backend { service: name.to_string(), port, weight, ..v1::Backend::default() };
+        let found = if namespace != own && !self.view.granted(own, namespace, &from.name) {
+            let fix = format!("add a ReferenceGrant for HTTPRoutes from {own} in namespace {namespace}");
+            Err(("namespace", format!("the backend {name} is not permitted to namespace {own}"), fix))
+        } else {
+            match self.services.get(&name) {
+                None => Err((
+                    "name",
+                    format!("the backend {name} does not exist"),
+                    "create the Service, or correct the name".to_owned(),
+                )),
+                Some(_) if from.port.is_none() => {
+                    Err(("port", format!("the backend {name} has no port said"), "write port".to_owned()))
+                }
+                Some(service) if !service.has_port(port) => Err((
+                    "port",
+                    format!("the backend {name} has no port {}", from.port.unwrap_or_default()),
+                    format!("use one that it has: {}", service.ports_in_words()),
+                )),
+                Some(_) => Ok(()),
+            }
+        };
+        if let Err((field, reason, fix)) = found {
+            self.refuse(&at(field), format!("{reason}; {fix}"));
+            backend.invalid = reason;
+        }
+        for (filter_at, filter) in from.filters.iter().flatten().enumerate() {
+            let read = filters::same_shape(filter).and_then(|filter| filters::read(&filter, Level::Backend));
+            match read {
+                Ok(filter) => backend.filters.push(filter),
+                Err((below, error)) => {
+                    self.refuse(&format!("/backendRefs/{index}/filters/{filter_at}{below}"), error.clone());
+                    backend.invalid = error;
+                }
+            }
+        }
+        if !backend.invalid.is_empty() {
+            backend.filters.clear();
+        }
+        backend
+    }
+}
+
+/// Adds rules for the ports of a Service that no HTTPRoute covers: the annotation's weights, or the Service itself
+/// where other ports have rules.
+fn rest(
+    service: &ServiceModel<'_>,
+    services: &Services<'_>,
+    rules: &mut Vec<v1::Rule>,
+    builder: &mut Builder,
+    faults: &mut Faults,
+) {
+    let routed = !rules.is_empty();
+    if rules.iter().any(|rule| rule.port == 0) || (!routed && service.split.is_none()) {
+        return;
+    }
+    let route = service.name.to_string();
+    // An HTTPRoute may have the name of its Service; its rules come first.
+    let first = rules.iter().filter(|rule| rule.route == route).map(|rule| rule.index + 1).max().unwrap_or(0);
+    let covered: BTreeSet<u32> = rules.iter().map(|rule| rule.port).collect();
+    let open: Vec<_> = service.ports.iter().filter(|port| !covered.contains(&port.port)).collect();
+    let one = service.ports.len() == 1;
+    for (index, port) in (first..).zip(open) {
+        let backends = match &service.split {
+            Some(split) => split
+                .iter()
+                .map(|(name, weight)| split_backend(service, port, name, *weight, services, faults))
+                .collect(),
+            None => vec![v1::Backend {
+                service: route.clone(),
+                port: port.port,
+                weight: 1,
+                ..v1::Backend::default()
+            }],
+        };
+        let weights = add_weights(&service.name, &route, index, backends, builder);
+        let port = if one { 0 } else { port.port };
+        rules.push(v1::Rule { route: route.clone(), index, port, weights, ..v1::Rule::default() });
+    }
+}
+
+/// A backend of the traffic-split annotation: the port of the same number, else of the same name, else the only one.
+fn split_backend(
+    service: &ServiceModel<'_>,
+    port: &v1::ServicePort,
+    name: &str,
+    weight: u32,
+    services: &Services<'_>,
+    faults: &mut Faults,
+) -> v1::Backend {
+    let namespace = service.name.namespace();
+    let mut backend =
+        v1::Backend { service: format!("{namespace}/{name}"), weight, ..v1::Backend::default() };
+    let found = ServiceName::new(namespace, name).ok().and_then(|name| services.get(&name));
+    let target = found.and_then(|target| {
+        let ports = &target.ports;
+        let same_number = ports.iter().find(|known| known.port == port.port);
+        let same_name = || ports.iter().find(|known| !known.name.is_empty() && known.name == port.name);
+        let only = || ports.first().filter(|_| ports.len() == 1);
+        same_number.or_else(same_name).or_else(only)
+    });
+    match (found, target) {
+        (_, Some(target)) => backend.port = target.port,
+        (None, None) => backend.invalid = format!("the backend {} does not exist", backend.service),
+        (Some(target), None) => {
+            backend.invalid = format!(
+                "the backend {} has no port for {} (it has: {})",
+                backend.service,
+                port.port,
+                target.ports_in_words()
+            );
+        }
+    }
+    if !backend.invalid.is_empty() {
+        let key = annotation::TRAFFIC_SPLIT;
+        let message = format!("annotation {key}: {}; create it, or correct the annotation", backend.invalid);
+        faults.refuse(service.object, annotation_pointer(key), message);
+    }
+    backend
+}

@@ -1,0 +1,57 @@
+//! The objects in force, sorted by kind.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gateway_api::experimental::httproutes::HTTPRoute;
+use gateway_api::referencegrants::ReferenceGrant;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::objects::{Body, Object, ObjectId};
+
+/// An object and its typed content.
+pub(super) type Of<'a, T> = (&'a Object, &'a T);
+
+/// The objects in force. Every list is in the order of the names.
+#[derive(Default)]
+pub(super) struct View<'a> {
+    pub pods: Vec<Of<'a, Pod>>,
+    pub slices: Vec<Of<'a, EndpointSlice>>,
+    pub services: Vec<Of<'a, Service>>,
+    pub routes: Vec<Of<'a, HTTPRoute>>,
+    pub grants: Vec<Of<'a, ReferenceGrant>>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(objects: &'a BTreeMap<ObjectId, Arc<Object>>) -> Self {
+        let mut view = Self::default();
+        for object in objects.values() {
+            match &object.body {
+                Body::Pod(body) => view.pods.push((object, body)),
+                Body::EndpointSlice(body) => view.slices.push((object, body)),
+                Body::Service(body) => view.services.push((object, body)),
+                Body::HTTPRoute(body) => view.routes.push((object, body)),
+                Body::ReferenceGrant(body) => view.grants.push((object, body)),
+            }
+        }
+        view
+    }
+
+    /// Whether HTTPRoutes of namespace `from` may lead to the Service `name` of namespace `to`.
+    pub(super) fn granted(&self, from: &str, to: &str, name: &str) -> bool {
+        self.grants.iter().filter(|(object, _)| object.id.namespace == to).any(|(_, grant)| {
+            let comes = grant.spec.from.iter().any(|source| {
+                source.group == "gateway.networking.k8s.io"
+                    && source.kind == "HTTPRoute"
+                    && source.namespace == from
+            });
+            let goes = grant.spec.to.iter().any(|target| {
+                target.group.is_empty()
+                    && target.kind == "Service"
+                    && target.name.as_deref().is_none_or(|only| only == name)
+            });
+            comes && goes
+        })
+    }
+}
