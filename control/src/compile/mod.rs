@@ -10,6 +10,7 @@ mod endpoints;
 mod faults;
 mod filters;
 mod matches;
+mod memory;
 mod pods;
 mod routes;
 mod services;
@@ -21,13 +22,14 @@ use std::sync::Arc;
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::view::Problem;
+use serde::{Deserialize, Serialize};
 
 use self::faults::{Fault, Faults};
 use self::view::View;
 use crate::objects::{Object, ObjectId, ObjectSet, Scope};
 use crate::snapshot::{Builder, Snapshot};
 
-pub use driver::run;
+pub use driver::{resume, run};
 
 /// What workload certificates are verified against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub struct State {
     accepted: BTreeMap<ObjectId, Accepted>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Accepted {
     /// The newest version that could be read.
     current: Arc<Object>,

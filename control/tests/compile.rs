@@ -1,0 +1,305 @@
+//! From YAML to resources: what a reader of the Kubernetes and Gateway API documents would expect.
+
+mod common;
+
+use penstock_api::resource::{Kind, Payload};
+use penstock_api::v1::{self, Protocol};
+use penstock_control::compile::{State, compile};
+use penstock_control::objects::ObjectSet;
+use penstock_control::snapshot::Snapshot;
+
+use common::{compiled, mesh, messages, read, trust};
+
+fn get(snapshot: &Snapshot, kind: Kind, name: &str) -> Payload {
+    let entry = snapshot.get(kind, name).unwrap_or_else(|| panic!("no {kind:?} {name}"));
+    Payload::decode(kind, &entry.any.value).unwrap()
+}
+
+fn routes(snapshot: &Snapshot, name: &str) -> Vec<v1::Rule> {
+    match get(snapshot, Kind::Routes, name) {
+        Payload::Routes(routes) => routes.rules,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// `service:port=weight`, and `!` before what is invalid.
+fn weights(snapshot: &Snapshot, name: &str) -> Vec<String> {
+    let Payload::Weights(weights) = get(snapshot, Kind::Weights, name) else { panic!("{name}") };
+    weights
+        .backends
+        .iter()
+        .map(|backend| {
+            let invalid = if backend.invalid.is_empty() { "" } else { "!" };
+            format!("{invalid}{}:{}={}", backend.service, backend.port, backend.weight)
+        })
+        .collect()
+}
+
+#[test]
+fn a_mesh_is_compiled_whole() {
+    let snapshot = compiled(&mesh());
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    let mut text = String::new();
+    for kind in Kind::PUSH_ORDER {
+        for (name, entry) in snapshot.all(kind) {
+            let payload = Payload::decode(kind, &entry.any.value).unwrap();
+            text.push_str(&format!("--- {name}\n{payload:#?}\n"));
+        }
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn the_order_of_files_and_objects_changes_nothing() {
+    let set = mesh();
+    let first = compiled(&set);
+    // Every rotation and its mirror: each object comes first, last and next to each other once.
+    for turn in 0..set.objects.len() {
+        let mut objects = set.objects.clone();
+        objects.rotate_left(turn);
+        for _ in 0..2 {
+            objects.reverse();
+            let snapshot = compiled(&ObjectSet { objects: objects.clone(), broken: Vec::new() });
+            assert_eq!(snapshot.version, first.version, "rotated by {turn}");
+            assert_eq!(snapshot.problems, first.problems);
+        }
+    }
+}
+
+#[test]
+fn trust_anchors_are_part_of_the_snapshot() {
+    let before = compiled(&mesh());
+    let mut anchors = trust();
+    anchors.anchors.push(vec![4, 5, 6]);
+    let (after, _) = compile(&mesh(), &State::default(), &anchors);
+    assert_ne!(before.version, after.version);
+    let Payload::TrustBundle(bundle) = get(&after, Kind::TrustBundle, "cluster.local") else { panic!() };
+    assert_eq!(bundle.anchors, [vec![1, 2, 3], vec![4, 5, 6]]);
+}
+
+#[test]
+fn a_subscription_to_a_service_spans_what_its_routes_lead_to() {
+    let snapshot = compiled(&mesh());
+    let names: Vec<_> =
+        snapshot.expand(Kind::Endpoints, "vision/resnet").iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["vision/resnet", "vision/resnet-v1", "vision/resnet-v2"]);
+}
+
+const ROUTE: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: canary, namespace: vision}
+spec:
+  parentRefs: [{group: "", kind: Service, name: resnet}]
+  rules:
+    - backendRefs: [{name: resnet-v1, port: 80, weight: 3}, {name: resnet-v2, port: 80}]
+    - matches:
+        - path: {value: /v2}
+        - path: {type: Exact, value: /v2/models}
+          method: GET
+      filters:
+        - type: URLRewrite
+          urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /}}
+      timeouts: {request: 10s, backendRequest: 2s}
+      retry: {attempts: 3, codes: [503]}
+      sessionPersistence: {sessionName: user, type: Cookie}
+      backendRefs:
+        - name: resnet-v2
+          port: 80
+          filters:
+            - type: RequestHeaderModifier
+              requestHeaderModifier: {add: [{name: X-Version, value: v2}]}
+    - matches: [{path: {value: /old}}]
+      filters: [{type: RequestRedirect, requestRedirect: {hostname: new.example.com}}]
+"#;
+
+#[test]
+fn a_route_wins_over_the_annotation_and_its_rules_are_in_order() {
+    let mut set = mesh();
+    set.objects.extend(read("route.yaml", ROUTE).objects);
+    let snapshot = compiled(&set);
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+
+    let rules = routes(&snapshot, "vision/resnet");
+    let order: Vec<_> = rules.iter().map(|rule| (rule.route.as_str(), rule.index)).collect();
+    // The exact path, then the longest prefix, then the rest.
+    assert_eq!(
+        order,
+        [("vision/canary", 1), ("vision/canary", 2), ("vision/canary", 1), ("vision/canary", 0)]
+    );
+    let exact = &rules[0];
+    assert_eq!(exact.matches[0].method, "GET");
+    assert_eq!(exact.timeouts.unwrap().per_try_ms, Some(2_000));
+    assert_eq!(exact.retry.as_ref().unwrap().attempts, Some(3));
+    assert_eq!(exact.sticky.as_ref().unwrap().key, Some(v1::sticky::Key::Cookie("user".into())));
+    assert_eq!(exact.weights, "vision/resnet/vision/canary/1");
+    assert_eq!(rules[1].weights, "", "a redirect answers by itself");
+    assert!(rules[3].matches.is_empty());
+
+    assert_eq!(
+        weights(&snapshot, "vision/resnet/vision/canary/0"),
+        ["vision/resnet-v1:80=3", "vision/resnet-v2:80=1"]
+    );
+    assert!(snapshot.get(Kind::Weights, "vision/resnet/vision/resnet/0").is_none());
+    assert!(snapshot.get(Kind::Routes, "vision/resnet-v1").is_none(), "no route, no resource");
+}
+
+#[test]
+fn moving_a_weight_changes_nothing_but_the_weights() {
+    let with = |text: &str| {
+        let mut set = mesh();
+        set.objects.extend(read("route.yaml", text).objects);
+        compiled(&set)
+    };
+    let (before, after) = (with(ROUTE), with(&ROUTE.replace("weight: 3", "weight: 4")));
+    let mut changed = Vec::new();
+    for kind in Kind::PUSH_ORDER {
+        let entries = after.all(kind).filter(|(name, entry)| before.get(kind, name) != Some(*entry));
+        changed.extend(entries.map(|(name, _)| (kind, name.to_owned())));
+    }
+    assert_eq!(changed, [(Kind::Weights, "vision/resnet/vision/canary/0".to_owned())]);
+}
+
+#[test]
+fn ports_without_a_rule_go_where_they_went() {
+    let mut set = mesh();
+    let route = ROUTE.replace("name: resnet}]", "name: resnet-v1, port: 80}]");
+    set.objects.extend(read("route.yaml", &route.replace("name: canary", "name: resnet-v1")).objects);
+    let snapshot = compiled(&set);
+    let rules = routes(&snapshot, "vision/resnet-v1");
+    assert!(rules[..4].iter().all(|rule| rule.port == 80), "{rules:?}");
+    // The route has the name of the Service, and three rules.
+    let rest = &rules[4];
+    assert_eq!(
+        (rest.port, rest.index, rest.weights.as_str()),
+        (8001, 3, "vision/resnet-v1/vision/resnet-v1/3")
+    );
+    assert_eq!(weights(&snapshot, &rest.weights), ["vision/resnet-v1:8001=1"]);
+}
+
+#[test]
+fn a_split_of_several_ports_leads_each_to_its_own() {
+    let set = read(
+        "x.yaml",
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: a, annotations: {penstock.io/traffic-split: "a=1,b=2,c=0"}}
+spec: {ports: [{name: http, port: 80}, {name: grpc, port: 81}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {ports: [{name: http, port: 80}, {name: grpc, port: 9000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: c}
+spec: {ports: [{port: 7000}]}
+"#,
+    );
+    let snapshot = compiled(&set);
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    let ports: Vec<_> = routes(&snapshot, "default/a").iter().map(|rule| rule.port).collect();
+    assert_eq!(ports, [80, 81]);
+    assert_eq!(
+        weights(&snapshot, "default/a/default/a/0"),
+        ["default/a:80=1", "default/b:80=2", "default/c:7000=0"]
+    );
+    assert_eq!(
+        weights(&snapshot, "default/a/default/a/1"),
+        ["default/a:81=1", "default/b:9000=2", "default/c:7000=0"]
+    );
+}
+
+#[test]
+fn hostnames_and_parents_multiply_a_rule() {
+    let set = read(
+        "x.yaml",
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {ports: [{name: http, port: 80}, {name: alt, port: 81}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  hostnames: ["*.Example.com", a.example.com]
+  parentRefs:
+    - {group: "", kind: Service, name: a, sectionName: alt}
+    - {kind: Gateway, name: front}
+  rules: [{backendRefs: [{name: a, port: 80}]}]
+"#,
+    );
+    let snapshot = compiled(&set);
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    let rules = routes(&snapshot, "default/a");
+    let seen: Vec<_> = rules.iter().map(|rule| (rule.port, rule.hostnames.concat())).collect();
+    let expected = [(81, "a.example.com"), (81, "*.example.com"), (80, "")];
+    assert_eq!(seen, expected.map(|(port, host)| (port, host.to_owned())));
+}
+
+#[test]
+fn another_namespace_must_grant_its_backends() {
+    let set = |grant: &str| {
+        read(
+            "x.yaml",
+            &format!(
+                r#"
+apiVersion: v1
+kind: Service
+metadata: {{name: a, namespace: one}}
+spec: {{ports: [{{port: 80}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: b, namespace: two}}
+spec: {{ports: [{{port: 80}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r, namespace: one}}
+spec:
+  parentRefs: [{{group: "", kind: Service, name: a}}]
+  rules: [{{backendRefs: [{{name: b, namespace: two, port: 80}}]}}]
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {{name: g, namespace: two}}
+spec:
+  from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {grant}}}]
+  to: [{{group: "", kind: Service}}]
+"#
+            ),
+        )
+    };
+    let granted = compiled(&set("one"));
+    assert_eq!(messages(&granted), Vec::<String>::new());
+    assert_eq!(weights(&granted, "one/a/one/r/0"), ["two/b:80=1"]);
+
+    let refused = compiled(&set("three"));
+    assert_eq!(weights(&refused, "one/a/one/r/0"), ["!two/b:80=1"]);
+    assert_eq!(
+        messages(&refused),
+        ["x.yaml:17 HTTPRoute one/r: the backend two/b is not permitted to namespace one; \
+          add a ReferenceGrant for HTTPRoutes from one in namespace two"]
+    );
+    assert_eq!(refused.expand(Kind::Endpoints, "one/a").len(), 1, "what is not permitted is not told");
+}
+
+#[test]
+fn an_opaque_port_is_opaque_on_both_sides() {
+    let mut set = mesh();
+    let text = include_str!("mesh/pods.yaml")
+        .replace("    penstock.io/inbound-port: \"15006\"\n", "    penstock.io/opaque-ports: \"8000\"\n");
+    set.objects.retain(|object| &*object.origin.file != "pods.yaml");
+    set.objects.extend(read("pods.yaml", &text).objects);
+    let snapshot = compiled(&set);
+    let Payload::Service(service) = get(&snapshot, Kind::Service, "vision/resnet-v1") else { panic!() };
+    let protocols: Vec<_> = service.ports.iter().map(v1::ServicePort::protocol).collect();
+    assert_eq!(protocols, [Protocol::Opaque, Protocol::Grpc]);
+    let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "vision/resnet-v1-0") else { panic!() };
+    assert_eq!(workload.ports[0].protocol(), Protocol::Opaque);
+}
