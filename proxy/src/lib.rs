@@ -1,5 +1,34 @@
 //! The sidecar: routes, balances and secures the traffic of one pod.
+//!
+//! A request of the application is read in [`outbound`], one of the mesh in [`inbound`]; each is a list of stages, and
+//! each stage is a module: accept, detect, route, split, balance, send, report. What the stages decide by is in
+//! [`config`]; [`worker`] says what is shared and what is not.
 
+pub mod accept;
+pub mod admin;
+pub mod answer;
 pub mod backoff;
+pub mod body;
+pub mod config;
+pub mod connection;
+pub mod detect;
+pub mod drain;
+pub mod exchange;
+pub mod failure;
+pub mod fleet;
+pub mod headers;
 pub mod identity;
+pub mod inbound;
+pub mod limits;
+pub mod local;
+pub mod outbound;
+pub mod report;
+pub mod route;
+pub mod run;
+pub mod send;
+pub mod serve;
+pub mod tcp;
 pub mod telemetry;
+pub mod upgrade;
+pub mod worker;
+pub mod xds;

@@ -1,2 +1,249 @@
-//! t
-fn main() {}
+//! `penstock-proxy`: the sidecar's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use penstock_api::SpiffeId;
+use penstock_api::names::{DEFAULT_TRUST_DOMAIN, port};
+use penstock_proxy::config::{Store, static_file};
+use penstock_proxy::identity::control::Control;
+use penstock_proxy::identity::sign::{Signer, keep_signed};
+use penstock_proxy::identity::Identity;
+use penstock_proxy::limits::Limits;
+use penstock_proxy::run::{self, Listen, Proxy, Serves, Setup};
+use penstock_proxy::telemetry::level::Level;
+use penstock_proxy::telemetry::{AccessLog, Options};
+use penstock_proxy::{admin, fleet, xds};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The Penstock sidecar: routes, balances and secures the traffic of one pod.
+#[derive(Parser)]
+#[command(name = "penstock-proxy", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM, then drain.
+    ///
+    /// With control:
+    ///   penstock-proxy run --control 127.0.0.1:15010 --control-ca state/anchors.pem \
+    ///     --token token --node demo/client --service-account client
+    /// Without:
+    ///   penstock-proxy run --static proxy.yaml
+    #[command(verbatim_doc_comment)]
+    Run(Box<Run>),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Start from this file, without a control plane
+    #[arg(long = "static", value_name = "FILE", conflicts_with_all = ["control", "token", "node", "service_account"])]
+    static_file: Option<PathBuf>,
+    /// Where control is
+    #[arg(long, value_name = "HOST:PORT", env = "PENSTOCK_CONTROL", required_unless_present = "static_file")]
+    control: Option<String>,
+    /// The anchors that control is verified against, PEM
+    #[arg(long, value_name = "FILE", required_unless_present = "static_file")]
+    control_ca: Option<PathBuf>,
+    /// The bearer token that proves who we are; read anew for each certificate
+    #[arg(long, value_name = "FILE", required_unless_present = "static_file")]
+    token: Option<PathBuf>,
+    /// This pod, <namespace>/<name>
+    #[arg(long, value_name = "NS/POD", env = "PENSTOCK_NODE", required_unless_present = "static_file")]
+    node: Option<String>,
+    /// This pod's service account
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    service_account: String,
+    /// The mesh's trust domain
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+    /// Listener for the application's traffic
+    #[arg(long, value_name = "ADDR", default_value_t = loopback(port::OUTBOUND))]
+    outbound: SocketAddr,
+    /// Listener for the mesh's traffic
+    #[arg(long, value_name = "ADDR", default_value_t = loopback(port::INBOUND))]
+    inbound: SocketAddr,
+    /// Admin pages; loopback only
+    #[arg(long, value_name = "ADDR", default_value_t = loopback(port::ADMIN))]
+    admin: SocketAddr,
+    /// Health and metrics
+    #[arg(long, value_name = "ADDR", default_value_t = loopback(port::HEALTH))]
+    health: SocketAddr,
+    /// Worker threads; the default is a quarter of the cores, at least one
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Requests to log on standard output, as JSON
+    #[arg(long, value_enum, default_value_t = AccessLog::Errors)]
+    access_log: AccessLog,
+    /// Send traces to this collector, http://host:4317
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+    /// Share of requests to trace when the caller has not decided, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    trace_sample: f64,
+    /// How long to wait for requests and connections on SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    drain_timeout: Duration,
+    /// Open connections, each listener
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
+    max_connections: u32,
+    /// Largest request body, bytes; 0 = no limit
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    max_body: u64,
+    /// error, warn, info, debug, or a filter such as info,penstock_proxy::xds=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn main() -> ExitCode {
+    let Command::Run(options) = Cli::parse().command;
+    let level = match Level::install(&options.log_level) {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("penstock-proxy: --log-level: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.context("cannot start a runtime").and_then(|runtime| {
+        let result = runtime.block_on(serve(*options, level));
+        // Blocking work that hangs (a name look-up) must not hold up the end.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(options: Run, level: Level) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let drain_timeout = options.drain_timeout;
+    let level = Arc::new(level);
+    let (proxy, telemetry) = match &options.static_file {
+        Some(file) => start_static(file, &options, level).await?,
+        None => start_with_control(&options, level).await?,
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining for at most {drain_timeout:?}");
+    tokio::select! {
+        () = proxy.drain(drain_timeout) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let _ = tokio::task::spawn_blocking(move || telemetry.flush(Duration::from_secs(1))).await;
+    Ok(())
+}
+
+type Started = (Proxy, Arc<penstock_proxy::telemetry::Telemetry>);
+
+async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) -> anyhow::Result<Started> {
+    let file = static_file::read(file)?;
+    let identity = Arc::new(match &file.identity {
+        Some([certificate, key, anchors]) => Identity::from_files(certificate, key, anchors)?,
+        None => Identity::new(),
+    });
+    let telemetry = run::telemetry(&Options { access_log: file.access_log, ..told(options, "static/proxy") })?;
+    let store = Arc::new(Store::default());
+    store.set_ready();
+    let proxy = Proxy::start(Setup {
+        listen: run::static_listeners(&file),
+        workers: file.workers,
+        node: "static/proxy".to_owned(),
+        limits: limits(options),
+        store,
+        identity,
+        telemetry: Arc::clone(&telemetry),
+    })?;
+    if let Some(address) = file.admin {
+        admin::start(address, None, &proxy.shared, level).await?;
+    }
+    for (listener, address) in file.listeners.iter().zip(&proxy.addresses) {
+        tracing::info!(listener = %listener.name, %address, "listening");
+    }
+    Ok((proxy, telemetry))
+}
+
+async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<Started> {
+    let (Some(address), Some(ca), Some(token), Some(node)) =
+        (&options.control, &options.control_ca, &options.token, &options.node)
+    else {
+        bail!("--control, --control-ca, --token and --node belong together");
+    };
+    let Some((namespace, _)) = node.split_once('/') else {
+        bail!("--node {node:?} is not <namespace>/<pod>");
+    };
+    let id = SpiffeId::new(&options.trust_domain, namespace, &options.service_account)?;
+    let control =
+        Control { address: address.clone(), ca: ca.clone(), trust_domain: options.trust_domain.clone() };
+    let identity = Arc::new(Identity::new());
+    let telemetry = run::telemetry(&told(options, node))?;
+    let store = Arc::new(Store::default());
+    let listen = vec![
+        Listen { name: "outbound", address: options.outbound, serves: Serves::Outbound(None) },
+        Listen { name: "inbound", address: options.inbound, serves: Serves::Inbound(None) },
+    ];
+    let proxy = Proxy::start(Setup {
+        listen,
+        workers: options.workers.unwrap_or_else(default_workers),
+        node: node.clone(),
+        limits: limits(options),
+        store: Arc::clone(&store),
+        identity: Arc::clone(&identity),
+        telemetry: Arc::clone(&telemetry),
+    })?;
+    admin::start(options.admin, Some(options.health), &proxy.shared, level).await?;
+
+    let signer = Signer { control: control.clone(), token: token.clone(), id };
+    tokio::spawn(keep_signed(Arc::clone(&identity), signer));
+    let demands = store.demands().context("the configuration's demands are taken already")?;
+    let config = xds::Config::new(control.clone(), node.clone(), options.service_account.clone());
+    let client = xds::Client::new(config, Arc::clone(&identity));
+    tokio::spawn(client.run(Arc::clone(&store), demands));
+    tokio::spawn(fleet::attach(control, node.clone(), Arc::clone(&proxy.shared)));
+    tracing::info!(%node, outbound = %proxy.addresses[0], inbound = %proxy.addresses[1], "listening");
+    Ok((proxy, telemetry))
+}
+
+fn told(options: &Run, node: &str) -> Options {
+    Options {
+        access_log: options.access_log,
+        otlp: options.otlp.clone(),
+        trace_sample: options.trace_sample,
+        node: node.to_owned(),
+        service: format!("penstock-proxy {}", options.service_account),
+    }
+}
+
+fn limits(options: &Run) -> Limits {
+    Limits { connections: options.max_connections, body_bytes: options.max_body, ..Limits::default() }
+}
+
+/// A sidecar shares its node with the application; a quarter of the cores serves tens of thousands of requests a
+/// second.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1))
+}

@@ -23,6 +23,16 @@ impl ServiceName {
         }
     }
 
+    /// Stands for the service in the labels of requests that reached none.
+    pub fn unrouted() -> Self {
+        Self("penstock/unrouted".into())
+    }
+
+    /// Stands for every host outside the mesh in labels, since their names are the client's choice.
+    pub fn outside() -> Self {
+        Self("penstock/outside".into())
+    }
+
     /// Reads a host (no port) as the application in `own_namespace` means it: `name`, `name.ns`, `name.ns.svc`,
     /// `name.ns.svc.cluster.local`. `None` when it cannot be a Service (an address, more labels, other suffixes).
     pub fn from_host(host: &str, own_namespace: &str) -> Option<Self> {

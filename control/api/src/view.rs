@@ -170,6 +170,22 @@ pub struct ProxyEndpoint {
     pub load: Option<Load>,
 }
 
+/// `POST /renew?node=`: one row for each proxy that was asked to renew its certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// `<namespace>/<pod>`.
+    pub node: String,
+    /// Why it could not; absent when it did.
+    pub error: Option<String>,
+}
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong and what to do, one sentence.
+    pub error: String,
+}
+
 /// What an endpoint last reported of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Load {
@@ -198,6 +214,17 @@ pub struct Certificate {
     pub not_after: i64,
     /// `leaf`, `intermediate` or `anchor`.
     pub role: String,
+}
+
+/// `GET /certs`: one row for each proxy that was asked, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProxyCertificates {
+    /// `<namespace>/<pod>`.
+    pub node: String,
+    /// What it holds: its own certificate and the anchors that it verifies peers against.
+    pub certificates: Vec<Certificate>,
+    /// Why it could not tell; absent when it did.
+    pub error: Option<String>,
 }
 
 /// `GET /tap?service=&direction=&limit=`: one live request a line.

@@ -68,6 +68,16 @@ metrics! {
         "Bytes of request bodies.";
     RESPONSE_BYTES Counter "penstock_response_bytes_total" ["direction", "service", "backend", "route"]
         "Bytes of response bodies.";
+    CONNECTIONS_ACCEPTED Counter "penstock_connections_accepted_total" ["listener"]
+        "Connections that clients made.";
+    CONNECTIONS_REFUSED Counter "penstock_connections_refused_total" ["listener"]
+        "Connections above the listener's limit, answered 503 and closed.";
+    HANDSHAKE_FAILURES Counter "penstock_handshake_failures_total" ["listener"]
+        "TLS handshakes that failed: no certificate, an unknown one, an expired one, or too slow.";
+    MALFORMED Counter "penstock_malformed_requests_total" ["listener"]
+        "Connections that were closed because what came in was not HTTP, or too large, or too slow.";
+    DETECT_TIMEOUTS Counter "penstock_detect_timeouts_total" []
+        "Connections whose protocol nobody declared and whose first bytes came too late to tell.";
     CERTIFICATE_EXPIRY Gauge "penstock_certificate_expiry_seconds" []
         "When the certificate in use ends, seconds since the epoch.";
     CERTIFICATE_RENEWALS Counter "penstock_certificate_renewals_total" ["result"]

@@ -1,0 +1,250 @@
+//! Bodies on their way through. They are streamed, never collected, and whatever is counted until the last byte
+//! (load, outcome, the pooled connection) hangs on them and is let go with them.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use penstock_api::Reason;
+use tokio::time::{Instant, Sleep};
+
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::send::Lease;
+
+/// A request's body on its way to the server.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// As it comes in from the client.
+    Client(Incoming, Rc<Exchange>),
+    /// Kept whole, for another try; `None` when empty or sent.
+    Whole(Option<Bytes>),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Client(body, exchange) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    exchange.sent(data.len());
+                }
+                Poll::Ready(frame)
+            }
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(body, _) => body.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(body, _) => body.size_hint(),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+        }
+    }
+}
+
+/// A response's body on its way to the client.
+#[derive(Debug)]
+pub enum ResponseBody {
+    /// The proxy's own.
+    Whole(Option<Bytes>),
+    /// As it comes in from the server.
+    Upstream(Upstream),
+}
+
+impl ResponseBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::Whole(None)
+    }
+
+    /// A short text.
+    pub fn whole(text: String) -> Self {
+        Self::Whole(Some(text.into()))
+    }
+}
+
+/// A response's body with what ends when it ends.
+#[derive(Debug)]
+pub struct Upstream {
+    body: Incoming,
+    exchange: Rc<Exchange>,
+    lease: Option<Lease>,
+    idle: Idle,
+    on_trailers: fn(&Exchange, &mut HeaderMap),
+}
+
+impl Upstream {
+    /// Takes over a response's body. `on_trailers` sees the trailers before the client does.
+    pub fn new(
+        body: Incoming,
+        exchange: Rc<Exchange>,
+        lease: Lease,
+        idle: Option<Duration>,
+        on_trailers: fn(&Exchange, &mut HeaderMap),
+    ) -> Self {
+        Self { body, exchange, lease: Some(lease), idle: Idle::new(idle), on_trailers }
+    }
+
+    fn end(&mut self) {
+        // The connection is free for the next request before the client has read its last byte.
+        self.lease = None;
+        self.exchange.complete();
+    }
+}
+
+/// Why a response's body broke off.
+#[derive(Debug)]
+pub struct Broken(Failure);
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let upstream = match self.get_mut() {
+            Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream(upstream) => upstream,
+        };
+        match Pin::new(&mut upstream.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                upstream.idle.moved();
+                if let Some(data) = frame.data_ref() {
+                    upstream.exchange.received(data.len());
+                    if upstream.body.is_end_stream() {
+                        upstream.end();
+                    }
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    (upstream.on_trailers)(&upstream.exchange, trailers);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let story = format!("{} closed in the middle of its response: {error}", upstream.exchange.whither());
+                let failure = Failure::new(Reason::UpstreamIncomplete, story);
+                upstream.exchange.broken(failure.reason);
+                Poll::Ready(Some(Err(Broken(failure))))
+            }
+            Poll::Ready(None) => {
+                upstream.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let limit = ready!(upstream.idle.poll_elapsed(cx));
+                let story = format!("no byte from {} in {limit:?}", upstream.exchange.whither());
+                upstream.exchange.broken(Reason::IdleTimeout);
+                Poll::Ready(Some(Err(Broken(Failure::new(Reason::IdleTimeout, story)))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Upstream(upstream) => upstream.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Upstream(upstream) => upstream.body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // A body that was known to be at its end is never asked for another frame.
+        if self.lease.is_some() && self.body.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+/// Notices that nothing moves. Costs nothing while bytes flow: the timer is set when a read first has to wait, and is
+/// pushed on only when it fires.
+#[derive(Debug)]
+struct Idle {
+    limit: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    moved: bool,
+}
+
+impl Idle {
+    fn new(limit: Option<Duration>) -> Self {
+        Self { limit: limit.filter(|limit| !limit.is_zero()), timer: None, moved: false }
+    }
+
+    fn moved(&mut self) {
+        self.moved = true;
+    }
+
+    /// Ready with the limit once nothing has moved for at least that long (at most twice).
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if !std::mem::take(&mut self.moved) {
+                return Poll::Ready(limit);
+            }
+            timer.as_mut().reset(Instant::now() + limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_fires_only_when_nothing_moves() {
+        let limit = Duration::from_secs(10);
+        let mut idle = Idle::new(Some(limit));
+        let start = Instant::now();
+        for _ in 0..5 {
+            let waited = tokio::time::timeout(Duration::from_secs(6), poll_fn(|cx| idle.poll_elapsed(cx))).await;
+            assert!(waited.is_err(), "fired although bytes moved, after {:?}", start.elapsed());
+            idle.moved();
+        }
+        assert_eq!(poll_fn(|cx| idle.poll_elapsed(cx)).await, limit);
+        let quiet = start.elapsed() - Duration::from_secs(30);
+        assert!(quiet >= limit && quiet <= limit * 2, "{quiet:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_limit_never_fires() {
+        for limit in [None, Some(Duration::ZERO)] {
+            let mut idle = Idle::new(limit);
+            let wait = poll_fn(|cx| idle.poll_elapsed(cx));
+            assert!(tokio::time::timeout(Duration::from_secs(1 << 20), wait).await.is_err());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! A client's connection: what is known of it before its first request.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::uri::Authority;
+use penstock_api::SpiffeId;
+
+use crate::accept::Counted;
+use crate::config::static_file::Listener;
+use crate::config::{Workload, WorkloadPort};
+use crate::worker::Worker;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// Where it was going, if it was redirected.
+    pub original: Option<SocketAddr>,
+    /// Who the client has proven to be, with the header that tells the application.
+    pub client: Option<(SpiffeId, HeaderValue)>,
+    /// The client is a sidecar: its word about the application's protocol counts.
+    pub sidecar: bool,
+    /// What serves it.
+    pub to: To,
+    /// The last Host, read: most connections say the same one in every request.
+    pub last_host: RefCell<Option<(HeaderValue, Authority)>>,
+    /// Counts while it is open.
+    pub counted: Counted,
+}
+
+/// What a connection leads to.
+#[derive(Clone, Debug)]
+pub enum To {
+    /// Whatever each request names.
+    Mesh,
+    /// A listener of the static file.
+    Static(Arc<Listener>),
+    /// A port of our own pod, by its index.
+    Application(Arc<Workload>, usize),
+    /// Nothing: every request is answered with this.
+    Refusal(crate::failure::Failure),
+}
+
+impl To {
+    /// The port of our own pod.
+    pub fn application(workload: &Arc<Workload>, port: u16) -> Option<Self> {
+        let index = workload.ports.iter().position(|candidate| candidate.port == port)?;
+        Some(Self::Application(Arc::clone(workload), index))
+    }
+
+    /// The port of our own pod, if it leads there.
+    pub fn port(&self) -> Option<&WorkloadPort> {
+        match self {
+            Self::Application(workload, index) => workload.ports.get(*index),
+            _ => None,
+        }
+    }
+}
+
+impl Connection {
+    /// The host and port that a request is for, from its target or its Host header.
+    pub fn authority(&self, request: &http::request::Parts) -> Option<Authority> {
+        if let Some(authority) = request.uri.authority() {
+            return Some(authority.clone());
+        }
+        let host = request.headers.get(http::header::HOST)?;
+        let mut last = self.last_host.borrow_mut();
+        if let Some((value, authority)) = &*last
+            && value == host
+        {
+            return Some(authority.clone());
+        }
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        *last = Some((host.clone(), authority.clone()));
+        Some(authority)
+    }
+}

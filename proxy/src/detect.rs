@@ -1,0 +1,113 @@
+//! What a plaintext connection speaks, where nobody has declared it.
+//!
+//! A hint with a timeout of milliseconds: a client that waits for the server to speak first is taken for bytes after
+//! that, and counted. Nothing is consumed: the bytes are peeked at.
+
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::telemetry::metric;
+
+/// What the first bytes look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// A request line.
+    Http1,
+    /// The HTTP/2 preface (RFC 9113, 3.4).
+    Http2,
+    /// A TLS handshake record.
+    Tls,
+    /// Something else, or nothing within the timeout.
+    Bytes,
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The longest method that is looked for.
+const LOOK: usize = 24;
+
+/// Looks at the first bytes of a connection for at most `limit`.
+pub async fn detect(stream: &TcpStream, limit: Duration) -> Detected {
+    let start = Instant::now();
+    let mut buffer = [0; LOOK];
+    let detected = tokio::time::timeout(limit, async {
+        loop {
+            let read = stream.peek(&mut buffer).await.unwrap_or(0);
+            if read == 0 {
+                return Detected::Bytes;
+            }
+            if let Some(detected) = judge(&buffer[..read]) {
+                return detected;
+            }
+            // More bytes are on their way; peeking does not wait for them.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    detected.unwrap_or_else(|_| {
+        metrics::counter!(metric::DETECT_TIMEOUTS.name).increment(1);
+        tracing::debug!(waited = ?start.elapsed(), "nothing to tell the protocol by; declare it with appProtocol");
+        Detected::Bytes
+    })
+}
+
+/// `None` while the bytes so far could still be several things.
+fn judge(bytes: &[u8]) -> Option<Detected> {
+    if bytes[0] == 0x16 {
+        return Some(Detected::Tls);
+    }
+    let common = bytes.len().min(PREFACE.len());
+    if bytes[..common] == PREFACE[..common] {
+        return (common == PREFACE.len()).then_some(Detected::Http2);
+    }
+    // A method is a token (RFC 9110, 9.1), upper case in all that is registered, and then a space.
+    match bytes.iter().position(|byte| !byte.is_ascii_uppercase() && *byte != b'-') {
+        Some(at) if at > 0 && bytes[at] == b' ' => Some(Detected::Http1),
+        Some(_) => Some(Detected::Bytes),
+        None if bytes.len() >= LOOK => Some(Detected::Bytes),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn byte_by_byte() {
+        let table: &[(&[u8], Detected, usize)] = &[
+            (b"GET / HTTP/1.1\r\n", Detected::Http1, 4),
+            (b"POST /v2", Detected::Http1, 5),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Detected::Http2, 24),
+            (b"PRI /x HTTP/1.1", Detected::Http1, 5),
+            (b"\x16\x03\x01", Detected::Tls, 1),
+            (b"\0\0\0", Detected::Bytes, 1),
+            (b"hello", Detected::Bytes, 1),
+            (b"GETTHEMALLBEFORETHEYGETYOU", Detected::Bytes, 24),
+        ];
+        for (bytes, expected, after) in table {
+            for len in 1..*after {
+                assert_eq!(judge(&bytes[..len]), None, "{len} bytes of {bytes:?}");
+            }
+            assert_eq!(judge(&bytes[..*after]), Some(*expected), "{bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_taken_for_bytes_in_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        assert_eq!(detect(&server, Duration::from_millis(20)).await, Detected::Bytes);
+        client.write_all(b"G").await.unwrap();
+        let more = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            client.write_all(b"ET / HTTP/1.1\r\n").await.unwrap();
+        };
+        let (detected, ()) = tokio::join!(detect(&server, Duration::from_secs(5)), more);
+        assert_eq!(detected, Detected::Http1);
+    }
+}

@@ -1,0 +1,109 @@
+//! Leaving without losing a request.
+//!
+//! Draining has two sides. Inbound keeps serving while peers learn, on every response, that this endpoint is leaving;
+//! outbound stays open as long as the application uses it. The process may end when both are quiet.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use penstock_api::v1::Direction;
+use tokio::sync::watch;
+
+/// Whether we are on our way out, and what is still going on.
+#[derive(Debug)]
+pub struct Drain {
+    leaving: watch::Sender<bool>,
+    in_flight: [AtomicU32; 2],
+    /// Open connections of the application to its outbound listener.
+    outbound_connections: AtomicU32,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            leaving: watch::channel(false).0,
+            in_flight: Default::default(),
+            outbound_connections: AtomicU32::new(0),
+        }
+    }
+}
+
+/// After the last request has ended, peers that have not heard yet get this long to send another.
+const QUIET: Duration = Duration::from_millis(500);
+
+impl Drain {
+    /// From now on every response says that this endpoint is leaving.
+    pub fn start(&self) {
+        self.leaving.send_replace(true);
+    }
+
+    /// Whether [`start`](Self::start) was called.
+    pub fn leaving(&self) -> bool {
+        *self.leaving.borrow()
+    }
+
+    /// To be told when it starts.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.leaving.subscribe()
+    }
+
+    /// A request begins.
+    pub fn begin(&self, direction: Direction) {
+        self.in_flight[direction as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A request is over.
+    pub fn end(&self, direction: Direction) {
+        self.in_flight[direction as usize].fetch_sub(1, Relaxed);
+    }
+
+    /// The application opens a connection to the outbound listener.
+    pub fn opened(&self) {
+        self.outbound_connections.fetch_add(1, Relaxed);
+    }
+
+    /// The application's connection is gone.
+    pub fn closed(&self) {
+        self.outbound_connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Requests in flight, both directions, and open outbound connections.
+    pub fn busy(&self) -> u32 {
+        self.in_flight.iter().chain([&self.outbound_connections]).map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Returns once nothing has been going on for a moment.
+    pub async fn quiet(&self) {
+        const LOOK: Duration = Duration::from_millis(20);
+        let mut still = Duration::ZERO;
+        while still < QUIET {
+            tokio::time::sleep(LOOK).await;
+            still = if self.busy() == 0 { still + LOOK } else { Duration::ZERO };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits_for_both_sides_and_for_stragglers() {
+        let drain = Arc::new(Drain::default());
+        drain.begin(Direction::Inbound);
+        drain.opened();
+        drain.start();
+        let start = Instant::now();
+        let others = Arc::clone(&drain);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            others.end(Direction::Inbound);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            others.closed();
+        });
+        drain.quiet().await;
+        assert!(start.elapsed() >= Duration::from_secs(3) + QUIET, "{:?}", start.elapsed());
+    }
+}

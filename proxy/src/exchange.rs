@@ -1,0 +1,232 @@
+//! One request, from its first header to the last byte of its response: what is known of it, and what is recorded
+//! when the last part of it is dropped.
+//!
+//! Both bodies hold the exchange. However a request ends (served, failed, the client gone, the task cancelled), the
+//! last of them to go records it, once. So a stream counts as load until it ends, and nothing leaks.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use penstock_api::v1::Direction;
+use penstock_api::{Reason, SpiffeId};
+use tokio::time::Instant;
+
+use crate::config::{Cluster, Endpoint, Rule};
+use crate::failure::Failure;
+use crate::telemetry::outcome::{End, Outcome};
+use crate::telemetry::Details;
+use crate::worker::Worker;
+
+/// One request and its response.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    direction: Direction,
+    started: Instant,
+    status: Cell<u16>,
+    grpc_failed: Cell<bool>,
+    reason: Cell<Option<Reason>>,
+    tries: Cell<u32>,
+    headers: Cell<Duration>,
+    request_bytes: Cell<u64>,
+    response_bytes: Cell<u64>,
+    mtls: Cell<bool>,
+    complete: Cell<bool>,
+    /// The client wants to see load reports itself.
+    wants_report: Cell<bool>,
+    place: RefCell<Option<Place>>,
+    details: OnceCell<Box<Details>>,
+}
+
+/// Where the current try goes, and where it counts.
+#[derive(Debug)]
+struct Place {
+    outcome: Arc<Outcome>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Exchange {
+    /// A request's headers have arrived.
+    pub fn begin(worker: &Rc<Worker>, direction: Direction) -> Rc<Self> {
+        worker.begin(direction);
+        Rc::new(Self {
+            worker: Rc::clone(worker),
+            direction,
+            started: Instant::now(),
+            status: Cell::new(0),
+            grpc_failed: Cell::new(false),
+            reason: Cell::new(None),
+            tries: Cell::new(0),
+            headers: Cell::new(Duration::ZERO),
+            request_bytes: Cell::new(0),
+            response_bytes: Cell::new(0),
+            mtls: Cell::new(false),
+            complete: Cell::new(false),
+            wants_report: Cell::new(false),
+            place: RefCell::new(None),
+            details: OnceCell::new(),
+        })
+    }
+
+    /// When it began.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Keeps what logs, taps and traces want to know.
+    pub fn keep(&self, details: Details) {
+        // Kept once, at the beginning.
+        let _ = self.details.set(Box::new(details));
+    }
+
+    /// Notes whom the other side proved to be.
+    pub fn secured(&self, mtls: bool) {
+        self.mtls.set(mtls);
+    }
+
+    /// The client asked to see load reports.
+    pub fn show_reports(&self) {
+        self.wants_report.set(true);
+    }
+
+    /// Whether the client asked to see load reports.
+    pub fn shows_reports(&self) -> bool {
+        self.wants_report.get()
+    }
+
+    /// A try goes to an endpoint; it counts there until the next try or the end.
+    pub fn goes_to(&self, rule: &Rule, asked: &penstock_api::ServiceName, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) {
+        self.leave();
+        self.tries.set(self.tries.get() + 1);
+        let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
+        outcome.in_flight.fetch_add(1, Relaxed);
+        endpoint.state.begin();
+        cluster.in_flight.fetch_add(1, Relaxed);
+        let place = Place { outcome, cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint) };
+        *self.place.borrow_mut() = Some(place);
+    }
+
+    fn leave(&self) -> Option<Arc<Outcome>> {
+        let place = self.place.borrow_mut().take()?;
+        place.outcome.in_flight.fetch_sub(1, Relaxed);
+        place.endpoint.state.end();
+        place.cluster.in_flight.fetch_sub(1, Relaxed);
+        Some(place.outcome)
+    }
+
+    /// The endpoint of the current try.
+    pub fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        self.place.borrow().as_ref().map(|place| Arc::clone(&place.endpoint))
+    }
+
+    /// The endpoint of the current try, in words.
+    pub fn whither(&self) -> String {
+        match &*self.place.borrow() {
+            Some(place) => format!("{} ({})", place.endpoint.name, place.endpoint.address),
+            None => "nobody".to_owned(),
+        }
+    }
+
+    /// The server's headers have arrived.
+    pub fn answered(&self, status: u16) {
+        self.status.set(status);
+        self.headers.set(self.started.elapsed());
+    }
+
+    /// The proxy answers itself.
+    pub fn failed(&self, failure: &Failure) {
+        self.reason.set(Some(failure.reason));
+        self.answered(failure.reason.status());
+    }
+
+    /// The response broke off.
+    pub fn broken(&self, reason: Reason) {
+        self.reason.set(Some(reason));
+        if let Some(place) = &*self.place.borrow() {
+            let policy = place.cluster.policy();
+            place.endpoint.state.ejection.failure(&policy.outlier, self.worker.now());
+        }
+    }
+
+    /// The gRPC status in the trailers says that the server failed.
+    pub fn grpc_failed(&self) {
+        self.grpc_failed.set(true);
+    }
+
+    /// The response's last byte has passed.
+    pub fn complete(&self) {
+        self.complete.set(true);
+    }
+
+    /// Bytes of the request's body have passed.
+    pub fn sent(&self, bytes: usize) {
+        self.request_bytes.set(self.request_bytes.get() + bytes as u64);
+    }
+
+    /// Bytes of the response's body have passed.
+    pub fn received(&self, bytes: usize) {
+        self.response_bytes.set(self.response_bytes.get() + bytes as u64);
+    }
+
+    /// Bytes of the request's body so far.
+    pub fn request_bytes(&self) -> u64 {
+        self.request_bytes.get()
+    }
+
+    fn end(&self) -> End {
+        let mut reason = self.reason.get();
+        if reason.is_none() && !self.complete.get() {
+            reason = Some(Reason::ClientClosed);
+        }
+        let status = match self.status.get() {
+            0 => reason.map_or(0, Reason::status),
+            status => status,
+        };
+        let total = self.started.elapsed();
+        let ours = reason.is_some_and(|reason| reason.blame() != penstock_api::reason::Blame::Client);
+        End {
+            status,
+            reason,
+            failed: ours || (reason.is_none() && (status >= 500 || self.grpc_failed.get())),
+            mtls: self.mtls.get(),
+            tries: self.tries.get(),
+            headers: if self.headers.get().is_zero() { total } else { self.headers.get() },
+            total,
+            request_bytes: self.request_bytes.get(),
+            response_bytes: self.response_bytes.get(),
+        }
+    }
+
+    /// The identity that the other side is expected to have proven, for logs.
+    fn server(&self) -> Option<SpiffeId> {
+        self.place.borrow().as_ref().and_then(|place| place.endpoint.identity.clone())
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let end = self.end();
+        let server = self.server();
+        let outcome = match self.leave() {
+            Some(outcome) => outcome,
+            None => self.worker.unrouted(self.direction),
+        };
+        outcome.finish(&end);
+        self.worker.end(self.direction, end.failed);
+        let details = self.details.take().map(|details| {
+            let mut details = *details;
+            if details.server.is_none() {
+                details.server = server;
+            }
+            details
+        });
+        if details.is_some() || end.reason.is_some() {
+            self.worker.telemetry.finish(&outcome.labels, &end, details);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What went wrong with a request, as data: the reason (with its blame, status and words), the story for people, and
+//! whether another try can help.
+
+use std::borrow::Cow;
+
+use penstock_api::Reason;
+
+/// A request that could not be served.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// From the closed list.
+    pub reason: Reason,
+    /// What happened, to whom, because of what; what to do.
+    pub story: Cow<'static, str>,
+    /// The server has provably not begun to work on it, so that another try cannot do the work twice.
+    pub unprocessed: bool,
+}
+
+impl Failure {
+    /// A failure that may have had effects at the server.
+    pub fn new(reason: Reason, story: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, story: story.into(), unprocessed: false }
+    }
+
+    /// A failure before anything reached the server.
+    pub fn unprocessed(reason: Reason, story: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, story: story.into(), unprocessed: true }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.story)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,332 @@
+//! Headers on their way through: what belongs to one hop stays behind, what is ours is not taken from strangers, and
+//! what a route's filters ask for is done.
+
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, Request, Version, uri};
+use penstock_api::names;
+
+use crate::config::{HeaderChange, PathChange, Redirect, Rewrite};
+use crate::failure::Failure;
+use penstock_api::Reason;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// The version that the application spoke, between sidecars.
+pub const PROTOCOL: HeaderName = HeaderName::from_static(names::header::PROTOCOL);
+/// Who calls, for the application.
+pub const CLIENT_ID: HeaderName = HeaderName::from_static(names::header::CLIENT_ID);
+/// The endpoint's own word on a response.
+pub const ENDPOINT: HeaderName = HeaderName::from_static(names::header::ENDPOINT);
+/// Load report, text.
+pub const LOAD_REPORT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT);
+/// Load report, serialised.
+pub const LOAD_REPORT_BIN: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT_BIN);
+/// Asks to see load reports.
+pub const LOAD_REPORT_FORMAT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT_FORMAT);
+
+/// What a look over the headers found.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Found {
+    connection: bool,
+    one_hop: bool,
+    te: bool,
+    upgrade: bool,
+    /// The client asked to see load reports.
+    pub wants_report: bool,
+    /// A header that only a sidecar may send.
+    ours: bool,
+}
+
+/// Looks over the headers once, so that what is not there costs nothing.
+pub fn look(headers: &HeaderMap) -> Found {
+    let mut found = Found::default();
+    for name in headers.keys() {
+        if *name == CONNECTION {
+            found.connection = true;
+        } else if *name == TRANSFER_ENCODING || *name == KEEP_ALIVE || *name == PROXY_CONNECTION {
+            found.one_hop = true;
+        } else if *name == TE {
+            found.te = true;
+        } else if *name == UPGRADE {
+            found.upgrade = true;
+        } else if *name == LOAD_REPORT_FORMAT {
+            found.wants_report = true;
+        } else if *name == PROTOCOL || *name == CLIENT_ID || *name == ENDPOINT {
+            found.ours = true;
+        }
+    }
+    found
+}
+
+/// Whether the message asks to become another protocol (`Connection: upgrade` names the header `Upgrade`).
+pub fn asks_upgrade(headers: &HeaderMap, found: Found) -> bool {
+    found.connection && found.upgrade && tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
+}
+
+/// Removes what belongs to the hop it came over (RFC 9110, 7.6.1). `upgrade` keeps the two headers of an Upgrade.
+pub fn strip_hop(headers: &mut HeaderMap, found: Found, upgrade: bool) {
+    if found.connection {
+        let named: Vec<HeaderName> = tokens(headers)
+            .filter_map(|token| token.parse().ok())
+            // Framing and routing are not the client's to remove.
+            .filter(|name| *name != HOST && *name != http::header::CONTENT_LENGTH && !(upgrade && *name == UPGRADE))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+        if upgrade {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+    }
+    if found.one_hop {
+        headers.remove(TRANSFER_ENCODING);
+        headers.remove(KEEP_ALIVE);
+        headers.remove(PROXY_CONNECTION);
+    }
+    if found.te {
+        // `trailers` is the one value that means something end to end (gRPC requires it).
+        let trailers = headers.get(TE).is_some_and(|value| {
+            value.to_str().is_ok_and(|v| v.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
+        });
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(TE);
+        }
+    }
+    if found.upgrade && !upgrade {
+        headers.remove(UPGRADE);
+    }
+}
+
+/// Removes what only a sidecar may send.
+pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
+    if found.ours {
+        headers.remove(PROTOCOL);
+        headers.remove(CLIENT_ID);
+        headers.remove(ENDPOINT);
+    }
+}
+
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Applies header filters.
+pub fn change(headers: &mut HeaderMap, changes: &[HeaderChange]) {
+    for change in changes {
+        match change {
+            HeaderChange::Set(name, value) => {
+                headers.insert(name, value.clone());
+            }
+            HeaderChange::Add(name, value) => {
+                headers.append(name, value.clone());
+            }
+            HeaderChange::Remove(name) => {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
+/// How a message has to look for the connection it goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// HTTP/1.1: path in the target, Host header.
+    Origin,
+    /// HTTP/2: scheme, authority and path in the target.
+    Absolute,
+}
+
+/// Brings a request into the form of the connection it goes over.
+pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form) -> Result<(), Failure> {
+    let parts = std::mem::take(request.uri_mut()).into_parts();
+    let path = parts.path_and_query.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    let bad = |error: http::uri::InvalidUriParts| {
+        Failure::unprocessed(Reason::BadRequest, format!("the request's target makes no sense: {error}"))
+    };
+    match form {
+        Form::Origin => {
+            *request.version_mut() = Version::HTTP_11;
+            // CONNECT has no path, only an authority (RFC 9110, 9.3.6).
+            if request.method() == http::Method::CONNECT {
+                let mut target = uri::Parts::default();
+                target.authority = Some(authority.clone());
+                *request.uri_mut() = uri::Uri::from_parts(target).map_err(bad)?;
+            } else {
+                *request.uri_mut() = uri::Uri::from(path);
+            }
+            let known = request.headers().get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
+            if !known {
+                let host = HeaderValue::from_str(authority.as_str()).map_err(|_| {
+                    Failure::unprocessed(Reason::BadRequest, "the request's host is not a header value")
+                })?;
+                request.headers_mut().insert(HOST, host);
+            }
+        }
+        Form::Absolute => {
+            *request.version_mut() = Version::HTTP_2;
+            request.headers_mut().remove(HOST);
+            let mut target = uri::Parts::default();
+            target.authority = Some(authority.clone());
+            let plain_connect = request.method() == http::Method::CONNECT
+                && request.extensions().get::<hyper::ext::Protocol>().is_none();
+            if !plain_connect {
+                target.scheme = Some(uri::Scheme::HTTP);
+                target.path_and_query = Some(path);
+            }
+            *request.uri_mut() = uri::Uri::from_parts(target).map_err(bad)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rewrites host and path. `prefix` is what the rule's match covered.
+pub fn rewrite<B>(
+    request: &mut Request<B>,
+    authority: &mut uri::Authority,
+    rewrite: &Rewrite,
+    prefix: &str,
+) -> Result<(), Failure> {
+    if let Some(host) = &rewrite.hostname {
+        *authority = host.as_bytes().try_into().map_err(|_| {
+            Failure::unprocessed(Reason::BadRequest, "the route rewrites the host to something that is no host")
+        })?;
+    }
+    if let Some(change) = &rewrite.path {
+        let path = changed_path(request.uri(), change, prefix);
+        let path = uri::PathAndQuery::try_from(path).map_err(|error| {
+            Failure::unprocessed(Reason::BadRequest, format!("the rewritten path makes no sense: {error}"))
+        })?;
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.path_and_query = Some(path);
+        if parts.authority.is_some() && parts.scheme.is_none() {
+            parts.scheme = Some(uri::Scheme::HTTP);
+        }
+        *request.uri_mut() = uri::Uri::from_parts(parts)
+            .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// The `Location` of a redirect.
+pub fn location(uri: &uri::Uri, authority: &uri::Authority, redirect: &Redirect, prefix: &str) -> String {
+    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let host = redirect.hostname.as_deref().unwrap_or_else(|| authority.host());
+    // The port of the request stays unless the scheme changes, whose own port then applies (HTTPRoute, `port`).
+    let port = redirect.port.or_else(|| if redirect.scheme.is_some() { None } else { authority.port_u16() });
+    let port = port.filter(|port| (scheme, *port) != ("http", 80) && (scheme, *port) != ("https", 443));
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let path = match &redirect.path {
+        Some(change) => changed_path(uri, change, prefix),
+        None => uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+    };
+    format!("{scheme}://{host}{port}{path}")
+}
+
+fn changed_path(uri: &uri::Uri, change: &PathChange, prefix: &str) -> String {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    match change {
+        PathChange::Full(path) => format!("{path}{query}"),
+        PathChange::Prefix(new) => {
+            let rest = uri.path().strip_prefix(prefix).unwrap_or("");
+            let path = format!("{new}{rest}");
+            let slash = if path.starts_with('/') { "" } else { "/" };
+            format!("{slash}{path}{query}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    fn stripped(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = headers(pairs);
+        let found = look(&map);
+        let upgrade = asks_upgrade(&map, found);
+        strip_hop(&mut map, found, upgrade);
+        strip_ours(&mut map, found);
+        map
+    }
+
+    #[test]
+    fn what_belongs_to_one_hop_stays_behind() {
+        let left = stripped(&[
+            ("connection", "close, X-Mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "x"),
+            ("transfer-encoding", "chunked"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ]);
+        assert_eq!(left, headers(&[("te", "trailers"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn a_client_cannot_have_framing_removed() {
+        let left = stripped(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "a")]);
+        assert_eq!(left, headers(&[("content-length", "3"), ("host", "a")]));
+    }
+
+    #[test]
+    fn an_upgrade_keeps_its_headers() {
+        let left = stripped(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(left, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn strangers_cannot_speak_as_sidecars() {
+        assert!(stripped(&[("penstock-client-id", "spiffe://x"), ("penstock-protocol", "HTTP/1.1")]).is_empty());
+    }
+
+    #[test]
+    fn a_request_takes_the_form_of_its_connection() {
+        let authority: uri::Authority = "a.b:80".parse().unwrap();
+        let mut request = Request::builder().uri("/x?y=1").header("host", "a.b:80").body(()).unwrap();
+        shape(&mut request, &authority, Form::Absolute).unwrap();
+        assert_eq!(request.uri(), "http://a.b:80/x?y=1");
+        assert!(request.headers().is_empty());
+        shape(&mut request, &authority, Form::Origin).unwrap();
+        assert_eq!((request.uri().to_string().as_str(), &request.headers()["host"]), ("/x?y=1", &"a.b:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn redirects_as_httproute_has_them() {
+        let uri: uri::Uri = "/v2/models?x=1".parse().unwrap();
+        let authority: uri::Authority = "a.b:8080".parse().unwrap();
+        let nothing = Redirect { scheme: None, hostname: None, port: None, path: None, status: http::StatusCode::FOUND };
+        assert_eq!(location(&uri, &authority, &nothing, ""), "http://a.b:8080/v2/models?x=1");
+        let https = Redirect { scheme: Some("https".into()), ..nothing };
+        assert_eq!(location(&uri, &authority, &https, ""), "https://a.b/v2/models?x=1");
+        let path = Redirect { path: Some(PathChange::Prefix("/v3".into())), hostname: Some("c".into()), port: Some(80), ..https };
+        let path = Redirect { scheme: None, ..path };
+        assert_eq!(location(&uri, &authority, &path, "/v2"), "http://c/v3/models?x=1");
+    }
+
+    #[test]
+    fn prefix_rewrites() {
+        let table = [
+            ("/v2/x", "/v2", "/v3", "/v3/x"),
+            ("/v2", "/v2", "", "/"),
+            ("/v2/x?q", "/v2", "", "/x?q"),
+            ("/x", "", "/new", "/new/x"),
+        ];
+        for (path, prefix, new, expected) in table {
+            let uri: uri::Uri = path.parse().unwrap();
+            assert_eq!(changed_path(&uri, &PathChange::Prefix(new.into()), prefix), expected, "{path}");
+        }
+    }
+}

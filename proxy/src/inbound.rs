@@ -1,0 +1,286 @@
+//! From the mesh to the application: one connection, and then each request, in the order of the stages.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use penstock_api::v1::{Direction, Protocol};
+use penstock_api::{Reason, names};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::accept::{self, Counted};
+use crate::answer;
+use crate::body::{RequestBody, ResponseBody, Upstream};
+use crate::config::Rule;
+use crate::config::static_file::Listener;
+use crate::connection::{Connection, To};
+use crate::detect::{self, Detected};
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::headers;
+use crate::outbound::keep_details;
+use crate::report;
+use crate::send::{self, Outgoing};
+use crate::telemetry::metric;
+use crate::worker::Worker;
+use crate::{identity, serve, tcp, upgrade};
+
+const LISTENER: &str = "inbound";
+
+/// Serves one connection to the application.
+pub async fn connection(worker: Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+    let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
+    match detect::detect(&stream, worker.shared.limits.header_time).await {
+        Detected::Tls => secured(worker, stream, counted, listener, original).await,
+        spoken => plaintext(worker, stream, counted, listener, original, spoken).await,
+    }
+}
+
+/// Authenticates the client, and serves what it speaks.
+async fn secured(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    listener: Option<Arc<Listener>>,
+    original: Option<std::net::SocketAddr>,
+) {
+    let tls = match handshake(&worker, stream).await {
+        Ok(tls) => tls,
+        Err(failure) => {
+            metrics::counter!(metric::HANDSHAKE_FAILURES.name, "listener" => LISTENER).increment(1);
+            tracing::info!(listener = LISTENER, %failure, "refused a connection");
+            return;
+        }
+    };
+    let session = tls.get_ref().1;
+    let client = match identity::verified_peer(session) {
+        Ok(peer) => peer.into_id(),
+        Err(error) => return tracing::warn!(listener = LISTENER, %error, "a handshake without a client's identity"),
+    };
+    let (sidecar, wire) = match session.alpn_protocol() {
+        Some(alpn) if alpn == names::ALPN_MESH_TCP => (true, Wire::Bytes),
+        Some(alpn) if alpn == names::ALPN_MESH_H2 => (true, Wire::Http2),
+        Some(alpn) if alpn == names::ALPN_MESH_H1 => (true, Wire::Http1),
+        Some(b"h2") => (false, Wire::Http2),
+        _ => (false, Wire::Http1),
+    };
+    let port = original.map(|address| address.port()).or_else(|| names::port_of_sni(session.server_name()?));
+    let to = match listener {
+        Some(listener) => match listener.allows(&client) {
+            true => To::Static(listener),
+            false => To::Refusal(Failure::unprocessed(
+                Reason::NotAuthorized,
+                format!("{client} may not use the listener {}", listener.name),
+            )),
+        },
+        None => own_port(&worker, port),
+    };
+    let bytes = wire == Wire::Bytes || to.port().is_some_and(|port| is_bytes(port.protocol));
+    if bytes {
+        return tcp::inbound(&worker, tls, &to, Some(&client), counted).await;
+    }
+    let header = HeaderValue::try_from(client.as_str());
+    let leaving = Some(worker.shared.drain.subscribe());
+    let connection = Rc::new(Connection {
+        worker,
+        original,
+        client: header.ok().map(|header| (client, header)),
+        sidecar,
+        to,
+        last_host: Default::default(),
+        counted,
+    });
+    serve::http(LISTENER, tls, wire == Wire::Http2, connection, leaving, request).await;
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Wire {
+    Http1,
+    Http2,
+    Bytes,
+}
+
+fn is_bytes(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Opaque | Protocol::Tls)
+}
+
+async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+    let peer = stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
+    let material = worker.shared.identity.current().ok_or_else(|| {
+        Failure::unprocessed(Reason::NoConfig, format!("{peer} wants mutual TLS, and this proxy has no certificate yet"))
+    })?;
+    let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(stream);
+    match tokio::time::timeout(worker.shared.limits.handshake_time, accepting).await {
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(error)) => Err(Failure::unprocessed(
+            Reason::WrongIdentity,
+            match identity::explain(&error) {
+                Some(why) => format!("{peer}: {why}"),
+                None => format!("{peer}: the handshake failed: {error}"),
+            },
+        )),
+        Err(_) => Err(Failure::unprocessed(
+            Reason::HeaderTimeout,
+            format!("{peer} did not finish its handshake within {:?}", worker.shared.limits.handshake_time),
+        )),
+    }
+}
+
+/// The port of our own pod that a connection is for.
+fn own_port(worker: &Worker, port: Option<u16>) -> To {
+    let snapshot = worker.shared.store.snapshot();
+    let Some(workload) = &snapshot.workload else {
+        return To::Refusal(Failure::unprocessed(
+            Reason::NoConfig,
+            format!("control has not told {} about its own ports yet", worker.shared.node),
+        ));
+    };
+    // A pod with one port leaves no question, whatever the client says or does not say.
+    let port = port.or(match workload.ports.as_slice() {
+        [only] => Some(only.port),
+        _ => None,
+    });
+    port.and_then(|port| To::application(workload, port)).unwrap_or_else(|| {
+        let ports: Vec<_> = workload.ports.iter().map(|port| port.port.to_string()).collect();
+        let asked = port.map_or_else(|| "no port".to_owned(), |port| format!("port {port}"));
+        To::Refusal(Failure::unprocessed(
+            Reason::UnknownPort,
+            format!("{} was asked for {asked}; it declares {}", workload.name, ports.join(", ")),
+        ))
+    })
+}
+
+/// Serves a client that speaks no TLS, where that is allowed; elsewhere says so and closes.
+async fn plaintext(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    listener: Option<Arc<Listener>>,
+    original: Option<std::net::SocketAddr>,
+    spoken: Detected,
+) {
+    let permissive = worker.shared.store.snapshot().workload.as_ref().is_some_and(|workload| workload.permissive);
+    let to = if permissive && listener.is_none() {
+        own_port(&worker, original.map(|address| address.port()))
+    } else {
+        To::Refusal(Failure::unprocessed(
+            Reason::PlaintextRefused,
+            format!(
+                "{} takes only mutual TLS; call it through a sidecar, or annotate its pod with penstock.io/mtls: permissive",
+                worker.shared.node
+            ),
+        ))
+    };
+    let http2 = match spoken {
+        Detected::Http1 => false,
+        Detected::Http2 => true,
+        Detected::Bytes | Detected::Tls => return tcp::inbound(&worker, stream, &to, None, counted).await,
+    };
+    if to.port().is_some_and(|port| is_bytes(port.protocol)) {
+        return tcp::inbound(&worker, stream, &to, None, counted).await;
+    }
+    let leaving = Some(worker.shared.drain.subscribe());
+    let connection = Rc::new(Connection {
+        worker,
+        original,
+        client: None,
+        sidecar: false,
+        to,
+        last_host: Default::default(),
+        counted,
+    });
+    serve::http(LISTENER, stream, http2, connection, leaving, request).await;
+}
+
+/// Serves one request to the application.
+pub async fn request(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
+    let grpc = answer::is_grpc(request.headers());
+    let mut response = match stages(&connection, &exchange, request).await {
+        Ok(response) => response,
+        Err(failure) => {
+            exchange.failed(&failure);
+            exchange.complete();
+            answer::failure(&failure, grpc)
+        }
+    };
+    report::stamp(&connection.worker, response.headers_mut());
+    response
+}
+
+async fn stages(
+    connection: &Connection,
+    exchange: &Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let worker = &connection.worker;
+    let (mut parts, body) = request.into_parts();
+    let found = headers::look(&parts.headers);
+    let authority = connection
+        .authority(&parts)
+        .ok_or_else(|| Failure::unprocessed(Reason::BadRequest, "the request names no host"))?;
+    let client = connection.client.as_ref().map(|(id, _)| id);
+    keep_details(exchange, Direction::Inbound, &mut parts, &authority, client);
+
+    // Which port of ours, or which upstream of a static listener.
+    let rule: &Rule = match &connection.to {
+        To::Static(listener) => &listener.destination.service.ports[0].itself,
+        To::Refusal(failure) => return Err(failure.clone()),
+        to => match to.port() {
+            Some(port) => &port.rule,
+            None => return Err(Failure::unprocessed(Reason::UnknownPort, "the connection leads to no port")),
+        },
+    };
+    limit_body(worker, &parts)?;
+
+    // A sidecar says what its application spoke; a stranger's word about it is dropped with all that is ours.
+    let spoken = match parts.headers.get(headers::PROTOCOL) {
+        Some(version) if connection.sidecar => {
+            if version == "HTTP/1.0" { Version::HTTP_10 } else { Version::HTTP_11 }
+        }
+        _ => parts.version,
+    };
+    let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
+    let client_upgrade = upgrading.then(|| upgrade::client_side(&mut parts));
+    headers::strip_hop(&mut parts.headers, found, upgrading);
+    headers::strip_ours(&mut parts.headers, found);
+    if let Some((_, id)) = &connection.client {
+        parts.headers.insert(headers::CLIENT_ID, id.clone());
+    }
+    let request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
+    let outgoing = Outgoing { request, authority, spoken, upgrade: upgrading && spoken != Version::HTTP_2 };
+
+    // Forward to the application.
+    let backend = &rule.backends[0];
+    let answer = send::send(exchange, rule, &backend.cluster.service, backend, outgoing).await?;
+    exchange.secured(connection.client.is_some());
+    let (mut parts, body) = answer.response.into_parts();
+    exchange.answered(parts.status.as_u16());
+    if let Some(client) = client_upgrade
+        && upgrade::accepted(&parts)
+    {
+        return Ok(upgrade::join(client, parts, body, answer.lease, exchange));
+    }
+    let found = headers::look(&parts.headers);
+    headers::strip_hop(&mut parts.headers, found, false);
+    headers::strip_ours(&mut parts.headers, found);
+    parts.version = Version::HTTP_11;
+    let body = Upstream::new(body, Rc::clone(exchange), answer.lease, answer.idle, report::stamp_trailers);
+    Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+}
+
+/// Refuses a body that says it is above the limit.
+fn limit_body(worker: &Worker, parts: &http::request::Parts) -> Result<(), Failure> {
+    let limit = worker.shared.limits.body_bytes;
+    let length = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match length {
+        Some(length) if limit > 0 && length > limit => Err(Failure::unprocessed(
+            Reason::BodyTooLarge,
+            format!("the body has {length} bytes, the limit is {limit} (--max-body)"),
+        )),
+        _ => Ok(()),
+    }
+}

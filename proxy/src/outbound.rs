@@ -1,0 +1,201 @@
+//! From the application to the mesh: one connection, and then each request, in the order of the stages.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::uri::Authority;
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use penstock_api::Reason;
+use penstock_api::v1::{Direction, Protocol};
+use tokio::net::TcpStream;
+
+use crate::accept::{self, Counted};
+use crate::answer;
+use crate::body::{RequestBody, ResponseBody, Upstream};
+use crate::config::static_file::Listener;
+use crate::connection::{Connection, To};
+use crate::detect::{self, Detected};
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::headers;
+use crate::report;
+use crate::route::{self, Destination};
+use crate::send::{self, Outgoing};
+use crate::telemetry::Details;
+use crate::worker::Worker;
+use crate::{serve, tcp, upgrade};
+
+const LISTENER: &str = "outbound";
+
+/// Serves one connection of the application.
+pub async fn connection(worker: Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+    worker.shared.drain.opened();
+    serve_connection(&worker, stream, counted, listener).await;
+    worker.shared.drain.closed();
+}
+
+async fn serve_connection(worker: &Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+    let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
+    let declared = match (&listener, original) {
+        (Some(listener), _) => listener.protocol,
+        // Without a redirect the request names its destination, so it must be HTTP.
+        (None, None) => Protocol::Http,
+        (None, Some(address)) => match route::declared(worker, address).await {
+            Ok(protocol) => protocol,
+            Err(failure) => return tcp::refused(LISTENER, &failure),
+        },
+    };
+    let http2 = match declared {
+        Protocol::Opaque | Protocol::Tls => {
+            return tcp::outbound(worker, stream, listener.as_deref(), original).await;
+        }
+        Protocol::Http2 | Protocol::Grpc => true,
+        Protocol::Http1 => false,
+        Protocol::Http => detect::detect(&stream, worker.shared.limits.header_time).await == Detected::Http2,
+        Protocol::Detect => match detect::detect(&stream, worker.shared.limits.detect_time).await {
+            Detected::Http1 => false,
+            Detected::Http2 => true,
+            Detected::Tls | Detected::Bytes => {
+                return tcp::outbound(worker, stream, listener.as_deref(), original).await;
+            }
+        },
+    };
+    let connection = Rc::new(Connection {
+        worker: Rc::clone(worker),
+        original,
+        client: None,
+        sidecar: false,
+        to: listener.map_or(To::Mesh, To::Static),
+        last_host: Default::default(),
+        counted,
+    });
+    // The drain never closes a connection under a live application.
+    serve::http(LISTENER, stream, http2, connection, None, request).await;
+}
+
+/// Serves one request of the application.
+pub async fn request(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
+    let grpc = answer::is_grpc(request.headers());
+    match stages(&connection, &exchange, request).await {
+        Ok(response) => response,
+        Err(failure) => {
+            exchange.failed(&failure);
+            exchange.complete();
+            answer::failure(&failure, grpc)
+        }
+    }
+}
+
+async fn stages(
+    connection: &Connection,
+    exchange: &Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let worker = &connection.worker;
+    let (mut parts, body) = request.into_parts();
+    let found = headers::look(&parts.headers);
+    let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
+    let authority = connection
+        .authority(&parts)
+        .ok_or_else(|| Failure::unprocessed(Reason::BadRequest, "the request names no host"))?;
+    keep_details(exchange, Direction::Outbound, &mut parts, &authority, None);
+    if found.wants_report {
+        exchange.show_reports();
+    }
+
+    // Route: what the host means, and which rule of it matches.
+    let destination = match &connection.to {
+        To::Static(listener) => listener.destination.clone(),
+        _ => route::destination(worker, &authority, connection.original).await?,
+    };
+    let (rule, prefix) = route::rule(&destination, authority.host(), &parts)?;
+    if let Some(redirect) = &rule.filters.redirect {
+        return redirected(exchange, &parts, &authority, redirect, prefix);
+    }
+
+    // Split: which version.
+    let Destination { service, .. } = &destination;
+    let backend = worker.with_random(|random| route::split(rule, service.sticky.as_ref(), &parts, random))?;
+
+    // Prepare what goes out: hop-by-hop headers stay behind, filters change the rest.
+    let client_upgrade = upgrading.then(|| upgrade::client_side(&mut parts));
+    headers::strip_hop(&mut parts.headers, found, upgrading);
+    headers::strip_ours(&mut parts.headers, found);
+    let spoken = parts.version;
+    let mut authority = authority;
+    let mut request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
+    for filters in [&rule.filters, &backend.filters] {
+        headers::change(request.headers_mut(), &filters.request);
+        if let Some(rewrite) = &filters.rewrite {
+            headers::rewrite(&mut request, &mut authority, rewrite, prefix)?;
+        }
+    }
+    let outgoing = Outgoing { request, authority, spoken, upgrade: upgrading && spoken != Version::HTTP_2 };
+
+    // Balance and send, and again where that is allowed.
+    let answer = send::send(exchange, rule, &service.name, backend, outgoing).await?;
+
+    // Report: what the endpoint says of its load.
+    let (mut parts, body) = answer.response.into_parts();
+    exchange.answered(parts.status.as_u16());
+    report::take(exchange, &mut parts.headers);
+    if let Some(client) = client_upgrade
+        && upgrade::accepted(&parts)
+    {
+        return Ok(upgrade::join(client, parts, body, answer.lease, exchange));
+    }
+    let found = headers::look(&parts.headers);
+    headers::strip_hop(&mut parts.headers, found, false);
+    for filters in [&backend.filters, &rule.filters] {
+        headers::change(&mut parts.headers, &filters.response);
+    }
+    parts.version = Version::HTTP_11;
+    let body = Upstream::new(body, Rc::clone(exchange), answer.lease, answer.idle, report::take_trailers);
+    Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+}
+
+fn redirected(
+    exchange: &Exchange,
+    parts: &http::request::Parts,
+    authority: &Authority,
+    redirect: &crate::config::Redirect,
+    prefix: &str,
+) -> Result<Response<ResponseBody>, Failure> {
+    let location = headers::location(&parts.uri, authority, redirect, prefix);
+    let location = HeaderValue::try_from(location)
+        .map_err(|_| Failure::unprocessed(Reason::BadRequest, "the redirect leads to something that is no URL"))?;
+    exchange.answered(redirect.status.as_u16());
+    exchange.complete();
+    Ok(answer::redirect(redirect.status, location))
+}
+
+/// Keeps what logs, taps and traces want to know, if anybody looks.
+pub fn keep_details(
+    exchange: &Exchange,
+    direction: Direction,
+    parts: &mut http::request::Parts,
+    authority: &Authority,
+    client: Option<&penstock_api::SpiffeId>,
+) {
+    let worker = &exchange.worker;
+    if !worker.telemetry.wants_details(direction) {
+        return;
+    }
+    let trace = worker.with_random(|random| worker.telemetry.start_span(&parts.headers, random));
+    if let Some(span) = &trace {
+        span.apply(&mut parts.headers);
+    }
+    exchange.keep(Details {
+        at: std::time::SystemTime::now(),
+        method: Some(parts.method.clone()),
+        authority: Some(authority.clone()),
+        path: parts.uri.path_and_query().cloned(),
+        version: Some(parts.version),
+        client: client.cloned(),
+        server: None,
+        trace,
+        flags: "",
+    });
+}

@@ -1,0 +1,236 @@
+//! Starting, and leaving: listeners, worker threads, the drain.
+//!
+//! The main thread's runtime carries everything that is not a request (control's streams, certificates, admin pages);
+//! each worker thread has a runtime of its own. Listeners are bound before anything is served, so a port that is
+//! taken is an error at start and not a silence later.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use penstock_api::v1::Protocol;
+use tokio::runtime::LocalOptions;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::accept::{self, OpenConnections};
+use crate::config::Store;
+use crate::config::static_file::{Listener, StaticFile};
+use crate::drain::Drain;
+use crate::identity::Identity;
+use crate::limits::Limits;
+use crate::report::LocalLoad;
+use crate::telemetry::{Options, Telemetry};
+use crate::worker::{Shared, Worker};
+use crate::{inbound, outbound};
+
+/// What is listened on.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Its name in logs and metrics.
+    pub name: &'static str,
+    /// Its address; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// What it serves.
+    pub serves: Serves,
+}
+
+/// What a listener serves.
+#[derive(Clone, Debug)]
+pub enum Serves {
+    /// The application's connections; `Some`: to one upstream.
+    Outbound(Option<Arc<Listener>>),
+    /// The mesh's connections; `Some`: to one upstream.
+    Inbound(Option<Arc<Listener>>),
+}
+
+/// The listeners of a static file.
+pub fn static_listeners(file: &StaticFile) -> Vec<Listen> {
+    file.listeners
+        .iter()
+        .map(|listener| {
+            let to = Some(Arc::clone(listener));
+            let (name, serves) = match (&listener.tls, listener.protocol) {
+                (Some(_), _) => ("inbound", Serves::Inbound(to)),
+                (None, Protocol::Opaque) => ("outbound", Serves::Outbound(to)),
+                (None, _) => ("outbound", Serves::Outbound(to)),
+            };
+            Listen { name, address: listener.address, serves }
+        })
+        .collect()
+}
+
+/// What a proxy is started with.
+#[derive(Debug)]
+pub struct Setup {
+    /// What it listens on.
+    pub listen: Vec<Listen>,
+    /// Worker threads.
+    pub workers: usize,
+    /// `<namespace>/<pod>`.
+    pub node: String,
+    /// What is bounded.
+    pub limits: Limits,
+    /// What it knows.
+    pub store: Arc<Store>,
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// What it tells.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// A proxy whose workers run.
+#[derive(Debug)]
+pub struct Proxy {
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// The addresses listened on, in the order of [`Setup::listen`].
+    pub addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Binds the listeners and starts the workers. Must be called inside the control runtime.
+    pub fn start(setup: Setup) -> anyhow::Result<Self> {
+        let bound = bind(&setup)?;
+        let addresses: Vec<SocketAddr> = bound.iter().map(|(_, address, _)| *address).collect();
+        let namespace = setup.node.split_once('/').map_or("default", |(namespace, _)| namespace).to_owned();
+        let shared = Arc::new(Shared {
+            store: setup.store,
+            identity: setup.identity,
+            telemetry: setup.telemetry,
+            load: LocalLoad::default(),
+            drain: Drain::default(),
+            limits: setup.limits,
+            namespace,
+            node: setup.node.into(),
+            listeners: addresses.clone(),
+            epoch: Instant::now(),
+        });
+        tokio::spawn(tick(Arc::clone(&shared)));
+        let (stop, stopped) = watch::channel(false);
+        let open: Vec<_> = bound.iter().map(|_| Arc::new(OpenConnections::default())).collect();
+        let mut per_worker: Vec<Vec<(Listen, std::net::TcpListener, Arc<OpenConnections>)>> =
+            (0..setup.workers).map(|_| Vec::new()).collect();
+        for ((listen, _, sockets), open) in bound.into_iter().zip(&open) {
+            for (worker, socket) in sockets.into_iter().enumerate() {
+                per_worker[worker].push((listen.clone(), socket, Arc::clone(open)));
+            }
+        }
+        let mut threads = Vec::new();
+        for (number, listeners) in per_worker.into_iter().enumerate() {
+            let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || {
+                    if let Err(error) = work(shared, listeners, stopped) {
+                        tracing::error!(worker = number, %error, "a worker could not start");
+                        std::process::exit(1);
+                    }
+                })
+                .context("cannot start a worker thread")?;
+            threads.push(thread);
+        }
+        Ok(Self { shared, addresses, stop, threads })
+    }
+
+    /// Lets peers know that we are leaving, serves until both sides are quiet, at most for `limit`, and stops.
+    pub async fn drain(self, limit: Duration) {
+        self.shared.drain.start();
+        if tokio::time::timeout(limit, self.shared.drain.quiet()).await.is_err() {
+            tracing::warn!(
+                busy = self.shared.drain.busy(),
+                "still busy after {limit:?}, the drain timeout; leaving with requests or connections open"
+            );
+        }
+        self.stop().await;
+    }
+
+    /// Stops at once.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        let threads = self.threads;
+        // Joining blocks; a worker that does not see the signal within a second is left to the end of the process.
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+        let _ = tokio::time::timeout(Duration::from_secs(1), joined).await;
+    }
+}
+
+type Bound = (Listen, SocketAddr, Vec<std::net::TcpListener>);
+
+fn bind(setup: &Setup) -> anyhow::Result<Vec<Bound>> {
+    let mut bound = Vec::new();
+    for listen in &setup.listen {
+        let cannot = || format!("cannot listen on {} ({}); is it taken?", listen.address, listen.name);
+        let first = accept::listen(listen.address).with_context(cannot)?;
+        let address = first.local_addr().with_context(cannot)?;
+        let mut sockets = vec![first];
+        for _ in 1..setup.workers {
+            sockets.push(accept::listen(address).with_context(cannot)?);
+        }
+        bound.push((listen.clone(), address, sockets));
+    }
+    Ok(bound)
+}
+
+/// A worker's thread.
+fn work(
+    shared: Arc<Shared>,
+    listeners: Vec<(Listen, std::net::TcpListener, Arc<OpenConnections>)>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
+        let worker = Worker::new(shared, rand::random());
+        for (listen, socket, open) in listeners {
+            let listener = tokio::net::TcpListener::from_std(socket)?;
+            let limit = worker.shared.limits.connections;
+            let worker = std::rc::Rc::clone(&worker);
+            match listen.serves {
+                Serves::Outbound(to) => {
+                    let serve = move |stream, counted| {
+                        outbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
+                    };
+                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, limit, serve));
+                }
+                Serves::Inbound(to) => {
+                    let serve = move |stream, counted| {
+                        inbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
+                    };
+                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, limit, serve));
+                }
+            }
+        }
+        // An error means that the sender is gone, which is as good as a stop.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+        Ok(())
+    })
+}
+
+/// What happens once a second, or seldom, away from the workers.
+async fn tick(shared: Arc<Shared>) {
+    const FORGET_EVERY: u32 = 60;
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    let (mut counted, mut at, mut ticks) = ((0, 0), Instant::now(), 0u32);
+    loop {
+        interval.tick().await;
+        let elapsed = at.elapsed();
+        if elapsed.is_zero() {
+            continue;
+        }
+        counted = shared.load.tick(counted, elapsed);
+        at = Instant::now();
+        ticks = ticks.wrapping_add(1);
+        if ticks.is_multiple_of(FORGET_EVERY) {
+            shared.store.forget_idle();
+        }
+    }
+}
+
+/// Starts telemetry, or says why it cannot.
+pub fn telemetry(options: &Options) -> anyhow::Result<Arc<Telemetry>> {
+    Ok(Arc::new(Telemetry::new(options)?))
+}

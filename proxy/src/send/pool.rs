@@ -1,0 +1,332 @@
+//! A worker's connections to endpoints.
+//!
+//! HTTP/1.1 connections carry one request at a time and are lent out; HTTP/2 connections are shared, one to an
+//! endpoint until its streams run out. Requests that need a connection while one is being made wait for that one.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use penstock_api::Reason;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::connect::{Connected, Wire, connect};
+use crate::body::RequestBody;
+use crate::config::{Cluster, Endpoint, Policy};
+use crate::failure::Failure;
+use crate::limits;
+use crate::local::LocalExecutor;
+use crate::worker::Worker;
+
+/// An idle HTTP/1.1 connection is given up before common servers give it up (uvicorn and Node after 5 s), since a
+/// request that crosses their close on the way is lost.
+const IDLE: Duration = Duration::from_secs(4);
+/// Streams on one HTTP/2 connection before another is opened.
+const STREAMS: u32 = 200;
+/// A peer that does not answer a ping for this long is gone.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a connection with streams is pinged.
+const PING: Duration = Duration::from_secs(15);
+
+/// All pools of a worker.
+#[derive(Debug, Default)]
+pub struct Pools {
+    by_endpoint: RefCell<AHashMap<u32, Rc<Pool>>>,
+}
+
+impl Pools {
+    /// The pool of an endpoint.
+    pub fn of(&self, endpoint: &Arc<Endpoint>) -> Rc<Pool> {
+        let mut pools = self.by_endpoint.borrow_mut();
+        Rc::clone(pools.entry(endpoint.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(endpoint)))))
+    }
+
+    /// Closes what has been idle, and drops the pools of endpoints that nobody else knows any more.
+    pub fn tidy(&self) {
+        self.by_endpoint.borrow_mut().retain(|_, pool| {
+            pool.idle.borrow_mut().retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
+            pool.shared.borrow_mut().retain(|shared| !shared.sender.is_closed());
+            Arc::strong_count(&pool.endpoint) > 1 || pool.open.get() > 0 && pool.busy()
+        });
+    }
+}
+
+/// Connections to one endpoint.
+#[derive(Debug)]
+pub struct Pool {
+    endpoint: Arc<Endpoint>,
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<SharedConnection>>,
+    /// Connections that are open or being made.
+    open: Cell<u32>,
+    connecting: Cell<bool>,
+    /// Why the last attempt at a shared connection failed.
+    failure: RefCell<Option<Failure>>,
+    /// A connection was made, given back, or failed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct SharedConnection {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Rc<Cell<u32>>,
+}
+
+/// What a request holds of a connection until its response ends.
+#[derive(Debug)]
+pub enum Lease {
+    /// The connection itself; it goes back to the pool.
+    Http1(Option<http1::SendRequest<RequestBody>>, Rc<Pool>),
+    /// A stream.
+    Http2(Rc<Cell<u32>>),
+    /// A connection that no other request will use.
+    Own,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self {
+            Self::Http1(sender, pool) => {
+                if let Some(sender) = sender.take().filter(|sender| !sender.is_closed()) {
+                    pool.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
+                    pool.changed.notify_one();
+                }
+            }
+            Self::Http2(streams) => streams.set(streams.get() - 1),
+            Self::Own => {}
+        }
+    }
+}
+
+impl Pool {
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self {
+            endpoint,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            open: Cell::new(0),
+            connecting: Cell::new(false),
+            failure: RefCell::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    fn busy(&self) -> bool {
+        self.shared.borrow().iter().any(|shared| shared.streams.get() > 0) || self.idle.borrow().is_empty()
+    }
+
+    /// An HTTP/1.1 connection for one request.
+    pub async fn http1(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        cluster: &Cluster,
+        policy: &Policy,
+    ) -> Result<http1::SendRequest<RequestBody>, Failure> {
+        loop {
+            if let Some(sender) = self.take_idle() {
+                return Ok(sender);
+            }
+            if self.open.get() < policy.max_connections {
+                break;
+            }
+            let _waiting = Waiting::new(cluster, policy)?;
+            self.changed.notified().await;
+        }
+        let open = Open::new(self);
+        match connect(worker, &self.endpoint, Wire::Http1, policy.connect_timeout).await? {
+            Connected::Plain(stream) => handshake1(stream, open).await,
+            Connected::Secured(stream) => handshake1(*stream, open).await,
+        }
+    }
+
+    fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
+        let mut idle = self.idle.borrow_mut();
+        // The one used last is the one least likely to be closed by the server, and lets the others grow old.
+        let mut i = idle.len();
+        while i > 0 {
+            i -= 1;
+            if idle[i].sender.is_closed() || idle[i].since.elapsed() >= IDLE {
+                idle.swap_remove(i);
+            } else if idle[i].sender.is_ready() {
+                return Some(idle.swap_remove(i).sender);
+            }
+        }
+        None
+    }
+
+    /// A stream of an HTTP/2 connection.
+    pub async fn http2(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        cluster: &Cluster,
+        policy: &Policy,
+    ) -> Result<(http2::SendRequest<RequestBody>, Lease), Failure> {
+        loop {
+            if let Some(stream) = self.take_stream(policy.max_connections) {
+                return Ok(stream);
+            }
+            let _waiting = Waiting::new(cluster, policy)?;
+            let changed = self.changed.notified();
+            if !self.connecting.replace(true) {
+                self.failure.replace(None);
+                // In a task of its own, since others wait for it too: the request that began it may be cancelled.
+                let (pool, worker, limit) = (Rc::clone(self), Rc::clone(worker), policy.connect_timeout);
+                tokio::task::spawn_local(async move {
+                    let result = pool.open_shared(&worker, limit).await;
+                    pool.failure.replace(result.err());
+                    pool.connecting.set(false);
+                    pool.changed.notify_waiters();
+                });
+            }
+            changed.await;
+            if let Some(failure) = &*self.failure.borrow() {
+                return Err(failure.clone());
+            }
+        }
+    }
+
+    fn take_stream(&self, max_connections: u32) -> Option<(http2::SendRequest<RequestBody>, Lease)> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|connection| !connection.sender.is_closed());
+        let full = shared.len() as u32 >= max_connections;
+        // The first that has room: load gathers on few connections, and the others can be closed. At the limit of
+        // connections the least used one takes more streams than it should; they wait in its queue.
+        let connection = shared
+            .iter()
+            .find(|connection| connection.streams.get() < STREAMS)
+            .or_else(|| shared.iter().filter(|_| full).min_by_key(|connection| connection.streams.get()))?;
+        connection.streams.set(connection.streams.get() + 1);
+        Some((connection.sender.clone(), Lease::Http2(Rc::clone(&connection.streams))))
+    }
+
+    async fn open_shared(self: &Rc<Self>, worker: &Rc<Worker>, limit: Duration) -> Result<(), Failure> {
+        let open = Open::new(self);
+        let sender = match connect(worker, &self.endpoint, Wire::Http2, limit).await? {
+            Connected::Plain(stream) => handshake2(stream, open).await,
+            Connected::Secured(stream) => handshake2(*stream, open).await,
+        }?;
+        self.shared.borrow_mut().push(SharedConnection { sender, streams: Rc::default() });
+        Ok(())
+    }
+}
+
+async fn handshake1<T>(stream: T, open: Open) -> Result<http1::SendRequest<RequestBody>, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) =
+        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failed(&open, &error))?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(endpoint = %open.0.endpoint.name, %error, "an HTTP/1.1 connection to an endpoint ended");
+        }
+        drop(open);
+    });
+    Ok(sender)
+}
+
+async fn handshake2<T>(stream: T, open: Open) -> Result<http2::SendRequest<RequestBody>, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_frame_size(limits::FRAME)
+        .max_send_buf_size(limits::SEND_BUFFER)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| handshake_failed(&open, &error))?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(endpoint = %open.0.endpoint.name, %error, "an HTTP/2 connection to an endpoint ended");
+        }
+        drop(open);
+    });
+    Ok(sender)
+}
+
+fn handshake_failed(open: &Open, error: &hyper::Error) -> Failure {
+    let endpoint = &open.0.endpoint;
+    Failure::unprocessed(
+        Reason::ConnectFailed,
+        format!("{} at {} accepted a connection and spoke no HTTP: {error}", endpoint.name, endpoint.address),
+    )
+}
+
+/// An HTTP/1.1 connection of its own, for a request that turns it into something else.
+pub async fn dedicated(
+    worker: &Rc<Worker>,
+    endpoint: &Arc<Endpoint>,
+    limit: Duration,
+) -> Result<http1::SendRequest<RequestBody>, Failure> {
+    async fn over<T>(stream: T, endpoint: &Endpoint) -> Result<http1::SendRequest<RequestBody>, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| {
+            Failure::unprocessed(Reason::ConnectFailed, format!("{} spoke no HTTP: {error}", endpoint.name))
+        })?;
+        tokio::task::spawn_local(connection.with_upgrades());
+        Ok(sender)
+    }
+    match connect(worker, endpoint, Wire::Http1, limit).await? {
+        Connected::Plain(stream) => over(stream, endpoint).await,
+        Connected::Secured(stream) => over(*stream, endpoint).await,
+    }
+}
+
+/// A connection that counts as open.
+struct Open(Rc<Pool>);
+
+impl Open {
+    fn new(pool: &Rc<Pool>) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.changed.notify_one();
+    }
+}
+
+/// A request that waits for a connection counts as pending.
+struct Waiting<'a>(&'a Cluster);
+
+impl<'a> Waiting<'a> {
+    fn new(cluster: &'a Cluster, policy: &Policy) -> Result<Self, Failure> {
+        if cluster.pending.fetch_add(1, Relaxed) >= policy.max_pending {
+            cluster.pending.fetch_sub(1, Relaxed);
+            return Err(Failure::unprocessed(
+                Reason::TooManyPending,
+                format!("{} requests wait for a connection to {} already", policy.max_pending, cluster.service),
+            ));
+        }
+        Ok(Self(cluster))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,117 @@
+//! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`](crate::limits::Limits).
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use penstock_api::Reason;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::body::ResponseBody;
+use crate::connection::Connection;
+use crate::limits;
+use crate::local::LocalExecutor;
+use crate::telemetry::metric;
+
+/// Serves requests over a connection until it ends. `leaving` turns true when the client shall be asked, in the
+/// words of its protocol, to go elsewhere; requests in flight are finished.
+pub async fn http<T, H, F>(
+    listener: &'static str,
+    stream: T,
+    http2: bool,
+    connection: Rc<Connection>,
+    leaving: Option<watch::Receiver<bool>>,
+    handle: H,
+) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Rc<Connection>, Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<ResponseBody>> + 'static,
+{
+    let limits = &connection.worker.shared.limits;
+    let client = Rc::clone(&connection);
+    let service = service_fn(move |request| {
+        let response = handle(Rc::clone(&client), request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let io = TokioIo::new(stream);
+    let result = if http2 {
+        let serving = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits::STREAM_WINDOW)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW)
+            .max_frame_size(limits::FRAME)
+            .max_send_buf_size(limits::SEND_BUFFER)
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.header_bytes)
+            .auto_date_header(false)
+            .enable_connect_protocol()
+            .serve_connection(io, service);
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => result,
+            () = started(leaving) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        }
+    } else {
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_time)
+            .max_headers(limits.header_count)
+            .max_header_size(limits.header_bytes as usize)
+            .half_close(true)
+            .pipeline_flush(true)
+            .auto_date_header(false)
+            .serve_connection(io, service)
+            .with_upgrades();
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => result,
+            () = started(leaving) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        }
+    };
+    if let Err(error) = result {
+        ended(listener, &error);
+    }
+}
+
+/// Returns when the drain starts; never, if there is nothing to wait for.
+async fn started(leaving: Option<watch::Receiver<bool>>) {
+    match leaving {
+        Some(mut leaving) => {
+            if leaving.wait_for(|leaving| *leaving).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Names the reason for which hyper closed a connection by itself (it has answered 400, 408 or 431 where HTTP has an
+/// answer).
+fn ended(listener: &'static str, error: &hyper::Error) {
+    let reason = if error.is_parse_too_large() {
+        Reason::HeadersTooLarge
+    } else if error.is_parse() {
+        Reason::BadRequest
+    } else if error.is_timeout() {
+        Reason::HeaderTimeout
+    } else {
+        tracing::debug!(listener, %error, "a client's connection ended");
+        return;
+    };
+    metrics::counter!(metric::MALFORMED.name, "listener" => listener).increment(1);
+    tracing::info!(listener, %reason, "closed a client's connection: {error}");
+}

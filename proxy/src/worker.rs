@@ -1,0 +1,218 @@
+//! One worker: a thread with its own runtime, listeners, connections and pools. Nothing here is shared with other
+//! workers but what [`Shared`] holds, so the request path takes no lock and wakes no other thread.
+
+use std::cell::{RefCell, RefMut};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ahash::{AHashMap, AHashSet};
+use bytes::BytesMut;
+use penstock_api::ServiceName;
+use penstock_api::v1::Direction;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+use crate::config::{Cluster, Endpoint, Rule, Service, Store};
+use crate::drain::Drain;
+use crate::identity::Identity;
+use crate::limits::Limits;
+use crate::report::LocalLoad;
+use crate::send::pool::Pools;
+use crate::telemetry::Telemetry;
+use crate::telemetry::outcome::{Labels, Outcome};
+
+/// What all workers share: snapshots behind atomic pointers, and counters.
+#[derive(Debug)]
+pub struct Shared {
+    /// What control pushed.
+    pub store: Arc<Store>,
+    /// Who we are.
+    pub identity: Arc<Identity>,
+    /// What is recorded.
+    pub telemetry: Arc<Telemetry>,
+    /// The load of the application behind us.
+    pub load: LocalLoad,
+    /// Whether we are on our way out.
+    pub drain: Drain,
+    /// What is bounded.
+    pub limits: Limits,
+    /// The namespace that short host names are in.
+    pub namespace: String,
+    /// `<namespace>/<pod>`.
+    pub node: Arc<str>,
+    /// Our own listeners, to notice loops.
+    pub listeners: Vec<SocketAddr>,
+    /// The epoch of every `now`.
+    pub epoch: Instant,
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// What is recorded.
+    pub telemetry: Arc<Telemetry>,
+    /// Connections to endpoints.
+    pub pools: Pools,
+    random: RefCell<SmallRng>,
+    cells: RefCell<AHashMap<(u64, u32), Counted>>,
+    unrouted: [Arc<Outcome>; 2],
+    outside: RefCell<AHashMap<String, (Instant, Arc<Service>)>>,
+    used: RefCell<AHashSet<ServiceName>>,
+    scratch: RefCell<BytesMut>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    outcome: Arc<Outcome>,
+    endpoint: Weak<Endpoint>,
+}
+
+/// How often a worker tidies: drops connections and cells of endpoints that are gone, and says which destinations
+/// are in use.
+const TIDY: Duration = Duration::from_secs(10);
+/// How long the addresses of a host outside the mesh are believed.
+const OUTSIDE_TTL: Duration = Duration::from_secs(10);
+/// Hosts outside the mesh that a worker keeps pools for.
+const MAX_OUTSIDE: usize = 256;
+
+impl Worker {
+    /// A worker on the current thread; `seed` makes its draws.
+    pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        let telemetry = Arc::clone(&shared.telemetry);
+        let unrouted = [Direction::Outbound, Direction::Inbound].map(|direction| {
+            let service = ServiceName::unrouted();
+            telemetry.outcomes.cell(Labels {
+                direction,
+                service: service.clone(),
+                backend: service,
+                endpoint: "".into(),
+                route: "".into(),
+            })
+        });
+        let worker = Rc::new(Self {
+            pools: Pools::default(),
+            random: RefCell::new(SmallRng::seed_from_u64(seed)),
+            cells: RefCell::default(),
+            unrouted,
+            outside: RefCell::default(),
+            used: RefCell::default(),
+            scratch: RefCell::default(),
+            telemetry,
+            shared,
+        });
+        let tidy = Rc::downgrade(&worker);
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(TIDY).await;
+                let Some(worker) = tidy.upgrade() else { return };
+                worker.tidy();
+            }
+        });
+        worker
+    }
+
+    /// The time, since the epoch that all workers share.
+    pub fn now(&self) -> Duration {
+        self.shared.epoch.elapsed()
+    }
+
+    /// A source of randomness, for the length of a call.
+    pub fn with_random<T>(&self, f: impl FnOnce(&mut SmallRng) -> T) -> T {
+        f(&mut self.random.borrow_mut())
+    }
+
+    /// Room to write header values into; they are split off it, so many share one allocation.
+    pub fn scratch(&self) -> RefMut<'_, BytesMut> {
+        self.scratch.borrow_mut()
+    }
+
+    /// A request begins.
+    pub fn begin(&self, direction: Direction) {
+        self.shared.drain.begin(direction);
+        if direction == Direction::Inbound {
+            self.shared.load.begin();
+        }
+    }
+
+    /// A request is over.
+    pub fn end(&self, direction: Direction, failed: bool) {
+        self.shared.drain.end(direction);
+        if direction == Direction::Inbound {
+            self.shared.load.end(failed);
+        }
+    }
+
+    /// The cell that counts for a rule, the service that was asked for, and an endpoint.
+    pub fn outcome(
+        &self,
+        direction: Direction,
+        rule: &Rule,
+        asked: &ServiceName,
+        cluster: &Cluster,
+        endpoint: &Arc<Endpoint>,
+    ) -> Arc<Outcome> {
+        let mut cells = self.cells.borrow_mut();
+        let counted = cells.entry((rule.id, endpoint.id)).or_insert_with(|| {
+            let outcome = self.telemetry.outcomes.cell(Labels {
+                direction,
+                service: asked.clone(),
+                backend: cluster.service.clone(),
+                endpoint: Arc::clone(&endpoint.name),
+                route: Arc::clone(&rule.label),
+            });
+            Counted { outcome, endpoint: Arc::downgrade(endpoint) }
+        });
+        Arc::clone(&counted.outcome)
+    }
+
+    /// The cell that counts for requests that reached no endpoint.
+    pub fn unrouted(&self, direction: Direction) -> Arc<Outcome> {
+        Arc::clone(&self.unrouted[direction as usize])
+    }
+
+    /// A host outside the mesh, if its addresses are still believed.
+    pub fn outside(&self, host: &str) -> Option<Arc<Service>> {
+        let outside = self.outside.borrow();
+        let (at, service) = outside.get(host)?;
+        (at.elapsed() < OUTSIDE_TTL).then(|| Arc::clone(service))
+    }
+
+    /// Remembers a host outside the mesh. One whose addresses did not change keeps its connections.
+    pub fn set_outside(&self, host: String, service: Arc<Service>) {
+        let mut outside = self.outside.borrow_mut();
+        if outside.len() >= MAX_OUTSIDE {
+            outside.retain(|_, (at, _)| at.elapsed() < OUTSIDE_TTL);
+        }
+        if outside.len() < MAX_OUTSIDE {
+            outside.insert(host, (Instant::now(), service));
+        }
+    }
+
+    /// The stale entry of a host outside the mesh, whose endpoints may live on.
+    pub fn outside_before(&self, host: &str) -> Option<Arc<Service>> {
+        self.outside.borrow().get(host).map(|(_, service)| Arc::clone(service))
+    }
+
+    fn tidy(&self) {
+        self.cells.borrow_mut().retain(|_, counted| {
+            counted.endpoint.strong_count() > 0
+                || counted.outcome.in_flight.load(std::sync::atomic::Ordering::Relaxed) > 0
+        });
+        self.pools.tidy();
+        let used = std::mem::take(&mut *self.used.borrow_mut());
+        self.shared.store.touch(used.into_iter());
+    }
+
+    /// Notes that a destination is in use, so that it is not forgotten.
+    pub fn uses(&self, service: &ServiceName) {
+        let mut used = self.used.borrow_mut();
+        if !used.contains(service) {
+            used.insert(service.clone());
+        }
+    }
+}
