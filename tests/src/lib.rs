@@ -1,1 +1,3 @@
-//! t
+//! What the tests and the demo share.
+
+pub mod digits;
