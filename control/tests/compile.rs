@@ -1,4 +1,9 @@
 //! From YAML to resources: what a reader of the Kubernetes and Gateway API documents would expect.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, which clippy doesn't see as such"
+)]
 
 mod common;
 

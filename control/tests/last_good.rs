@@ -1,4 +1,9 @@
 //! An object that makes no sense is told about, with its line, and its last good version stays in force.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, which clippy doesn't see as such"
+)]
 
 mod common;
 

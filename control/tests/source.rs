@@ -1,4 +1,9 @@
 //! A directory is followed through everything that editors, `mv` and mounts do to files.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, which clippy doesn't see as such"
+)]
 
 mod common;
 

@@ -53,19 +53,11 @@ pub(super) fn join(
     for (name, service) in services.iter_mut() {
         let slices = slices.remove(name).unwrap_or_default();
         check_ports(service, &slices, faults);
-        let endpoints = endpoints(service, &slices, pods, &mut joined, faults);
+        let mut opaque = BTreeSet::new();
+        let endpoints = endpoints(service, &slices, pods, &mut joined, &mut opaque, faults);
         joined.endpoints.insert(name.clone(), endpoints);
-        for port in &mut service.ports {
-            let opaque = joined.targets.iter().any(|(pod, targets)| {
-                let leads = |(_, from): &(&u16, &Vec<_>)| from.contains(&(name.clone(), port.port));
-                pods.get(pod).is_some_and(|pod| {
-                    !pod.opaque.is_empty()
-                        && targets.iter().filter(leads).any(|(number, _)| pod.opaque.contains(number))
-                })
-            });
-            if opaque {
-                port.set_protocol(Protocol::Opaque);
-            }
+        for port in service.ports.iter_mut().filter(|port| opaque.contains(&port.port)) {
+            port.set_protocol(Protocol::Opaque);
         }
     }
     joined
@@ -119,12 +111,13 @@ fn check_ports(service: &ServiceModel<'_>, slices: &[Of<'_, EndpointSlice>], fau
     }
 }
 
-/// The endpoints of one Service. During a change an endpoint may be in two slices: their ports are joined.
+/// The endpoints of one Service, and which of its ports some pod declares opaque. During a change an endpoint may be in two slices: their ports are joined.
 fn endpoints(
     service: &ServiceModel<'_>,
     slices: &[Of<'_, EndpointSlice>],
     pods: &Pods<'_>,
     joined: &mut Joined,
+    opaque: &mut BTreeSet<u32>,
     faults: &mut Faults,
 ) -> v1::Endpoints {
     let mut found: BTreeMap<(String, IpAddr), v1::Endpoint> = BTreeMap::new();
@@ -165,12 +158,17 @@ fn endpoints(
                 },
             };
             if let Some(name) = pod_name {
+                let declared = pods.get(&name).map(|pod| pod.opaque.as_slice()).unwrap_or_default();
                 let targets = joined.targets.entry(name).or_default();
                 for target in &ports {
-                    let leading = targets.entry(u16::try_from(target.port).unwrap_or_default()).or_default();
+                    let number = u16::try_from(target.port).unwrap_or_default();
+                    let leading = targets.entry(number).or_default();
                     let this = (service.name.clone(), target.service_port);
                     if !leading.contains(&this) {
                         leading.push(this);
+                    }
+                    if declared.contains(&number) {
+                        opaque.insert(target.service_port);
                     }
                 }
             }
