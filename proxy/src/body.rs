@@ -30,7 +30,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Client(body, exchange) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -145,7 +148,8 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let story = format!("{} closed in the middle of its response: {error}", upstream.exchange.whither());
+                let story =
+                    format!("{} closed in the middle of its response: {error}", upstream.exchange.whither());
                 let failure = Failure::new(Reason::UpstreamIncomplete, story);
                 upstream.exchange.broken(failure.reason);
                 Poll::Ready(Some(Err(Broken(failure))))
@@ -230,7 +234,8 @@ mod tests {
         let mut idle = Idle::new(Some(limit));
         let start = Instant::now();
         for _ in 0..5 {
-            let waited = tokio::time::timeout(Duration::from_secs(6), poll_fn(|cx| idle.poll_elapsed(cx))).await;
+            let waited =
+                tokio::time::timeout(Duration::from_secs(6), poll_fn(|cx| idle.poll_elapsed(cx))).await;
             assert!(waited.is_err(), "fired although bytes moved, after {:?}", start.elapsed());
             idle.moved();
         }

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use crate::config::{Cluster, Endpoint, Rule};
 use crate::failure::Failure;
-use crate::telemetry::outcome::{End, Outcome};
 use crate::telemetry::Details;
+use crate::telemetry::outcome::{End, Outcome};
 use crate::worker::Worker;
 
 /// One request and its response.
@@ -100,7 +100,13 @@ impl Exchange {
     }
 
     /// A try goes to an endpoint; it counts there until the next try or the end.
-    pub fn goes_to(&self, rule: &Rule, asked: &penstock_api::ServiceName, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) {
+    pub fn goes_to(
+        &self,
+        rule: &Rule,
+        asked: &penstock_api::ServiceName,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+    ) {
         self.leave();
         self.tries.set(self.tries.get() + 1);
         let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);

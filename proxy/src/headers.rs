@@ -69,7 +69,9 @@ pub fn strip_hop(headers: &mut HeaderMap, found: Found, upgrade: bool) {
         let named: Vec<HeaderName> = tokens(headers)
             .filter_map(|token| token.parse().ok())
             // Framing and routing are not the client's to remove.
-            .filter(|name| *name != HOST && *name != http::header::CONTENT_LENGTH && !(upgrade && *name == UPGRADE))
+            .filter(|name| {
+                *name != HOST && *name != http::header::CONTENT_LENGTH && !(upgrade && *name == UPGRADE)
+            })
             .collect();
         for name in named {
             headers.remove(name);
@@ -87,7 +89,9 @@ pub fn strip_hop(headers: &mut HeaderMap, found: Found, upgrade: bool) {
     if found.te {
         // `trailers` is the one value that means something end to end (gRPC requires it).
         let trailers = headers.get(TE).is_some_and(|value| {
-            value.to_str().is_ok_and(|v| v.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
+            value
+                .to_str()
+                .is_ok_and(|v| v.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
         });
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -162,7 +166,10 @@ pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form
             } else {
                 *request.uri_mut() = uri::Uri::from(path);
             }
-            let known = request.headers().get(HOST).is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
+            let known = request
+                .headers()
+                .get(HOST)
+                .is_some_and(|host| host.as_bytes() == authority.as_str().as_bytes());
             if !known {
                 let host = HeaderValue::from_str(authority.as_str()).map_err(|_| {
                     Failure::unprocessed(Reason::BadRequest, "the request's host is not a header value")
@@ -196,7 +203,10 @@ pub fn rewrite<B>(
 ) -> Result<(), Failure> {
     if let Some(host) = &rewrite.hostname {
         *authority = host.as_bytes().try_into().map_err(|_| {
-            Failure::unprocessed(Reason::BadRequest, "the route rewrites the host to something that is no host")
+            Failure::unprocessed(
+                Reason::BadRequest,
+                "the route rewrites the host to something that is no host",
+            )
         })?;
     }
     if let Some(change) = &rewrite.path {
@@ -277,7 +287,8 @@ mod tests {
 
     #[test]
     fn a_client_cannot_have_framing_removed() {
-        let left = stripped(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "a")]);
+        let left =
+            stripped(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "a")]);
         assert_eq!(left, headers(&[("content-length", "3"), ("host", "a")]));
     }
 
@@ -289,7 +300,9 @@ mod tests {
 
     #[test]
     fn strangers_cannot_speak_as_sidecars() {
-        assert!(stripped(&[("penstock-client-id", "spiffe://x"), ("penstock-protocol", "HTTP/1.1")]).is_empty());
+        assert!(
+            stripped(&[("penstock-client-id", "spiffe://x"), ("penstock-protocol", "HTTP/1.1")]).is_empty()
+        );
     }
 
     #[test]
@@ -300,18 +313,32 @@ mod tests {
         assert_eq!(request.uri(), "http://a.b:80/x?y=1");
         assert!(request.headers().is_empty());
         shape(&mut request, &authority, Form::Origin).unwrap();
-        assert_eq!((request.uri().to_string().as_str(), &request.headers()["host"]), ("/x?y=1", &"a.b:80".parse().unwrap()));
+        assert_eq!(
+            (request.uri().to_string().as_str(), &request.headers()["host"]),
+            ("/x?y=1", &"a.b:80".parse().unwrap())
+        );
     }
 
     #[test]
     fn redirects_as_httproute_has_them() {
         let uri: uri::Uri = "/v2/models?x=1".parse().unwrap();
         let authority: uri::Authority = "a.b:8080".parse().unwrap();
-        let nothing = Redirect { scheme: None, hostname: None, port: None, path: None, status: http::StatusCode::FOUND };
+        let nothing = Redirect {
+            scheme: None,
+            hostname: None,
+            port: None,
+            path: None,
+            status: http::StatusCode::FOUND,
+        };
         assert_eq!(location(&uri, &authority, &nothing, ""), "http://a.b:8080/v2/models?x=1");
         let https = Redirect { scheme: Some("https".into()), ..nothing };
         assert_eq!(location(&uri, &authority, &https, ""), "https://a.b/v2/models?x=1");
-        let path = Redirect { path: Some(PathChange::Prefix("/v3".into())), hostname: Some("c".into()), port: Some(80), ..https };
+        let path = Redirect {
+            path: Some(PathChange::Prefix("/v3".into())),
+            hostname: Some("c".into()),
+            port: Some(80),
+            ..https
+        };
         let path = Redirect { scheme: None, ..path };
         assert_eq!(location(&uri, &authority, &path, "/v2"), "http://c/v3/models?x=1");
     }

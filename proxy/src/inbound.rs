@@ -31,7 +31,12 @@ use crate::{identity, serve, tcp, upgrade};
 const LISTENER: &str = "inbound";
 
 /// Serves one connection to the application.
-pub async fn connection(worker: Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+pub async fn connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    listener: Option<Arc<Listener>>,
+) {
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
     match detect::detect(&stream, worker.shared.limits.header_time).await {
         Detected::Tls => secured(worker, stream, counted, listener, original).await,
@@ -58,7 +63,9 @@ async fn secured(
     let session = tls.get_ref().1;
     let client = match identity::verified_peer(session) {
         Ok(peer) => peer.into_id(),
-        Err(error) => return tracing::warn!(listener = LISTENER, %error, "a handshake without a client's identity"),
+        Err(error) => {
+            return tracing::warn!(listener = LISTENER, %error, "a handshake without a client's identity");
+        }
     };
     let (sidecar, wire) = match session.alpn_protocol() {
         Some(alpn) if alpn == names::ALPN_MESH_TCP => (true, Wire::Bytes),
@@ -108,9 +115,13 @@ fn is_bytes(protocol: Protocol) -> bool {
 }
 
 async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
-    let peer = stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
+    let peer =
+        stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
     let material = worker.shared.identity.current().ok_or_else(|| {
-        Failure::unprocessed(Reason::NoConfig, format!("{peer} wants mutual TLS, and this proxy has no certificate yet"))
+        Failure::unprocessed(
+            Reason::NoConfig,
+            format!("{peer} wants mutual TLS, and this proxy has no certificate yet"),
+        )
     })?;
     let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(stream);
     match tokio::time::timeout(worker.shared.limits.handshake_time, accepting).await {
@@ -162,7 +173,8 @@ async fn plaintext(
     original: Option<std::net::SocketAddr>,
     spoken: Detected,
 ) {
-    let permissive = worker.shared.store.snapshot().workload.as_ref().is_some_and(|workload| workload.permissive);
+    let permissive =
+        worker.shared.store.snapshot().workload.as_ref().is_some_and(|workload| workload.permissive);
     let to = if permissive && listener.is_none() {
         own_port(&worker, original.map(|address| address.port()))
     } else {
@@ -239,7 +251,11 @@ async fn stages(
     // A sidecar says what its application spoke; a stranger's word about it is dropped with all that is ours.
     let spoken = match parts.headers.get(headers::PROTOCOL) {
         Some(version) if connection.sidecar => {
-            if version == "HTTP/1.0" { Version::HTTP_10 } else { Version::HTTP_11 }
+            if version == "HTTP/1.0" {
+                Version::HTTP_10
+            } else {
+                Version::HTTP_11
+            }
         }
         _ => parts.version,
     };
@@ -275,7 +291,10 @@ async fn stages(
 /// Refuses a body that says it is above the limit.
 fn limit_body(worker: &Worker, parts: &http::request::Parts) -> Result<(), Failure> {
     let limit = worker.shared.limits.body_bytes;
-    let length = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let length = parts
+        .headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     match length {
         Some(length) if limit > 0 && length > limit => Err(Failure::unprocessed(
             Reason::BodyTooLarge,

@@ -10,16 +10,20 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use penstock_api::SpiffeId;
 use penstock_api::names::{DEFAULT_TRUST_DOMAIN, port};
+use penstock_proxy::admin::{self, Audience, Pages};
 use penstock_proxy::config::{Store, static_file};
+use penstock_proxy::identity::Identity;
 use penstock_proxy::identity::control::Control;
 use penstock_proxy::identity::sign::{Signer, keep_signed};
-use penstock_proxy::identity::Identity;
 use penstock_proxy::limits::Limits;
 use penstock_proxy::run::{self, Listen, Proxy, Serves, Setup};
 use penstock_proxy::telemetry::level::Level;
 use penstock_proxy::telemetry::{AccessLog, Options};
-use penstock_proxy::{admin, fleet, xds};
+use penstock_proxy::worker::Shared;
+use penstock_proxy::{fleet, xds};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -140,10 +144,11 @@ async fn serve(options: Run, level: Level) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let drain_timeout = options.drain_timeout;
     let level = Arc::new(level);
-    let (proxy, telemetry) = match &options.static_file {
+    let Started { proxy, last_words, stop } = match &options.static_file {
         Some(file) => start_static(file, &options, level).await?,
         None => start_with_control(&options, level).await?,
     };
+    let telemetry = Arc::clone(&proxy.shared.telemetry);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -154,11 +159,23 @@ async fn serve(options: Run, level: Level) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    let _ = tokio::task::spawn_blocking(move || telemetry.flush(Duration::from_secs(1))).await;
+    stop.cancel();
+    if let Some(last_words) = last_words {
+        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+    }
+    let _ = tokio::task::spawn_blocking(move || telemetry.flush(LAST_WORDS)).await;
     Ok(())
 }
 
-type Started = (Proxy, Arc<penstock_proxy::telemetry::Telemetry>);
+/// How long the last outcomes, log lines and spans may take to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+struct Started {
+    proxy: Proxy,
+    /// Ends when the last outcomes have been told.
+    last_words: Option<JoinHandle<()>>,
+    stop: CancellationToken,
+}
 
 async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) -> anyhow::Result<Started> {
     let file = static_file::read(file)?;
@@ -166,7 +183,8 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
         Some([certificate, key, anchors]) => Identity::from_files(certificate, key, anchors)?,
         None => Identity::new(),
     });
-    let telemetry = run::telemetry(&Options { access_log: file.access_log, ..told(options, "static/proxy") })?;
+    let telemetry =
+        run::telemetry(&Options { access_log: file.access_log, ..told(options, "static/proxy") })?;
     let store = Arc::new(Store::default());
     store.set_ready();
     let proxy = Proxy::start(Setup {
@@ -176,15 +194,16 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
         limits: limits(options),
         store,
         identity,
-        telemetry: Arc::clone(&telemetry),
+        telemetry,
     })?;
+    let stop = CancellationToken::new();
     if let Some(address) = file.admin {
-        admin::start(address, None, &proxy.shared, level).await?;
+        serve_pages(address, Audience::Admin, &pages(&proxy.shared, level), &stop).await?;
     }
     for (listener, address) in file.listeners.iter().zip(&proxy.addresses) {
         tracing::info!(listener = %listener.name, %address, "listening");
     }
-    Ok((proxy, telemetry))
+    Ok(Started { proxy, last_words: None, stop })
 }
 
 async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<Started> {
@@ -213,19 +232,46 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
         limits: limits(options),
         store: Arc::clone(&store),
         identity: Arc::clone(&identity),
-        telemetry: Arc::clone(&telemetry),
+        telemetry,
     })?;
-    admin::start(options.admin, Some(options.health), &proxy.shared, level).await?;
+    let stop = CancellationToken::new();
+    let pages = pages(&proxy.shared, level);
+    serve_pages(options.admin, Audience::Admin, &pages, &stop).await?;
+    serve_pages(options.health, Audience::Health, &pages, &stop).await?;
 
     let signer = Signer { control: control.clone(), token: token.clone(), id };
     tokio::spawn(keep_signed(Arc::clone(&identity), signer));
     let demands = store.demands().context("the configuration's demands are taken already")?;
-    let config = xds::Config::new(control.clone(), node.clone(), options.service_account.clone());
+    let account = format!("{namespace}/{}", options.service_account);
+    let config = xds::Config { control: control.clone(), node: node.clone(), account };
     let client = xds::Client::new(config, Arc::clone(&identity));
     tokio::spawn(client.run(Arc::clone(&store), demands));
-    tokio::spawn(fleet::attach(control, node.clone(), Arc::clone(&proxy.shared)));
+    let last_words = tokio::spawn(fleet::keep_attached(control, node.clone(), pages, stop.clone()));
     tracing::info!(%node, outbound = %proxy.addresses[0], inbound = %proxy.addresses[1], "listening");
-    Ok((proxy, telemetry))
+    Ok(Started { proxy, last_words: Some(last_words), stop })
+}
+
+fn pages(shared: &Shared, level: Arc<Level>) -> Arc<Pages> {
+    Arc::new(Pages {
+        store: Arc::clone(&shared.store),
+        identity: Arc::clone(&shared.identity),
+        telemetry: Arc::clone(&shared.telemetry),
+        level: Some(level),
+        draining: shared.drain.subscribe(),
+        epoch: shared.epoch,
+    })
+}
+
+async fn serve_pages(
+    address: SocketAddr,
+    audience: Audience,
+    pages: &Arc<Pages>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = admin::listen(address, audience).await?;
+    tracing::info!(address = %listener.local_addr()?, ?audience, "serving pages");
+    tokio::spawn(admin::serve(listener, Arc::clone(pages), audience, stop.clone()));
+    Ok(())
 }
 
 fn told(options: &Run, node: &str) -> Options {

@@ -29,13 +29,23 @@ use crate::{serve, tcp, upgrade};
 const LISTENER: &str = "outbound";
 
 /// Serves one connection of the application.
-pub async fn connection(worker: Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+pub async fn connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    listener: Option<Arc<Listener>>,
+) {
     worker.shared.drain.opened();
     serve_connection(&worker, stream, counted, listener).await;
     worker.shared.drain.closed();
 }
 
-async fn serve_connection(worker: &Rc<Worker>, stream: TcpStream, counted: Counted, listener: Option<Arc<Listener>>) {
+async fn serve_connection(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    listener: Option<Arc<Listener>>,
+) {
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
     let declared = match (&listener, original) {
         (Some(listener), _) => listener.protocol,
@@ -164,8 +174,9 @@ fn redirected(
     prefix: &str,
 ) -> Result<Response<ResponseBody>, Failure> {
     let location = headers::location(&parts.uri, authority, redirect, prefix);
-    let location = HeaderValue::try_from(location)
-        .map_err(|_| Failure::unprocessed(Reason::BadRequest, "the redirect leads to something that is no URL"))?;
+    let location = HeaderValue::try_from(location).map_err(|_| {
+        Failure::unprocessed(Reason::BadRequest, "the redirect leads to something that is no URL")
+    })?;
     exchange.answered(redirect.status.as_u16());
     exchange.complete();
     Ok(answer::redirect(redirect.status, location))

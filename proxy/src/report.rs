@@ -50,7 +50,8 @@ impl LocalLoad {
     /// Computes the rates from what was counted since the last call, `interval` ago.
     pub fn tick(&self, before: (u64, u64), interval: Duration) -> (u64, u64) {
         let now = (self.finished.load(Relaxed), self.failed.load(Relaxed));
-        let rate = |now: u64, before: u64| (now.saturating_sub(before) as f32 / interval.as_secs_f32()).to_bits();
+        let rate =
+            |now: u64, before: u64| (now.saturating_sub(before) as f32 / interval.as_secs_f32()).to_bits();
         self.rps.store(rate(now.0, before.0), Relaxed);
         self.eps.store(rate(now.1, before.1), Relaxed);
         now

@@ -79,7 +79,8 @@ pub async fn declared(worker: &Worker, address: SocketAddr) -> Result<Protocol, 
 /// A destination with no routes: one cluster.
 pub fn alone(cluster: &Arc<Cluster>) -> Destination {
     let itself = passing(cluster.service.as_str(), cluster);
-    let port = ServicePort { port: cluster.port, protocol: cluster.protocol, cluster: Arc::clone(cluster), itself };
+    let port =
+        ServicePort { port: cluster.port, protocol: cluster.protocol, cluster: Arc::clone(cluster), itself };
     let service =
         Service { name: cluster.service.clone(), ports: vec![port], rules: Vec::new(), sticky: None };
     Destination { port: cluster.port, service: Arc::new(service) }
@@ -106,19 +107,16 @@ async fn outside(worker: &Worker, host: &str, port: u16) -> Result<Destination, 
     let endpoints = addresses
         .into_iter()
         .map(|address| {
-            let same = known.as_ref().and_then(|known| known.iter().find(|endpoint| endpoint.address == address));
+            let same =
+                known.as_ref().and_then(|known| known.iter().find(|endpoint| endpoint.address == address));
             same.map(Arc::clone).unwrap_or_else(|| {
                 let name = address.to_string().into();
                 Arc::new(Endpoint::new(name, address, address.port(), None, false, Speak::Same))
             })
         })
         .collect();
-    let cluster = Cluster::new(
-        ServiceName::outside(),
-        port,
-        Protocol::Detect,
-        crate::config::Policy::default(),
-    );
+    let cluster =
+        Cluster::new(ServiceName::outside(), port, Protocol::Detect, crate::config::Policy::default());
     cluster.set_endpoints(endpoints);
     let destination = alone(&Arc::new(cluster));
     worker.set_outside(key, Arc::clone(&destination.service));
@@ -127,7 +125,8 @@ async fn outside(worker: &Worker, host: &str, port: u16) -> Result<Destination, 
 
 fn is_own(worker: &Worker, address: &SocketAddr) -> bool {
     worker.shared.listeners.iter().any(|own| {
-        own.port() == address.port() && (own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback()))
+        own.port() == address.port()
+            && (own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback()))
     })
 }
 
@@ -138,7 +137,8 @@ pub fn rule<'a>(
     request: &http::request::Parts,
 ) -> Result<(&'a Rule, &'a str), Failure> {
     let Destination { service, port } = destination;
-    let mut of_port = service.rules.iter().filter(|rule| rule.port.is_none_or(|only| only == *port)).peekable();
+    let mut of_port =
+        service.rules.iter().filter(|rule| rule.port.is_none_or(|only| only == *port)).peekable();
     if of_port.peek().is_none() {
         let Some(port) = service.port(*port) else {
             let ports: Vec<_> = service.ports.iter().map(|port| port.port.to_string()).collect();
@@ -163,7 +163,13 @@ pub fn rule<'a>(
     // Gateway API: once a Service has routes, what matches none of them is not served.
     Err(Failure::unprocessed(
         Reason::NoRoute,
-        format!("none of the {} rules for {} matches {} {}", service.rules.len(), service.name, request.method, request.uri.path()),
+        format!(
+            "none of the {} rules for {} matches {} {}",
+            service.rules.len(),
+            service.name,
+            request.method,
+            request.uri.path()
+        ),
     ))
 }
 
@@ -188,7 +194,10 @@ pub fn split<'a>(
         }
     };
     let Some(backend) = chosen else {
-        return Err(Failure::unprocessed(Reason::BadBackend, format!("rule {} has no backend with a weight", rule.label)));
+        return Err(Failure::unprocessed(
+            Reason::BadBackend,
+            format!("rule {} has no backend with a weight", rule.label),
+        ));
     };
     match &backend.invalid {
         None => Ok(backend),
@@ -240,15 +249,22 @@ mod tests {
     fn the_first_rule_that_matches_wins_and_none_is_a_404() {
         let mut destination = alone(&cluster("a/svc"));
         assert_eq!(&*rule(&destination, "svc", &request("/x", &[])).unwrap().0.label, "a/svc");
-        Arc::get_mut(&mut destination.service).unwrap().rules = vec![rule_for("/v2/x", "a/x"), rule_for("/v2", "a/y")];
-        let label = |uri| rule(&destination, "svc", &request(uri, &[])).map(|(rule, prefix)| (rule.label.to_string(), prefix));
+        Arc::get_mut(&mut destination.service).unwrap().rules =
+            vec![rule_for("/v2/x", "a/x"), rule_for("/v2", "a/y")];
+        let label = |uri| {
+            rule(&destination, "svc", &request(uri, &[]))
+                .map(|(rule, prefix)| (rule.label.to_string(), prefix))
+        };
         assert_eq!(label("/v2/x/y").unwrap(), ("a/x".into(), "/v2/x"));
         assert_eq!(label("/v2").unwrap(), ("a/y".into(), "/v2"));
         assert_eq!(label("/other").unwrap_err().reason, Reason::NoRoute);
         destination.port = 81;
         Arc::get_mut(&mut destination.service).unwrap().rules.clear();
         let error = rule(&destination, "svc", &request("/", &[])).unwrap_err();
-        assert_eq!((error.reason, error.story.as_ref()), (Reason::UnknownPort, "a/svc has no port 81; it has 80"));
+        assert_eq!(
+            (error.reason, error.story.as_ref()),
+            (Reason::UnknownPort, "a/svc has no port 81; it has 80")
+        );
     }
 
     fn canary(weights: [u32; 2]) -> Rule {
@@ -266,7 +282,11 @@ mod tests {
         let mut random = SmallRng::seed_from_u64(1);
         let cookie = Sticky::Cookie("session".into());
         let mut choose = |sticky, headers: &[(&str, &str)]| {
-            split(&rule, Some(sticky), &request("/", headers), &mut random).unwrap().cluster.service.to_string()
+            split(&rule, Some(sticky), &request("/", headers), &mut random)
+                .unwrap()
+                .cluster
+                .service
+                .to_string()
         };
         for user in ["1", "2", "3", "4", "5", "6"] {
             let pair = format!("a=b; session={user}");

@@ -153,7 +153,8 @@ impl Proxy {
         self.stop.send_replace(true);
         let threads = self.threads;
         // Joining blocks; a worker that does not see the signal within a second is left to the end of the process.
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
         let _ = tokio::time::timeout(Duration::from_secs(1), joined).await;
     }
 }

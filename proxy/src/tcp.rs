@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::accept::Counted;
-use crate::config::static_file::Listener;
 use crate::config::Rule;
+use crate::config::static_file::Listener;
 use crate::connection::To;
 use crate::exchange::Exchange;
 use crate::failure::Failure;

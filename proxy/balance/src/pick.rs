@@ -52,6 +52,12 @@ impl std::fmt::Display for NonePicked {
     }
 }
 
+impl<C: Candidate> Candidate for std::sync::Arc<C> {
+    fn state(&self) -> &EndpointState {
+        (**self).state()
+    }
+}
+
 /// Draws before the endpoints are scanned one by one.
 const DRAWS: usize = 4;
 

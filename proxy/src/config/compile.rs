@@ -10,8 +10,8 @@ use penstock_api::{ServiceName, SpiffeId};
 
 use super::matcher::{Hostname, Match};
 use super::{
-    Backend, Cluster, Endpoint, Filters, HeaderChange, PathChange, Policy, Redirect, RetryPolicy, Rewrite, Rule,
-    Service, ServicePort, Speak, Sticky, Timeouts, Workload, WorkloadPort,
+    Backend, Cluster, Endpoint, Filters, HeaderChange, PathChange, Policy, Redirect, RetryPolicy, Rewrite,
+    Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload, WorkloadPort,
 };
 
 /// Finds or makes the cluster of a service's port; successive snapshots must get the same one.
@@ -88,7 +88,8 @@ fn rule(
     let backends = match from.weights.as_str() {
         "" => Vec::new(),
         name => {
-            let weights = weights(name).ok_or_else(|| in_rule(format!("its weights {name} are not known")))?;
+            let weights =
+                weights(name).ok_or_else(|| in_rule(format!("its weights {name} are not known")))?;
             backends(&weights, clusters).map_err(in_rule)?
         }
     };
@@ -137,7 +138,9 @@ pub fn filters(from: &[v1::Filter]) -> Result<Filters, String> {
             Some(Kind::ResponseHeaders(change)) => header_changes(change, &mut filters.response)?,
             Some(Kind::Redirect(from)) => filters.redirect = Some(redirect(from)?),
             Some(Kind::Rewrite(from)) => filters.rewrite = Some(rewrite(from)?),
-            None => return Err("a filter of a kind that this proxy does not know; upgrade the proxy".to_owned()),
+            None => {
+                return Err("a filter of a kind that this proxy does not know; upgrade the proxy".to_owned());
+            }
         }
     }
     Ok(filters)
@@ -149,11 +152,14 @@ fn header_changes(from: &v1::HeaderChange, into: &mut Vec<HeaderChange>) -> Resu
         // Framing belongs to the connection; a filter that changed it would let requests be smuggled.
         let framing = ["content-length", "transfer-encoding", "connection", "host", "upgrade", "te"];
         if framing.contains(&parsed.as_str()) {
-            return Err(format!("the header {parsed} belongs to the connection and cannot be changed by a filter"));
+            return Err(format!(
+                "the header {parsed} belongs to the connection and cannot be changed by a filter"
+            ));
         }
         Ok(parsed)
     };
-    let value = |text: &str| HeaderValue::try_from(text).map_err(|_| format!("{text:?} is not a header value"));
+    let value =
+        |text: &str| HeaderValue::try_from(text).map_err(|_| format!("{text:?} is not a header value"));
     for header in &from.set {
         into.push(HeaderChange::Set(name(&header.name)?, value(&header.value)?));
     }
@@ -194,7 +200,9 @@ fn rewrite(from: &v1::Rewrite) -> Result<Rewrite, String> {
 fn path_change(from: &v1::PathChange) -> Option<PathChange> {
     match from.kind.as_ref()? {
         v1::path_change::Kind::Full(path) => Some(PathChange::Full(path.clone())),
-        v1::path_change::Kind::Prefix(prefix) => Some(PathChange::Prefix(prefix.trim_end_matches('/').to_owned())),
+        v1::path_change::Kind::Prefix(prefix) => {
+            Some(PathChange::Prefix(prefix.trim_end_matches('/').to_owned()))
+        }
     }
 }
 
@@ -222,7 +230,9 @@ fn retry(from: &v1::Retry, default: &RetryPolicy) -> RetryPolicy {
     RetryPolicy {
         attempts: from.attempts.unwrap_or(default.attempts).min(10),
         codes: from.codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect(),
-        buffer: from.buffer_bytes.map_or(default.buffer, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        buffer: from
+            .buffer_bytes
+            .map_or(default.buffer, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
     }
 }
 
@@ -282,7 +292,11 @@ pub fn speak(protocol: Protocol) -> Speak {
 }
 
 /// An endpoint as one port of its service reaches it; `None` when the endpoint does not serve that port.
-pub fn endpoint(from: &v1::Endpoint, service_port: u16, protocol: Protocol) -> Result<Option<Endpoint>, String> {
+pub fn endpoint(
+    from: &v1::Endpoint,
+    service_port: u16,
+    protocol: Protocol,
+) -> Result<Option<Endpoint>, String> {
     let in_endpoint = |reason: String| format!("endpoint {}: {reason}", from.name);
     let Some(target) = from.ports.iter().find(|target| target.service_port == u32::from(service_port)) else {
         return Ok(None);
@@ -299,7 +313,8 @@ pub fn endpoint(from: &v1::Endpoint, service_port: u16, protocol: Protocol) -> R
     };
     let address = std::net::SocketAddr::new(ip, dialled);
     let sidecar = identity.is_some();
-    let endpoint = Endpoint::new(from.name.as_str().into(), address, target, identity, sidecar, speak(protocol));
+    let endpoint =
+        Endpoint::new(from.name.as_str().into(), address, target, identity, sidecar, speak(protocol));
     endpoint.state.set_draining(from.draining);
     Ok(Some(endpoint))
 }
@@ -314,10 +329,15 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
         .map(|port_from| {
             let number = port(port_from.port)?;
             let application = port_from.application.parse().map_err(|_| {
-                format!("port {number} of {name}: {:?} is not an address of the application", port_from.application)
+                format!(
+                    "port {number} of {name}: {:?} is not an address of the application",
+                    port_from.application
+                )
             })?;
             let service = match port_from.services.first() {
-                Some(service) => service.parse().map_err(|error| format!("port {number} of {name}: {error}"))?,
+                Some(service) => {
+                    service.parse().map_err(|error| format!("port {number} of {name}: {error}"))?
+                }
                 None => ServiceName::new(&from.namespace, &from.name)
                     .or_else(|_| ServiceName::new(&from.namespace, "pod"))
                     .map_err(|error| error.to_string())?,
@@ -347,8 +367,14 @@ pub fn application_cluster(
         ..Policy::default()
     };
     let cluster = Cluster::new(service, number, protocol, policy);
-    let endpoint =
-        Endpoint::new(Arc::clone(name), application, application.port(), None, false, speak_to_application(protocol));
+    let endpoint = Endpoint::new(
+        Arc::clone(name),
+        application,
+        application.port(),
+        None,
+        false,
+        speak_to_application(protocol),
+    );
     cluster.set_endpoints(vec![Arc::new(endpoint)]);
     Arc::new(cluster)
 }

@@ -113,7 +113,9 @@ impl Match {
     fn query_matches(&self, query: &str) -> bool {
         self.query.iter().all(|(name, text)| {
             let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            pairs.find(|(key, _)| decoded(key) == name.as_str()).is_some_and(|(_, value)| text.matches(&decoded(value)))
+            pairs
+                .find(|(key, _)| decoded(key) == name.as_str())
+                .is_some_and(|(_, value)| text.matches(&decoded(value)))
         })
     }
 
@@ -248,9 +250,12 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_a_reason() {
         let bad = |rule: v1::Match| Match::compile(&rule).unwrap_err();
         assert!(
-            bad(v1::Match { path: text(Kind::Regex("(".into())), ..Default::default() }).contains("does not compile")
+            bad(v1::Match { path: text(Kind::Regex("(".into())), ..Default::default() })
+                .contains("does not compile")
         );
-        assert!(bad(v1::Match { method: "NO SPACE".into(), ..Default::default() }).contains("not an HTTP method"));
+        assert!(
+            bad(v1::Match { method: "NO SPACE".into(), ..Default::default() }).contains("not an HTTP method")
+        );
     }
 
     #[test]

@@ -171,8 +171,8 @@ struct Expect {
 /// Reads a static file.
 pub fn read(path: &Path) -> Result<StaticFile, StaticError> {
     let text = std::fs::read_to_string(path).map_err(|error| StaticError::Read(path.to_owned(), error))?;
-    let document: Document =
-        serde_saphyr::from_str(&text).map_err(|error| StaticError::Parse(path.to_owned(), error.to_string()))?;
+    let document: Document = serde_saphyr::from_str(&text)
+        .map_err(|error| StaticError::Parse(path.to_owned(), error.to_string()))?;
     let base = path.parent().unwrap_or(Path::new("."));
     compile(document, base).map_err(|reason| StaticError::Sense(path.to_owned(), reason))
 }
@@ -184,10 +184,17 @@ fn compile(document: Document, base: &Path) -> Result<StaticFile, String> {
         .map(|files| [&files.certificate, &files.key, &files.anchors].map(|file| base.join(file)));
     let mut listeners = Vec::new();
     for entry in &document.listeners {
-        let upstream = document.upstreams.iter().find(|upstream| upstream.name == entry.upstream).ok_or_else(|| {
-            let known: Vec<_> = document.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
-            format!("listener {}: there is no upstream {:?}; there is {}", entry.name, entry.upstream, known.join(", "))
-        })?;
+        let upstream =
+            document.upstreams.iter().find(|upstream| upstream.name == entry.upstream).ok_or_else(|| {
+                let known: Vec<_> =
+                    document.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+                format!(
+                    "listener {}: there is no upstream {:?}; there is {}",
+                    entry.name,
+                    entry.upstream,
+                    known.join(", ")
+                )
+            })?;
         if (entry.tls.is_some() || upstream.tls.is_some()) && identity.is_none() {
             return Err(format!("listener {} uses tls, so the file needs an identity", entry.name));
         }
@@ -224,9 +231,10 @@ fn listener(entry: &ListenerEntry, upstream: &UpstreamEntry) -> Result<Listener,
     };
     let name = ServiceName::new("static", &upstream.name.to_ascii_lowercase())
         .map_err(|_| in_listener(format!("the upstream's name {:?} is not a DNS label", upstream.name)))?;
-    let port = upstream.endpoints.first().ok_or_else(|| {
-        in_listener(format!("the upstream {} has no endpoints", upstream.name))
-    })?;
+    let port = upstream
+        .endpoints
+        .first()
+        .ok_or_else(|| in_listener(format!("the upstream {} has no endpoints", upstream.name)))?;
     let cluster = Cluster::new(name, port.port(), protocol, Policy::default());
     let endpoints = upstream.endpoints.iter().map(|address| {
         let sidecar = expected.is_some();
@@ -276,12 +284,16 @@ upstreams:
     #[test]
     fn what_makes_no_sense_says_what_to_do() {
         let bad = |from: &str, to: &str| compiled(&GOOD.replace(from, to)).unwrap_err();
-        assert!(bad("upstream: backend}", "upstream: other}").contains("there is no upstream \"other\"; there is backend"));
+        assert!(
+            bad("upstream: backend}", "upstream: other}")
+                .contains("there is no upstream \"other\"; there is backend")
+        );
         assert!(bad("identity: {c", "unknown: {c").contains("unknown"));
         assert!(bad("protocol: h2", "protocol: tcp").contains("speaks tcp"));
         assert!(bad("['127.0.0.1:9001']", "[]").contains("has no endpoints"));
         assert!(bad("spiffe://a.b/ns/c/sa/d", "root").contains("not an identity"));
-        let no_identity = GOOD.lines().filter(|line| !line.starts_with("identity")).collect::<Vec<_>>().join("\n");
+        let no_identity =
+            GOOD.lines().filter(|line| !line.starts_with("identity")).collect::<Vec<_>>().join("\n");
         assert!(compiled(&no_identity).unwrap_err().contains("needs an identity"));
     }
 }

@@ -238,7 +238,8 @@ impl Store {
         let now = self.epoch.elapsed().as_secs();
         let old = |used: &Arc<AtomicU64>| now.saturating_sub(used.load(Relaxed)) >= IDLE.as_secs();
         let mut held = self.held();
-        let services: Vec<_> = held.asked.iter().filter(|(_, used)| old(used)).map(|(name, _)| name.clone()).collect();
+        let services: Vec<_> =
+            held.asked.iter().filter(|(_, used)| old(used)).map(|(name, _)| name.clone()).collect();
         let addresses: Vec<_> =
             held.asked_addresses.iter().filter(|(_, used)| old(used)).map(|(address, _)| *address).collect();
         if services.is_empty() && addresses.is_empty() {
@@ -381,7 +382,11 @@ enum Compiled {
     Incomplete,
 }
 
-fn compiled(name: &ServiceName, raw: &Raw, clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>) -> Compiled {
+fn compiled(
+    name: &ServiceName,
+    raw: &Raw,
+    clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>,
+) -> Compiled {
     let Some(message) = &raw.service else {
         return if raw.answered_service { Compiled::Absent } else { Compiled::Incomplete };
     };
@@ -406,7 +411,11 @@ fn compiled(name: &ServiceName, raw: &Raw, clusters: &AHashMap<(ServiceName, u16
 }
 
 /// The cluster of a port, or an empty one for a port that nobody has described.
-fn cluster_of(clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>, service: &ServiceName, port: u16) -> Arc<Cluster> {
+fn cluster_of(
+    clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>,
+    service: &ServiceName,
+    port: u16,
+) -> Arc<Cluster> {
     clusters.get(&(service.clone(), port)).cloned().unwrap_or_else(|| {
         Arc::new(Cluster::new(service.clone(), port, Protocol::Detect, super::Policy::default()))
     })
@@ -500,8 +509,11 @@ fn take_service_part(
 fn set_clusters(held: &mut Held, name: &ServiceName) {
     let Some(message) = held.services.get(name).and_then(|raw| raw.service.as_ref()) else { return };
     let policy = compile::policy(message.policy.as_ref());
-    let ports: Vec<_> =
-        message.ports.iter().filter_map(|port| Some((compile::port(port.port).ok()?, port.protocol()))).collect();
+    let ports: Vec<_> = message
+        .ports
+        .iter()
+        .filter_map(|port| Some((compile::port(port.port).ok()?, port.protocol())))
+        .collect();
     for (port, protocol) in &ports {
         let key = (name.clone(), *port);
         match held.clusters.get(&key) {
@@ -566,6 +578,8 @@ fn compile_address(message: &v1::Address) -> Result<Address, String> {
             cluster.set_endpoints(vec![Arc::new(endpoint)]);
             Ok(Address::Pod(Arc::new(cluster)))
         }
-        None => Err("an address that leads to something this proxy does not know; upgrade the proxy".to_owned()),
+        None => {
+            Err("an address that leads to something this proxy does not know; upgrade the proxy".to_owned())
+        }
     }
 }

@@ -35,7 +35,12 @@ pub enum Connected {
 }
 
 /// Connects, within `limit`, TLS included.
-pub async fn connect(worker: &Worker, endpoint: &Endpoint, wire: Wire, limit: Duration) -> Result<Connected, Failure> {
+pub async fn connect(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    wire: Wire,
+    limit: Duration,
+) -> Result<Connected, Failure> {
     match tokio::time::timeout(limit, attempt(worker, endpoint, wire)).await {
         Ok(result) => result,
         Err(_) => Err(Failure::unprocessed(
@@ -70,7 +75,10 @@ async fn secure(
     let material = worker.shared.identity.current().ok_or_else(|| {
         Failure::unprocessed(
             Reason::NoConfig,
-            format!("{} wants mutual TLS, and this proxy has no certificate yet; is control reachable?", endpoint.name),
+            format!(
+                "{} wants mutual TLS, and this proxy has no certificate yet; is control reachable?",
+                endpoint.name
+            ),
         )
     })?;
     let config = client_config(&material, wire, endpoint.sidecar);
@@ -85,7 +93,10 @@ async fn secure(
     })?;
     let proven = identity::verified_peer(tls.get_ref().1).and_then(|peer| peer.expect(expected));
     proven.map_err(|error| {
-        Failure::unprocessed(Reason::WrongIdentity, format!("{} at {}: {error}", endpoint.name, endpoint.address))
+        Failure::unprocessed(
+            Reason::WrongIdentity,
+            format!("{} at {}: {error}", endpoint.name, endpoint.address),
+        )
     })?;
     Ok(Connected::Secured(Box::new(tls)))
 }

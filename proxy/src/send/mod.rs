@@ -84,7 +84,11 @@ pub async fn send(
                     ejection.success();
                 }
                 match &replay {
-                    Some(replay) if !last && retry.codes.contains(&status.as_u16()) && again(exchange, cluster, &policy) => {
+                    Some(replay)
+                        if !last
+                            && retry.codes.contains(&status.as_u16())
+                            && again(exchange, cluster, &policy) =>
+                    {
                         tried.push(index);
                         outgoing = replay.again();
                         continue;
@@ -123,7 +127,10 @@ fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
     if in_flight >= policy.max_requests {
         return Err(Failure::unprocessed(
             Reason::TooManyRequests,
-            format!("{in_flight} requests to {} are in flight, its limit is {}", cluster.service, policy.max_requests),
+            format!(
+                "{in_flight} requests to {} are in flight, its limit is {}",
+                cluster.service, policy.max_requests
+            ),
         ));
     }
     Ok(())
@@ -219,7 +226,10 @@ async fn try_once(
         }
         Sender::Own(mut sender) => {
             let sent = sender.try_send_request(request);
-            times.bound(exchange, endpoint, sent).await.map(|sent| sent.map(|response| (response, Lease::Own)))
+            times
+                .bound(exchange, endpoint, sent)
+                .await
+                .map(|sent| sent.map(|response| (response, Lease::Own)))
         }
     };
     match result.map_err(fail)? {
@@ -241,7 +251,10 @@ enum Sender {
 fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failure {
     let who = format!("{} at {}", endpoint.name, endpoint.address);
     if came_back {
-        return Failure::unprocessed(Reason::UpstreamReset, format!("{who} closed before it took the request: {error}"));
+        return Failure::unprocessed(
+            Reason::UpstreamReset,
+            format!("{who} closed before it took the request: {error}"),
+        );
     }
     let h2 = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     if let Some(cause) = h2 {
@@ -254,7 +267,10 @@ fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failur
         return Failure::new(Reason::ClientClosed, format!("the client's body broke off: {error}"));
     }
     if error.is_parse() {
-        return Failure::new(Reason::UpstreamProtocol, format!("{who} answered with something that is not HTTP: {error}"));
+        return Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{who} answered with something that is not HTTP: {error}"),
+        );
     }
     Failure::new(Reason::UpstreamReset, format!("{who} closed before it answered: {error}"))
 }
@@ -306,12 +322,18 @@ impl Times {
             let who = || format!("{} at {}", endpoint.name, endpoint.address);
             if hard.is_some_and(|hard| wake >= hard) {
                 let after = exchange.started().elapsed();
-                return Err(Failure::new(Reason::RequestTimeout, format!("{} did not answer within {after:.1?}", who())));
+                return Err(Failure::new(
+                    Reason::RequestTimeout,
+                    format!("{} did not answer within {after:.1?}", who()),
+                ));
             }
             // The body may still be on its way up: only a stall counts.
             if exchange.request_bytes() == seen {
                 let limit = self.idle.unwrap_or_default();
-                return Err(Failure::new(Reason::IdleTimeout, format!("no byte to or from {} in {limit:?}", who())));
+                return Err(Failure::new(
+                    Reason::IdleTimeout,
+                    format!("no byte to or from {} in {limit:?}", who()),
+                ));
             }
         }
     }
@@ -342,7 +364,10 @@ impl Replay {
                 .collect()
                 .await
                 .map_err(|error| {
-                    Failure::unprocessed(Reason::ClientClosed, format!("the client's body broke off: {error}"))
+                    Failure::unprocessed(
+                        Reason::ClientClosed,
+                        format!("the client's body broke off: {error}"),
+                    )
                 })?
                 .to_bytes();
             *outgoing.request.body_mut() = RequestBody::Whole(Some(whole.clone()));

@@ -227,8 +227,10 @@ async fn handshake1<T>(stream: T, open: Open) -> Result<http1::SendRequest<Reque
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let (sender, connection) =
-        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(|error| handshake_failed(&open, &error))?;
+    let (sender, connection) = http1::Builder::new()
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| handshake_failed(&open, &error))?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
             tracing::debug!(endpoint = %open.0.endpoint.name, %error, "an HTTP/1.1 connection to an endpoint ended");
@@ -318,7 +320,10 @@ impl<'a> Waiting<'a> {
             cluster.pending.fetch_sub(1, Relaxed);
             return Err(Failure::unprocessed(
                 Reason::TooManyPending,
-                format!("{} requests wait for a connection to {} already", policy.max_pending, cluster.service),
+                format!(
+                    "{} requests wait for a connection to {} already",
+                    policy.max_pending, cluster.service
+                ),
             ));
         }
         Ok(Self(cluster))

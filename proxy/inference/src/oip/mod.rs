@@ -165,6 +165,12 @@ pub struct TensorMetadata {
     pub shape: Vec<i64>,
 }
 
+impl fmt::Display for TensorMetadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.name, self.datatype, self.shape)
+    }
+}
+
 /// The body of a REST answer that is not 200.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorBody {
