@@ -1,7 +1,12 @@
 //! The control plane: a source's objects become one versioned snapshot, which is pushed to the proxies that ask for
 //! parts of it; identities are signed; what proxies report is kept for the command line.
 
+pub mod api;
 pub mod compile;
+pub mod fleet;
+pub mod identity;
 pub mod objects;
+pub mod push;
+pub mod serve;
 pub mod snapshot;
 pub mod source;

@@ -1,2 +1,206 @@
-//! t
-fn main() {}
+//! `penstock-control`: the command line of the control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use penstock_api::SpiffeId;
+use penstock_control::identity::state::StateDir;
+use penstock_control::identity::token::{TokenKey, Workload};
+use penstock_control::identity::{epoch, rotate_root};
+use penstock_control::serve::{Options, start};
+use penstock_control::{compile, source::Source};
+use tokio_util::sync::CancellationToken;
+
+const EXAMPLE: &str = "\
+Example:
+  penstock-control run --source dir:manifests/demo --state /tmp/penstock &
+  penstock-control token --state /tmp/penstock --namespace team-a --service-account web > web.token
+  penstock-proxy run --control 127.0.0.1:15010 --control-ca /tmp/penstock/anchors.pem \\
+      --token web.token --node team-a/web-0 --service-account web
+  curl -s 127.0.0.1:8080/status
+
+Exit status: 0 fine, 1 something failed and was said why, 2 wrong usage.";
+
+/// The control plane of Penstock: reads Kubernetes objects, pushes configuration to sidecars, signs their identities.
+#[derive(Debug, Parser)]
+#[command(name = "penstock-control", version, after_help = EXAMPLE)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the control plane until SIGTERM or SIGINT.
+    Run(Run),
+    /// Print a bearer token with which a proxy gets its certificate.
+    Token(Token),
+    /// Replace the root, with overlap: no proxy restarts and no connection breaks.
+    RotateRoot(RotateRoot),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML
+    #[arg(long)]
+    source: Source,
+    /// Directory with keys and certificates; made on the first start
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Where proxies connect: xDS, identity and fleet, TLS 1.3
+    #[arg(long, default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Where the `penstock` command line and Prometheus connect: plain HTTP, so keep it on loopback
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
+    api: SocketAddr,
+    /// The trust domain of all identities
+    #[arg(long, default_value = penstock_api::names::DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+    /// How long workload certificates live; proxies renew them well before
+    #[arg(long, default_value = "12h", value_parser = humantime::parse_duration)]
+    leaf_lifetime: Duration,
+    /// How long the source must be quiet before it is read again
+    #[arg(long, default_value = "10ms", value_parser = humantime::parse_duration)]
+    debounce: Duration,
+    /// error, warn, info, debug, or per module: info,penstock_control::push=debug
+    #[arg(long, default_value = "info")]
+    log_level: String,
+}
+
+#[derive(Debug, Args)]
+struct Token {
+    /// The state directory of the control plane
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The workload's namespace
+    #[arg(long, value_name = "NS")]
+    namespace: String,
+    /// The workload's service account
+    #[arg(long, value_name = "SA")]
+    service_account: String,
+    /// The pod that the token is for, for the log
+    #[arg(long, value_name = "NAME")]
+    pod: Option<String>,
+    /// How long the token is good
+    #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
+    lifetime: Duration,
+}
+
+#[derive(Debug, Args)]
+struct RotateRoot {
+    /// The state directory of the control plane, which may be running
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(run) => serve(run),
+        Command::Token(args) => token(args),
+        Command::RotateRoot(RotateRoot { state }) => rotate(state),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn serve(run: Run) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&run.log_level)
+        .with_context(|| format!("--log-level {:?} is none; write for example info", run.log_level))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    let metrics = PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full("penstock_control_push_seconds".to_owned()),
+            &[0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
+        )?
+        .install_recorder()?;
+    describe();
+
+    let stop = CancellationToken::new();
+    let objects = run.source.open(run.debounce).await?;
+    // What was good in an earlier life stays in force when a file is broken while control starts.
+    let accepted = run.state.join("accepted.json");
+    let snapshots = |trust| compile::resume(objects, trust, accepted);
+    let options = Options {
+        state: run.state,
+        listen: run.listen,
+        api: run.api,
+        trust_domain: run.trust_domain,
+        leaf_lifetime: run.leaf_lifetime,
+    };
+    let control = start(options, snapshots, Some(metrics), stop.clone()).await?;
+    tracing::info!(proxies = %control.address, api = %control.api, "control is ready");
+    let signalled = async {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: ending streams; proxies go on with what they have"),
+            interrupt = tokio::signal::ctrl_c() => {
+                interrupt?;
+                tracing::info!("interrupted: ending streams; proxies go on with what they have");
+            }
+        }
+        stop.cancel();
+        anyhow::Ok(())
+    };
+    let (signalled, finished) = tokio::join!(
+        async {
+            tokio::select! {
+                signalled = signalled => signalled,
+                // A part that failed has stopped the others.
+                () = stop.cancelled() => Ok(()),
+            }
+        },
+        control.finished(),
+    );
+    signalled.and(finished)
+}
+
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    counter!("penstock_control_snapshots_total", "Snapshots published after the first.");
+    counter!("penstock_control_responses_total", "Responses sent to proxies, by type.");
+    histogram!("penstock_control_push_seconds", "From a snapshot to each response that carries it.");
+    gauge!("penstock_control_connected_proxies", "Configuration streams that are open.");
+    counter!("penstock_control_streams_cut_total", "Configuration streams that control ended with an error.");
+    counter!("penstock_control_nacks_total", "Responses that proxies refused, by type.");
+    counter!("penstock_control_unknown_types_total", "Requests for types that do not exist.");
+    counter!("penstock_control_signed_total", "Certificates signed.");
+    counter!("penstock_control_sign_refused_total", "Certificates refused, by reason.");
+    counter!("penstock_control_handshake_failures_total", "TLS handshakes that failed.");
+    counter!("penstock_control_tap_dropped_total", "Tap events dropped because a watcher was too slow.");
+}
+
+fn token(args: Token) -> Result<()> {
+    // The names are checked here already, where the operator sees it.
+    SpiffeId::new(penstock_api::names::DEFAULT_TRUST_DOMAIN, &args.namespace, &args.service_account)?;
+    let key = TokenKey::open(&StateDir::open(args.state)?)?;
+    let lifetime = i64::try_from(args.lifetime.as_secs()).unwrap_or(i64::MAX);
+    let expires = epoch(SystemTime::now()).saturating_add(lifetime);
+    let workload = Workload { namespace: args.namespace, account: args.service_account, pod: args.pod };
+    println!("{}", key.issue(workload, expires)?);
+    Ok(())
+}
+
+fn rotate(state: PathBuf) -> Result<()> {
+    anyhow::ensure!(
+        state.is_dir(),
+        "{} is not a directory; give the --state of the control plane",
+        state.display()
+    );
+    rotate_root(&StateDir::open(state)?, epoch(SystemTime::now()))?;
+    println!(
+        "A new root stands beside the old one. A running control announces it now, signs with it once every connected \
+         proxy knows it, and drops the old one when its last certificate has expired."
+    );
+    Ok(())
+}

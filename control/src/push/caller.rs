@@ -1,0 +1,64 @@
+//! Who may open a stream, and under which node id.
+
+use penstock_api::SpiffeId;
+use tonic::{Extensions, Status};
+
+use crate::identity::tls::Peer;
+
+/// The longest name of a pod.
+const MAX_POD: usize = 253;
+
+/// The identity that the connection proved.
+pub fn identity(extensions: &Extensions) -> Result<SpiffeId, Status> {
+    let peer = extensions.get::<Peer>();
+    peer.and_then(|peer| peer.identity.clone()).ok_or_else(|| {
+        Status::unauthenticated(
+            "configuration needs a client certificate of the mesh; get one from penstock.v1.Identity/Sign with a bearer token",
+        )
+    })
+}
+
+/// Whether `identity` may be the node `<namespace>/<pod>`: a certificate says which namespace and account a proxy
+/// belongs to, and the pod is its own word inside that namespace.
+#[allow(clippy::result_large_err, reason = "tonic's own error, made once a stream")]
+pub fn authorize(node: &str, identity: &SpiffeId) -> Result<(), Status> {
+    let (_, proven, _) = identity.parts();
+    let sound = |pod: &str| {
+        (1..=MAX_POD).contains(&pod.len())
+            && pod.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+    };
+    match node.split_once('/') {
+        Some((namespace, pod)) if namespace == proven && sound(pod) => Ok(()),
+        Some((namespace, pod)) if sound(pod) => Err(Status::permission_denied(format!(
+            "node {node} is in the namespace {namespace}, but its certificate is for {identity}; \
+             start the proxy with --node {proven}/{pod} or a token of {namespace}"
+        ))),
+        _ => Err(Status::invalid_argument(format!(
+            "the node id {:?} is not <namespace>/<pod>",
+            node.chars().take(80).collect::<String>()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_node_belongs_to_the_namespace_that_its_certificate_proves() {
+        let identity = SpiffeId::new("cluster.local", "team-a", "resnet").unwrap();
+        let table = [
+            ("team-a/resnet-0", None),
+            ("team-b/resnet-0", Some(Code::PermissionDenied)),
+            ("team-a", Some(Code::InvalidArgument)),
+            ("team-a/", Some(Code::InvalidArgument)),
+            ("team-a/a/b", Some(Code::InvalidArgument)),
+            ("", Some(Code::InvalidArgument)),
+        ];
+        for (node, expected) in table {
+            assert_eq!(authorize(node, &identity).err().map(|status| status.code()), expected, "{node}");
+        }
+    }
+}
