@@ -177,8 +177,13 @@ impl Metric {
         }
     }
 
+    /// Its name and unit.
+    pub(crate) fn named(self) -> (&'static str, &'static str) {
+        (self.name(), self.unit())
+    }
+
     /// Its unit in the JSON.
-    pub(crate) fn unit(self) -> &'static str {
+    fn unit(self) -> &'static str {
         match self {
             Self::Rps => "requests/s",
             Self::P50 | Self::P99 | Self::P999 => "us",

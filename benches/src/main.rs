@@ -1,12 +1,13 @@
 //! `penstock-bench`: what Penstock costs, measured beside other proxies on the same two cores.
 //!
-//! `proxy` is the bed that `make bench` runs; `load` and `upstream` are its two ends, processes of their own so
+//! `proxy` is the bed that `make bench` runs and `control` that of `make bench-control`; `load` and `upstream` are its two ends, processes of their own so
 //! that they can be pinned. Exit status 0 if the bed ran to its end (a subject that failed is a row that says
 //! so), 1 if it could not, 2 for a wrong command line, 130 if it was interrupted.
 
 mod bed;
 mod case;
 mod certificates;
+mod control;
 mod install;
 mod load;
 mod process;
@@ -35,6 +36,7 @@ const EXAMPLES: &str = "\
 Examples:
   penstock-bench proxy                             everything: 3 runs of 4 s, about 20 minutes
   penstock-bench proxy --cases h1-small,rest --runs 1 --seconds 1 --once --out /tmp/try.json
+  penstock-bench control --proxies 200             20 weights pushed to 200 proxies, three times
   penstock-bench upstream                          prints its addresses and serves
   penstock-bench load --address 127.0.0.1:8000 --seconds 2
 
@@ -45,6 +47,8 @@ enum Command {
     /// Measure every proxy in every case; writes target/bench/proxy.json
     #[command(after_help = case_list())]
     Proxy(bed::ProxyArgs),
+    /// Measure how fast a pushed weight is in force everywhere; writes target/bench/control.json
+    Control(control::ControlArgs),
     /// Send requests to one address and print what was measured
     Load(load::LoadArgs),
     /// Serve the short answer that stands behind every proxy
@@ -76,6 +80,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     let command = async {
         match command {
             Command::Proxy(args) => bed::run(args).await,
+            Command::Control(args) => control::run(args).await,
             Command::Load(args) => load::run(args).await,
             Command::Upstream(args) => upstream::run(args).await,
         }

@@ -1,4 +1,4 @@
-//! Child processes: pinned to one core, in a group of their own, gone with us.
+//! Child processes: pinned to a core if wanted, in a group of their own, gone with us.
 //!
 //! A child is killed with its whole group when its [`Process`] is dropped, told to end by the kernel if this process
 //! is killed, and never found by name. What a proxy says goes to a file whose end is told when the proxy fails.
@@ -25,9 +25,9 @@ pub(crate) struct Process {
     pid: u32,
 }
 
-/// Starts `program` on `core`; what it says goes to `NAME.log` in `dir`, and what it prints to us if `piped`.
+/// Starts `program`, on `core` alone if one is given; what it says goes to `NAME.log` in `dir`, and what it prints to us if `piped`.
 pub(crate) fn spawn(
-    core: usize,
+    core: Option<usize>,
     name: &str,
     program: &Path,
     args: &[OsString],
@@ -38,11 +38,11 @@ pub(crate) fn spawn(
     let said = File::create(&log).with_context(|| format!("{}", log.display()))?;
     let printed = if piped { Stdio::piped() } else { said.try_clone()?.into() };
     let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "TERM", "--", "taskset", "-c"])
-        .arg(core.to_string())
-        .arg(program)
-        .args(args);
+    command.args(["--pdeathsig", "TERM", "--"]);
+    if let Some(core) = core {
+        command.args(["taskset", "-c"]).arg(core.to_string());
+    }
+    command.arg(program).args(args);
     command.stdin(Stdio::null()).stdout(printed).stderr(said).process_group(0).kill_on_drop(true);
     let child = command.spawn().with_context(|| {
         format!(

@@ -60,48 +60,41 @@ pub(crate) struct Row {
     pub(crate) error: Option<String>,
 }
 
-impl Row {
-    /// A row with figures.
-    pub(crate) fn measured(
-        case: &Case,
-        subject: &str,
-        metric: Metric,
-        figures: &Summary,
-        ratio: Option<f64>,
-        note: Option<String>,
-    ) -> Self {
-        Self {
-            case: case.name.to_owned(),
-            subject: subject.to_owned(),
-            metric: metric.name(),
-            unit: metric.unit(),
-            median: Some(figures.median),
-            min: Some(figures.min),
-            max: Some(figures.max),
-            runs: figures.runs,
-            baseline: Some(BASELINE.name()),
-            ratio,
-            note,
-            error: None,
-        }
-    }
+/// A metric's name and unit, as rows carry them.
+pub(crate) type Named = (&'static str, &'static str);
 
-    /// A row that says why there are no figures.
-    pub(crate) fn failed(case: &Case, subject: &str, metric: Metric, error: String) -> Self {
+impl Row {
+    fn blank(case: &str, subject: &str, (metric, unit): Named) -> Self {
         Self {
-            case: case.name.to_owned(),
+            case: case.to_owned(),
             subject: subject.to_owned(),
-            metric: metric.name(),
-            unit: metric.unit(),
+            metric,
+            unit,
             median: None,
             min: None,
             max: None,
             runs: 0,
-            baseline: Some(BASELINE.name()),
+            baseline: None,
             ratio: None,
             note: None,
-            error: Some(error),
+            error: None,
         }
+    }
+
+    /// A row with figures.
+    pub(crate) fn measured(case: &str, subject: &str, metric: Named, figures: &Summary) -> Self {
+        Self {
+            median: Some(figures.median),
+            min: Some(figures.min),
+            max: Some(figures.max),
+            runs: figures.runs,
+            ..Self::blank(case, subject, metric)
+        }
+    }
+
+    /// A row that says why there are no figures.
+    pub(crate) fn failed(case: &str, subject: &str, metric: Named, error: String) -> Self {
+        Self { error: Some(error), ..Self::blank(case, subject, metric) }
     }
 
     fn spread(&self) -> Option<f64> {
@@ -217,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_failed_row_has_a_reason_and_no_figures() {
-        let row = Row::failed(&crate::case::CASES[0], "nginx", Metric::Rps, "not installed".to_owned());
+        let row = Row::failed("h1-small", "nginx", ("rps", "requests/s"), "not installed".to_owned());
         let json = serde_json::to_value(&row).unwrap();
         assert_eq!(json["error"], "not installed");
         assert!(json.get("median").is_none() && json.get("ratio").is_none());

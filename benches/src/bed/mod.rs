@@ -149,7 +149,7 @@ impl Bed {
         // Nobody can answer with it who has not asked the upstream.
         let answer = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
         let arguments: Vec<OsString> = ["upstream", "--answer", &answer].iter().map(OsString::from).collect();
-        let mut upstream = process::spawn(LOAD_CORE, "upstream", &this, &arguments, dir.path(), true)?;
+        let mut upstream = process::spawn(Some(LOAD_CORE), "upstream", &this, &arguments, dir.path(), true)?;
         let addresses = serde_json::from_str(&upstream.line().await?).context("the upstream's addresses")?;
         Ok(Self { args, programs, dir, this, upstream, addresses, answer })
     }
@@ -231,7 +231,7 @@ impl Bed {
         watch.iter().for_each(|pid| flag("watch", pid.to_string()));
 
         let limit = Duration::from_secs_f64(self.args.warm_up + self.args.seconds + 15.0);
-        let load = process::spawn(LOAD_CORE, "load", &self.this, &args, self.dir.path(), true)?;
+        let load = process::spawn(Some(LOAD_CORE), "load", &self.this, &args, self.dir.path(), true)?;
         let run = load::read(&load.output(limit).await?)?;
         let failed = run.errors as f64 / (run.requests + run.errors) as f64;
         if failed > FAILED {
@@ -261,7 +261,7 @@ fn takers(subjects: &[Subject], case: &Case) -> Vec<Subject> {
 }
 
 /// Two benches at a time spoil each other's figures.
-fn alone() -> Result<File> {
+pub(crate) fn alone() -> Result<File> {
     let path = install::cache()?.join("bench.lock");
     fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
     let file = File::create(&path).with_context(|| format!("{}", path.display()))?;
@@ -303,7 +303,8 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
         let runs = match runs {
             Ok(runs) => runs,
             Err(error) => {
-                rows.push(Row::failed(case, subject.name(), case.main, error.clone()));
+                let row = Row::failed(case.name, subject.name(), case.main.named(), error.clone());
+                rows.push(Row { baseline: Some(BASELINE.name()), ..row });
                 continue;
             }
         };
@@ -315,7 +316,8 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
             let Some(figures) = summary(*subject, metric) else { continue };
             let baseline = summary(BASELINE, metric).filter(|baseline| baseline.median > 0.0);
             let ratio = baseline.map(|baseline| figures.median / baseline.median);
-            rows.push(Row::measured(case, subject.name(), metric, &figures, ratio, note.clone()));
+            let row = Row::measured(case.name, subject.name(), metric.named(), &figures);
+            rows.push(Row { baseline: Some(BASELINE.name()), ratio, note: note.clone(), ..row });
         }
     }
     rows

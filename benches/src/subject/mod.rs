@@ -199,12 +199,12 @@ impl Subject {
         let file = role.file(file);
         fs::write(&file, config).with_context(|| format!("{}", file.display()))?;
         let args: Vec<OsString> = args.iter().map(OsString::from).chain([file.into()]).collect();
-        process::spawn(core, &format!("{}-{}", self.name(), role.name), program, &args, role.dir, false)
+        process::spawn(Some(core), &format!("{}-{}", self.name(), role.name), program, &args, role.dir, false)
     }
 }
 
 /// A port that was free a moment ago: most of the peers cannot say which one the kernel gave them.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port on loopback is free")?;
     Ok(listener.local_addr()?.port())
 }
