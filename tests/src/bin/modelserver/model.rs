@@ -57,7 +57,14 @@ impl Repository {
                 let identity = Identity { name: name.clone(), version };
                 let model = Model::load(&file, identity, max_batch)
                     .with_context(|| format!("cannot load {}", file.display()))?;
-                tracing::info!("loaded {full}: {:?} -> {:?}", model.inputs, model.outputs);
+                let list = |tensors: &[TensorMetadata]| {
+                    tensors.iter().map(TensorMetadata::to_string).collect::<Vec<_>>().join(", ")
+                };
+                tracing::info!(
+                    "loaded {full}: takes {}, gives {}",
+                    list(&model.inputs),
+                    list(&model.outputs)
+                );
                 models.entry(name.clone()).or_default().insert(number, Arc::new(model));
             }
         }
