@@ -136,14 +136,15 @@ fn rows_of(case: &str, runs: &[Pushed], failed: Option<String>) -> Vec<Row> {
     if let Some(error) = failed {
         return vec![Row::failed(case, SUBJECT, P99, error)];
     }
-    let figures: [(Named, fn(&Pushed) -> f64); 5] = [
+    type Of = fn(&Pushed) -> f64;
+    let figures: [(Named, Of); 5] = [
         (P50, |run| quantile(&run.applied_ms, 0.5)),
         (P99, |run| quantile(&run.applied_ms, 0.99)),
         (MAX, |run| quantile(&run.applied_ms, 1.0)),
         (CPU, |run| run.cpu_ms_per_step),
         (RSS, |run| run.rss),
     ];
-    let summary = |of: fn(&Pushed) -> f64| Summary::of(runs.iter().map(of).collect());
+    let summary = |of: Of| Summary::of(runs.iter().map(of).collect());
     figures
         .iter()
         .filter_map(|(named, of)| Some(Row::measured(case, SUBJECT, *named, &summary(*of)?)))
