@@ -1,7 +1,7 @@
 //! Why a proxy answered by itself.
 //!
 //! The closed list behind the header `penstock-error`, the `reason` of the access log, of `tap` and of the
-//! metric `penstock_errors_total`. Nobody should have to guess where a 503 came from.
+//! metric `penstock_request_errors_total`. Nobody should have to guess where a 503 came from.
 
 use std::fmt;
 
