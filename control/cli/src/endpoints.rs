@@ -70,7 +70,7 @@ fn table(rows: &[EndpointRow], terminal: Terminal) -> String {
             of(&|load| units::milliseconds(load.queue_wait_ms)),
             of(&|load| units::per_second(load.rps)),
             of(&|load| units::per_second(load.eps)),
-            of(&|load| format!("{} ago", units::milliseconds(load.age_ms))),
+            of(&|load| units::ago(load.age_ms)),
             identity,
         ]);
     }
@@ -111,11 +111,11 @@ mod tests {
         };
         assert_eq!(
             table(&[reporting, silent], Terminal::PLAIN),
-            "SERVICE         ENDPOINT          ADDRESS           STATE    IN FLIGHT  LOAD  QUEUE WAIT   RATE  ERRORS       \
+            "SERVICE         ENDPOINT          ADDRESS           STATE    IN FLIGHT  LOAD  QUEUE WAIT   RATE  ERRORS     \
              REPORT  IDENTITY\n\
              demo/digits-v1  demo/digits-v1-a  127.0.0.11:15006  ready            3   3.0     0.05 ms  812/s   0.0/s  \
-             12.0 ms ago  spiffe://cluster.local/ns/demo/sa/digits-v1\n\
-             demo/digits-v1  10.0.0.9:80       10.0.0.9:80       ejected          0     –           –      –       –            \
+             12 ms ago  spiffe://cluster.local/ns/demo/sa/digits-v1\n\
+             demo/digits-v1  10.0.0.9:80       10.0.0.9:80       ejected          0     –           –      –       –          \
              –  plaintext\n"
         );
     }

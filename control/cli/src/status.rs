@@ -15,6 +15,9 @@ use crate::units;
 
 /// How often `--wait` asks: often enough that a script does not notice, seldom enough that control does not either.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a snapshot must have been the newest before `--wait` believes that it is: an edit made just before the
+/// command has to reach control first.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -49,15 +52,19 @@ async fn wait(timeout: Duration, control: &mut Control) -> Result<Status, Failur
     let terminal = Terminal::of(&std::io::stderr());
     let mut line = Redraw::default();
     let deadline = Instant::now() + timeout;
+    let (mut newest, mut since) = (String::new(), Instant::now());
     loop {
         let status: Status = control.get("/status").await?;
-        if status.all_applied() || Instant::now() >= deadline {
+        if newest != status.snapshot {
+            (newest, since) = (status.snapshot.clone(), Instant::now());
+        }
+        if status.all_applied() && since.elapsed() >= SETTLED || Instant::now() >= deadline {
             if terminal.live {
                 eprint!("{}", line.erase());
             }
             return Ok(status);
         }
-        if terminal.live {
+        if terminal.live && !status.all_applied() {
             eprint!("{}", line.frame(terminal, &progress(&status)));
         }
         tokio::time::sleep(POLL).await;

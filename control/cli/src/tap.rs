@@ -49,7 +49,7 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
     let mut table = Table::new(&[
         "TIME",
         "PROXY",
-        "CLIENT",
+        "PEER",
         "SERVICE",
         "ENDPOINT",
         "REQUEST",
@@ -109,6 +109,8 @@ fn row(tap: &Tap) -> [Cell; 14] {
     } else {
         format!("{} → {}", tap.service, tap.backend.rsplit('/').next().unwrap_or(&tap.backend))
     };
+    // The proxy's own application needs no proof; the other side is who had to show a certificate.
+    let inbound = tap.direction == "inbound";
     let reason = match (tap.reason.as_str(), tap.flags.as_str()) {
         (reason, "" | "-") => reason.to_owned(),
         (reason, flags) => format!("{reason} ({flags})"),
@@ -116,8 +118,8 @@ fn row(tap: &Tap) -> [Cell; 14] {
     let status = if tap.status < 400 { Tone::Good } else { Tone::Bad };
     cells![
         time_of_day(&tap.at),
-        format!("{} {}", tap.proxy, if tap.direction == "inbound" { "in" } else { "out" }),
-        account(&tap.client),
+        format!("{} {}", tap.proxy, if inbound { "in" } else { "out" }),
+        account(if inbound { &tap.client } else { &tap.server }),
         service,
         tap.endpoint.as_str(),
         format!("{} {}", tap.method, tap.path),
@@ -159,7 +161,7 @@ mod tests {
             proxy: "demo/client".to_owned(),
             direction: "outbound".to_owned(),
             at: "2026-11-24T12:03:10.123456Z".to_owned(),
-            client: "spiffe://cluster.local/ns/demo/sa/client".to_owned(),
+            server: "spiffe://cluster.local/ns/demo/sa/digits-v2".to_owned(),
             service: "demo/digits".to_owned(),
             backend: "demo/digits-v2".to_owned(),
             endpoint: "demo/digits-v2-a".to_owned(),
@@ -181,7 +183,7 @@ mod tests {
         let mut table = Table::new(&["", "", "", "", "", "", ">", ">", ">", ">", ">", ">", "", ""]);
         assert_eq!(
             table.stream(&row(&tap()), Terminal::PLAIN),
-            "12:03:10.123456  demo/client out  demo/client  demo/digits → digits-v2  demo/digits-v2-a  \
+            "12:03:10.123456  demo/client out  demo/digits-v2  demo/digits → digits-v2  demo/digits-v2-a  \
              POST /v2/models/digits/infer  200  1.25 ms  1.50 ms  1  400 B  180 B  mutual"
         );
         let failed = Tap { status: 503, reason: "no-endpoint".to_owned(), flags: "UH".to_owned(), ..tap() };

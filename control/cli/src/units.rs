@@ -56,6 +56,15 @@ pub(crate) fn age(seconds: f64) -> String {
     }
 }
 
+/// How long ago something was: `12 ms ago`, `1.5 s ago`, `3m 20s ago`.
+pub(crate) fn ago(ms: f64) -> String {
+    match ms {
+        _ if ms < 1000.0 => format!("{ms:.0} ms ago"),
+        _ if ms < 60_000.0 => format!("{:.1} s ago", ms / 1000.0),
+        _ => format!("{} ago", age(ms / 1000.0)),
+    }
+}
+
 /// Something that may not be known: `–`.
 pub(crate) fn or_dash<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "–".to_owned(), show)
@@ -76,6 +85,7 @@ mod tests {
         assert_eq!([0.44, 9.96, 1234.4].map(per_second), ["0.4/s", "10.0/s", "1,234/s"]);
         assert_eq!([512, 6 << 20, 3 << 40].map(bytes), ["512 B", "6.0 MiB", "3.0 TiB"]);
         assert_eq!([42.9, 200.0, 7500.0, 1_047_600.0].map(age), ["42s", "3m 20s", "2h 5m", "12d 3h"]);
+        assert_eq!([12.4, 9999.0, 200_000.0].map(ago), ["12 ms ago", "10.0 s ago", "3m 20s ago"]);
         assert_eq!(or_dash(None, count), "–");
     }
 }

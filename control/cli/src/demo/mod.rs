@@ -49,7 +49,7 @@ pub(crate) struct Args {
     #[arg(long)]
     stay: bool,
     /// How long the four phases take together, without the start and the ramps between them
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(8..=3600))]
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(8..=3600))]
     seconds: u32,
     /// Requests a second that the client sends, if the machine can
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
@@ -80,7 +80,7 @@ pub(crate) async fn run(args: &Args, output: Output) -> Result<u8, Failure> {
         Ok(summary) => show(&summary, args, &mut stage, directory.path(), output).await,
         Err(failure) => Err(failure),
     };
-    stage.processes.end().await;
+    stage.end().await;
 
     let spoiled = !matches!(finished, Ok(exit::FINE) | Err(Failure::Interrupted));
     let kept = keep(directory, args.keep_dir || spoiled);
@@ -167,7 +167,7 @@ fn guide(stage: &Stage, directory: &Path) -> String {
          {penstock} tap digits --limit 20\n  \
          {penstock} check\n\n  \
          Send a request as the client:   curl -H 'Host: {host}' http://{outbound}/v2/models/digits\n  \
-         Move the split and wait:        sed -i 's/digits-v1=[0-9]*/digits-v1=500/' {split} && {penstock} status --wait\n  \
+         Move the split and wait:        sed -i 's/digits-v1=[^\"]*/digits-v1=50,digits-v2=50/' {split} && {penstock} status --wait\n  \
          The client's sidecar:           http://{admin}/config  /endpoints  /certs  /metrics\n  \
          Control's API:                  {url}/status  /stat  /routes  /endpoints  /metrics\n  \
          YAML, state and logs:           {directory}\n",

@@ -117,6 +117,17 @@ pub(crate) fn hold(args: &HoldArgs) -> Failure {
 struct Process {
     child: Child,
     log: PathBuf,
+    told_to_end: bool,
+}
+
+impl Process {
+    fn signal(&mut self, signal: Signal) {
+        self.told_to_end = true;
+        if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+            // It fails only when the child has ended, which is what was wanted.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
 }
 
 /// All children, by name.
@@ -163,16 +174,14 @@ impl Processes {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        self.running.insert(name.to_owned(), Process { child, log });
+        self.running.insert(name.to_owned(), Process { child, log, told_to_end: false });
         Ok(())
     }
 
     /// Tells a child to end, in good order (`SIGTERM`) or at once (`SIGKILL`).
-    pub(crate) fn signal(&self, name: &str, signal: Signal) {
-        let pid = self.running.get(name).and_then(|process| process.child.id());
-        if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It fails only when the child has ended, which is what was wanted.
-            let _ = rustix::process::kill_process(pid, signal);
+    pub(crate) fn signal(&mut self, name: &str, signal: Signal) {
+        if let Some(process) = self.running.get_mut(name) {
+            process.signal(signal);
         }
     }
 
@@ -195,7 +204,7 @@ impl Processes {
 
     /// Fails when a child ended that nobody told to.
     pub(crate) fn must_live(&mut self) -> Result<(), Failure> {
-        for (name, process) in &mut self.running {
+        for (name, process) in self.running.iter_mut().filter(|(_, process)| !process.told_to_end) {
             if let Ok(Some(status)) = process.child.try_wait() {
                 return Err(Failure::Problem(format!(
                     "{name} ended by itself ({status}){}",
@@ -211,20 +220,23 @@ impl Processes {
         self.running.get(name).map(|process| tail(&process.log)).unwrap_or_default()
     }
 
-    /// Ends all children: told first, killed if they take too long.
-    pub(crate) async fn end(&mut self) {
-        let names: Vec<String> = self.running.keys().cloned().collect();
-        for name in &names {
-            self.signal(name, Signal::TERM);
-        }
-        let deadline = Instant::now() + END_TIMEOUT;
-        for process in self.running.values_mut() {
-            let _ = tokio::time::timeout_at(deadline, process.child.wait()).await;
-        }
-        for process in self.running.values_mut() {
+    /// Ends all children, `last` after the others: told first, killed if they take too long.
+    pub(crate) async fn end(&mut self, last: &str) {
+        let last = self.running.remove_entry(last);
+        end(std::mem::take(&mut self.running)).await;
+        end(last.into_iter().collect()).await;
+    }
+}
+
+async fn end(mut processes: BTreeMap<String, Process>) {
+    for process in processes.values_mut() {
+        process.signal(Signal::TERM);
+    }
+    let deadline = Instant::now() + END_TIMEOUT;
+    for process in processes.values_mut() {
+        if tokio::time::timeout_at(deadline, process.child.wait()).await.is_err() {
             let _ = process.child.kill().await;
         }
-        self.running.clear();
     }
 }
 

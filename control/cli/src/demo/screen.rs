@@ -77,6 +77,7 @@ impl Screen {
         // The painter gives way only while it sleeps, so the frame on the screen is whole.
         if let Some(painter) = self.painter.take() {
             painter.abort();
+            write("\n");
         }
     }
 }

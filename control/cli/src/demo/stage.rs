@@ -22,6 +22,8 @@ use super::topology::{CLIENT, Mesh, NAMESPACE, Pod, Presence, Topology, free_por
 use crate::control::Control;
 use crate::failure::Failure;
 
+/// The name of control's process.
+const CONTROL: &str = "control";
 /// Certificates live this long, so that they rotate within the demo on their own.
 const LEAF_LIFETIME: &str = "60s";
 /// How long a sidecar may take to finish what it has.
@@ -126,9 +128,9 @@ impl Stage {
         let state = format!("--state={}", self.state().display());
         let (push, api) = (format!("--listen={}", self.push), format!("--api={}", self.api));
         let lifetime = format!("--leaf-lifetime={LEAF_LIFETIME}");
-        self.processes.start("control", &program, ["run", &source, &state, &push, &api, &lifetime])?;
+        self.processes.start(CONTROL, &program, ["run", &source, &state, &push, &api, &lifetime])?;
         let url = format!("http://{}/healthz", self.api);
-        self.until("control", "control does not answer", START_TIMEOUT, START_POLL, async |_| {
+        self.until(CONTROL, "control does not answer", START_TIMEOUT, START_POLL, async |_| {
             Ok(answers(&url).await)
         })
         .await
@@ -155,7 +157,7 @@ impl Stage {
     }
 
     /// Sends a signal to a pod's server and sidecar, both at once, as the kubelet does.
-    pub(super) fn signal(&self, pod: usize, signal: Signal) {
+    pub(super) fn signal(&mut self, pod: usize, signal: Signal) {
         let (server, sidecar) = names(&self.topology.pods[pod]);
         self.processes.signal(&server, signal);
         self.processes.signal(&sidecar, signal);
@@ -209,6 +211,11 @@ impl Stage {
         }
     }
 
+    /// Ends everything; control last, so that the sidecars do not miss it.
+    pub(super) async fn end(&mut self) {
+        self.processes.end(CONTROL).await;
+    }
+
     /// Asks `ready` again and again until it is. `name` is the process whose log tells why it is not.
     pub(super) async fn until(
         &mut self,
@@ -240,7 +247,7 @@ impl Stage {
         change(&self.mesh, &self.topology).map_err(|e| unwritable(self.mesh.directory(), &e))?;
         let before = std::mem::take(&mut self.snapshot);
         let late = "a change of the YAML is not applied by all sidecars";
-        self.until("control", late, PUSH_TIMEOUT, PUSH_POLL, async |stage| {
+        self.until(CONTROL, late, PUSH_TIMEOUT, PUSH_POLL, async |stage| {
             let status = stage.status().await?;
             if let Some(problem) = status.problems.first() {
                 return Err(Failure::Problem(format!(
@@ -314,7 +321,7 @@ impl Stage {
                 &server,
                 &program,
                 [
-                    format!("--models={}", models.display()),
+                    format!("--repository={}", models.display()),
                     format!("--listen={}:{}", pod.ip, self.topology.ports.server),
                     format!("--only={MODEL}:{version}"),
                 ],

@@ -25,6 +25,14 @@ pub(crate) const WHOLE: u32 = 1000;
 const PORT_STEP: u16 = 100;
 const PORT_TRIES: u16 = 40;
 
+/// What a careful user asks of every client of a version. Inference changes nothing on the server, so an answer that
+/// was lost may be asked for again.
+const CARE: [(&str, &str); 3] = [
+    (annotation::RETRY, "attempts=2,on=502+503+504,budget=20%,buffer=64Ki"),
+    (annotation::TIMEOUT, "connect=1s,request=10s,per-try=3s,idle=5m"),
+    (annotation::OUTLIER, "failures=3,base=1s,max=30s,ejected=50%"),
+];
+
 /// What the EndpointSlice says of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
@@ -168,20 +176,8 @@ impl Topology {
     pub(crate) fn services(&self) -> String {
         let mut yaml = String::new();
         let split = format!("digits-v1={},digits-v2={}", WHOLE - self.v2, self.v2);
-        for (name, annotations) in [
-            (
-                SERVICE,
-                // Inference changes nothing on the server, so a lost answer may be asked for again.
-                [
-                    (annotation::TRAFFIC_SPLIT, split.as_str()),
-                    (annotation::RETRY, "attempts=2,on=502+503+504,budget=20%,buffer=64Ki"),
-                    (annotation::TIMEOUT, "connect=1s,request=10s,per-try=3s,idle=5m"),
-                ]
-                .as_slice(),
-            ),
-            ("digits-v1", &[(annotation::OUTLIER, OUTLIER)]),
-            ("digits-v2", &[(annotation::OUTLIER, OUTLIER)]),
-        ] {
+        let split = [(annotation::TRAFFIC_SPLIT, split.as_str())];
+        for (name, annotations) in [(SERVICE, &split[..]), ("digits-v1", &CARE), ("digits-v2", &CARE)] {
             let _ = write!(
                 yaml,
                 "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n"
@@ -253,8 +249,6 @@ impl Topology {
         yaml
     }
 }
-
-const OUTLIER: &str = "failures=3,base=1s,max=30s,ejected=50%";
 
 /// The directory that control watches.
 #[derive(Clone, Debug)]
