@@ -1,0 +1,88 @@
+# Every task of this repository: `make` lists them.
+#
+# lint, test and e2e share one target directory, one profile and one set of features, which is why they all say
+# --workspace and then choose targets: nothing is compiled twice. demo, soak and the benches use release builds.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO := cargo
+# In CI the lock file is the truth; at a desk a changed Cargo.toml may change it.
+LOCKED := $(if $(CI),--locked)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/penstock
+# Where cargo puts what it builds, whoever decided that.
+TARGET = $(or $(TARGET_DIR),$(eval TARGET_DIR := $$(shell $$(CARGO) metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'))$(TARGET_DIR))
+
+# The mesh: the command line, control, the sidecar, and the model server that the demo and the tests ask.
+MESH := penstock penstock-control penstock-proxy penstock-modelserver
+
+# Integration tests by their names: tests/tests holds those of the whole system, every other crate its own.
+names = $(foreach f,$(1),$(if $(filter main.rs,$(notdir $f)),$(notdir $(patsubst %/,%,$(dir $f))),$(basename $(notdir $f))))
+ALL_TESTS := $(wildcard */tests/*.rs */tests/*/main.rs */*/tests/*.rs */*/tests/*/main.rs)
+SYSTEM_TESTS := $(filter-out soak,$(call names,$(filter tests/tests/%,$(ALL_TESTS))))
+CRATE_TESTS := $(call names,$(filter-out tests/tests/%,$(ALL_TESTS)))
+
+.PHONY: help
+help: ## this list
+	@echo "Penstock: a sidecar service mesh for GPU inference. README.md says more."; echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: ## the whole mesh on this machine, in a minute; ARGS=--stay keeps it running
+	@[ -x "$(TARGET)/release/penstock" ] || echo "The first build compiles about 340 crates with optimisation: 10 to 15 minutes on two cores, 3 on eight. The next ones take seconds."
+	$(CARGO) build $(LOCKED) --release $(addprefix --bin ,$(MESH))
+	"$(TARGET)/release/penstock" demo $(ARGS)
+
+.PHONY: test
+test: ## unit, property, integration and doc tests of every crate
+	$(CARGO) test $(LOCKED) --workspace --lib --bins $(addprefix --test ,$(CRATE_TESTS))
+	$(CARGO) test $(LOCKED) --workspace --doc
+
+.PHONY: e2e
+e2e: ## the real programs together: the system tests, and the demo's promises
+	$(CARGO) build $(LOCKED) --workspace --bins --tests
+	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
+	"$(TARGET)/debug/penstock" check --source dir:manifests/examples/digits
+	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
+	  || { cat "$(TARGET)/demo.json"; exit 1; }
+	python3 .ci/demo.py "$(TARGET)/demo.json"
+
+.PHONY: bench
+bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README.md)
+	$(CARGO) build $(LOCKED) --release -p penstock-proxy -p penstock-benches
+	"$(TARGET)/release/penstock-bench" proxy $(ARGS)
+
+.PHONY: bench-control
+bench-control: ## how soon a pushed weight is in force everywhere
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-benches
+	"$(TARGET)/release/penstock-bench" control $(ARGS)
+
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+.PHONY: lint
+lint: $(DENY) ## format, clippy, documentation, dependencies, length of files, links
+	$(CARGO) fmt --all --check
+	.ci/files
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	# --examples, of which there are none, makes cargo choose the features that clippy chose. Programs are named, since
+	# two of them share their name with their library.
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items \
+	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-modelserver
+	$(DENY) --locked check bans licenses sources
+
+# Built once, without the features that fetch advisories; a debug build checks in seconds all the same.
+$(DENY):
+	@echo "cargo-deny $(DENY_VERSION) is built once, into $(CACHE): about two minutes"
+	env -u CARGO_TARGET_DIR $(CARGO) install --locked --debug --no-default-features \
+	  --version $(DENY_VERSION) --root $(CACHE)/tools-cargo-deny-$(DENY_VERSION) cargo-deny
+
+.PHONY: docs
+docs: ## write docs/OPERATIONS.md anew from the code
+	UPDATE_DOCS=1 $(CARGO) test $(LOCKED) --workspace --test operations
+
+.PHONY: clean
+clean: ## remove what was built
+	$(CARGO) clean
