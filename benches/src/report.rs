@@ -84,9 +84,9 @@ impl Row {
     /// A row with figures.
     pub(crate) fn measured(case: &str, subject: &str, metric: Named, figures: &Summary) -> Self {
         Self {
-            median: Some(figures.median),
-            min: Some(figures.min),
-            max: Some(figures.max),
+            median: Some(rounded(figures.median)),
+            min: Some(rounded(figures.min)),
+            max: Some(rounded(figures.max)),
             runs: figures.runs,
             ..Self::blank(case, subject, metric)
         }
@@ -98,7 +98,7 @@ impl Row {
     }
 
     fn spread(&self) -> Option<f64> {
-        let median = self.median.filter(|median| *median != 0.0)?;
+        let median = self.median.filter(|median| *median != 0.0 && self.runs > 1)?;
         Some((self.max? - self.min?) / median)
     }
 }
@@ -172,6 +172,11 @@ pub(crate) fn progress(case: &Case, run: &Measured, direct: bool) -> String {
     told.map(|metric| format!("  {} {}", figure(metric, metric.of(run)), heading(metric))).collect()
 }
 
+/// To six digits: more would only look exact.
+pub(crate) fn rounded(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
 fn heading(metric: Metric) -> &'static str {
     match metric {
         Metric::Rps => "rps",
@@ -214,6 +219,12 @@ mod tests {
         let json = serde_json::to_value(&row).unwrap();
         assert_eq!(json["error"], "not installed");
         assert!(json.get("median").is_none() && json.get("ratio").is_none());
+    }
+
+    #[test]
+    fn figures_keep_six_digits() {
+        assert_eq!((rounded(45254.264080141234), rounded(0.020712145249427112)), (45254.3, 0.0207121));
+        assert_eq!((rounded(0.0), rounded(280.0)), (0.0, 280.0));
     }
 
     #[test]

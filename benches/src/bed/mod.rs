@@ -100,7 +100,7 @@ pub(crate) async fn run(args: ProxyArgs) -> Result<()> {
 
     let runs: usize = cases.iter().map(|case| takers(&subjects, case).len() * args.runs).sum();
     let minutes = runs as f64 * (args.warm_up + args.seconds + AROUND) / 60.0;
-    eprintln!("{} cases, {runs} runs, about {:.0} min if none is run again", cases.len(), minutes.ceil());
+    eprintln!("cases: {}; runs: {runs}; about {:.0} min if none is run again", cases.len(), minutes.ceil());
 
     let mut bed = Bed::new(args).await?;
     let mut rows = Vec::new();
@@ -315,7 +315,7 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
             }
             let Some(figures) = summary(*subject, metric) else { continue };
             let baseline = summary(BASELINE, metric).filter(|baseline| baseline.median > 0.0);
-            let ratio = baseline.map(|baseline| figures.median / baseline.median);
+            let ratio = baseline.map(|baseline| report::rounded(figures.median / baseline.median));
             let row = Row::measured(case.name, subject.name(), metric.named(), &figures);
             rows.push(Row { baseline: Some(BASELINE.name()), ratio, note: note.clone(), ..row });
         }
