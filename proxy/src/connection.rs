@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::uri::Authority;
-use penstock_api::SpiffeId;
+use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
 use crate::config::{Workload, WorkloadPort};
+use crate::failure::Failure;
+use crate::headers;
 use crate::worker::Worker;
 
 /// A client's connection.
@@ -43,7 +45,7 @@ pub enum To {
     /// A port of our own pod, by its index.
     Application(Arc<Workload>, usize),
     /// Nothing: every request is answered with this.
-    Refusal(crate::failure::Failure),
+    Refusal(Failure),
 }
 
 impl To {
@@ -64,19 +66,25 @@ impl To {
 
 impl Connection {
     /// The host and port that a request is for, from its target or its Host header.
-    pub fn authority(&self, request: &http::request::Parts) -> Option<Authority> {
-        if let Some(authority) = request.uri.authority() {
-            return Some(authority.clone());
+    pub fn authority(&self, request: &http::request::Parts) -> Result<Authority, Failure> {
+        if headers::ambiguous_host(&request.headers) {
+            return Err(Failure::unprocessed(Reason::BadRequest, "the request names two hosts"));
         }
-        let host = request.headers.get(http::header::HOST)?;
+        if let Some(authority) = request.uri.authority() {
+            return Ok(authority.clone());
+        }
+        let Some(host) = request.headers.get(http::header::HOST) else {
+            return Err(Failure::unprocessed(Reason::BadRequest, "the request names no host"));
+        };
         let mut last = self.last_host.borrow_mut();
         if let Some((value, authority)) = &*last
             && value == host
         {
-            return Some(authority.clone());
+            return Ok(authority.clone());
         }
-        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        let authority = Authority::try_from(host.as_bytes())
+            .map_err(|error| Failure::unprocessed(Reason::BadRequest, format!("the Host header: {error}")))?;
         *last = Some((host.clone(), authority.clone()));
-        Some(authority)
+        Ok(authority)
     }
 }

@@ -3,7 +3,10 @@
 //! Draining has two sides. Inbound keeps serving while peers learn, on every response, that this endpoint is leaving;
 //! outbound stays open as long as the application uses it. The process may end when both are quiet.
 
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use penstock_api::v1::Direction;
@@ -80,6 +83,65 @@ impl Drain {
             tokio::time::sleep(LOOK).await;
             still = if self.busy() == 0 { still + LOOK } else { Duration::ZERO };
         }
+    }
+}
+
+/// Tells one connection that it is time to say farewell. A look costs a comparison, since every poll of the
+/// connection looks.
+#[derive(Debug, Default)]
+pub struct Farewell {
+    due: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Farewell {
+    /// Whether it is time; if not, the task is woken when it is.
+    pub fn is_due(&self, cx: &Context<'_>) -> bool {
+        if self.due.get() {
+            return true;
+        }
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        false
+    }
+
+    fn set_due(&self) {
+        self.due.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The farewells of a worker's connections.
+#[derive(Debug, Default)]
+pub struct Farewells {
+    due: Cell<bool>,
+    all: RefCell<Vec<Weak<Farewell>>>,
+}
+
+impl Farewells {
+    /// For a new connection.
+    pub fn add(&self) -> Rc<Farewell> {
+        let farewell = Rc::new(Farewell::default());
+        farewell.due.set(self.due.get());
+        self.all.borrow_mut().push(Rc::downgrade(&farewell));
+        farewell
+    }
+
+    /// It is time, for those there are and those to come.
+    pub fn set_due(&self) {
+        self.due.set(true);
+        for farewell in self.all.borrow().iter().filter_map(Weak::upgrade) {
+            farewell.set_due();
+        }
+    }
+
+    /// Forgets connections that are gone.
+    pub fn tidy(&self) {
+        self.all.borrow_mut().retain(|farewell| farewell.strong_count() > 0);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Headers on their way through: what belongs to one hop stays behind, what is ours is not taken from strangers, and
 //! what a route's filters ask for is done.
 
-use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Request, Version, uri};
 use penstock_api::names;
 
@@ -33,8 +33,10 @@ pub struct Found {
     upgrade: bool,
     /// The client asked to see load reports.
     pub wants_report: bool,
+    /// A load report.
+    pub report: bool,
     /// A header that only a sidecar may send.
-    ours: bool,
+    pub ours: bool,
 }
 
 /// Looks over the headers once, so that what is not there costs nothing.
@@ -51,11 +53,30 @@ pub fn look(headers: &HeaderMap) -> Found {
             found.upgrade = true;
         } else if *name == LOAD_REPORT_FORMAT {
             found.wants_report = true;
+        } else if *name == LOAD_REPORT || *name == LOAD_REPORT_BIN {
+            found.report = true;
         } else if *name == PROTOCOL || *name == CLIENT_ID || *name == ENDPOINT {
             found.ours = true;
         }
     }
     found
+}
+
+/// Whether the request names more than one host, which peers would read differently (RFC 9112, 3.2: answer 400).
+pub fn ambiguous_host(headers: &HeaderMap) -> bool {
+    // The map knows at once when no name repeats.
+    headers.len() != headers.keys_len() && headers.get_all(HOST).iter().nth(1).is_some()
+}
+
+/// HTTP/2 may send a cookie in pieces; HTTP/1 wants it whole (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() || headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let pieces: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+        headers.insert(COOKIE, whole);
+    }
 }
 
 /// Whether the message asks to become another protocol (`Connection: upgrade` names the header `Upgrade`).
@@ -157,6 +178,9 @@ pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form
     };
     match form {
         Form::Origin => {
+            if request.version() == Version::HTTP_2 {
+                join_cookies(request.headers_mut());
+            }
             *request.version_mut() = Version::HTTP_11;
             // CONNECT has no path, only an authority (RFC 9110, 9.3.6).
             if request.method() == http::Method::CONNECT {
@@ -296,6 +320,24 @@ mod tests {
     fn an_upgrade_keeps_its_headers() {
         let left = stripped(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(left, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn two_hosts_are_one_too_many() {
+        assert!(!ambiguous_host(&headers(&[("host", "a"), ("x", "1"), ("x", "2")])));
+        let mut two = headers(&[("host", "a")]);
+        two.append(HOST, "b".parse().unwrap());
+        assert!(ambiguous_host(&two));
+    }
+
+    #[test]
+    fn cookies_are_whole_on_http1() {
+        let mut map = HeaderMap::new();
+        for piece in ["a=1", "b=2", "c=3"] {
+            map.append(COOKIE, piece.parse().unwrap());
+        }
+        join_cookies(&mut map);
+        assert_eq!(map, headers(&[("cookie", "a=1; b=2; c=3")]));
     }
 
     #[test]

@@ -90,7 +90,7 @@ async fn secured(
         return tcp::inbound(&worker, tls, &to, Some(&client), counted).await;
     }
     let header = HeaderValue::try_from(client.as_str());
-    let leaving = Some(worker.shared.drain.subscribe());
+    let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {
         worker,
         original,
@@ -100,7 +100,7 @@ async fn secured(
         last_host: Default::default(),
         counted,
     });
-    serve::http(LISTENER, tls, wire == Wire::Http2, connection, leaving, request).await;
+    serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -194,7 +194,7 @@ async fn plaintext(
     if to.port().is_some_and(|port| is_bytes(port.protocol)) {
         return tcp::inbound(&worker, stream, &to, None, counted).await;
     }
-    let leaving = Some(worker.shared.drain.subscribe());
+    let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {
         worker,
         original,
@@ -204,7 +204,7 @@ async fn plaintext(
         last_host: Default::default(),
         counted,
     });
-    serve::http(LISTENER, stream, http2, connection, leaving, request).await;
+    serve::http(LISTENER, stream, http2, connection, farewell, request).await;
 }
 
 /// Serves one request to the application.
@@ -231,9 +231,7 @@ async fn stages(
     let worker = &connection.worker;
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
-    let authority = connection
-        .authority(&parts)
-        .ok_or_else(|| Failure::unprocessed(Reason::BadRequest, "the request names no host"))?;
+    let authority = connection.authority(&parts)?;
     let client = connection.client.as_ref().map(|(id, _)| id);
     keep_details(exchange, Direction::Inbound, &mut parts, &authority, client);
 

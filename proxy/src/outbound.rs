@@ -107,9 +107,7 @@ async fn stages(
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
     let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
-    let authority = connection
-        .authority(&parts)
-        .ok_or_else(|| Failure::unprocessed(Reason::BadRequest, "the request names no host"))?;
+    let authority = connection.authority(&parts)?;
     keep_details(exchange, Direction::Outbound, &mut parts, &authority, None);
     if found.wants_report {
         exchange.show_reports();
@@ -150,13 +148,13 @@ async fn stages(
     // Report: what the endpoint says of its load.
     let (mut parts, body) = answer.response.into_parts();
     exchange.answered(parts.status.as_u16());
-    report::take(exchange, &mut parts.headers);
+    let found = headers::look(&parts.headers);
+    report::take(exchange, &mut parts.headers, found);
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
         return Ok(upgrade::join(client, parts, body, answer.lease, exchange));
     }
-    let found = headers::look(&parts.headers);
     headers::strip_hop(&mut parts.headers, found, false);
     for filters in [&backend.filters, &rule.filters] {
         headers::change(&mut parts.headers, &filters.response);

@@ -8,7 +8,7 @@ use penstock_balance::Report;
 use penstock_inference::orca::Load;
 
 use crate::exchange::Exchange;
-use crate::headers::{ENDPOINT, LOAD_REPORT, LOAD_REPORT_BIN};
+use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN};
 use crate::worker::Worker;
 
 /// The load of the application behind this proxy, over all workers.
@@ -86,9 +86,12 @@ pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
 }
 
 /// Outbound: reads the report off a response's headers.
-pub fn take(exchange: &Exchange, headers: &mut HeaderMap) {
-    read(exchange, headers);
-    if let Some(word) = headers.remove(ENDPOINT)
+pub fn take(exchange: &Exchange, headers: &mut HeaderMap, found: Found) {
+    if found.report {
+        read(exchange, headers);
+    }
+    if found.ours
+        && let Some(word) = headers.remove(ENDPOINT)
         && word == "draining"
         && let Some(endpoint) = exchange.endpoint()
     {
@@ -99,13 +102,12 @@ pub fn take(exchange: &Exchange, headers: &mut HeaderMap) {
 /// Outbound: reads the report off a response's trailers.
 pub fn take_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
     note_grpc_status(exchange, trailers);
-    read(exchange, trailers);
+    if trailers.contains_key(LOAD_REPORT_BIN) || trailers.contains_key(LOAD_REPORT) {
+        read(exchange, trailers);
+    }
 }
 
 fn read(exchange: &Exchange, headers: &mut HeaderMap) {
-    if !headers.contains_key(LOAD_REPORT) && !headers.contains_key(LOAD_REPORT_BIN) {
-        return;
-    }
     if let Some(load) = Load::from_headers(headers)
         && let Some(endpoint) = exchange.endpoint()
     {

@@ -1,7 +1,8 @@
 //! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`](crate::limits::Limits).
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 
 use http::{Request, Response};
@@ -11,22 +12,22 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use penstock_api::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 
 use crate::body::ResponseBody;
 use crate::connection::Connection;
+use crate::drain::Farewell;
 use crate::limits;
 use crate::local::LocalExecutor;
 use crate::telemetry::metric;
 
-/// Serves requests over a connection until it ends. `leaving` turns true when the client shall be asked, in the
-/// words of its protocol, to go elsewhere; requests in flight are finished.
+/// Serves requests over a connection until it ends. With `farewell`, the client is asked in the words of its protocol
+/// to go elsewhere when this proxy leaves; requests in flight are finished.
 pub async fn http<T, H, F>(
     listener: &'static str,
     stream: T,
     http2: bool,
     connection: Rc<Connection>,
-    leaving: Option<watch::Receiver<bool>>,
+    farewell: Option<Rc<Farewell>>,
     handle: H,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -52,15 +53,7 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .enable_connect_protocol()
             .serve_connection(io, service);
-        let mut serving = std::pin::pin!(serving);
-        tokio::select! {
-            biased;
-            result = serving.as_mut() => result,
-            () = started(leaving) => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        }
+        until_farewell(serving, farewell, |serving| serving.graceful_shutdown()).await
     } else {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -72,31 +65,29 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();
-        let mut serving = std::pin::pin!(serving);
-        tokio::select! {
-            biased;
-            result = serving.as_mut() => result,
-            () = started(leaving) => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        }
+        until_farewell(serving, farewell, |serving| serving.graceful_shutdown()).await
     };
     if let Err(error) = result {
         ended(listener, &error);
     }
 }
 
-/// Returns when the drain starts; never, if there is nothing to wait for.
-async fn started(leaving: Option<watch::Receiver<bool>>) {
-    match leaving {
-        Some(mut leaving) => {
-            if leaving.wait_for(|leaving| *leaving).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+/// Drives a connection, and has it say farewell once that is due.
+async fn until_farewell<C: Future>(
+    serving: C,
+    farewell: Option<Rc<Farewell>>,
+    say: fn(Pin<&mut C>),
+) -> C::Output {
+    let mut serving = pin!(serving);
+    let mut said = false;
+    poll_fn(|cx| {
+        if !said && farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx)) {
+            said = true;
+            say(serving.as_mut());
         }
-        None => std::future::pending().await,
-    }
+        serving.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Names the reason for which hyper closed a connection by itself (it has answered 400, 408 or 431 where HTTP has an

@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use crate::config::{Cluster, Endpoint, Rule, Service, Store};
-use crate::drain::Drain;
+use crate::drain::{Drain, Farewells};
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::report::LocalLoad;
@@ -58,6 +58,8 @@ pub struct Worker {
     pub telemetry: Arc<Telemetry>,
     /// Connections to endpoints.
     pub pools: Pools,
+    /// Whom to say farewell to.
+    pub farewells: Farewells,
     random: RefCell<SmallRng>,
     cells: RefCell<AHashMap<(u64, u32), Counted>>,
     unrouted: [Arc<Outcome>; 2],
@@ -96,6 +98,7 @@ impl Worker {
         });
         let worker = Rc::new(Self {
             pools: Pools::default(),
+            farewells: Farewells::default(),
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
             cells: RefCell::default(),
             unrouted,
@@ -111,6 +114,14 @@ impl Worker {
                 tokio::time::sleep(TIDY).await;
                 let Some(worker) = tidy.upgrade() else { return };
                 worker.tidy();
+            }
+        });
+        let (leaver, mut leaving) = (Rc::downgrade(&worker), worker.shared.drain.subscribe());
+        tokio::task::spawn_local(async move {
+            if leaving.wait_for(|leaving| *leaving).await.is_ok()
+                && let Some(worker) = leaver.upgrade()
+            {
+                worker.farewells.set_due();
             }
         });
         worker
@@ -204,6 +215,7 @@ impl Worker {
                 || counted.outcome.in_flight.load(std::sync::atomic::Ordering::Relaxed) > 0
         });
         self.pools.tidy();
+        self.farewells.tidy();
         let used = std::mem::take(&mut *self.used.borrow_mut());
         self.shared.store.touch(used.into_iter());
     }

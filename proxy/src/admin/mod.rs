@@ -143,13 +143,16 @@ mod tests {
     use axum::body::Body;
     use axum::http::Request;
     use http_body_util::BodyExt;
+    use penstock_api::resource::{Kind, Payload};
+    use penstock_api::{ServiceName, v1, view};
     use tokio::sync::watch;
     use tower::ServiceExt;
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
 
     use super::*;
-    use crate::config::Store;
+    use crate::config::store::Change;
+    use crate::config::{Known, Store};
     use crate::identity::Identity;
     use crate::telemetry::level::Level;
     use crate::telemetry::{Options, Telemetry};
@@ -213,6 +216,45 @@ mod tests {
         assert!(status == 404 && text.contains("/config"), "{text}");
         let (status, text) = ask(&proxy, Audience::Health, "GET", "/metrics", "").await;
         assert!(status == 200 && text.contains("penstock_build_info"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn pushed_configuration_and_its_endpoints_are_shown() {
+        let proxy = proxy(None);
+        let name: ServiceName = "a/digits".parse().unwrap();
+        let service = v1::Service {
+            namespace: "a".into(),
+            name: "digits".into(),
+            ports: vec![v1::ServicePort { port: 80, ..Default::default() }],
+            policy: None,
+        };
+        let endpoint = v1::Endpoint {
+            name: "a/digits-1".into(),
+            ip: "127.0.0.11".into(),
+            ports: vec![v1::PortTarget { service_port: 80, port: 8000 }],
+            identity: "spiffe://cluster.local/ns/a/sa/digits".into(),
+            draining: true,
+            ..Default::default()
+        };
+        let endpoints = v1::Endpoints { endpoints: vec![endpoint] };
+        let change = |kind, payload| Change { kind, name: name.to_string(), payload };
+        let push = async {
+            let refused = proxy.store.apply(vec![
+                change(Kind::Service, Some(Payload::Service(service))),
+                change(Kind::Endpoints, Some(Payload::Endpoints(endpoints))),
+                change(Kind::Routes, None),
+            ]);
+            assert_eq!(refused, []);
+        };
+        let (known, ()) = tokio::join!(proxy.store.service(&name), push);
+        assert!(matches!(known, Ok(Known::Here(_))));
+        let (_, text) = ask(&proxy, Audience::Admin, "GET", "/endpoints", "").await;
+        let rows: Vec<view::ProxyEndpoint> = serde_json::from_str(&text).unwrap();
+        assert_eq!((&*rows[0].service, &*rows[0].state, rows[0].port), ("a/digits", "draining", 80));
+        let (_, text) = ask(&proxy, Audience::Admin, "GET", "/config", "").await;
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let shown = &config["services"]["a/digits"]["ports"][0]["cluster"]["endpoints"][0];
+        assert_eq!(shown["identity"], "spiffe://cluster.local/ns/a/sa/digits", "{text}");
     }
 
     #[tokio::test]

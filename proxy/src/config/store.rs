@@ -201,7 +201,7 @@ impl Store {
             }
             held.asked.insert(name.clone(), self.used_now());
             // A service that came along as somebody's backend may be complete already.
-            self.publish(&held, &[name.clone()]);
+            self.publish(&held, std::slice::from_ref(name));
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use penstock_api::reason::Blame;
 use penstock_api::{Reason, ServiceName};
 use tokio::time::Instant;
 
@@ -70,7 +71,7 @@ pub async fn send(
     let replay = Replay::prepare(&mut outgoing, retry).await?;
     let mut tried: Vec<usize> = Vec::new();
     loop {
-        let last = tried.len() as u32 >= retry.attempts + 1;
+        let last = tried.len() as u32 >= retry.attempts;
         let (index, endpoint) = pick(worker, cluster, &policy, &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint);
         let result = try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await;
@@ -98,13 +99,15 @@ pub async fn send(
             }
             Err(Failed { failure, back }) => (failure, back),
         };
-        if failure.reason.blame() == penstock_api::reason::Blame::Upstream {
-            if let Some(time) = ejection.failure(&policy.outlier, worker.now()) {
-                tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
-            }
+        if failure.reason.blame() == Blame::Upstream
+            && let Some(time) = ejection.failure(&policy.outlier, worker.now())
+        {
+            tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
-        // failure is worth a retry.
+        // failure is worth a retry. A pooled connection that was closed before it took the request is no fault of
+        // anyone's and costs no budget.
+        let stale = back.is_some() && failure.reason == Reason::UpstreamReset;
         let next = match (back, &replay) {
             (Some(back), _) if failure.unprocessed => Some(*back),
             (_, Some(replay)) if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => {
@@ -113,7 +116,7 @@ pub async fn send(
             _ => None,
         };
         match next {
-            Some(next) if !last && times.left() && again(exchange, cluster, &policy) => {
+            Some(next) if !last && times.left() && (stale || again(exchange, cluster, &policy)) => {
                 tried.push(index);
                 outgoing = next;
             }
@@ -193,7 +196,7 @@ async fn try_once(
     let pool = worker.pools.of(endpoint);
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
     let ready = if outgoing.upgrade {
-        pool::dedicated(worker, endpoint, policy.connect_timeout).await.map(|sender| Sender::Own(sender))
+        pool::dedicated(worker, endpoint, policy.connect_timeout).await.map(Sender::Own)
     } else if over_http2 {
         pool.http2(worker, cluster, policy).await.map(|(sender, lease)| Sender::Http2(sender, lease))
     } else {
@@ -214,26 +217,22 @@ async fn try_once(
     let Outgoing { request, authority, spoken, upgrade } = outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 
-    let result = match sender {
+    let (result, lease) = match sender {
         Sender::Http1(mut sender) => {
             let sent = sender.try_send_request(request);
-            let lease = Lease::Http1(Some(sender), pool);
-            times.bound(exchange, endpoint, sent).await.map(|sent| sent.map(|response| (response, lease)))
+            (times.bound(exchange, endpoint, sent).await, Lease::Http1(Some(sender), pool))
         }
         Sender::Http2(mut sender, lease) => {
             let sent = sender.try_send_request(request);
-            times.bound(exchange, endpoint, sent).await.map(|sent| sent.map(|response| (response, lease)))
+            (times.bound(exchange, endpoint, sent).await, lease)
         }
         Sender::Own(mut sender) => {
             let sent = sender.try_send_request(request);
-            times
-                .bound(exchange, endpoint, sent)
-                .await
-                .map(|sent| sent.map(|response| (response, Lease::Own)))
+            (times.bound(exchange, endpoint, sent).await, Lease::Own)
         }
     };
     match result.map_err(fail)? {
-        Ok((response, lease)) => Ok(Answer { response, lease, idle: times.idle }),
+        Ok(response) => Ok(Answer { response, lease, idle: times.idle }),
         Err(mut error) => {
             let back = error.take_message();
             let failure = explain(endpoint, error.error(), back.is_some());

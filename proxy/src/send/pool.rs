@@ -145,7 +145,7 @@ impl Pool {
             let _waiting = Waiting::new(cluster, policy)?;
             self.changed.notified().await;
         }
-        let open = Open::new(self);
+        let (open, _waiting) = (Open::new(self), Waiting::new(cluster, policy)?);
         match connect(worker, &self.endpoint, Wire::Http1, policy.connect_timeout).await? {
             Connected::Plain(stream) => handshake1(stream, open).await,
             Connected::Secured(stream) => handshake1(*stream, open).await,

@@ -180,11 +180,11 @@ impl State {
                 Err(reason) => incoming.undecodable.push(Refusal { kind, name, reason }),
             }
         }
+        // Removals are passed on even for what is not held here: a resource may serve a name that was subscribed since
+        // it came, and to remove what is not there does no harm.
         for name in response.removed_resources {
-            if subscription.names.contains(&name) || subscription.held.contains_key(&name) {
-                changes.push(Change { kind, name: name.clone(), payload: None });
-                incoming.removed.push(name);
-            }
+            changes.push(Change { kind, name: name.clone(), payload: None });
+            incoming.removed.push(name);
         }
         Received::Apply(incoming, changes)
     }

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use penstock_proxy::identity::{Identity, Material};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -34,7 +34,8 @@ impl<'a> Leaf<'a> {
 
     fn params(&self) -> CertificateParams {
         let mut params = CertificateParams::default();
-        params.subject_alt_names = self.uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        params.subject_alt_names =
+            self.uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
         (params.not_before, params.not_after) = (self.not_before.into(), self.not_after.into());
         params
     }
@@ -65,7 +66,12 @@ impl Authority {
     }
 
     /// Signs a request, with the names that it asks for.
-    pub(crate) fn sign(&self, csr: &[u8], not_before: SystemTime, not_after: SystemTime) -> CertificateDer<'static> {
+    pub(crate) fn sign(
+        &self,
+        csr: &[u8],
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> CertificateDer<'static> {
         let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
         (request.params.not_before, request.params.not_after) = (not_before.into(), not_after.into());
         request.signed_by(&self.issuer).unwrap().der().clone()

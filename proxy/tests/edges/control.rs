@@ -57,8 +57,7 @@ async fn proxy(refuse: &'static str) -> Proxy {
     let played = Played::start(Authority::new("root"), CONTROL, HOUR).await;
     let identity = Arc::new(Identity::new());
     tokio::spawn(keep_signed(Arc::clone(&identity), played.signer(WEB)));
-    let config =
-        Config { control: played.control.clone(), node: "a/web-1".into(), account: "a/web".into() };
+    let config = Config { control: played.control.clone(), node: "a/web-1".into(), account: "a/web".into() };
     let client = Client::new(config, Arc::clone(&identity));
     let ready = client.ready();
     let sink = Recorder { refuse, ..Recorder::default() };
@@ -159,7 +158,8 @@ async fn a_proxy_comes_to_certificate_configuration_and_readiness() {
 async fn bad_anchors_are_refused_and_the_good_ones_stay() {
     let mut proxy = proxy("").await;
     let mut push = proxy.played.push().await;
-    (push.next().await, push.next().await);
+    push.next().await;
+    push.next().await;
     let before = proxy.identity.anchors();
     for (nonce, anchors) in [("1", vec![]), ("2", vec![b"nonsense".to_vec()])] {
         let bundle = Resource {

@@ -99,7 +99,10 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
         _ => None,
     })
     .await;
-    assert_eq!((row.service.as_str(), row.backend.as_str(), row.requests, row.mtls), ("a/digits", "a/digits-v2", 1, 1));
+    assert_eq!(
+        (row.service.as_str(), row.backend.as_str(), row.requests, row.mtls),
+        ("a/digits", "a/digits-v2", 1, 1)
+    );
     assert_eq!(row.latency.iter().map(|bucket| bucket.count).sum::<u64>(), 1);
 
     assert!(!telemetry.wants_details(Direction::Outbound));
@@ -117,10 +120,14 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
         _ => None,
     })
     .await;
-    assert_eq!((event.tap, event.client.as_str(), event.path.as_str(), event.total_us), (7, WEB, "/v2/infer", 5000));
+    assert_eq!(
+        (event.tap, event.client.as_str(), event.path.as_str(), event.total_us),
+        (7, WEB, "/v2/infer", 5000)
+    );
     say(&attach, control_message::Kind::TapStop(TapStop { tap: 7 })).await;
 
-    say(&attach, control_message::Kind::Ask(Ask { request: 3, what: Some(ask::What::Certificates(true)) })).await;
+    say(&attach, control_message::Kind::Ask(Ask { request: 3, what: Some(ask::What::Certificates(true)) }))
+        .await;
     say(&attach, control_message::Kind::Ask(Ask { request: 4, what: None })).await;
     let answer = |kind| match kind {
         proxy_message::Kind::Answer(answer) => Some(answer),
@@ -134,7 +141,8 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     assert!(!telemetry.wants_details(Direction::Outbound), "the tap is closed");
 
     // The stream breaks, and what happens meanwhile is told on the next one.
-    say(&attach, control_message::Kind::TapStart(TapStart { tap: 8, both: true, ..Default::default() })).await;
+    say(&attach, control_message::Kind::TapStart(TapStart { tap: 8, both: true, ..Default::default() }))
+        .await;
     drop(attach);
     cell.finish(&end());
     let mut attach = played.attach().await;

@@ -56,7 +56,10 @@ async fn two_of_one_mesh_prove_who_they_are() {
     assert_eq!(seen_by_server.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     let group = seen_by_server.negotiated_key_exchange_group().unwrap().name();
     assert_eq!(group, NamedGroup::X25519MLKEM768, "safe against a quantum computer of later years");
-    assert_eq!(seen_by_server.negotiated_cipher_suite().unwrap().suite(), rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    assert_eq!(
+        seen_by_server.negotiated_cipher_suite().unwrap().suite(),
+        rustls::CipherSuite::TLS13_AES_128_GCM_SHA256
+    );
 }
 
 #[tokio::test]
@@ -157,7 +160,10 @@ async fn exactly_one_spiffe_id_of_our_trust_domain_is_an_identity() {
 /// An ordinary client that asks for the mesh's ALPN.
 fn odd_client(
     mesh: &Authority,
-    certificate: Option<(rustls::pki_types::CertificateDer<'static>, rustls::pki_types::PrivateKeyDer<'static>)>,
+    certificate: Option<(
+        rustls::pki_types::CertificateDer<'static>,
+        rustls::pki_types::PrivateKeyDer<'static>,
+    )>,
 ) -> Arc<ClientConfig> {
     let any = mesh.material(WEB);
     let builder = ClientConfig::builder_with_provider(any.server.crypto_provider().clone())
@@ -214,7 +220,8 @@ async fn roots_rotate_with_overlap_and_open_connections_stay() {
         assert!(!changed.has_changed().unwrap(), "the same anchors change nothing");
     }
     let renewed = new.material_of(&Leaf::of(&[DIGITS]), &[&old, &new]);
-    for (client, server) in [(&*now(&web), &renewed), (&renewed, &*now(&web)), (&*now(&web), &*now(&digits))] {
+    for (client, server) in [(&*now(&web), &renewed), (&renewed, &*now(&web)), (&*now(&web), &*now(&digits))]
+    {
         let (client, server) = meet(client, server).await;
         assert!(client.is_ok() && server.is_ok(), "{client:?} {server:?}");
     }
