@@ -17,8 +17,14 @@ use rustls_pki_types::pem::PemObject;
 const ROOT_LIFETIME: i64 = 10 * 365 * 86_400;
 /// An intermediate is signed anew, for the same key, when less than a third of this is left.
 const INTERMEDIATE_LIFETIME: i64 = 365 * 86_400;
-/// Certificates begin a little in the past, because clocks differ.
-pub(super) const BACKDATE: i64 = 30;
+/// Certificates begin a little in the past, because clocks differ; those that live for seconds only by a tenth of
+/// that, because proxies reckon from the beginning when to renew.
+const BACKDATE: i64 = 30;
+
+/// How far back a certificate of that lifetime begins.
+pub(super) fn backdate(lifetime: i64) -> i64 {
+    BACKDATE.min(lifetime / 10)
+}
 
 /// A certificate authority's certificate and key.
 pub(super) struct Pair {
@@ -71,7 +77,7 @@ fn authority(name: &str, path: u8, lifetime: i64, now: i64, random: [u8; 16]) ->
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_validity(&mut params, now - BACKDATE, now.saturating_add(lifetime));
+    set_validity(&mut params, now - backdate(lifetime), now.saturating_add(lifetime));
     params.serial_number = serial(random);
     params
 }
@@ -167,7 +173,8 @@ impl Issuing {
         random: [u8; 16],
     ) -> Result<Leaf> {
         let lifetime = i64::try_from(lifetime.as_secs().max(1)).unwrap_or(i64::MAX);
-        let (not_before, not_after) = (now - BACKDATE, self.not_after.min(now.saturating_add(lifetime)));
+        let (not_before, not_after) =
+            (now - backdate(lifetime), self.not_after.min(now.saturating_add(lifetime)));
         ensure!(
             not_after > now,
             "the intermediate has expired, so nothing can be signed; renew or rotate it"

@@ -1,0 +1,7 @@
+//! Control from the outside: real TLS, real gRPC, real HTTP, a real process that is killed.
+
+mod fleet;
+mod identity;
+mod mesh;
+mod process;
+mod push;
