@@ -78,6 +78,11 @@ pub(crate) async fn run(args: &Args, output: Output) -> Result<u8, Failure> {
     screen.end();
     let finished = match played {
         Ok(summary) => show(&summary, args, &mut stage, directory.path(), output).await,
+        // A control that died is told as such, with what it said last.
+        Err(Failure::Unreachable { url, cause }) => Err(match stage.processes.must_live() {
+            Err(dead) => dead,
+            Ok(()) => Failure::Problem(format!("the demo's control at {url} does not answer: {cause}")),
+        }),
         Err(failure) => Err(failure),
     };
     stage.end().await;

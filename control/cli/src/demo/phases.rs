@@ -11,7 +11,7 @@ use super::digits;
 use super::load::{Load, exchange};
 use super::screen::Screen;
 use super::stage::Stage;
-use super::summary::{Findings, Phase, Summary};
+use super::summary::{Findings, Phase, Summary, milliseconds};
 use super::topology::{HOST, KILLED, NAMESPACE, Presence, RESTARTED, SERVICE, WHOLE};
 use crate::connection::Connection;
 use crate::failure::Failure;
@@ -160,7 +160,7 @@ impl Play<'_> {
             let asked = f64::from(v2) / f64::from(WHOLE);
             self.screen
                 .phase(&format!("moving v2 to {}", units::percent(f64::from(to) / f64::from(WHOLE))), asked);
-            took.push(self.stage.weigh(v2).await?.as_secs_f64() * 1000.0);
+            took.push(milliseconds(self.stage.weigh(v2).await?));
             if v2 == to {
                 break;
             }

@@ -253,8 +253,8 @@ impl Summary {
             (
                 "Share",
                 format!(
-                    "never more than {} off what was asked, in any phase",
-                    units::percent(self.share_error_max)
+                    "in no phase more than {:.1} percentage points from what was asked",
+                    self.share_error_max * 100.0
                 ),
             ),
             (
@@ -300,8 +300,13 @@ fn percentile(sorted: &[f64], q: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
+/// Whole microseconds, as that is how exact they are.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}
+
 fn quantile(tally: &Tally, q: f64) -> Option<f64> {
-    tally.latency.quantile(q).map(|d| d.as_secs_f64() * 1000.0)
+    tally.latency.quantile(q).map(milliseconds)
 }
 
 #[cfg(test)]

@@ -1,0 +1,197 @@
+//! The program as a script sees it: what it prints for a control's answers, and its exit status.
+//!
+//! Control is a listener that answers fixed pages, so that what the program says depends on nothing else.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use penstock_api::view::{
+    EndpointRow, Failure, Problem, ProxyCertificates, ProxyStatus, RouteRow, Stat, StatRow, Status, Tap,
+};
+use serde::Serialize;
+
+/// Answers every connection's requests from `pages` until the test ends.
+fn control(pages: Vec<(&'static str, String)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, pages) = (stream.unwrap(), pages.clone());
+            std::thread::spawn(move || {
+                let (mut seen, mut chunk) = (Vec::new(), [0; 4096]);
+                while let Ok(n @ 1..) = stream.read(&mut chunk) {
+                    seen.extend_from_slice(&chunk[..n]);
+                    while let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") {
+                        let head = String::from_utf8(seen.drain(..end + 4).collect()).unwrap();
+                        let target = head.split(' ').nth(1).unwrap();
+                        let page = pages.iter().find(|(path, _)| *path == target);
+                        let (status, body) = match page {
+                            Some((_, body)) => ("200 OK", body.clone()),
+                            None => {
+                                ("400 Bad Request", json(&Failure { error: format!("no page {target}") }))
+                            }
+                        };
+                        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+                        stream.write_all((head + &body).as_bytes()).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap()
+}
+
+fn penstock(control: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_penstock")).args(args).args(["--control", control]).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn proxy(applied: bool) -> ProxyStatus {
+    ProxyStatus { node: "demo/client".to_owned(), connected: true, applied, ..ProxyStatus::default() }
+}
+
+fn status(applied: bool, problems: Vec<Problem>) -> String {
+    json(&Status {
+        snapshot: "0123456789abcdef".to_owned(),
+        proxies: vec![proxy(applied)],
+        problems,
+        uptime_s: 5.0,
+    })
+}
+
+fn routes() -> String {
+    json(&[RouteRow {
+        service: "demo/digits".to_owned(),
+        backend: "demo/digits-v2".to_owned(),
+        ..RouteRow::default()
+    }])
+}
+
+#[test]
+fn nobody_there_is_3_and_a_wrong_command_line_is_2() {
+    let absent = penstock("http://127.0.0.1:1", &["status"]);
+    assert_eq!(absent.status.code(), Some(3));
+    assert!(text(&absent.stderr).contains("penstock-control run"), "{}", text(&absent.stderr));
+    assert_eq!(absent.stdout, b"");
+    assert_eq!(penstock("http://127.0.0.1:1", &["stat", "--window", "soon"]).status.code(), Some(2));
+    assert_eq!(penstock("https://127.0.0.1:1", &["status"]).status.code(), Some(2));
+}
+
+#[test]
+fn status_is_0_when_all_is_well_and_1_when_something_is_wrong() {
+    let well = penstock(&control(vec![("/status", status(true, vec![]))]), &["status", "--wait"]);
+    assert_eq!(well.status.code(), Some(0), "{}", text(&well.stderr));
+    assert!(text(&well.stdout).contains("applied by 1 of 1 connected proxies"));
+
+    let problem = Problem { file: "a.yaml".to_owned(), message: "no".to_owned(), ..Problem::default() };
+    let ill = penstock(&control(vec![("/status", status(true, vec![problem]))]), &["status"]);
+    assert_eq!(ill.status.code(), Some(1));
+    assert!(text(&ill.stdout).contains("a.yaml\n  no\n"), "{}", text(&ill.stdout));
+}
+
+#[test]
+fn waiting_in_vain_names_who_lags() {
+    let url = control(vec![("/status", status(false, vec![]))]);
+    let vain = penstock(&url, &["status", "--wait", "--timeout", "300ms"]);
+    assert_eq!(vain.status.code(), Some(1));
+    let told = text(&vain.stderr);
+    assert!(told.contains("0123456789abcdef after 300ms: demo/client"), "{told}");
+}
+
+#[test]
+fn stat_asks_for_its_window_and_prints_every_format() {
+    let row = StatRow { service: "demo/digits".to_owned(), requests: 7, ..StatRow::default() };
+    let other = StatRow { service: "demo/words".to_owned(), ..StatRow::default() };
+    let stat = Stat { window_s: 3.0, rows: vec![row, other] };
+    let url = control(vec![("/stat?window=3000ms", json(&stat))]);
+    let table = text(&penstock(&url, &["stat", "--window", "3s", "digits"]).stdout);
+    assert!(
+        table.starts_with("SERVICE ") && table.contains("demo/digits") && !table.contains("words"),
+        "{table}"
+    );
+    assert!(!table.contains('\x1b'), "colours are for terminals: {table:?}");
+    let object = penstock(&url, &["stat", "--window", "3s", "digits", "-o", "json"]).stdout;
+    let object: Stat = serde_json::from_slice(&object).unwrap();
+    assert_eq!((object.rows.len(), object.rows[0].requests), (1, 7));
+    let yaml = text(&penstock(&url, &["stat", "--window", "3s", "digits", "-o", "yaml"]).stdout);
+    assert!(yaml.contains("requests: 7"), "{yaml}");
+}
+
+#[test]
+fn controls_own_words_are_passed_on() {
+    let refused = penstock(&control(vec![]), &["stat"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(text(&refused.stderr), "penstock: no page /stat?window=10000ms\n");
+}
+
+#[test]
+fn endpoints_of_a_split_service_are_those_of_its_versions() {
+    let endpoint = |service: &str| EndpointRow {
+        service: service.to_owned(),
+        endpoint: format!("{service}-a"),
+        state: "ready".to_owned(),
+        ..EndpointRow::default()
+    };
+    let rows = json(&[endpoint("demo/digits-v2"), endpoint("demo/words")]);
+    let url = control(vec![("/routes", routes()), ("/endpoints", rows)]);
+    let digits = penstock(&url, &["endpoints", "digits"]);
+    let table = text(&digits.stdout);
+    assert!(table.contains("demo/digits-v2-a") && !table.contains("words"), "{table}");
+    let unknown = penstock(&url, &["endpoints", "nope"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("no Service nope"));
+}
+
+#[test]
+fn tap_ends_at_its_limit_with_one_line_a_request() {
+    let lines: String = (200..203)
+        .map(|status| json(&Tap { status, path: "/x".to_owned(), ..Tap::default() }) + "\n")
+        .collect();
+    let query = "/tap?direction=outbound&service=demo/digits&limit=2";
+    let url = control(vec![("/routes", routes()), (query, lines)]);
+    let table = penstock(&url, &["tap", "digits", "--limit", "2"]);
+    assert_eq!(text(&table.stdout).lines().count(), 3, "{}", text(&table.stdout));
+    let ndjson = text(&penstock(&url, &["tap", "digits", "--limit", "2", "-o", "json"]).stdout);
+    let taps: Vec<Tap> = ndjson.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(taps.iter().map(|tap| tap.status).collect::<Vec<_>>(), [200, 201]);
+}
+
+#[test]
+fn check_of_a_running_control_lists_what_it_looked_at() {
+    let endpoint =
+        EndpointRow { service: "a/s".to_owned(), state: "ready".to_owned(), ..EndpointRow::default() };
+    let pages = |applied| {
+        vec![
+            ("/status", status(applied, vec![])),
+            ("/endpoints", json(&std::slice::from_ref(&endpoint))),
+            ("/certs", json(&Vec::<ProxyCertificates>::new())),
+        ]
+    };
+    let well = penstock(&control(pages(true)), &["check"]);
+    assert_eq!(well.status.code(), Some(0), "{}", text(&well.stdout));
+    assert!(text(&well.stdout).lines().all(|line| line.starts_with('✔')), "{}", text(&well.stdout));
+    let ill = penstock(&control(pages(false)), &["check"]);
+    assert_eq!(ill.status.code(), Some(1));
+    assert!(text(&ill.stdout).contains("✖ newest snapshot"), "{}", text(&ill.stdout));
+}
+
+#[test]
+fn check_of_a_directory_needs_no_server() {
+    let digits = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples/digits");
+    let source = format!("--source=dir:{}", digits.display());
+    let well = penstock("http://127.0.0.1:1", &["check", &source]);
+    assert_eq!(well.status.code(), Some(0), "{}", text(&well.stdout));
+    let nowhere = penstock("http://127.0.0.1:1", &["check", "--source", "dir:/nowhere/at/all"]);
+    assert_eq!(nowhere.status.code(), Some(2));
+}
