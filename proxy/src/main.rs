@@ -105,6 +105,9 @@ struct Run {
     /// Largest request body, bytes; 0 = no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     max_body: u64,
+    /// How long a request's headers may take to arrive, and a connection may rest between two requests
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    header_timeout: Duration,
     /// error, warn, info, debug, or a filter such as info,penstock_proxy::xds=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -285,7 +288,12 @@ fn told(options: &Run, node: &str) -> Options {
 }
 
 fn limits(options: &Run) -> Limits {
-    Limits { connections: options.max_connections, body_bytes: options.max_body, ..Limits::default() }
+    Limits {
+        connections: options.max_connections,
+        body_bytes: options.max_body,
+        header_time: options.header_timeout,
+        ..Limits::default()
+    }
 }
 
 /// A sidecar shares its node with the application; a quarter of the cores serves tens of thousands of requests a
