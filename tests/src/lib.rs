@@ -1,3 +1,4 @@
 //! What the tests and the demo share.
 
 pub mod digits;
+pub mod testkit;

@@ -1,0 +1,407 @@
+//! Control and sidecars as processes on loopback, with a directory of Kubernetes YAML between them.
+//!
+//! Each pod has an address of its own, as in a cluster, so ports are the usual ones. Applications are
+//! [`Origin`](super::origin::Origin)s of the test at [`Mesh::application`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use penstock_api::names::{annotation, port};
+use penstock_api::view::Status;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use super::process::{Process, program};
+use super::wire::{Wire, get};
+use super::{PATIENCE, own_ip, wait_until};
+
+/// The namespace of everything.
+pub const NAMESPACE: &str = "test";
+/// The port of every application.
+const APPLICATION: u16 = 8_000;
+
+/// What the EndpointSlice says of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Takes requests.
+    Ready,
+    /// Finishes what it has.
+    Terminating,
+    /// Is not there.
+    Not,
+}
+
+#[derive(Debug)]
+struct Pod {
+    ip: Ipv4Addr,
+    account: String,
+    service: Option<String>,
+    listed: Listed,
+    sidecar: Option<Process>,
+}
+
+/// A mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    folder: TempDir,
+    ip: Ipv4Addr,
+    leaf_lifetime: String,
+    /// Control; `None` while it is down.
+    pub control: Option<Process>,
+    pods: BTreeMap<String, Pod>,
+    services: BTreeMap<String, BTreeMap<&'static str, String>>,
+    more: BTreeMap<String, String>,
+    snapshot: String,
+    protocol: &'static str,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["objects", "tokens"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        Self {
+            folder,
+            ip: own_ip(),
+            leaf_lifetime: "1h".to_owned(),
+            control: None,
+            pods: BTreeMap::new(),
+            services: BTreeMap::new(),
+            more: BTreeMap::new(),
+            snapshot: String::new(),
+            protocol: "http",
+        }
+    }
+}
+
+impl Mesh {
+    /// How long certificates live.
+    pub fn leaf_lifetime(mut self, time: &str) -> Self {
+        self.leaf_lifetime = time.to_owned();
+        self
+    }
+
+    /// What Services declare as `appProtocol`.
+    pub fn protocol(mut self, protocol: &'static str) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// A Service with annotations.
+    pub fn service(mut self, name: &str, annotations: &[(&'static str, &str)]) -> Self {
+        self.annotate(name, annotations);
+        self
+    }
+
+    /// A pod with a sidecar; its account has its name. `service`: whose endpoint it is.
+    pub fn pod(mut self, name: &str, service: Option<&str>) -> Self {
+        let pod = Pod {
+            ip: own_ip(),
+            account: name.to_owned(),
+            service: service.map(str::to_owned),
+            listed: Listed::Ready,
+            sidecar: None,
+        };
+        self.pods.insert(name.to_owned(), pod);
+        self
+    }
+
+    /// Starts control and all sidecars, and waits until all is applied.
+    pub async fn start(mut self) -> Self {
+        self.write();
+        self.start_control().await;
+        let names: Vec<_> = self.pods.keys().cloned().collect();
+        for name in &names {
+            self.issue_token(name);
+            self.start_sidecar(name);
+        }
+        for name in &names {
+            self.sidecar_is_ready(name).await;
+        }
+        let count = names.len();
+        wait_until("all sidecars are connected", PATIENCE, async || {
+            let status = self.status().await;
+            status.proxies.iter().filter(|proxy| proxy.connected).count() == count && status.all_applied()
+        })
+        .await;
+        self.snapshot = self.status().await.snapshot;
+        self
+    }
+
+    /// Adds or replaces annotations of a Service; [`Mesh::apply`] makes it so.
+    pub fn annotate(&mut self, service: &str, annotations: &[(&'static str, &str)]) {
+        let known = self.services.entry(service.to_owned()).or_default();
+        known.extend(annotations.iter().map(|(key, value)| (*key, (*value).to_owned())));
+    }
+
+    /// Splits a Service's requests over others.
+    pub fn split(&mut self, service: &str, weights: &str) {
+        self.annotate(service, &[(annotation::TRAFFIC_SPLIT, weights)]);
+    }
+
+    /// What the EndpointSlice will say of a pod.
+    pub fn list(&mut self, pod: &str, listed: Listed) {
+        self.pods.get_mut(pod).unwrap().listed = listed;
+    }
+
+    /// A file of more objects.
+    pub fn file(&mut self, name: &str, yaml: &str) {
+        self.more.insert(name.to_owned(), yaml.to_owned());
+    }
+
+    /// Writes all objects.
+    pub fn write(&self) {
+        let mut files = self.more.clone();
+        files.insert("services.yaml".to_owned(), self.services_yaml());
+        files.insert("pods.yaml".to_owned(), self.pods_yaml());
+        for (name, yaml) in files {
+            let folder = self.folder.path().join("objects");
+            let draft = folder.join(format!(".{name}.draft"));
+            if std::fs::read_to_string(folder.join(&name)).is_ok_and(|known| known == yaml) {
+                continue;
+            }
+            std::fs::write(&draft, yaml).unwrap();
+            std::fs::rename(draft, folder.join(name)).unwrap();
+        }
+    }
+
+    /// Writes all objects, and waits until every sidecar has applied what changed.
+    pub async fn apply(&mut self) {
+        self.write();
+        let before = self.snapshot.clone();
+        wait_until("a change is applied by all sidecars", PATIENCE, async || {
+            let status = self.status().await;
+            self.snapshot = status.snapshot.clone();
+            status.snapshot != before && status.all_applied()
+        })
+        .await;
+    }
+
+    fn services_yaml(&self) -> String {
+        let mut yaml = String::new();
+        let protocol = self.protocol;
+        for (name, annotations) in &self.services {
+            let _ = write!(
+                yaml,
+                "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n"
+            );
+            if !annotations.is_empty() {
+                yaml.push_str("  annotations:\n");
+            }
+            for (key, value) in annotations {
+                let _ = writeln!(yaml, "    {key}: \"{value}\"");
+            }
+            let _ = write!(
+                yaml,
+                "spec:\n  ports:\n  - {{name: main, port: 80, targetPort: {APPLICATION}, appProtocol: {protocol}}}\n\
+                 ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-1\n  \
+                 namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
+                 ports:\n- {{name: main, port: {APPLICATION}, protocol: TCP, appProtocol: {protocol}}}\nendpoints:"
+            );
+            let mut empty = true;
+            for (pod_name, pod) in &self.pods {
+                if pod.service.as_ref() != Some(name) || pod.listed == Listed::Not {
+                    continue;
+                }
+                empty = false;
+                let ready = pod.listed == Listed::Ready;
+                let _ = write!(
+                    yaml,
+                    "\n- addresses: [{}]\n  conditions: {{ready: {ready}, serving: true, terminating: {}}}\n  \
+                     targetRef: {{kind: Pod, namespace: {NAMESPACE}, name: {pod_name}}}",
+                    pod.ip, !ready
+                );
+            }
+            yaml.push_str(if empty { " []\n" } else { "\n" });
+        }
+        yaml
+    }
+
+    fn pods_yaml(&self) -> String {
+        let mut yaml = String::new();
+        for (name, pod) in &self.pods {
+            let ports = match &pod.service {
+                Some(_) => format!("\n    ports: [{{name: main, containerPort: {APPLICATION}}}]"),
+                None => String::new(),
+            };
+            let _ = write!(
+                yaml,
+                "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n    \
+                 {}: enabled\n    {}: \"{}\"\nspec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}\n\
+                 status: {{phase: Running, podIP: {}}}\n",
+                annotation::INJECT,
+                annotation::INBOUND_PORT,
+                port::INBOUND,
+                pod.account,
+                pod.ip
+            );
+        }
+        yaml
+    }
+
+    /// Starts control and waits until it answers.
+    pub async fn start_control(&mut self) {
+        let args = [
+            "run".to_owned(),
+            format!("--source=dir:{}", self.folder.path().join("objects").display()),
+            format!("--state={}", self.state().display()),
+            format!("--listen={}", self.push()),
+            format!("--api={}", self.api()),
+            format!("--leaf-lifetime={}", self.leaf_lifetime),
+        ];
+        self.control =
+            Some(Process::start("control", &program("penstock-control"), &args, self.folder.path()));
+        let api = self.api();
+        let process = self.control.as_mut().unwrap();
+        wait_until("control answers", PATIENCE, async || {
+            assert!(process.runs(), "control ended at once: {}", process.said());
+            get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    /// Kills control at once.
+    pub fn kill_control(&mut self) {
+        // Dropping a process kills it.
+        self.control = None;
+    }
+
+    /// Runs a subcommand of control on the state directory, and returns what it printed.
+    pub fn control_command(&self, command: &str, args: &[&str]) -> String {
+        let output = std::process::Command::new(program("penstock-control"))
+            .arg(command)
+            .arg(format!("--state={}", self.state().display()))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn issue_token(&self, pod: &str) {
+        let account = &self.pods[pod].account;
+        let args = ["--namespace", NAMESPACE, "--service-account", account, "--pod", pod];
+        std::fs::write(self.token(pod), self.control_command("token", &args)).unwrap();
+    }
+
+    /// The file of a pod's token.
+    pub fn token(&self, pod: &str) -> PathBuf {
+        self.folder.path().join("tokens").join(pod)
+    }
+
+    /// Control's state directory.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Where control takes proxies.
+    pub fn push(&self) -> SocketAddr {
+        at(self.ip, port::CONTROL)
+    }
+
+    /// Where control's API is.
+    pub fn api(&self) -> SocketAddr {
+        at(self.ip, port::CONTROL_API)
+    }
+
+    /// Where a pod's application listens.
+    pub fn application(&self, pod: &str) -> SocketAddr {
+        at(self.pods[pod].ip, APPLICATION)
+    }
+
+    /// Where a pod's application finds its sidecar.
+    pub fn outbound(&self, pod: &str) -> SocketAddr {
+        at(self.pods[pod].ip, port::OUTBOUND)
+    }
+
+    /// A sidecar's admin pages.
+    pub fn admin(&self, pod: &str) -> SocketAddr {
+        at(self.pods[pod].ip, port::ADMIN)
+    }
+
+    /// Starts a pod's sidecar.
+    pub fn start_sidecar(&mut self, pod: &str) {
+        let ip = self.pods[pod].ip;
+        let args = [
+            "run".to_owned(),
+            format!("--control={}", self.push()),
+            format!("--control-ca={}", self.state().join("anchors.pem").display()),
+            format!("--token={}", self.token(pod).display()),
+            format!("--node={NAMESPACE}/{pod}"),
+            format!("--service-account={}", self.pods[pod].account),
+            format!("--outbound={}", at(ip, port::OUTBOUND)),
+            format!("--inbound={}", at(ip, port::INBOUND)),
+            format!("--admin={}", at(ip, port::ADMIN)),
+            format!("--health={}", at(ip, port::HEALTH)),
+            "--workers=1".to_owned(),
+            "--drain-timeout=10s".to_owned(),
+        ];
+        let process = Process::start(pod, &program("penstock-proxy"), &args, self.folder.path());
+        self.pods.get_mut(pod).unwrap().sidecar = Some(process);
+    }
+
+    /// Waits until a sidecar can serve.
+    pub async fn sidecar_is_ready(&mut self, pod: &str) {
+        let admin = self.admin(pod);
+        let process = self.sidecar(pod);
+        wait_until(&format!("the sidecar of {pod} is ready"), PATIENCE, async || {
+            assert!(process.runs(), "the sidecar ended at once: {}", process.said());
+            get(admin, "/ready").await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+
+    /// A pod's sidecar.
+    pub fn sidecar(&mut self, pod: &str) -> &mut Process {
+        self.pods.get_mut(pod).unwrap().sidecar.as_mut().unwrap()
+    }
+
+    /// A page of control's API.
+    pub async fn page<T: DeserializeOwned>(&self, path: &str) -> T {
+        let answer = get(self.api(), path).await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    /// How control sees the mesh.
+    pub async fn status(&self) -> Status {
+        self.page("/status").await
+    }
+
+    /// The serial number of the certificate that a sidecar uses.
+    pub async fn serial(&self, pod: &str) -> String {
+        let page = get(self.admin(pod), "/certs").await.unwrap();
+        let certificates: Vec<penstock_api::view::Certificate> = serde_json::from_slice(&page.body).unwrap();
+        certificates.into_iter().find(|one| one.role == "leaf").unwrap().serial
+    }
+
+    /// A connection of a pod's application to its sidecar.
+    pub async fn client(&self, pod: &str) -> Wire {
+        Wire::connect(self.outbound(pod)).await
+    }
+
+    /// Waits until the sidecar of `pod` reaches `service`, which it may have to ask control about first.
+    pub async fn reaches(&self, pod: &str, service: &str) {
+        let mut said = String::new();
+        let limit = Duration::from_secs(10);
+        wait_until(&format!("{pod} reaches {service}"), limit, async || {
+            let request = format!("GET / HTTP/1.1\r\nhost: {service}.{NAMESPACE}\r\n\r\n");
+            let answer = self.client(pod).await.ask(request).await;
+            let next = format!("{answer:?}");
+            if next != said {
+                eprintln!("{service}: {next}");
+                said = next;
+            }
+            answer.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+    }
+}
+
+fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(ip), port)
+}
