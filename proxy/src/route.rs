@@ -281,7 +281,7 @@ mod tests {
         let rule = canary([50, 50]);
         let mut random = SmallRng::seed_from_u64(1);
         let cookie = Sticky::Cookie("session".into());
-        let mut choose = |sticky, headers: &[(&str, &str)]| {
+        let mut choose = |sticky: &Sticky, headers: &[(&str, &str)]| {
             split(&rule, Some(sticky), &request("/", headers), &mut random)
                 .unwrap()
                 .cluster

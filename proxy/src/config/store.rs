@@ -110,6 +110,12 @@ struct Raw {
     answered_routes: bool,
 }
 
+impl Raw {
+    fn is_empty(&self) -> bool {
+        self.service.is_none() && self.endpoints.is_none() && self.routes.is_none() && self.weights.is_empty()
+    }
+}
+
 impl Default for Store {
     fn default() -> Self {
         let (demand, demands) = mpsc::channel(MAX_DESTINATIONS);
@@ -498,6 +504,10 @@ fn take_service_part(
                 _ => {
                     raw.weights.remove(name);
                 }
+            }
+            // What is left of a former backend says nothing of the service, should somebody ask for it later.
+            if held.services.get(&service).is_some_and(Raw::is_empty) && !held.asked.contains_key(&service) {
+                held.services.remove(&service);
             }
         }
     }

@@ -140,7 +140,8 @@ impl Telemetry {
             _ => Some(log::Writer::start(std::io::stdout()).map_err(TelemetryError::Log)?),
         };
         let traces = options.otlp.as_deref().map(|url| trace::Exporter::new(url, options)).transpose()?;
-        let all = options.access_log == AccessLog::All || traces.is_some();
+        // A line about an error is of little use without method and path, and nobody knows beforehand who will fail.
+        let all = options.access_log != AccessLog::Off || traces.is_some();
         let always = if all { OUTBOUND | INBOUND } else { 0 };
         Ok(Self {
             outcomes: Outcomes::default(),

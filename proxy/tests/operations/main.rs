@@ -21,7 +21,8 @@ const LIMITS: &str = include_str!("../../src/limits.rs");
 const ADMIN: &str = include_str!("../../src/admin/mod.rs");
 const LOG: &str = include_str!("../../src/telemetry/log.rs");
 
-const HINT: &str = "<!-- Made from docs/OPERATIONS.template.md and the code: change those, then run `make docs`. -->\n\n";
+const HINT: &str =
+    "<!-- Made from docs/OPERATIONS.template.md and the code: change those, then run `make docs`. -->\n\n";
 
 #[test]
 fn operations_md_says_what_the_code_does() {
@@ -114,7 +115,8 @@ fn metrics() -> String {
 fn log_fields() -> String {
     let fields = LOG.split_once("struct Fields<'a> {\n").unwrap().1.split_once("\n}").unwrap().0;
     let names = fields.lines().filter_map(|line| line.trim().split_once(": "));
-    let names: Vec<_> = names.filter(|(name, _)| !name.starts_with('#')).map(|(name, _)| code(name)).collect();
+    let names: Vec<_> =
+        names.filter(|(name, _)| !name.starts_with('#')).map(|(name, _)| code(name)).collect();
     assert!(names.len() > 10, "{names:?}");
     names.join(", ")
 }
@@ -181,21 +183,50 @@ fn policy() -> String {
     let time = |time: Duration| humantime::format_duration(time).to_string();
     let or_none = |limit: Option<Duration>| limit.map_or("none".to_owned(), time);
     let codes = if codes.is_empty() { "none".to_owned() } else { format!("{codes:?}") };
-    let row = |setting: &str, default: String, meaning: &str| vec![code(setting), default, meaning.to_owned()];
+    let row =
+        |setting: &str, default: String, meaning: &str| vec![code(setting), default, meaning.to_owned()];
     let rows = [
-        row("balance", format!("{balance:?}"), "how an endpoint is chosen: of two drawn at random, the one with less work"),
+        row(
+            "balance",
+            format!("{balance:?}"),
+            "how an endpoint is chosen: of two drawn at random, the one with less work",
+        ),
         row("timeout connect", time(connect_timeout), "to a usable connection, TLS included"),
-        row("timeout request", or_none(request), "the whole request, all tries, until the response's headers"),
+        row(
+            "timeout request",
+            or_none(request),
+            "the whole request, all tries, until the response's headers",
+        ),
         row("timeout per-try", or_none(per_try), "one try, until the response's headers"),
         row("timeout idle", or_none(idle), "no byte in either direction"),
         row("retry attempts", attempts.to_string(), "tries after the first"),
-        row("retry on", codes, "statuses worth a retry; what provably never reached a server is always tried elsewhere"),
-        row("retry buffer", format!("{} KiB", buffer >> 10), "the largest request body that is kept for a retry by status"),
-        row("retry budget", format!("{budget_percent} %"), "retries of all requests, over about ten seconds; ten are always allowed"),
-        row("outlier failures", outlier.consecutive_failures.to_string(), "failures in a row that eject an endpoint; 0: never"),
+        row(
+            "retry on",
+            codes,
+            "statuses worth a retry; what provably never reached a server is always tried elsewhere",
+        ),
+        row(
+            "retry buffer",
+            format!("{} KiB", buffer >> 10),
+            "the largest request body that is kept for a retry by status",
+        ),
+        row(
+            "retry budget",
+            format!("{budget_percent} %"),
+            "retries of all requests, over about ten seconds; ten are always allowed",
+        ),
+        row(
+            "outlier failures",
+            outlier.consecutive_failures.to_string(),
+            "failures in a row that eject an endpoint; 0: never",
+        ),
         row("outlier base", time(outlier.base), "the first ejection; each further one is twice as long"),
         row("outlier max", time(outlier.max), "the longest ejection"),
-        row("outlier ejected", format!("{} %", outlier.max_ejected_percent), "when more endpoints are out, ejections are ignored"),
+        row(
+            "outlier ejected",
+            format!("{} %", outlier.max_ejected_percent),
+            "when more endpoints are out, ejections are ignored",
+        ),
         row("limits connections", max_connections.to_string(), "to one endpoint, of one worker"),
         row("limits pending", max_pending.to_string(), "requests of one Service that wait for a connection"),
         row("limits requests", max_requests.to_string(), "requests of one Service in flight"),
@@ -218,12 +249,32 @@ fn limits() -> String {
     let row = |name: &str, value: String, meaning: &str| vec![name.to_owned(), value, meaning.to_owned()];
     rows.extend([
         row("stream window", limits::STREAM_WINDOW.to_string(), "HTTP/2: bytes of one stream under way."),
-        row("connection window", limits::CONNECTION_WINDOW.to_string(), "HTTP/2: bytes of one connection under way."),
+        row(
+            "connection window",
+            limits::CONNECTION_WINDOW.to_string(),
+            "HTTP/2: bytes of one connection under way.",
+        ),
         row("frame", limits::FRAME.to_string(), "HTTP/2: the largest frame that is asked for, bytes."),
-        row("send buffer", limits::SEND_BUFFER.to_string(), "HTTP/2: bytes of one stream that wait to be written."),
-        row("destinations", store::MAX_DESTINATIONS.to_string(), "Services, and addresses, that one proxy knows or asks for at once."),
-        row("answer time", format!("{:?}", store::ANSWER_TIMEOUT), "How long a request waits for control to say what its destination is."),
-        row("destination idle", format!("{:?}", store::IDLE), "A destination that nobody used for so long is forgotten."),
+        row(
+            "send buffer",
+            limits::SEND_BUFFER.to_string(),
+            "HTTP/2: bytes of one stream that wait to be written.",
+        ),
+        row(
+            "destinations",
+            store::MAX_DESTINATIONS.to_string(),
+            "Services, and addresses, that one proxy knows or asks for at once.",
+        ),
+        row(
+            "answer time",
+            format!("{:?}", store::ANSWER_TIMEOUT),
+            "How long a request waits for control to say what its destination is.",
+        ),
+        row(
+            "destination idle",
+            format!("{:?}", store::IDLE),
+            "A destination that nobody used for so long is forgotten.",
+        ),
     ]);
     table(&["limit", "default", "meaning"], &rows)
 }
