@@ -1,7 +1,7 @@
 # Every task of this repository: `make` lists them.
 #
 # lint, test and e2e share one target directory, one profile and one set of features, which is why they all say
-# --workspace and then choose targets: nothing is compiled twice. demo, soak and the benches use release builds.
+# --workspace and then choose targets: nothing is compiled twice. The demo and the benches use release builds.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -48,6 +48,11 @@ e2e: ## the real programs together: the system tests, and the demo's promises
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
+
+.PHONY: soak
+soak: ## an hour of changes in four minutes: certificates, weights, endpoints, memory
+	$(CARGO) build $(LOCKED) --workspace --bins --tests
+	$(CARGO) test $(LOCKED) --workspace --test soak -- --ignored --nocapture
 
 .PHONY: bench
 bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README.md)
