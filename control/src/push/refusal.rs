@@ -13,11 +13,21 @@ pub(super) fn refused_of<'a>(names: &[&'a str], reason: &str) -> BTreeSet<&'a st
     if named.is_empty() { names.iter().copied().collect() } else { named }
 }
 
-/// The client's words, with the resource named in front if they do not name it themselves.
-pub(super) fn reason_for(name: &str, reason: &str) -> String {
-    match position(reason, name) {
-        Some(_) => reason.to_owned(),
-        None => format!("{name}: {reason}"),
+/// What `reason` says of `name`, one of the `names` that were sent: a client that refuses several resources joins
+/// its reasons with semicolons. Words that name nothing speak of everything.
+pub(super) fn reason_for(name: &str, names: &[&str], reason: &str) -> String {
+    let mut mine = false;
+    let parts = reason.split("; ").filter(|part| {
+        if position(part, name).is_some() {
+            mine = true;
+        } else if names.iter().any(|other| position(part, other).is_some()) {
+            mine = false;
+        }
+        mine
+    });
+    match &*parts.collect::<Vec<_>>() {
+        [] => format!("{name}: {reason}"),
+        parts => parts.join("; "),
     }
 }
 
@@ -59,8 +69,17 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_always_names_its_resource() {
-        assert_eq!(reason_for("a/b", "a/b: bad"), "a/b: bad");
-        assert_eq!(reason_for("a/b", "bad"), "a/b: bad");
+    fn a_reason_speaks_of_its_resource() {
+        let names = ["a/b", "a/c"];
+        let both = "Service a/b: port 0 is none; it must be 1 or more; Service a/c: no name";
+        let table = [
+            ("a/b", "a/b: bad", "a/b: bad"),
+            ("a/b", "out of memory", "a/b: out of memory"),
+            ("a/b", both, "Service a/b: port 0 is none; it must be 1 or more"),
+            ("a/c", both, "Service a/c: no name"),
+        ];
+        for (name, reason, expected) in table {
+            assert_eq!(reason_for(name, &names, reason), expected);
+        }
     }
 }

@@ -185,8 +185,10 @@ impl Subscription {
             let Some(holding) = self.holdings.get_mut(name) else { continue };
             match (bad.contains(name.as_str()), refused) {
                 (true, Some(reason)) => {
-                    holding.refused =
-                        Some(Refused { version: version.clone(), reason: refusal::reason_for(name, reason) });
+                    holding.refused = Some(Refused {
+                        version: version.clone(),
+                        reason: refusal::reason_for(name, &names, reason),
+                    });
                 }
                 _ => {
                     holding.acked = Some(Acked { version: version.clone(), sequence: response.sequence });

@@ -1,4 +1,5 @@
 //! Control from the outside: real TLS, real gRPC, real HTTP, a real process that is killed.
+#![cfg(test)]
 
 mod fleet;
 mod identity;
