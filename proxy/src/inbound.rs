@@ -265,7 +265,8 @@ async fn stages(
         parts.headers.insert(headers::CLIENT_ID, id.clone());
     }
     let request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
-    let outgoing = Outgoing { request, authority, spoken, upgrade: upgrading && spoken != Version::HTTP_2 };
+    let upgrade = upgrading && spoken != Version::HTTP_2;
+    let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
     // Forward to the application.
     let backend = &rule.backends[0];

@@ -126,6 +126,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // Huge pages round a sidecar's few megabytes up to two each. Where the kernel has none there is nothing to do.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.context("cannot start a runtime").and_then(|runtime| {
         let result = runtime.block_on(serve(*options, level));

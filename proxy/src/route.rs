@@ -25,24 +25,39 @@ pub struct Destination {
 }
 
 /// The Service that a host means, or the host itself where it lies outside the mesh. A redirected connection's
-/// original address decides before the host does.
+/// original address decides before the host does. What is known already is found at once; waiting for control or for
+/// a name is rare and boxed, to keep every request's own future small.
 pub async fn destination(
     worker: &Worker,
     authority: &Authority,
     original: Option<SocketAddr>,
 ) -> Result<Destination, Failure> {
     if let Some(address) = original {
-        return at_address(worker, address).await;
+        return Box::pin(at_address(worker, address)).await;
     }
     let port = authority.port_u16().unwrap_or(80);
     let Some(name) = ServiceName::from_host(authority.host(), &worker.shared.namespace) else {
-        return outside(worker, authority.host(), port).await;
+        return Box::pin(outside(worker, authority.host(), port)).await;
     };
-    match worker.shared.store.service(&name).await {
-        Ok(Known::Here(service)) => {
+    let known = worker.shared.store.snapshot().services.get(&name).cloned();
+    match known {
+        Some(Known::Here(service)) => {
             worker.uses(&service.name);
             Ok(Destination { service, port })
         }
+        Some(Known::Absent) => Box::pin(outside(worker, authority.host(), port)).await,
+        None => Box::pin(unknown(worker, authority, &name, port)).await,
+    }
+}
+
+async fn unknown(
+    worker: &Worker,
+    authority: &Authority,
+    name: &ServiceName,
+    port: u16,
+) -> Result<Destination, Failure> {
+    match worker.shared.store.service(name).await {
+        Ok(Known::Here(service)) => Ok(Destination { service, port }),
         Ok(Known::Absent) => outside(worker, authority.host(), port).await,
         Err(unanswered) => Err(Failure::unprocessed(Reason::NoConfig, format!("{name}: {unanswered}"))),
     }

@@ -28,7 +28,7 @@ use crate::worker::Worker;
 
 pub use pool::Lease;
 
-/// A request on its way out.
+/// A request on its way out. It is boxed once and then handed from stage to stage: by value it would be copied at each.
 #[derive(Debug)]
 pub struct Outgoing {
     /// The request; its target and Host are brought into the form of the connection later.
@@ -58,7 +58,7 @@ pub async fn send(
     rule: &Rule,
     asked: &ServiceName,
     backend: &Backend,
-    mut outgoing: Outgoing,
+    mut outgoing: Box<Outgoing>,
 ) -> Result<Answer, Failure> {
     let cluster = &backend.cluster;
     let worker = &exchange.worker;
@@ -68,7 +68,10 @@ pub async fn send(
     admit(cluster, &policy)?;
     cluster.budget.request(worker.now());
 
-    let replay = Replay::prepare(&mut outgoing, retry).await?;
+    let replay = match Replay::wanted(&outgoing, retry) {
+        true => Some(Box::pin(Replay::keep(&mut outgoing)).await?),
+        false => None,
+    };
     let mut tried: Vec<usize> = Vec::new();
     loop {
         let last = tried.len() as u32 >= retry.attempts;
@@ -109,7 +112,7 @@ pub async fn send(
         // anyone's and costs no budget.
         let stale = back.is_some() && failure.reason == Reason::UpstreamReset;
         let next = match (back, &replay) {
-            (Some(back), _) if failure.unprocessed => Some(*back),
+            (Some(back), _) if failure.unprocessed => Some(back),
             (_, Some(replay)) if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => {
                 Some(replay.again())
             }
@@ -182,7 +185,7 @@ async fn try_once(
     cluster: &Cluster,
     policy: &Policy,
     endpoint: &Arc<Endpoint>,
-    mut outgoing: Outgoing,
+    mut outgoing: Box<Outgoing>,
     times: &Times,
 ) -> Result<Answer, Failed> {
     let worker = &exchange.worker;
@@ -196,7 +199,7 @@ async fn try_once(
     let pool = worker.pools.of(endpoint);
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
     let ready = if outgoing.upgrade {
-        pool::dedicated(worker, endpoint, policy.connect_timeout).await.map(Sender::Own)
+        Box::pin(pool::dedicated(worker, endpoint, policy.connect_timeout)).await.map(Sender::Own)
     } else if over_http2 {
         pool.http2(worker, cluster, policy).await.map(|(sender, lease)| Sender::Http2(sender, lease))
     } else {
@@ -204,7 +207,7 @@ async fn try_once(
     };
     let sender = match ready {
         Ok(sender) => sender,
-        Err(failure) => return Err(Failed { failure, back: Some(Box::new(outgoing)) }),
+        Err(failure) => return Err(Failed { failure, back: Some(outgoing) }),
     };
 
     let form = if over_http2 { Form::Absolute } else { Form::Origin };
@@ -214,7 +217,7 @@ async fn try_once(
         let version = if outgoing.spoken == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         outgoing.request.headers_mut().insert(headers::PROTOCOL, HeaderValue::from_static(version));
     }
-    let Outgoing { request, authority, spoken, upgrade } = outgoing;
+    let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 
     let (result, lease) = match sender {
@@ -347,15 +350,18 @@ struct Replay {
 }
 
 impl Replay {
-    /// Keeps a copy, if the route declares something retryable and the body is small and of known length.
-    async fn prepare(outgoing: &mut Outgoing, retry: &RetryPolicy) -> Result<Option<Self>, Failure> {
-        if retry.attempts == 0 || outgoing.upgrade || retry.codes.is_empty() {
-            return Ok(None);
-        }
-        let body = outgoing.request.body();
-        let length = body.size_hint().exact().filter(|length| *length <= retry.buffer as u64);
-        let Some(length) = length else { return Ok(None) };
-        let body = if length == 0 {
+    /// Whether the route declares something retryable, and the body is small and of known length.
+    fn wanted(outgoing: &Outgoing, retry: &RetryPolicy) -> bool {
+        let small = |length| length <= retry.buffer as u64;
+        retry.attempts > 0
+            && !outgoing.upgrade
+            && !retry.codes.is_empty()
+            && outgoing.request.body().size_hint().exact().is_some_and(small)
+    }
+
+    /// Keeps a copy of the request, its body included.
+    async fn keep(outgoing: &mut Outgoing) -> Result<Box<Self>, Failure> {
+        let body = if outgoing.request.body().is_end_stream() {
             None
         } else {
             let taken = std::mem::replace(outgoing.request.body_mut(), RequestBody::Whole(None));
@@ -378,15 +384,15 @@ impl Replay {
         *copy.version_mut() = outgoing.request.version();
         *copy.headers_mut() = outgoing.request.headers().clone();
         let parts = copy.into_parts().0;
-        Ok(Some(Self { parts, body, authority: outgoing.authority.clone(), spoken: outgoing.spoken }))
+        Ok(Box::new(Self { parts, body, authority: outgoing.authority.clone(), spoken: outgoing.spoken }))
     }
 
-    fn again(&self) -> Outgoing {
-        Outgoing {
+    fn again(&self) -> Box<Outgoing> {
+        Box::new(Outgoing {
             request: Request::from_parts(self.parts.clone(), RequestBody::Whole(self.body.clone())),
             authority: self.authority.clone(),
             spoken: self.spoken,
             upgrade: false,
-        }
+        })
     }
 }

@@ -128,8 +128,21 @@ impl Pool {
         self.shared.borrow().iter().any(|shared| shared.streams.get() > 0) || self.idle.borrow().is_empty()
     }
 
-    /// An HTTP/1.1 connection for one request.
+    /// An HTTP/1.1 connection for one request. The common case, an idle one, is decided at once; making one is a large
+    /// future and rare, so it is boxed to keep every request's own future small.
     pub async fn http1(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        cluster: &Cluster,
+        policy: &Policy,
+    ) -> Result<http1::SendRequest<RequestBody>, Failure> {
+        match self.take_idle() {
+            Some(sender) => Ok(sender),
+            None => Box::pin(self.make_http1(worker, cluster, policy)).await,
+        }
+    }
+
+    async fn make_http1(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         cluster: &Cluster,
@@ -169,6 +182,18 @@ impl Pool {
 
     /// A stream of an HTTP/2 connection.
     pub async fn http2(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        cluster: &Cluster,
+        policy: &Policy,
+    ) -> Result<(http2::SendRequest<RequestBody>, Lease), Failure> {
+        match self.take_stream(policy.max_connections) {
+            Some(stream) => Ok(stream),
+            None => Box::pin(self.make_http2(worker, cluster, policy)).await,
+        }
+    }
+
+    async fn make_http2(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         cluster: &Cluster,
