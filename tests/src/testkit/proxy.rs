@@ -92,8 +92,7 @@ impl Static {
     pub async fn start(self) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
         let ip = IpAddr::V4(self.ip);
-        let mut yaml =
-            format!("workers: {}\nadmin: {}:{ADMIN}\naccess_log: all\n", self.workers, self.ip);
+        let mut yaml = format!("workers: {}\nadmin: {}:{ADMIN}\naccess_log: all\n", self.workers, self.ip);
         if let Some((leaf, anchors)) = &self.identity {
             yaml.push_str("identity: {certificate: leaf.pem, key: key.pem, anchors: anchors.pem}\n");
             for (file, text) in
@@ -108,8 +107,7 @@ impl Static {
         let mut args = vec!["run".to_owned(), "--static".to_owned(), file.to_str().unwrap().to_owned()];
         args.extend(self.args);
         let process = Process::start(self.name, &program("penstock-proxy"), &args, folder.path());
-        let listeners =
-            (0..self.count).map(|number| SocketAddr::new(ip, FIRST_LISTENER + number)).collect();
+        let listeners = (0..self.count).map(|number| SocketAddr::new(ip, FIRST_LISTENER + number)).collect();
         let mut proxy = Proxy { process, admin: SocketAddr::new(ip, ADMIN), listeners, _folder: folder };
         proxy.is_ready().await;
         proxy
@@ -172,8 +170,10 @@ impl Proxy {
 
     /// Waits until the log has these words.
     pub async fn logs(&self, words: &str) {
-        wait_until(&format!("the log says {words:?}"), PATIENCE, async || self.process.said().contains(words))
-            .await;
+        wait_until(&format!("the log says {words:?}"), PATIENCE, async || {
+            self.process.said().contains(words)
+        })
+        .await;
     }
 }
 

@@ -219,5 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 /// One GET over a connection of its own.
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<Message> {
     let stream = timeout(PATIENCE, TcpStream::connect(address)).await??;
-    Wire::new(stream).ask(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")).await
+    Wire::new(stream)
+        .ask(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"))
+        .await
 }
