@@ -1,5 +1,6 @@
 //! `penstock-control`: the command line of the control plane.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -117,7 +118,12 @@ fn main() -> ExitCode {
 async fn serve(run: Run) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&run.log_level)
         .with_context(|| format!("--log-level {:?} is none; write for example info", run.log_level))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(
             Matcher::Full("penstock_control_push_seconds".to_owned()),
@@ -178,6 +184,12 @@ fn describe() {
     counter!("penstock_control_sign_refused_total", "Certificates refused, by reason.");
     counter!("penstock_control_handshake_failures_total", "TLS handshakes that failed.");
     counter!("penstock_control_tap_dropped_total", "Tap events dropped because a watcher was too slow.");
+    // A dashboard that begins before the first proxy sees a zero, not a hole.
+    metrics::gauge!("penstock_control_connected_proxies").set(0.0);
+    for total in ["snapshots", "streams_cut", "signed", "handshake_failures", "tap_dropped", "unknown_types"]
+    {
+        metrics::counter!(format!("penstock_control_{total}_total")).increment(0);
+    }
 }
 
 fn token(args: Token) -> Result<()> {
