@@ -118,6 +118,9 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 fn main() -> ExitCode {
+    // Huge pages round a sidecar's few megabytes up to two each. Where the kernel has none there is nothing to do. First of all, since
+    // what has become one stays one.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let Command::Run(options) = Cli::parse().command;
     let level = match Level::install(&options.log_level) {
         Ok(level) => level,
@@ -126,8 +129,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Huge pages round a sidecar's few megabytes up to two each. Where the kernel has none there is nothing to do.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.context("cannot start a runtime").and_then(|runtime| {
         let result = runtime.block_on(serve(*options, level));

@@ -79,10 +79,7 @@ pub fn pick<C: Candidate>(
     let n = candidates.len();
     let usable = |i: usize| {
         let state = candidates[i].state();
-        !state.draining()
-            && !state.is_leaving(now)
-            && !state.ejection.is_out(now)
-            && !avoid.contains(&i)
+        !state.draining() && !state.is_leaving(now) && !state.ejection.is_out(now) && !avoid.contains(&i)
     };
     match policy {
         Policy::RoundRobin => {
