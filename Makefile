@@ -31,7 +31,7 @@ help: ## this list
 
 .PHONY: demo
 demo: ## the whole mesh on this machine, in a minute; ARGS=--stay keeps it running
-	@[ -x "$(TARGET)/release/penstock" ] || echo "The first build compiles about 340 crates with optimisation: 10 to 15 minutes on two cores, 3 on eight. The next ones take seconds."
+	@[ -x "$(TARGET)/release/penstock" ] || echo "The first build compiles 340 crates with optimisation and takes about 12 minutes on two cores."
 	$(CARGO) build $(LOCKED) --release $(addprefix --bin ,$(MESH))
 	"$(TARGET)/release/penstock" demo $(ARGS)
 
