@@ -27,8 +27,8 @@ enum Direction {
 pub(crate) struct Args {
     /// Only requests to this Service, NAME or NAMESPACE/NAME
     service: Option<String>,
-    /// Whose view
-    #[arg(long, value_enum, default_value_t)]
+    /// Whose view: outbound (the client's proxy), inbound (the server's) or both (each request twice)
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t)]
     direction: Direction,
     /// End after so many requests [default: never]
     #[arg(long, value_name = "N")]
