@@ -26,14 +26,25 @@ pub enum RequestBody {
     Whole(Option<Bytes>),
 }
 
+/// Why a request's body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBroken {
+    /// The client stopped.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// More came than is allowed.
+    #[error("the body is above the limit of {0} bytes (--max-body)")]
+    TooLarge(u64),
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBroken;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
         match self.get_mut() {
             Self::Client(body, exchange) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -41,8 +52,12 @@ impl Body for RequestBody {
                     && let Some(data) = frame.data_ref()
                 {
                     exchange.sent(data.len());
+                    // A body whose length was not said shows only now that it is too large.
+                    if let Some(limit) = exchange.body_too_large() {
+                        return Poll::Ready(Some(Err(RequestBroken::TooLarge(limit))));
+                    }
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
             }
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }

@@ -184,6 +184,13 @@ impl Exchange {
         self.request_bytes.get()
     }
 
+    /// The limit on a request's body, if more than that has come in for the application.
+    pub fn body_too_large(&self) -> Option<u64> {
+        let limit = self.worker.shared.limits.body_bytes;
+        let above = self.direction == Direction::Inbound && limit > 0 && self.request_bytes.get() > limit;
+        above.then_some(limit)
+    }
+
     fn end(&self) -> End {
         let mut reason = self.reason.get();
         if reason.is_none() && !self.complete.get() {

@@ -32,14 +32,11 @@ pub async fn http<T, H, F>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Rc<Connection>, Request<Incoming>) -> F + 'static,
-    F: Future<Output = Response<ResponseBody>> + 'static,
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
     let limits = &connection.worker.shared.limits;
     let client = Rc::clone(&connection);
-    let service = service_fn(move |request| {
-        let response = handle(Rc::clone(&client), request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
+    let service = service_fn(move |request| handle(Rc::clone(&client), request));
     let io = TokioIo::new(stream);
     let result = if http2 {
         let serving = http2::Builder::new(LocalExecutor)
@@ -60,7 +57,8 @@ pub async fn http<T, H, F>(
             .header_read_timeout(limits.header_time)
             .max_headers(limits.header_count)
             .max_header_size(limits.header_bytes as usize)
-            .half_close(true)
+            // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
+            .half_close(false)
             .pipeline_flush(true)
             .auto_date_header(false)
             .serve_connection(io, service)

@@ -19,7 +19,7 @@ use penstock_api::reason::Blame;
 use penstock_api::{Reason, ServiceName};
 use tokio::time::Instant;
 
-use crate::body::RequestBody;
+use crate::body::{RequestBody, RequestBroken};
 use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak, Timeouts};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -238,6 +238,13 @@ async fn try_once(
         Ok(response) => Ok(Answer { response, lease, idle: times.idle }),
         Err(mut error) => {
             let back = error.take_message();
+            if let Some(limit) = exchange.body_too_large() {
+                // The application was given a part of the body; its connection is gone with the try.
+                return Err(fail(Failure::new(
+                    Reason::BodyTooLarge,
+                    RequestBroken::TooLarge(limit).to_string(),
+                )));
+            }
             let failure = explain(endpoint, error.error(), back.is_some());
             Err(Failed { failure, back: back.and_then(whole) })
         }
