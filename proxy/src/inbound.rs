@@ -1,5 +1,6 @@
 //! From the mesh to the application: one connection, and then each request, in the order of the stages.
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -208,7 +209,10 @@ async fn plaintext(
 }
 
 /// Serves one request to the application.
-pub async fn request(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn request(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
     let mut response = match stages(&connection, &exchange, request).await {
@@ -220,7 +224,7 @@ pub async fn request(connection: Rc<Connection>, request: Request<Incoming>) -> 
         }
     };
     report::stamp(&connection.worker, response.headers_mut());
-    response
+    Ok(response)
 }
 
 async fn stages(

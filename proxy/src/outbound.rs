@@ -1,5 +1,6 @@
 //! From the application to the mesh: one connection, and then each request, in the order of the stages.
 
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -85,17 +86,20 @@ async fn serve_connection(
 }
 
 /// Serves one request of the application.
-pub async fn request(connection: Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn request(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
     let grpc = answer::is_grpc(request.headers());
-    match stages(&connection, &exchange, request).await {
+    Ok(match stages(&connection, &exchange, request).await {
         Ok(response) => response,
         Err(failure) => {
             exchange.failed(&failure);
             exchange.complete();
             answer::failure(&failure, grpc)
         }
-    }
+    })
 }
 
 async fn stages(

@@ -41,10 +41,23 @@ pub fn service(
             Ok(ServicePort { port: number, protocol: from.protocol(), cluster, itself })
         })
         .collect::<Result<_, String>>()?;
-    let rules = routes
+    let mut rules: Vec<Rule> = routes
         .map(|routes| routes.rules.iter().map(|from| rule(&name, from, weights, clusters)).collect())
         .transpose()?
         .unwrap_or_default();
+    // What a Service says of itself holds for whoever calls it, also where a split leads elsewhere; its routes may say
+    // otherwise, and the versions have the last word on what neither says.
+    let policy = message.policy.as_ref();
+    let own_timeouts = timeouts(policy.and_then(|policy| policy.timeouts.as_ref()));
+    let own_retry =
+        policy.and_then(|policy| policy.retry.as_ref()).map(|from| retry(from, &Policy::default().retry));
+    for rule in &mut rules {
+        rule.retry = rule.retry.take().or_else(|| own_retry.clone());
+        let said = &mut rule.timeouts;
+        said.request = said.request.or(own_timeouts.request);
+        said.per_try = said.per_try.or(own_timeouts.per_try);
+        said.idle = said.idle.or(own_timeouts.idle);
+    }
     Ok(Service { name, ports, rules, sticky })
 }
 
@@ -390,6 +403,42 @@ fn speak_to_application(protocol: Protocol) -> Speak {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_service_says_of_itself_holds_for_its_split() {
+        let message = v1::Service {
+            namespace: "a".into(),
+            name: "svc".into(),
+            policy: Some(v1::Policy {
+                timeouts: Some(v1::Timeouts {
+                    request_ms: Some(1000),
+                    per_try_ms: Some(300),
+                    ..Default::default()
+                }),
+                retry: Some(v1::Retry { attempts: Some(3), codes: vec![502], ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let silent = v1::Rule { route: "a/svc".into(), weights: "w".into(), ..Default::default() };
+        let own = v1::Rule {
+            timeouts: Some(v1::Timeouts { request_ms: Some(50), ..Default::default() }),
+            retry: Some(v1::Retry { attempts: Some(0), ..Default::default() }),
+            ..silent.clone()
+        };
+        let routes = v1::Routes { rules: vec![silent, own] };
+        let mut clusters = |service: &ServiceName, port: u16| {
+            Arc::new(Cluster::new(service.clone(), port, Protocol::Http, Policy::default()))
+        };
+        let weights = |_: &str| Some(Arc::new(v1::Weights::default()));
+        let service = service(&message, Some(&routes), &weights, &mut clusters).unwrap();
+        let [silent, own] = service.rules.as_slice() else { panic!("{:?}", service.rules) };
+        assert_eq!(silent.retry.as_ref().unwrap().codes, [502]);
+        assert_eq!(silent.timeouts.request, Some(Duration::from_secs(1)));
+        assert_eq!(own.retry.as_ref().unwrap().attempts, 0);
+        assert_eq!(own.timeouts.request, Some(Duration::from_millis(50)));
+        assert_eq!(own.timeouts.per_try, Some(Duration::from_millis(300)));
+    }
 
     #[test]
     fn a_filter_may_not_touch_framing() {
