@@ -59,7 +59,6 @@ pub async fn http<T, H, F>(
             .max_header_size(limits.header_bytes as usize)
             // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
             .half_close(false)
-            .pipeline_flush(true)
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();
