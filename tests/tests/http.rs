@@ -80,6 +80,18 @@ async fn one_connection_carries_many_requests_also_before_the_first_is_answered(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_does_not_wait_for_the_rest_of_the_next_request() {
+    let origin = Origin::mirror().await;
+    for way in Way::both(&origin).await {
+        let mut client = way.client().await;
+        let answer = client.ask("GET /one HTTP/1.1\r\nhost: a\r\n\r\nGET /two HT").await.unwrap();
+        assert_eq!(seen(&answer).head.first, "GET /one HTTP/1.1");
+        let answer = client.ask("TP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert_eq!(seen(&answer).head.first, "GET /two HTTP/1.1");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_server_sees_the_request_as_the_client_wrote_it() {
     let origin = Origin::mirror().await;
     for way in Way::both(&origin).await {
