@@ -154,6 +154,11 @@ async fn a_killed_replica_costs_no_request_that_may_be_retried_and_is_ejected() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_drains_loses_no_request() {
     let (mut mesh, mut origins) = replicas(Mesh::default(), &["a", "b"], Duration::from_millis(20)).await;
+    // Nothing is declared worth a retry, so a request that had begun and broke would be seen as failed.
+    let mut attempts_alone = CARE;
+    attempts_alone[0].1 = "attempts=2";
+    mesh.annotate("shop", &attempts_alone);
+    mesh.apply().await;
     let load = load(&mesh);
     load.more(100).await;
     // As the kubelet and the endpoint controller do it, at the same time and in no order.
@@ -167,11 +172,6 @@ async fn a_replica_that_drains_loses_no_request() {
     mesh.write();
     load.more(200).await;
     load.finish().await.has_no_failure();
-    assert_eq!(
-        metric(mesh.admin("client"), "penstock_retries_total", &[]).await,
-        0.0,
-        "the drain needed retries"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
