@@ -53,7 +53,13 @@ impl Pools {
         self.by_endpoint.borrow_mut().retain(|_, pool| {
             pool.idle.borrow_mut().retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
             pool.shared.borrow_mut().retain(|shared| !shared.sender.is_closed());
-            Arc::strong_count(&pool.endpoint) > 1 || pool.open.get() > 0 && pool.busy()
+            let known = Arc::strong_count(&pool.endpoint) > 1;
+            if !known {
+                // A connection lives as long as it could be asked again, and keeps its pool alive: let go of both.
+                pool.idle.borrow_mut().clear();
+                pool.shared.borrow_mut().retain(|shared| shared.streams.get() > 0);
+            }
+            known || pool.open.get() > 0
         });
     }
 }
@@ -122,10 +128,6 @@ impl Pool {
             failure: RefCell::default(),
             changed: Notify::new(),
         }
-    }
-
-    fn busy(&self) -> bool {
-        self.shared.borrow().iter().any(|shared| shared.streams.get() > 0) || self.idle.borrow().is_empty()
     }
 
     /// An HTTP/1.1 connection for one request. The common case, an idle one, is decided at once; making one is a large
