@@ -175,6 +175,21 @@ async fn a_replica_that_drains_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_replica_that_is_no_longer_listed_are_closed() {
+    let (mut mesh, _origins) = replicas(Mesh::default(), &["a", "b"], Duration::ZERO).await;
+    let load = load(&mesh);
+    wait_until("b has been called", PATIENCE, async || load.so_far().by.contains_key("b")).await;
+    let with_client = mesh.sidecar("b").files();
+    mesh.list("b", Listed::Not);
+    mesh.apply().await;
+    wait_until("the client's sidecar has let go of b", PATIENCE, async || {
+        mesh.sidecar("b").files() < with_client
+    })
+    .await;
+    load.finish().await.has_no_failure();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_control_nothing_fails_and_with_it_back_the_new_weight_applies() {
     let time = match std::env::var_os("PENSTOCK_LONG") {
         Some(_) => Duration::from_secs(60),
