@@ -4,7 +4,7 @@
 //! (the same for all calls), randomness is a generator that the caller passes in, and shared facts are atomics, so
 //! the same code runs in the proxy's workers, in the simulator and under a paused clock.
 //!
-//! A request meets the modules in this order: [`split`] chooses the version, [`pick`] the endpoint, [`load`] keeps
+//! A request meets the modules in this order: [`split`] chooses the version, [`mod@pick`] the endpoint, [`load`] keeps
 //! what the choice is made from, [`outlier`] takes failing endpoints out, [`budget`] says whether to try again.
 
 pub mod budget;
