@@ -17,6 +17,8 @@ pub const PROTOCOL: HeaderName = HeaderName::from_static(names::header::PROTOCOL
 pub const CLIENT_ID: HeaderName = HeaderName::from_static(names::header::CLIENT_ID);
 /// The endpoint's own word on a response.
 pub const ENDPOINT: HeaderName = HeaderName::from_static(names::header::ENDPOINT);
+/// Why a proxy answered itself.
+pub const ERROR: HeaderName = HeaderName::from_static(names::header::ERROR);
 /// Load report, text.
 pub const LOAD_REPORT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT);
 /// Load report, serialised.
@@ -55,7 +57,7 @@ pub fn look(headers: &HeaderMap) -> Found {
             found.wants_report = true;
         } else if *name == LOAD_REPORT || *name == LOAD_REPORT_BIN {
             found.report = true;
-        } else if *name == PROTOCOL || *name == CLIENT_ID || *name == ENDPOINT {
+        } else if *name == PROTOCOL || *name == CLIENT_ID || *name == ENDPOINT || *name == ERROR {
             found.ours = true;
         }
     }
@@ -131,6 +133,7 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
         headers.remove(PROTOCOL);
         headers.remove(CLIENT_ID);
         headers.remove(ENDPOINT);
+        headers.remove(ERROR);
     }
 }
 
@@ -343,7 +346,12 @@ mod tests {
     #[test]
     fn strangers_cannot_speak_as_sidecars() {
         assert!(
-            stripped(&[("penstock-client-id", "spiffe://x"), ("penstock-protocol", "HTTP/1.1")]).is_empty()
+            stripped(&[
+                ("penstock-client-id", "spiffe://x"),
+                ("penstock-protocol", "1"),
+                ("penstock-error", "x")
+            ])
+            .is_empty()
         );
     }
 
