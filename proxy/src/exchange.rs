@@ -138,6 +138,13 @@ impl Exchange {
         }
     }
 
+    /// The request is on its way to the server: what the application's own requests waited is told as load.
+    pub fn sending(&self) {
+        if self.direction == Direction::Inbound {
+            self.worker.shared.load.waited(self.started.elapsed());
+        }
+    }
+
     /// The server's headers have arrived.
     pub fn answered(&self, status: u16) {
         self.status.set(status);

@@ -220,6 +220,7 @@ async fn try_once(
     let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 
+    exchange.sending();
     let (result, lease) = match sender {
         Sender::Http1(mut sender) => {
             let sent = sender.try_send_request(request);
