@@ -8,11 +8,25 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use penstock_api::names;
 
 use crate::body::ResponseBody;
+use crate::exchange::Exchange;
 use crate::failure::Failure;
 
 /// Whether the request is gRPC, by its content type.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The response of an exchange: the server's, or our own answer to what went wrong.
+pub fn settle(
+    exchange: &Exchange,
+    result: Result<Response<ResponseBody>, Failure>,
+    grpc: bool,
+) -> Response<ResponseBody> {
+    result.unwrap_or_else(|error| {
+        exchange.failed(&error);
+        exchange.complete();
+        failure(&error, grpc)
+    })
 }
 
 /// Answers with a failure.

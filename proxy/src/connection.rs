@@ -11,7 +11,7 @@ use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
-use crate::config::{Workload, WorkloadPort};
+use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
 use crate::headers;
 use crate::worker::Worker;
@@ -53,6 +53,18 @@ impl To {
     pub fn application(workload: &Arc<Workload>, port: u16) -> Option<Self> {
         let index = workload.ports.iter().position(|candidate| candidate.port == port)?;
         Some(Self::Application(Arc::clone(workload), index))
+    }
+
+    /// The rule for everything that comes over it, or the refusal.
+    pub fn rule(&self) -> Result<&Rule, Failure> {
+        match self {
+            Self::Static(listener) => Ok(&listener.destination.service.ports[0].itself),
+            Self::Refusal(failure) => Err(failure.clone()),
+            Self::Mesh | Self::Application(..) => self
+                .port()
+                .map(|port| &port.rule)
+                .ok_or_else(|| Failure::unprocessed(Reason::UnknownPort, "the connection leads to no port")),
+        }
     }
 
     /// The port of our own pod, if it leads there.

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -18,7 +19,17 @@ pub struct Drain {
     leaving: watch::Sender<bool>,
     in_flight: [AtomicU32; 2],
     /// Open connections of the application to its outbound listener.
-    outbound_connections: AtomicU32,
+    outbound_connections: Arc<AtomicU32>,
+}
+
+/// An open connection of the application.
+#[derive(Debug)]
+pub struct OutboundOpen(Arc<AtomicU32>);
+
+impl Drop for OutboundOpen {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Default for Drain {
@@ -26,7 +37,7 @@ impl Default for Drain {
         Self {
             leaving: watch::channel(false).0,
             in_flight: Default::default(),
-            outbound_connections: AtomicU32::new(0),
+            outbound_connections: Arc::default(),
         }
     }
 }
@@ -60,19 +71,15 @@ impl Drain {
         self.in_flight[direction as usize].fetch_sub(1, Relaxed);
     }
 
-    /// The application opens a connection to the outbound listener.
-    pub fn opened(&self) {
+    /// The application opens a connection to the outbound listener; it counts until the guard is dropped.
+    pub fn open_outbound(&self) -> OutboundOpen {
         self.outbound_connections.fetch_add(1, Relaxed);
-    }
-
-    /// The application's connection is gone.
-    pub fn closed(&self) {
-        self.outbound_connections.fetch_sub(1, Relaxed);
+        OutboundOpen(Arc::clone(&self.outbound_connections))
     }
 
     /// Requests in flight, both directions, and open outbound connections.
     pub fn busy(&self) -> u32 {
-        self.in_flight.iter().chain([&self.outbound_connections]).map(|count| count.load(Relaxed)).sum()
+        self.in_flight.iter().chain([&*self.outbound_connections]).map(|count| count.load(Relaxed)).sum()
     }
 
     /// Returns once nothing has been going on for a moment.
@@ -148,14 +155,13 @@ impl Farewells {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn it_waits_for_both_sides_and_for_stragglers() {
         let drain = Arc::new(Drain::default());
         drain.begin(Direction::Inbound);
-        drain.opened();
+        let open = drain.open_outbound();
         drain.start();
         let start = Instant::now();
         let others = Arc::clone(&drain);
@@ -163,7 +169,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             others.end(Direction::Inbound);
             tokio::time::sleep(Duration::from_secs(2)).await;
-            others.closed();
+            drop(open);
         });
         drain.quiet().await;
         assert!(start.elapsed() >= Duration::from_secs(3) + QUIET, "{:?}", start.elapsed());

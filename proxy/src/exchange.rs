@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use http::uri::Authority;
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId};
 use tokio::time::Instant;
@@ -78,8 +79,39 @@ impl Exchange {
         self.started
     }
 
-    /// Keeps what logs, taps and traces want to know.
-    pub fn keep(&self, details: Details) {
+    /// Keeps what logs, taps and traces want to know of a request, if anybody looks; a trace goes on in its headers.
+    pub fn keep_request(
+        &self,
+        parts: &mut http::request::Parts,
+        authority: &Authority,
+        client: Option<&SpiffeId>,
+    ) {
+        let telemetry = &self.worker.telemetry;
+        if !telemetry.wants_details(self.direction) {
+            return;
+        }
+        let trace = self.worker.with_random(|random| telemetry.start_span(&parts.headers, random));
+        if let Some(span) = &trace {
+            span.apply(&mut parts.headers);
+        }
+        self.keep(Details {
+            method: Some(parts.method.clone()),
+            authority: Some(authority.clone()),
+            path: parts.uri.path_and_query().cloned(),
+            version: Some(parts.version),
+            trace,
+            ..Details::of(client)
+        });
+    }
+
+    /// The same for a connection whose bytes are not looked at.
+    pub fn keep_connection(&self, client: Option<&SpiffeId>) {
+        if self.worker.telemetry.wants_details(self.direction) {
+            self.keep(Details::of(client));
+        }
+    }
+
+    fn keep(&self, details: Details) {
         // Kept once, at the beginning.
         let _ = self.details.set(Box::new(details));
     }

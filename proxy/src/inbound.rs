@@ -15,15 +15,14 @@ use tokio_rustls::server::TlsStream;
 use crate::accept::{self, Counted};
 use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
-use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::{Connection, To};
 use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;
-use crate::outbound::keep_details;
 use crate::report;
+use crate::send::connect::Wire;
 use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::worker::Worker;
@@ -88,7 +87,7 @@ async fn secured(
     };
     let bytes = wire == Wire::Bytes || to.port().is_some_and(|port| is_bytes(port.protocol));
     if bytes {
-        return tcp::inbound(&worker, tls, &to, Some(&client), counted).await;
+        return tcp::inbound(&worker, tls, &to, Some(&client)).await;
     }
     let header = HeaderValue::try_from(client.as_str());
     let farewell = Some(worker.farewells.add());
@@ -102,13 +101,6 @@ async fn secured(
         counted,
     });
     serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Wire {
-    Http1,
-    Http2,
-    Bytes,
 }
 
 fn is_bytes(protocol: Protocol) -> bool {
@@ -190,10 +182,10 @@ async fn plaintext(
     let http2 = match spoken {
         Detected::Http1 => false,
         Detected::Http2 => true,
-        Detected::Bytes | Detected::Tls => return tcp::inbound(&worker, stream, &to, None, counted).await,
+        Detected::Bytes | Detected::Tls => return tcp::inbound(&worker, stream, &to, None).await,
     };
     if to.port().is_some_and(|port| is_bytes(port.protocol)) {
-        return tcp::inbound(&worker, stream, &to, None, counted).await;
+        return tcp::inbound(&worker, stream, &to, None).await;
     }
     let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {
@@ -215,14 +207,7 @@ pub async fn request(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
-    let mut response = match stages(&connection, &exchange, request).await {
-        Ok(response) => response,
-        Err(failure) => {
-            exchange.failed(&failure);
-            exchange.complete();
-            answer::failure(&failure, grpc)
-        }
-    };
+    let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
     report::stamp(&connection.worker, response.headers_mut());
     Ok(response)
 }
@@ -237,17 +222,10 @@ async fn stages(
     let found = headers::look(&parts.headers);
     let authority = connection.authority(&parts)?;
     let client = connection.client.as_ref().map(|(id, _)| id);
-    keep_details(exchange, Direction::Inbound, &mut parts, &authority, client);
+    exchange.keep_request(&mut parts, &authority, client);
 
     // Which port of ours, or which upstream of a static listener.
-    let rule: &Rule = match &connection.to {
-        To::Static(listener) => &listener.destination.service.ports[0].itself,
-        To::Refusal(failure) => return Err(failure.clone()),
-        to => match to.port() {
-            Some(port) => &port.rule,
-            None => return Err(Failure::unprocessed(Reason::UnknownPort, "the connection leads to no port")),
-        },
-    };
+    let rule = connection.to.rule()?;
     limit_body(worker, &parts)?;
 
     // A sidecar says what its application spoke; a stranger's word about it is dropped with all that is ours.
@@ -274,20 +252,21 @@ async fn stages(
 
     // Forward to the application.
     let backend = &rule.backends[0];
-    let answer = send::send(exchange, rule, &backend.cluster.service, backend, outgoing).await?;
+    let answered = send::send(exchange, rule, &backend.cluster.service, backend, outgoing).await?;
     exchange.secured(connection.client.is_some());
-    let (mut parts, body) = answer.response.into_parts();
+    let (mut parts, body) = answered.response.into_parts();
     exchange.answered(parts.status.as_u16());
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answer.lease, exchange));
+        return Ok(upgrade::join(client, parts, body, answered.lease, exchange));
     }
     let found = headers::look(&parts.headers);
     headers::strip_hop(&mut parts.headers, found, false);
     headers::strip_ours(&mut parts.headers, found);
     parts.version = Version::HTTP_11;
-    let body = Upstream::new(body, Rc::clone(exchange), answer.lease, answer.idle, report::stamp_trailers);
+    let body =
+        Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::stamp_trailers);
     Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
 }
 

@@ -18,7 +18,7 @@ use penstock_proxy::identity::sign::{Signer, keep_signed};
 use penstock_proxy::limits::Limits;
 use penstock_proxy::run::{self, Listen, Proxy, Serves, Setup};
 use penstock_proxy::telemetry::level::Level;
-use penstock_proxy::telemetry::{AccessLog, Options};
+use penstock_proxy::telemetry::{AccessLog, Options, Telemetry};
 use penstock_proxy::worker::Shared;
 use penstock_proxy::{fleet, xds};
 use tokio::signal::unix::{SignalKind, signal};
@@ -190,7 +190,7 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
         None => Identity::new(),
     });
     let telemetry =
-        run::telemetry(&Options { access_log: file.access_log, ..told(options, "static/proxy") })?;
+        Arc::new(Telemetry::new(&Options { access_log: file.access_log, ..told(options, "static/proxy") })?);
     let store = Arc::new(Store::default());
     store.set_ready();
     let proxy = Proxy::start(Setup {
@@ -225,7 +225,7 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
     let control =
         Control { address: address.clone(), ca: ca.clone(), trust_domain: options.trust_domain.clone() };
     let identity = Arc::new(Identity::new());
-    let telemetry = run::telemetry(&told(options, node))?;
+    let telemetry = Arc::new(Telemetry::new(&told(options, node))?);
     let store = Arc::new(Store::default());
     let listen = vec![
         Listen { name: "outbound", address: options.outbound, serves: Serves::Outbound(None) },

@@ -23,7 +23,6 @@ use crate::headers;
 use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
-use crate::telemetry::Details;
 use crate::worker::Worker;
 use crate::{serve, tcp, upgrade};
 
@@ -36,30 +35,20 @@ pub async fn connection(
     counted: Counted,
     listener: Option<Arc<Listener>>,
 ) {
-    worker.shared.drain.opened();
-    serve_connection(&worker, stream, counted, listener).await;
-    worker.shared.drain.closed();
-}
-
-async fn serve_connection(
-    worker: &Rc<Worker>,
-    stream: TcpStream,
-    counted: Counted,
-    listener: Option<Arc<Listener>>,
-) {
+    let _open = worker.shared.drain.open_outbound();
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
     let declared = match (&listener, original) {
         (Some(listener), _) => listener.protocol,
         // Without a redirect the request names its destination, so it must be HTTP.
         (None, None) => Protocol::Http,
-        (None, Some(address)) => match route::declared(worker, address).await {
+        (None, Some(address)) => match route::declared(&worker, address).await {
             Ok(protocol) => protocol,
             Err(failure) => return tcp::refused(LISTENER, &failure),
         },
     };
     let http2 = match declared {
         Protocol::Opaque | Protocol::Tls => {
-            return tcp::outbound(worker, stream, listener.as_deref(), original).await;
+            return tcp::outbound(&worker, stream, listener.as_deref(), original).await;
         }
         Protocol::Http2 | Protocol::Grpc => true,
         Protocol::Http1 => false,
@@ -68,12 +57,12 @@ async fn serve_connection(
             Detected::Http1 => false,
             Detected::Http2 => true,
             Detected::Tls | Detected::Bytes => {
-                return tcp::outbound(worker, stream, listener.as_deref(), original).await;
+                return tcp::outbound(&worker, stream, listener.as_deref(), original).await;
             }
         },
     };
     let connection = Rc::new(Connection {
-        worker: Rc::clone(worker),
+        worker,
         original,
         client: None,
         sidecar: false,
@@ -92,14 +81,7 @@ pub async fn request(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
     let grpc = answer::is_grpc(request.headers());
-    Ok(match stages(&connection, &exchange, request).await {
-        Ok(response) => response,
-        Err(failure) => {
-            exchange.failed(&failure);
-            exchange.complete();
-            answer::failure(&failure, grpc)
-        }
-    })
+    Ok(answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc))
 }
 
 async fn stages(
@@ -112,7 +94,7 @@ async fn stages(
     let found = headers::look(&parts.headers);
     let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
     let authority = connection.authority(&parts)?;
-    keep_details(exchange, Direction::Outbound, &mut parts, &authority, None);
+    exchange.keep_request(&mut parts, &authority, None);
     if found.wants_report {
         exchange.show_reports();
     }
@@ -148,24 +130,24 @@ async fn stages(
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
     // Balance and send, and again where that is allowed.
-    let answer = send::send(exchange, rule, &service.name, backend, outgoing).await?;
+    let answered = send::send(exchange, rule, &service.name, backend, outgoing).await?;
 
     // Report: what the endpoint says of its load.
-    let (mut parts, body) = answer.response.into_parts();
+    let (mut parts, body) = answered.response.into_parts();
     exchange.answered(parts.status.as_u16());
     let found = headers::look(&parts.headers);
     report::take(exchange, &mut parts.headers, found);
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answer.lease, exchange));
+        return Ok(upgrade::join(client, parts, body, answered.lease, exchange));
     }
     headers::strip_hop(&mut parts.headers, found, false);
     for filters in [&backend.filters, &rule.filters] {
         headers::change(&mut parts.headers, &filters.response);
     }
     parts.version = Version::HTTP_11;
-    let body = Upstream::new(body, Rc::clone(exchange), answer.lease, answer.idle, report::take_trailers);
+    let body = Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::take_trailers);
     Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
 }
 
@@ -183,35 +165,6 @@ fn redirected(
     exchange.answered(redirect.status.as_u16());
     exchange.complete();
     Ok(answer::redirect(redirect.status, location))
-}
-
-/// Keeps what logs, taps and traces want to know, if anybody looks.
-pub fn keep_details(
-    exchange: &Exchange,
-    direction: Direction,
-    parts: &mut http::request::Parts,
-    authority: &Authority,
-    client: Option<&penstock_api::SpiffeId>,
-) {
-    let worker = &exchange.worker;
-    if !worker.telemetry.wants_details(direction) {
-        return;
-    }
-    let trace = worker.with_random(|random| worker.telemetry.start_span(&parts.headers, random));
-    if let Some(span) = &trace {
-        span.apply(&mut parts.headers);
-    }
-    exchange.keep(Details {
-        at: std::time::SystemTime::now(),
-        method: Some(parts.method.clone()),
-        authority: Some(authority.clone()),
-        path: parts.uri.path_and_query().cloned(),
-        version: Some(parts.version),
-        client: client.cloned(),
-        server: None,
-        trace,
-        flags: "",
-    });
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use penstock_api::v1::Protocol;
 use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,7 +20,7 @@ use crate::drain::Drain;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::report::LocalLoad;
-use crate::telemetry::{Options, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound};
 
@@ -51,10 +50,9 @@ pub fn static_listeners(file: &StaticFile) -> Vec<Listen> {
         .iter()
         .map(|listener| {
             let to = Some(Arc::clone(listener));
-            let (name, serves) = match (&listener.tls, listener.protocol) {
-                (Some(_), _) => ("inbound", Serves::Inbound(to)),
-                (None, Protocol::Opaque) => ("outbound", Serves::Outbound(to)),
-                (None, _) => ("outbound", Serves::Outbound(to)),
+            let (name, serves) = match &listener.tls {
+                Some(_) => ("inbound", Serves::Inbound(to)),
+                None => ("outbound", Serves::Outbound(to)),
             };
             Listen { name, address: listener.address, serves }
         })
@@ -229,9 +227,4 @@ async fn tick(shared: Arc<Shared>) {
             shared.store.forget_idle();
         }
     }
-}
-
-/// Starts telemetry, or says why it cannot.
-pub fn telemetry(options: &Options) -> anyhow::Result<Arc<Telemetry>> {
-    Ok(Arc::new(Telemetry::new(options)?))
 }

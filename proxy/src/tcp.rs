@@ -9,7 +9,6 @@ use penstock_api::{Reason, ServiceName, SpiffeId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::accept::Counted;
 use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::To;
@@ -17,7 +16,6 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::route;
 use crate::send::connect::{Connected, Wire, connect};
-use crate::telemetry::Details;
 use crate::worker::Worker;
 
 /// What one direction of a connection may have under way: large enough that a full TLS record (16 KiB) and several
@@ -67,20 +65,12 @@ pub async fn outbound(
 }
 
 /// Takes a connection of the mesh to the application.
-pub async fn inbound<T>(worker: &Rc<Worker>, stream: T, to: &To, client: Option<&SpiffeId>, _counted: Counted)
+pub async fn inbound<T>(worker: &Rc<Worker>, stream: T, to: &To, client: Option<&SpiffeId>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let exchange = Exchange::begin(worker, Direction::Inbound);
-    let rule = match to {
-        To::Static(listener) => Ok(&listener.destination.service.ports[0].itself),
-        To::Refusal(failure) => Err(failure.clone()),
-        to => to
-            .port()
-            .map(|port| &port.rule)
-            .ok_or_else(|| Failure::unprocessed(Reason::UnknownPort, "the connection leads to no port")),
-    };
-    let result = match rule {
+    let result = match to.rule() {
         Ok(rule) => {
             let asked = rule.backends[0].cluster.service.clone();
             let result = forward(&exchange, rule, &asked, client, stream).await;
@@ -113,17 +103,7 @@ where
     let worker = &exchange.worker;
     let cluster = &rule.backends[0].cluster;
     let policy = cluster.policy();
-    exchange.keep(Details {
-        at: std::time::SystemTime::now(),
-        method: None,
-        authority: None,
-        path: None,
-        version: None,
-        client: client.cloned(),
-        server: None,
-        trace: None,
-        flags: "",
-    });
+    exchange.keep_connection(client);
     let mut tried = Vec::new();
     let server = loop {
         let (index, endpoint) = crate::send::pick(worker, cluster, &policy, &tried)?;

@@ -79,6 +79,23 @@ pub struct Details {
     pub flags: &'static str,
 }
 
+impl Details {
+    /// Of something that begins now, from a client; the rest is not known, or not there.
+    pub fn of(client: Option<&SpiffeId>) -> Self {
+        Self {
+            at: SystemTime::now(),
+            method: None,
+            authority: None,
+            path: None,
+            version: None,
+            client: client.cloned(),
+            server: None,
+            trace: None,
+            flags: "",
+        }
+    }
+}
+
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
