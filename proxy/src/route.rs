@@ -40,11 +40,9 @@ pub async fn destination(
         return Box::pin(outside(worker, authority.host(), port)).await;
     };
     let known = worker.shared.store.snapshot().services.get(&name).cloned();
+    worker.uses(&name);
     match known {
-        Some(Known::Here(service)) => {
-            worker.uses(&service.name);
-            Ok(Destination { service, port })
-        }
+        Some(Known::Here(service)) => Ok(Destination { service, port }),
         Some(Known::Absent) => Box::pin(outside(worker, authority.host(), port)).await,
         None => Box::pin(unknown(worker, authority, &name, port)).await,
     }
@@ -68,6 +66,7 @@ pub async fn at_address(worker: &Worker, address: SocketAddr) -> Result<Destinat
     let no_config = |what: &dyn std::fmt::Display, why: &dyn std::fmt::Display| {
         Failure::unprocessed(Reason::NoConfig, format!("{what}: {why}"))
     };
+    worker.uses_address(address);
     match worker.shared.store.address(address).await {
         Ok(Known::Here(known)) => match &*known {
             Address::Service(name, port) => match worker.shared.store.service(name).await {

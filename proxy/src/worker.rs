@@ -65,6 +65,7 @@ pub struct Worker {
     unrouted: [Arc<Outcome>; 2],
     outside: RefCell<AHashMap<String, (Instant, Arc<Service>)>>,
     used: RefCell<AHashSet<ServiceName>>,
+    used_addresses: RefCell<AHashSet<SocketAddr>>,
     scratch: RefCell<BytesMut>,
 }
 
@@ -104,6 +105,7 @@ impl Worker {
             unrouted,
             outside: RefCell::default(),
             used: RefCell::default(),
+            used_addresses: RefCell::default(),
             scratch: RefCell::default(),
             telemetry,
             shared,
@@ -217,7 +219,13 @@ impl Worker {
         self.pools.tidy();
         self.farewells.tidy();
         let used = std::mem::take(&mut *self.used.borrow_mut());
-        self.shared.store.touch(used.into_iter());
+        let addresses = std::mem::take(&mut *self.used_addresses.borrow_mut());
+        self.shared.store.touch(used.into_iter(), addresses.into_iter());
+    }
+
+    /// The same for the original address of redirected connections.
+    pub fn uses_address(&self, address: SocketAddr) {
+        self.used_addresses.borrow_mut().insert(address);
     }
 
     /// Notes that a destination is in use, so that it is not forgotten.

@@ -229,9 +229,18 @@ impl Store {
     }
 
     /// Notes that a destination is in use. Cheap; workers call it now and then, not on every request.
-    pub fn touch(&self, names: impl Iterator<Item = ServiceName>) {
+    pub fn touch(
+        &self,
+        names: impl Iterator<Item = ServiceName>,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) {
         let held = self.held();
         let now = self.epoch.elapsed().as_secs();
+        for address in addresses {
+            if let Some(used) = held.asked_addresses.get(&address) {
+                used.store(now, Relaxed);
+            }
+        }
         for name in names {
             if let Some(used) = held.asked.get(&name) {
                 used.store(now, Relaxed);

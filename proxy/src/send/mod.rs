@@ -43,7 +43,7 @@ pub struct Outgoing {
 
 /// A response with what it holds.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Answered {
     /// The response.
     pub response: Response<Incoming>,
     /// Its connection.
@@ -52,6 +52,10 @@ pub struct Answer {
     pub idle: Option<Duration>,
 }
 
+/// Closed connections that a request may meet in the pools before one counts as a failure: after a restart of the
+/// server there can be several.
+const STALE: u32 = 8;
+
 /// Sends a request to the endpoints of a backend until one answers or nothing more may be tried.
 pub async fn send(
     exchange: &Rc<Exchange>,
@@ -59,7 +63,7 @@ pub async fn send(
     asked: &ServiceName,
     backend: &Backend,
     mut outgoing: Box<Outgoing>,
-) -> Result<Answer, Failure> {
+) -> Result<Answered, Failure> {
     let cluster = &backend.cluster;
     let worker = &exchange.worker;
     let policy = cluster.policy();
@@ -69,10 +73,14 @@ pub async fn send(
     cluster.budget.request(worker.now());
 
     let replay = match Replay::wanted(&outgoing, retry) {
-        true => Some(Box::pin(Replay::keep(&mut outgoing)).await?),
+        true => {
+            let whole = Box::pin(Replay::keep(&mut outgoing));
+            Some(before(times.deadline, "the request's body did not arrive", whole).await?)
+        }
         false => None,
     };
     let mut tried: Vec<usize> = Vec::new();
+    let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
         let (index, endpoint) = pick(worker, cluster, &policy, &tried)?;
@@ -90,6 +98,7 @@ pub async fn send(
                 match &replay {
                     Some(replay)
                         if !last
+                            && times.left()
                             && retry.codes.contains(&status.as_u16())
                             && again(exchange, cluster, &policy) =>
                     {
@@ -102,15 +111,24 @@ pub async fn send(
             }
             Err(Failed { failure, back }) => (failure, back),
         };
+        // A pooled connection that was closed before it took the request is no fault of anyone's: it counts neither
+        // against the endpoint nor as a try.
+        let stale = failure.unprocessed && failure.reason == Reason::UpstreamReset;
+        let back = match back {
+            Some(back) if stale && stale_connections < STALE => {
+                stale_connections += 1;
+                outgoing = back;
+                continue;
+            }
+            back => back,
+        };
         if failure.reason.blame() == Blame::Upstream
             && let Some(time) = ejection.failure(&policy.outlier, worker.now())
         {
             tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
-        // failure is worth a retry. A pooled connection that was closed before it took the request is no fault of
-        // anyone's and costs no budget.
-        let stale = back.is_some() && failure.reason == Reason::UpstreamReset;
+        // failure is worth a retry.
         let next = match (back, &replay) {
             (Some(back), _) if failure.unprocessed => Some(back),
             (_, Some(replay)) if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => {
@@ -119,7 +137,7 @@ pub async fn send(
             _ => None,
         };
         match next {
-            Some(next) if !last && times.left() && (stale || again(exchange, cluster, &policy)) => {
+            Some(next) if !last && times.left() && again(exchange, cluster, &policy) => {
                 tried.push(index);
                 outgoing = next;
             }
@@ -187,7 +205,7 @@ async fn try_once(
     endpoint: &Arc<Endpoint>,
     mut outgoing: Box<Outgoing>,
     times: &Times,
-) -> Result<Answer, Failed> {
+) -> Result<Answered, Failed> {
     let worker = &exchange.worker;
     exchange.secured(endpoint.identity.is_some());
     let over_http2 = !outgoing.upgrade
@@ -198,14 +216,19 @@ async fn try_once(
         };
     let pool = worker.pools.of(endpoint);
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
-    let ready = if outgoing.upgrade {
-        Box::pin(pool::dedicated(worker, endpoint, policy.connect_timeout)).await.map(Sender::Own)
-    } else if over_http2 {
-        pool.http2(worker, cluster, policy).await.map(|(sender, lease)| Sender::Http2(sender, lease))
-    } else {
-        pool.http1(worker, cluster, policy).await.map(Sender::Http1)
+    let deadline = times.of_a_try();
+    let upgrade = outgoing.upgrade;
+    let ready = async {
+        if upgrade {
+            Box::pin(pool::dedicated(worker, endpoint, policy.connect_timeout)).await.map(Sender::Own)
+        } else if over_http2 {
+            let stream = pool.http2(worker, endpoint, cluster, policy).await;
+            stream.map(|(sender, lease)| Sender::Http2(sender, lease))
+        } else {
+            pool.http1(worker, endpoint, cluster, policy).await.map(Sender::Http1)
+        }
     };
-    let sender = match ready {
+    let sender = match before(deadline, "no connection was free", ready).await {
         Ok(sender) => sender,
         Err(failure) => return Err(Failed { failure, back: Some(outgoing) }),
     };
@@ -224,19 +247,19 @@ async fn try_once(
     let (result, lease) = match sender {
         Sender::Http1(mut sender) => {
             let sent = sender.try_send_request(request);
-            (times.bound(exchange, endpoint, sent).await, Lease::Http1(Some(sender), pool))
+            (times.bound(deadline, exchange, endpoint, sent).await, Lease::Http1(Some(sender), pool))
         }
         Sender::Http2(mut sender, lease) => {
             let sent = sender.try_send_request(request);
-            (times.bound(exchange, endpoint, sent).await, lease)
+            (times.bound(deadline, exchange, endpoint, sent).await, lease)
         }
         Sender::Own(mut sender) => {
             let sent = sender.try_send_request(request);
-            (times.bound(exchange, endpoint, sent).await, Lease::Own)
+            (times.bound(deadline, exchange, endpoint, sent).await, Lease::Own)
         }
     };
     match result.map_err(fail)? {
-        Ok(response) => Ok(Answer { response, lease, idle: times.idle }),
+        Ok(response) => Ok(Answered { response, lease, idle: times.idle }),
         Err(mut error) => {
             let back = error.take_message();
             if let Some(limit) = exchange.body_too_large() {
@@ -285,6 +308,17 @@ fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failur
     Failure::new(Reason::UpstreamReset, format!("{who} closed before it answered: {error}"))
 }
 
+/// Does what has to be done before a request can be sent, until the deadline.
+async fn before<F, T>(deadline: Option<Instant>, what: &'static str, work: F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let Some(deadline) = deadline else { return work.await };
+    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| {
+        Err(Failure::unprocessed(Reason::RequestTimeout, format!("{what} within the route's timeout")))
+    })
+}
+
 /// The bounds on one request.
 struct Times {
     /// When the whole request must have been answered.
@@ -303,20 +337,30 @@ impl Times {
         }
     }
 
+    /// When a try that begins now must have been answered.
+    fn of_a_try(&self) -> Option<Instant> {
+        let per_try = self.per_try.map(|limit| Instant::now() + limit);
+        match (self.deadline, per_try) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
     fn left(&self) -> bool {
         self.deadline.is_none_or(|deadline| Instant::now() < deadline)
     }
 
     /// Waits for a response's headers within the bounds.
-    async fn bound<F, T>(&self, exchange: &Exchange, endpoint: &Endpoint, sent: F) -> Result<T, Failure>
+    async fn bound<F, T>(
+        &self,
+        hard: Option<Instant>,
+        exchange: &Exchange,
+        endpoint: &Endpoint,
+        sent: F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = T>,
     {
-        let try_deadline = self.per_try.map(|limit| Instant::now() + limit);
-        let hard = match (self.deadline, try_deadline) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
         let mut sent = std::pin::pin!(sent);
         loop {
             let seen = exchange.request_bytes();

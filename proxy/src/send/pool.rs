@@ -5,8 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -45,7 +45,7 @@ impl Pools {
     /// The pool of an endpoint.
     pub fn of(&self, endpoint: &Arc<Endpoint>) -> Rc<Pool> {
         let mut pools = self.by_endpoint.borrow_mut();
-        Rc::clone(pools.entry(endpoint.id).or_insert_with(|| Rc::new(Pool::new(Arc::clone(endpoint)))))
+        Rc::clone(pools.entry(endpoint.id).or_insert_with(|| Rc::new(Pool::new(endpoint))))
     }
 
     /// Closes what has been idle, and drops the pools of endpoints that nobody else knows any more.
@@ -53,7 +53,7 @@ impl Pools {
         self.by_endpoint.borrow_mut().retain(|_, pool| {
             pool.idle.borrow_mut().retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
             pool.shared.borrow_mut().retain(|shared| !shared.sender.is_closed());
-            let known = Arc::strong_count(&pool.endpoint) > 1;
+            let known = pool.endpoint.strong_count() > 0;
             if !known {
                 // A connection lives as long as it could be asked again, and keeps its pool alive: let go of both.
                 pool.idle.borrow_mut().clear();
@@ -67,7 +67,10 @@ impl Pools {
 /// Connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool {
-    endpoint: Arc<Endpoint>,
+    /// Weak, since every worker has a pool of it: none of them keeps an endpoint alive that control has dropped.
+    endpoint: Weak<Endpoint>,
+    /// Its name and address, for errors.
+    whither: Rc<str>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<SharedConnection>>,
     /// Connections that are open or being made.
@@ -118,9 +121,10 @@ impl Drop for Lease {
 }
 
 impl Pool {
-    fn new(endpoint: Arc<Endpoint>) -> Self {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
         Self {
-            endpoint,
+            endpoint: Arc::downgrade(endpoint),
+            whither: format!("{} at {}", endpoint.name, endpoint.address).into(),
             idle: RefCell::default(),
             shared: RefCell::default(),
             open: Cell::new(0),
@@ -135,18 +139,20 @@ impl Pool {
     pub async fn http1(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
         cluster: &Cluster,
         policy: &Policy,
     ) -> Result<http1::SendRequest<RequestBody>, Failure> {
         match self.take_idle() {
             Some(sender) => Ok(sender),
-            None => Box::pin(self.make_http1(worker, cluster, policy)).await,
+            None => Box::pin(self.make_http1(worker, endpoint, cluster, policy)).await,
         }
     }
 
     async fn make_http1(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
         cluster: &Cluster,
         policy: &Policy,
     ) -> Result<http1::SendRequest<RequestBody>, Failure> {
@@ -161,7 +167,7 @@ impl Pool {
             self.changed.notified().await;
         }
         let (open, _waiting) = (Open::new(self), Waiting::new(cluster, policy)?);
-        match connect(worker, &self.endpoint, Wire::Http1, policy.connect_timeout).await? {
+        match connect(worker, endpoint, Wire::Http1, policy.connect_timeout).await? {
             Connected::Plain(stream) => handshake1(stream, open).await,
             Connected::Secured(stream) => handshake1(*stream, open).await,
         }
@@ -186,18 +192,20 @@ impl Pool {
     pub async fn http2(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
         cluster: &Cluster,
         policy: &Policy,
     ) -> Result<(http2::SendRequest<RequestBody>, Lease), Failure> {
         match self.take_stream(policy.max_connections) {
             Some(stream) => Ok(stream),
-            None => Box::pin(self.make_http2(worker, cluster, policy)).await,
+            None => Box::pin(self.make_http2(worker, endpoint, cluster, policy)).await,
         }
     }
 
     async fn make_http2(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
+        endpoint: &Arc<Endpoint>,
         cluster: &Cluster,
         policy: &Policy,
     ) -> Result<(http2::SendRequest<RequestBody>, Lease), Failure> {
@@ -211,8 +219,9 @@ impl Pool {
                 self.failure.replace(None);
                 // In a task of its own, since others wait for it too: the request that began it may be cancelled.
                 let (pool, worker, limit) = (Rc::clone(self), Rc::clone(worker), policy.connect_timeout);
+                let endpoint = Arc::clone(endpoint);
                 tokio::task::spawn_local(async move {
-                    let result = pool.open_shared(&worker, limit).await;
+                    let result = pool.open_shared(&worker, &endpoint, limit).await;
                     pool.failure.replace(result.err());
                     pool.connecting.set(false);
                     pool.changed.notify_waiters();
@@ -239,9 +248,14 @@ impl Pool {
         Some((connection.sender.clone(), Lease::Http2(Rc::clone(&connection.streams))))
     }
 
-    async fn open_shared(self: &Rc<Self>, worker: &Rc<Worker>, limit: Duration) -> Result<(), Failure> {
+    async fn open_shared(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        endpoint: &Endpoint,
+        limit: Duration,
+    ) -> Result<(), Failure> {
         let open = Open::new(self);
-        let sender = match connect(worker, &self.endpoint, Wire::Http2, limit).await? {
+        let sender = match connect(worker, endpoint, Wire::Http2, limit).await? {
             Connected::Plain(stream) => handshake2(stream, open).await,
             Connected::Secured(stream) => handshake2(*stream, open).await,
         }?;
@@ -260,7 +274,7 @@ where
         .map_err(|error| handshake_failed(&open, &error))?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(endpoint = %open.0.endpoint.name, %error, "an HTTP/1.1 connection to an endpoint ended");
+            tracing::debug!(endpoint = %open.0.whither, %error, "an HTTP/1.1 connection to an endpoint ended");
         }
         drop(open);
     });
@@ -284,7 +298,7 @@ where
         .map_err(|error| handshake_failed(&open, &error))?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(endpoint = %open.0.endpoint.name, %error, "an HTTP/2 connection to an endpoint ended");
+            tracing::debug!(endpoint = %open.0.whither, %error, "an HTTP/2 connection to an endpoint ended");
         }
         drop(open);
     });
@@ -292,10 +306,10 @@ where
 }
 
 fn handshake_failed(open: &Open, error: &hyper::Error) -> Failure {
-    let endpoint = &open.0.endpoint;
+    let who = &open.0.whither;
     Failure::unprocessed(
         Reason::ConnectFailed,
-        format!("{} at {} accepted a connection and spoke no HTTP: {error}", endpoint.name, endpoint.address),
+        format!("{who} accepted a connection and spoke no HTTP: {error}"),
     )
 }
 
@@ -360,5 +374,25 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.pending.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Speak;
+
+    #[test]
+    fn workers_do_not_keep_an_endpoint_alive_for_each_other() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let endpoint = Arc::new(Endpoint::new("a/pod".into(), address, 1, None, false, Speak::Same));
+        let workers = [Pools::default(), Pools::default()];
+        let counts = || workers.each_ref().map(|pools| pools.by_endpoint.borrow().len());
+        workers.iter().for_each(|pools| drop(pools.of(&endpoint)));
+        workers.iter().for_each(Pools::tidy);
+        assert_eq!(counts(), [1, 1], "it is still listed");
+        drop(endpoint);
+        workers.iter().for_each(Pools::tidy);
+        assert_eq!(counts(), [0, 0]);
     }
 }
