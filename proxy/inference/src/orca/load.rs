@@ -1,17 +1,22 @@
-//! The few numbers that Penstock balances by, on the path of every response.
+//! The numbers that Penstock balances by, on the path of every response.
 
+use super::gpu::{GpuHealth, GpuId};
+use super::number::Digits;
 use super::read::{self, Metric};
-use super::{BIN_HEADER, TEXT_HEADER};
-use base64::Engine as _;
+use super::write;
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderValue};
 
+use super::{BIN_HEADER, TEXT_HEADER};
+
 /// What an inbound proxy reports of its workload. `None` is "not told", which is not the same as idle.
 ///
-/// Reading allocates nothing; writing grows only the buffer that it was given.
+/// Reading allocates nothing; writing grows only the buffer that it was given. Names on the wire are the fields' own
+/// in `named_metrics`, but for the five that ORCA has a field for: `application_utilization`, `rps` (as
+/// `rps_fractional`), `eps` and `mem_utilization`.
 ///
 /// ```
-/// # use penstock_inference::orca::Load;
+/// # use penstock_inference::orca::load::Load;
 /// let load = Load { in_flight: Some(3.0), queue_wait_ms: Some(0.25), ..Load::default() };
 /// let mut out = bytes::BytesMut::new();
 /// load.write_text(&mut out);
@@ -20,8 +25,11 @@ use http::{HeaderMap, HeaderValue};
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Load {
-    /// How full the workload is. 1 is its limit, and more is possible.
+    /// Busy share of the server at its present batch: 1 is never idle, more is a queue. Requests a second divided by
+    /// it are the server's capacity, as gRFC A58 wants.
     pub application_utilization: Option<f64>,
+    /// GPU memory in use, 0 to 1.
+    pub mem_utilization: Option<f64>,
     /// Requests a second.
     pub rps: Option<f64>,
     /// Errors a second.
@@ -30,17 +38,33 @@ pub struct Load {
     pub in_flight: Option<f64>,
     /// Milliseconds that requests wait before they reach the application.
     pub queue_wait_ms: Option<f64>,
+    /// Predicted milliseconds until work that arrives now begins: the drain time of all work in flight.
+    pub backlog_ms: Option<f64>,
+    /// What a request for this model costs before its first unit of work, milliseconds.
+    pub fixed_ms: Option<f64>,
+    /// What each unit of work costs, milliseconds. Units are batch rows, or tokens.
+    pub unit_ms: Option<f64>,
+    /// Units of work in flight.
+    pub units: Option<f64>,
+    /// Units that the open batch still takes.
+    pub room: Option<f64>,
+    /// Milliseconds until the open batch closes.
+    pub closes_ms: Option<f64>,
+    /// Requests that wait inside the model server.
+    pub waiting: Option<f64>,
+    /// Share of the KV cache in use, 0 to 1.
+    pub kv_usage: Option<f64>,
+    /// The physical GPU.
+    pub gpu: Option<GpuId>,
+    /// How the GPU is.
+    pub gpu_health: Option<GpuHealth>,
 }
 
-/// The named metric of [`Load::in_flight`].
-pub(super) const IN_FLIGHT: &str = "in_flight";
-/// The named metric of [`Load::queue_wait_ms`].
-pub(super) const QUEUE_WAIT_MS: &str = "queue_wait_ms";
+/// How many numbers a [`Load`] has.
+pub(super) const NUMBERS: usize = 16;
 
-/// Room for the serialised message: five numbers, and two names with their lengths.
-const PROTOBUF_BYTES: usize = 3 * 9 + 2 * (4 + 9) + IN_FLIGHT.len() + QUEUE_WAIT_MS.len();
-/// Four characters of base64 for each three bytes.
-const BASE64_BYTES: usize = PROTOBUF_BYTES.div_ceil(3) * 4;
+/// One number of a load: its name, its value, and how finely it is written.
+pub(super) type Told = (Metric<'static>, Option<f64>, Digits);
 
 impl Load {
     /// Reads the report that a response carries. `None`: no report, one that cannot be read, or one that tells
@@ -58,71 +82,124 @@ impl Load {
         load.some()
     }
 
-    fn put(&mut self, metric: Metric<'_>, value: f64) {
-        match metric {
-            Metric::Application => self.application_utilization = Some(value),
-            Metric::Rps => self.rps = Some(value),
-            Metric::Eps => self.eps = Some(value),
-            Metric::Named(IN_FLIGHT) => self.in_flight = Some(value),
-            Metric::Named(QUEUE_WAIT_MS) => self.queue_wait_ms = Some(value),
-            _ => {}
+    /// Reads a serialised `xds.data.orca.v3.OrcaLoadReport`.
+    pub fn from_protobuf(bytes: &[u8]) -> Option<Self> {
+        let mut load = Self::default();
+        read::protobuf(bytes, |metric, value| load.put(metric, value)).ok()?;
+        load.some()
+    }
+
+    /// What `self` tells, and for the rest what `other` tells.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            application_utilization: self.application_utilization.or(other.application_utilization),
+            mem_utilization: self.mem_utilization.or(other.mem_utilization),
+            rps: self.rps.or(other.rps),
+            eps: self.eps.or(other.eps),
+            in_flight: self.in_flight.or(other.in_flight),
+            queue_wait_ms: self.queue_wait_ms.or(other.queue_wait_ms),
+            backlog_ms: self.backlog_ms.or(other.backlog_ms),
+            fixed_ms: self.fixed_ms.or(other.fixed_ms),
+            unit_ms: self.unit_ms.or(other.unit_ms),
+            units: self.units.or(other.units),
+            room: self.room.or(other.room),
+            closes_ms: self.closes_ms.or(other.closes_ms),
+            waiting: self.waiting.or(other.waiting),
+            kv_usage: self.kv_usage.or(other.kv_usage),
+            gpu: self.gpu.or(other.gpu),
+            gpu_health: self.gpu_health.or(other.gpu_health),
         }
+    }
+
+    fn put(&mut self, metric: Metric<'_>, value: f64) {
+        let metric = match metric {
+            Metric::Named(name) => Metric::Named(name.strip_prefix("vllm:").unwrap_or(name)),
+            other => other,
+        };
+        let number = match metric {
+            Metric::Application => &mut self.application_utilization,
+            Metric::Memory => &mut self.mem_utilization,
+            Metric::Rps => &mut self.rps,
+            Metric::Eps => &mut self.eps,
+            Metric::Named(name) => match name {
+                "in_flight" => &mut self.in_flight,
+                "queue_wait_ms" => &mut self.queue_wait_ms,
+                "backlog_ms" => &mut self.backlog_ms,
+                "fixed_ms" => &mut self.fixed_ms,
+                "unit_ms" => &mut self.unit_ms,
+                "units" => &mut self.units,
+                "room" => &mut self.room,
+                "closes_ms" => &mut self.closes_ms,
+                "waiting" => &mut self.waiting,
+                "kv_usage" => &mut self.kv_usage,
+                "gpu" => return self.gpu = GpuId::of_number(value).or(self.gpu),
+                "gpu_health" => return self.gpu_health = Some(GpuHealth::of_number(value)),
+                // What model servers call it. Our own name, told beside it, wins.
+                "kv_cache_usage_perc" | "kv_cache_utilization" | "gpu_cache_usage_perc" => {
+                    return self.kv_usage = self.kv_usage.or(Some(value));
+                }
+                "num_requests_waiting" => return self.waiting = self.waiting.or(Some(value)),
+                _ => return,
+            },
+            Metric::Cpu | Metric::Utilization(_) | Metric::Cost(_) => return,
+        };
+        *number = Some(value);
     }
 
     fn some(self) -> Option<Self> {
         (self != Self::default()).then_some(self)
     }
 
-    /// Writes `TEXT name=value, …` with three decimals, or none for a whole number.
+    /// All numbers in the order they are written: those that every gRPC client reads come first.
+    pub(super) fn told(&self) -> [Told; NUMBERS] {
+        use Digits::{Six, Three};
+        let named = |name, value, digits| (Metric::Named(name), value, digits);
+        [
+            (Metric::Application, self.application_utilization, Three),
+            (Metric::Memory, self.mem_utilization, Three),
+            (Metric::Rps, self.rps, Three),
+            (Metric::Eps, self.eps, Three),
+            named("in_flight", self.in_flight, Three),
+            named("queue_wait_ms", self.queue_wait_ms, Three),
+            named("backlog_ms", self.backlog_ms, Three),
+            named("fixed_ms", self.fixed_ms, Six),
+            named("unit_ms", self.unit_ms, Six),
+            named("units", self.units, Three),
+            named("room", self.room, Three),
+            named("closes_ms", self.closes_ms, Three),
+            named("waiting", self.waiting, Three),
+            named("kv_usage", self.kv_usage, Three),
+            named("gpu", self.gpu.map(GpuId::number), Three),
+            named("gpu_health", self.gpu_health.map(GpuHealth::number), Three),
+        ]
+    }
+
+    /// Whether this number is told here.
+    pub(super) fn tells(&self, metric: Metric<'_>) -> bool {
+        self.told().iter().any(|(name, value, _)| value.is_some() && *name == metric)
+    }
+
+    /// Writes `TEXT name=value, …`; nothing when there is nothing to tell.
     pub fn write_text(&self, out: &mut impl BufMut) {
-        let metrics: [(&[u8], Option<f64>); 5] = [
-            (b"application_utilization=", self.application_utilization),
-            (b"rps_fractional=", self.rps),
-            (b"eps=", self.eps),
-            (b"named_metrics.in_flight=", self.in_flight),
-            (b"named_metrics.queue_wait_ms=", self.queue_wait_ms),
-        ];
-        let mut before: &[u8] = b"TEXT ";
-        for (name, value) in metrics {
-            let Some(value) = value else { continue };
-            out.put_slice(before);
-            out.put_slice(name);
-            write_number(value, out);
-            before = b", ";
-        }
+        write::text(self, out);
+    }
+
+    /// Writes the serialised `xds.data.orca.v3.OrcaLoadReport`, at most [`PROTOBUF_BYTES`] bytes.
+    pub fn write_protobuf(&self, out: &mut impl BufMut) {
+        write::protobuf(self, out);
     }
 
     /// Writes the value of the `-bin` trailer: base64, without padding, of the serialised message.
     pub fn write_bin(&self, out: &mut impl BufMut) {
         let mut message = [0; PROTOBUF_BYTES];
         let mut rest = &mut message[..];
-        for (field, value) in [(6, self.rps), (7, self.eps), (9, self.application_utilization)] {
-            if let Some(value) = value {
-                rest.put_u8(field << 3 | 1);
-                rest.put_f64_le(sound(value));
-            }
-        }
-        for (name, value) in [(IN_FLIGHT, self.in_flight), (QUEUE_WAIT_MS, self.queue_wait_ms)] {
-            if let Some(value) = value {
-                rest.put_slice(&[8 << 3 | 2, name.len() as u8 + 11, 1 << 3 | 2, name.len() as u8]);
-                rest.put_slice(name.as_bytes());
-                rest.put_u8(2 << 3 | 1);
-                rest.put_f64_le(sound(value));
-            }
-        }
+        write::protobuf(self, &mut rest);
         let unused = rest.len();
-        let message = &message[..PROTOBUF_BYTES - unused];
-        let mut encoded = [0; BASE64_BYTES];
-        // The buffer is sized for the longest message above.
-        if let Ok(length) =
-            base64::engine::general_purpose::STANDARD_NO_PAD.encode_slice(message, &mut encoded)
-        {
-            out.put_slice(&encoded[..length]);
-        }
+        write::base64(&message[..PROTOBUF_BYTES - unused], out);
     }
 
-    /// Puts the text report on a response. `scratch` is the worker's own buffer: values are split off it, so an
-    /// allocation is shared by many responses.
+    /// Puts the text report on a response, in place of any that is there. `scratch` is the worker's own buffer: values
+    /// are split off it, so an allocation is shared by many responses.
     pub fn stamp(&self, headers: &mut HeaderMap, scratch: &mut BytesMut) {
         self.write_text(scratch);
         if scratch.is_empty() {
@@ -133,7 +210,7 @@ impl Load {
         }
     }
 
-    /// Puts the binary report on the trailers of a gRPC response.
+    /// Puts the binary report on the trailers of a gRPC response, in place of any that is there.
     pub fn stamp_trailers(&self, trailers: &mut HeaderMap, scratch: &mut BytesMut) {
         self.write_bin(scratch);
         if scratch.is_empty() {
@@ -145,32 +222,8 @@ impl Load {
     }
 }
 
-/// A load is finite and not negative; what is not is told as zero, or as the most that is worth telling.
-fn sound(value: f64) -> f64 {
-    if value.is_nan() { 0.0 } else { value.clamp(0.0, 1e12) }
-}
-
-/// Writes thousandths as an integer would be: no rounding surprises, no allocation.
-pub(super) fn write_number(value: f64, out: &mut impl BufMut) {
-    let thousandths = (sound(value) * 1000.0).round() as u64;
-    let (whole, part) = (thousandths / 1000, thousandths % 1000);
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    let mut rest = whole;
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.put_slice(&digits[at..]);
-    if part != 0 {
-        let digit = |n: u64| b'0' + (n % 10) as u8;
-        out.put_slice(&[b'.', digit(part / 100), digit(part / 10), digit(part)]);
-    }
-}
+/// The most bytes that [`Load::write_protobuf`] writes: a key, a length, a name and a double for each number.
+pub const PROTOBUF_BYTES: usize = NUMBERS * (13 + "queue_wait_ms".len());
 
 #[cfg(test)]
 mod tests {
@@ -184,39 +237,49 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    #[test]
-    fn numbers_have_three_decimals_or_none() {
-        for (value, written) in [
-            (0.0, "0"),
-            (1.0, "1"),
-            (0.0004, "0"),
-            (0.9996, "1"),
-            (12.05, "12.050"),
-            (98765.4321, "98765.432"),
-            (f64::NAN, "0"),
-            (f64::INFINITY, "1000000000000"),
-            (-3.0, "0"),
-        ] {
-            let mut out = Vec::new();
-            write_number(value, &mut out);
-            assert_eq!(String::from_utf8(out).unwrap(), written);
-        }
-    }
-
-    #[test]
-    fn others_read_it_whole() {
-        let load = Load {
-            application_utilization: Some(0.5),
+    fn full() -> Load {
+        Load {
+            application_utilization: Some(1.25),
+            mem_utilization: Some(0.5),
             rps: Some(10.0),
             eps: Some(0.0),
             in_flight: Some(4.0),
             queue_wait_ms: Some(1.5),
-        };
-        let report = LoadReport::from_value(text(&load).as_bytes()).unwrap();
+            backlog_ms: Some(12.0),
+            fixed_ms: Some(3.5),
+            unit_ms: Some(0.000_125),
+            units: Some(64.0),
+            room: Some(16.0),
+            closes_ms: Some(1.75),
+            waiting: Some(2.0),
+            kv_usage: Some(0.875),
+            gpu: Some(GpuId::of_uuid("GPU-1")),
+            gpu_health: Some(GpuHealth::Throttled),
+        }
+    }
+
+    #[test]
+    fn every_number_has_its_name_on_the_wire() {
+        let gpu = GpuId::of_uuid("GPU-1").number();
+        assert_eq!(
+            text(&full()),
+            format!(
+                "TEXT application_utilization=1.250, mem_utilization=0.500, rps_fractional=10, eps=0, \
+                 named_metrics.in_flight=4, named_metrics.queue_wait_ms=1.500, named_metrics.backlog_ms=12, \
+                 named_metrics.fixed_ms=3.500000, named_metrics.unit_ms=0.000125, named_metrics.units=64, \
+                 named_metrics.room=16, named_metrics.closes_ms=1.750, named_metrics.waiting=2, \
+                 named_metrics.kv_usage=0.875, named_metrics.gpu={gpu}, named_metrics.gpu_health=1"
+            )
+        );
+    }
+
+    #[test]
+    fn others_read_it_whole() {
+        let report = LoadReport::from_value(text(&full()).as_bytes()).unwrap();
         assert_eq!((report.rps_fractional, report.named_metrics["in_flight"]), (10.0, 4.0));
-        assert_eq!(report.named_metrics["queue_wait_ms"], 1.5);
+        assert_eq!((report.mem_utilization, report.named_metrics["unit_ms"]), (0.5, 0.000_125));
         let mut bin = b"BIN ".to_vec();
-        load.write_bin(&mut bin);
+        full().write_bin(&mut bin);
         assert_eq!(LoadReport::from_value(&bin), Ok(report));
     }
 
@@ -226,11 +289,36 @@ mod tests {
         assert_eq!(Load::from_value(b"TEXT named_metrics.in_flight=0").unwrap().in_flight, Some(0.0));
         assert_eq!(Load::from_headers(&HeaderMap::new()), None);
         assert_eq!(text(&Load::default()), "");
+        let mut nothing = Vec::new();
+        Load::default().write_bin(&mut nothing);
+        assert_eq!(nothing, b"");
+    }
+
+    #[test]
+    fn model_servers_have_their_own_names_and_ours_win() {
+        for (text, kv_usage, waiting) in [
+            (
+                "TEXT named_metrics.kv_cache_usage_perc=0.5, named_metrics.num_requests_waiting=3",
+                0.5,
+                Some(3.0),
+            ),
+            ("TEXT named_metrics.kv_cache_utilization=0.25, named_metrics.max_token_capacity=9", 0.25, None),
+            (
+                "JSON {\"named_metrics\":{\"vllm:num_requests_waiting\":3,\"vllm:gpu_cache_usage_perc\":1}}",
+                1.0,
+                Some(3.0),
+            ),
+            ("TEXT named_metrics.kv_usage=0.75, named_metrics.kv_cache_usage_perc=0.5", 0.75, None),
+            ("TEXT named_metrics.kv_cache_usage_perc=0.5, named_metrics.kv_usage=0.75", 0.75, None),
+        ] {
+            let load = Load::from_value(text.as_bytes()).unwrap();
+            assert_eq!(load, Load { kv_usage: Some(kv_usage), waiting, ..Load::default() }, "{text}");
+        }
     }
 
     #[test]
     fn a_stamp_is_read_from_headers_and_trailers() {
-        let load = Load { in_flight: Some(2.0), rps: Some(7.5), ..Load::default() };
+        let load = Load { in_flight: Some(2.0), rps: Some(7.5), ..full() };
         let (mut scratch, mut map) = (BytesMut::with_capacity(4096), HeaderMap::new());
         load.stamp(&mut map, &mut scratch);
         assert_eq!(Load::from_headers(&map), Some(load));
@@ -239,22 +327,48 @@ mod tests {
         assert_eq!(Load::from_headers(&map), Some(load));
     }
 
+    #[test]
+    fn what_one_does_not_tell_the_other_may() {
+        let ours = Load { in_flight: Some(1.0), ..Load::default() };
+        assert_eq!(ours.or(full()), Load { in_flight: Some(1.0), ..full() });
+        assert_eq!(full().or(ours), full());
+    }
+
+    fn loads() -> impl Strategy<Value = Load> {
+        let number = || prop::option::of((0u64..1_000_000_000).prop_map(|n| n as f64 / 1000.0));
+        (prop::array::uniform14(number()), prop::option::of("[A-Z]{4}"), prop::option::of(0u8..3)).prop_map(
+            |(n, uuid, health)| Load {
+                application_utilization: n[0],
+                mem_utilization: n[1],
+                rps: n[2],
+                eps: n[3],
+                in_flight: n[4],
+                queue_wait_ms: n[5],
+                backlog_ms: n[6],
+                fixed_ms: n[7],
+                unit_ms: n[8],
+                units: n[9],
+                room: n[10],
+                closes_ms: n[11],
+                waiting: n[12],
+                kv_usage: n[13],
+                gpu: uuid.as_deref().map(GpuId::of_uuid),
+                gpu_health: health.map(|health| GpuHealth::of_number(f64::from(health))),
+            },
+        )
+    }
+
     proptest! {
         #[test]
-        fn text_and_binary_survive_the_way(thousandths in prop::array::uniform5(prop::option::of(0u64..1_000_000_000))) {
-            let [a, b, c, d, e] = thousandths.map(|n| n.map(|n| n as f64 / 1000.0));
-            let load = Load { application_utilization: a, rps: b, eps: c, in_flight: d, queue_wait_ms: e };
+        fn text_and_binary_survive_the_way(load in loads()) {
             prop_assert_eq!(Load::from_value(text(&load).as_bytes()), load.some());
             let mut bin = b"BIN ".to_vec();
             load.write_bin(&mut bin);
             prop_assert_eq!(Load::from_value(&bin), load.some());
-        }
-
-        #[test]
-        fn any_number_is_written_as_a_load(value in any::<f64>()) {
-            let load = Load { in_flight: Some(value), ..Load::default() };
-            let read = Load::from_value(text(&load).as_bytes()).unwrap().in_flight.unwrap();
-            prop_assert!(read.is_finite() && read >= 0.0);
+            let mut message = Vec::new();
+            load.write_protobuf(&mut message);
+            prop_assert!(message.len() <= PROTOBUF_BYTES);
+            prop_assert_eq!(Load::from_protobuf(&message), load.some());
         }
     }
 }

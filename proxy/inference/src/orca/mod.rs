@@ -1,7 +1,8 @@
 //! Load reports (ORCA): what a server says about its load, on a response.
 //!
-//! In: a header map, or one header value. Out: [`LoadReport`], everything that was said, or [`Load`], the few numbers
-//! that Penstock itself balances by, read and written without allocating.
+//! In: a header map, or one header value. Out: [`LoadReport`], everything that was said, or [`load::Load`], the numbers
+//! that Penstock itself balances by, read and written without allocating, and merged with what an application told of
+//! itself. [`service`] is the same out of band.
 //!
 //! Three generations of the header are in the field, and all are read:
 //!
@@ -16,11 +17,19 @@
 //! A number that cannot be a load (negative, infinite, not a number) is skipped, and so is an unknown name: one odd
 //! metric must not cost the others. What fails as a whole (size, base64, JSON, protobuf) is an [`Error`].
 
-mod load;
+mod before;
+mod gpu;
+pub mod load;
+mod merge;
+mod number;
 mod read;
 mod report;
+pub mod service;
+mod write;
 
-pub use load::Load;
+pub use before::Load;
+pub use gpu::{GpuHealth, GpuId};
+pub use merge::Format;
 pub use report::LoadReport;
 
 use http::HeaderName;

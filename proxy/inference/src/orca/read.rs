@@ -42,6 +42,34 @@ impl<'a> Metric<'a> {
         })
     }
 
+    /// Its dotted name, as the prefix of its map and its own name.
+    pub(super) fn name(self) -> (&'static str, &'a str) {
+        match self {
+            Self::Application => ("", "application_utilization"),
+            Self::Cpu => ("", "cpu_utilization"),
+            Self::Memory => ("", "mem_utilization"),
+            Self::Rps => ("", "rps_fractional"),
+            Self::Eps => ("", "eps"),
+            Self::Named(name) => ("named_metrics.", name),
+            Self::Utilization(name) => ("utilization.", name),
+            Self::Cost(name) => ("request_cost.", name),
+        }
+    }
+
+    /// Its field number, and its key where the field is a map.
+    pub(super) fn number(self) -> (u8, Option<&'a str>) {
+        match self {
+            Self::Cpu => (1, None),
+            Self::Memory => (2, None),
+            Self::Cost(name) => (4, Some(name)),
+            Self::Utilization(name) => (5, Some(name)),
+            Self::Rps => (6, None),
+            Self::Eps => (7, None),
+            Self::Named(name) => (8, Some(name)),
+            Self::Application => (9, None),
+        }
+    }
+
     /// By its field number, where the field is a number.
     fn field(number: u64) -> Option<Self> {
         Some(match number {

@@ -1,6 +1,6 @@
 //! A whole load report: every metric that a server told.
 
-use super::load::write_number;
+use super::number::{self, Digits};
 use super::read::{self, Metric};
 use super::{Error, MAX_METRICS, pb};
 use base64::Engine as _;
@@ -82,7 +82,7 @@ impl LoadReport {
             out.put_slice(map.as_bytes());
             out.put_slice(name.as_bytes());
             out.put_u8(b'=');
-            write_number(value, out);
+            number::write(value, Digits::Three, out);
         }
     }
 
