@@ -199,6 +199,9 @@ pub struct Load {
     pub eps: f64,
     /// Milliseconds since the report.
     pub age_ms: f64,
+    /// The report is too old to say anything: nothing is decided by it any more.
+    #[serde(default)]
+    pub expired: bool,
 }
 
 /// A certificate as `/certs` shows it. Times are seconds since the epoch.

@@ -18,11 +18,11 @@ use crate::status::{place, told};
 use crate::terminal::{Terminal, Tone};
 use crate::units;
 
-/// An anchor or intermediate that ends sooner than this should be rotated now: everything below it ends with it.
-const ANCHOR_DAYS: f64 = 30.0;
+/// An anchor or intermediate with less of its life left should be rotated now: everything below it ends with it. A
+/// month of a year.
+const ANCHOR_SHARE_LEFT: f64 = 1.0 / 12.0;
 /// Sidecars renew at two thirds of the lifetime at the latest; less than a quarter left means that it does not work.
 const LEAF_SHARE_LEFT: f64 = 0.25;
-const DAY: f64 = 86_400.0;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -81,10 +81,7 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
 
 fn of_directory(path: &Path) -> Result<Vec<Check>, Failure> {
     if !path.is_dir() {
-        return Err(Failure::Usage(format!(
-            "--source dir:{}: there is no such directory; write dir:PATH, where the YAML lies",
-            path.display()
-        )));
+        return Err(Failure::Usage(format!("--source dir:{}: there is no such directory", path.display())));
     }
     Ok(vec![objects(&check_dir(path), "Correct the files and run the check again.")])
 }
@@ -217,7 +214,7 @@ fn certified(proxies: &[ProxyCertificates], now: f64) -> Vec<Check> {
     let leaves: Vec<_> = held().filter(|(_, certificate)| certificate.role == "leaf").collect();
     let late: Vec<String> = leaves
         .iter()
-        .filter(|(_, leaf)| left(leaf, now) < LEAF_SHARE_LEFT * (leaf.not_after - leaf.not_before) as f64)
+        .filter(|(_, leaf)| share_left(leaf, now) < LEAF_SHARE_LEFT)
         .map(|(node, leaf)| format!("{node}: {}", time_left(leaf, now)))
         .collect();
     if !late.is_empty() {
@@ -225,7 +222,8 @@ fn certified(proxies: &[ProxyCertificates], now: f64) -> Vec<Check> {
             format!("{} not renewed in time", many(late.len(), "certificate was", "certificates were"));
         let fix = "The proxy's log says why control does not sign: an expired token, or no connection.";
         checks.push(Check::bad(Verdict::Problem, "certificates", found, late, fix));
-    } else if let Some((node, next)) = leaves.iter().min_by(|a, b| left(a.1, now).total_cmp(&left(b.1, now)))
+    } else if let Some((node, next)) =
+        leaves.iter().min_by(|a, b| share_left(a.1, now).total_cmp(&share_left(b.1, now)))
     {
         let found =
             format!("{} held; the next to end is that of {node}, {}", leaves.len(), time_left(next, now));
@@ -236,11 +234,11 @@ fn certified(proxies: &[ProxyCertificates], now: f64) -> Vec<Check> {
     anchors.dedup_by(|a, b| a.serial == b.serial);
     let ending: Vec<String> = anchors
         .iter()
-        .filter(|anchor| left(anchor, now) < ANCHOR_DAYS * DAY)
+        .filter(|anchor| share_left(anchor, now) < ANCHOR_SHARE_LEFT)
         .map(|anchor| format!("{} {}: {}", anchor.role, anchor.name, time_left(anchor, now)))
         .collect();
     if !ending.is_empty() {
-        let found = format!("{} within {ANCHOR_DAYS:.0} days", many(ending.len(), "ends", "end"));
+        let found = format!("{} soon", many(ending.len(), "ends", "end"));
         let fix = "Run `penstock-control rotate-root --state DIR`: the new root is pushed first and used later, without a \
                    restart.";
         checks.push(Check::bad(Verdict::Warning, "trust anchors", found, ending, fix));
@@ -256,9 +254,23 @@ fn left(certificate: &Certificate, now: f64) -> f64 {
     certificate.not_after as f64 - now
 }
 
+/// How long a certificate lives as a whole.
+fn lifetime(certificate: &Certificate) -> f64 {
+    (certificate.not_after - certificate.not_before).max(1) as f64
+}
+
+/// The share of its life that a certificate has left. Seconds are plenty for one that lives for a minute, and none too
+/// many hours for one that lives for a year.
+fn share_left(certificate: &Certificate, now: f64) -> f64 {
+    left(certificate, now) / lifetime(certificate)
+}
+
 fn time_left(certificate: &Certificate, now: f64) -> String {
     let left = left(certificate, now);
-    if left < 0.0 { format!("ended {} ago", units::age(-left)) } else { format!("{} left", units::age(left)) }
+    if left < 0.0 {
+        return format!("ended {} ago", units::age(-left));
+    }
+    format!("{} of {} left", units::age(left), units::age(lifetime(certificate)))
 }
 
 fn nodes<'a>(proxies: impl Iterator<Item = &'a ProxyStatus>) -> Vec<String> {
@@ -318,21 +330,31 @@ mod tests {
         let fresh = holder("a/one", vec![certificate("leaf", "2", 0, 1000), anchor.clone()]);
         let checks = certified(std::slice::from_ref(&fresh), 500.0);
         assert_eq!(verdicts(&checks), [("certificates", Verdict::Ok), ("trust anchors", Verdict::Ok)]);
-        assert_eq!(checks[0].found, "1 held; the next to end is that of a/one, 8m 20s left");
-        assert_eq!(checks[1].found, "1 trusted; the first to end: 399d 23h left");
+        assert_eq!(checks[0].found, "1 held; the next to end is that of a/one, 8m 20s of 16m 40s left");
+        assert_eq!(checks[1].found, "1 trusted; the first to end: 399d 23h of 400d 0h left");
 
         let checks = certified(&[fresh, holder("a/two", vec![anchor])], 800.0);
         assert_eq!(verdicts(&checks), [("certificates", Verdict::Problem), ("trust anchors", Verdict::Ok)]);
-        assert_eq!(checks[0].details, ["a/one: 3m 20s left"]);
+        assert_eq!(checks[0].details, ["a/one: 3m 20s of 16m 40s left"]);
     }
 
     #[test]
     fn an_anchor_that_ends_soon_is_told_once_and_with_the_command() {
-        let anchor = certificate("anchor", "1", 0, 86_400);
+        let day = 86_400;
+        let anchor = certificate("anchor", "1", -364 * day, day);
         let checks = certified(&[holder("a/one", vec![anchor.clone()]), holder("a/two", vec![anchor])], 0.0);
         assert_eq!(verdicts(&checks), [("trust anchors", Verdict::Warning)]);
-        assert_eq!(checks[0].details, ["anchor x: 1d 0h left"]);
+        assert_eq!(checks[0].details, ["anchor x: 1d 0h of 365d 0h left"]);
         assert!(checks[0].fix.contains("rotate-root"));
+    }
+
+    #[test]
+    fn seconds_are_plenty_for_a_certificate_that_lives_for_a_minute() {
+        let leaf = certificate("leaf", "2", -4, 40);
+        let short_anchor = certificate("anchor", "1", -300, 300);
+        let checks = certified(&[holder("a/one", vec![leaf, short_anchor])], 20.0);
+        assert_eq!(verdicts(&checks), [("certificates", Verdict::Ok), ("trust anchors", Verdict::Ok)]);
+        assert_eq!(checks[0].found, "1 held; the next to end is that of a/one, 20s of 44s left");
     }
 
     #[test]

@@ -53,7 +53,8 @@ fn table(rows: &[EndpointRow], terminal: Terminal) -> String {
         "IDENTITY",
     ]);
     for row in rows {
-        let load = row.load.as_ref();
+        // What an endpoint said too long ago is no news of it: only how long ago is.
+        let load = row.load.as_ref().filter(|load| !load.expired);
         let of = |show: &dyn Fn(&Load) -> String| units::or_dash(load, show);
         let identity = if row.identity.is_empty() {
             Cell::toned(Tone::Warn, "plaintext")
@@ -70,11 +71,18 @@ fn table(rows: &[EndpointRow], terminal: Terminal) -> String {
             of(&|load| units::milliseconds(load.queue_wait_ms)),
             of(&|load| units::per_second(load.rps)),
             of(&|load| units::per_second(load.eps)),
-            of(&|load| units::ago(load.age_ms)),
+            reported(row.load.as_ref()),
             identity,
         ]);
     }
     table.render(terminal)
+}
+
+fn reported(load: Option<&Load>) -> Cell {
+    match load {
+        Some(load) if load.expired => Cell::toned(Tone::Faint, format!("stale, {}", units::ago(load.age_ms))),
+        load => Cell::from(units::or_dash(load, |load| units::ago(load.age_ms))),
+    }
 }
 
 fn state_tone(state: &str) -> Tone {
@@ -98,7 +106,14 @@ mod tests {
             identity: "spiffe://cluster.local/ns/demo/sa/digits-v1".to_owned(),
             state: "ready".to_owned(),
             in_flight: 3,
-            load: Some(Load { in_flight: 3.0, queue_wait_ms: 0.05, rps: 812.0, eps: 0.0, age_ms: 12.0 }),
+            load: Some(Load {
+                in_flight: 3.0,
+                queue_wait_ms: 0.05,
+                rps: 812.0,
+                eps: 0.0,
+                age_ms: 12.0,
+                expired: false,
+            }),
         };
         let silent = EndpointRow {
             endpoint: "10.0.0.9:80".to_owned(),
@@ -117,6 +132,31 @@ mod tests {
              12 ms ago  spiffe://cluster.local/ns/demo/sa/digits-v1\n\
              demo/digits-v1  10.0.0.9:80       10.0.0.9:80       ejected          0     –           –      –       –          \
              –  plaintext\n"
+        );
+    }
+
+    #[test]
+    fn a_report_that_has_expired_is_stale_and_its_figures_are_not_shown() {
+        let row = EndpointRow {
+            service: "a/s".to_owned(),
+            endpoint: "a/p".to_owned(),
+            address: "127.0.0.11:15006".to_owned(),
+            state: "ready".to_owned(),
+            load: Some(Load {
+                in_flight: 3.0,
+                rps: 88.0,
+                age_ms: 77_000.0,
+                expired: true,
+                ..Load::default()
+            }),
+            ..EndpointRow::default()
+        };
+        assert_eq!(
+            table(&[row], Terminal::PLAIN),
+            "SERVICE  ENDPOINT  ADDRESS           STATE  IN FLIGHT  LOAD  QUEUE WAIT  RATE  ERRORS             REPORT  \
+             IDENTITY\n\
+             a/s      a/p       127.0.0.11:15006  ready          0     –           –     –       –  stale, 1m 17s ago  \
+             plaintext\n"
         );
     }
 }

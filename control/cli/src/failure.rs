@@ -26,7 +26,7 @@ pub(crate) enum Failure {
     /// No connection to control, or no answer in time.
     #[error(
         "control at {url} does not answer: {cause}. Start it (penstock-control run --source dir:PATH --state DIR), \
-         or say where it is with --control URL or PENSTOCK_CONTROL"
+         or say where its API is with --control URL or PENSTOCK_CONTROL_API"
     )]
     Unreachable {
         /// Where it was expected.

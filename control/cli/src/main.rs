@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod endpoints;
 mod failure;
+mod interruption;
 mod output;
 mod routes;
 mod service;
@@ -34,7 +35,7 @@ Exit status:
   1    the command worked and found a problem, or could not finish
   2    the command line is wrong
   3    control does not answer
-  130  interrupted by Ctrl-C";
+  130  interrupted by Ctrl-C or SIGTERM";
 
 /// The service mesh for GPU inference, on the command line.
 #[derive(Debug, Parser)]
@@ -52,7 +53,7 @@ struct Global {
     #[arg(
         long,
         global = true,
-        env = "PENSTOCK_CONTROL",
+        env = "PENSTOCK_CONTROL_API",
         value_name = "URL",
         default_value = "http://127.0.0.1:8080"
     )]

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use penstock_api::view::{Stat, StatRow};
+use penstock_api::view::{RouteRow, Stat, StatRow};
 
 use crate::control::Control;
 use crate::failure::{Failure, exit};
+use crate::interruption::Interruption;
 use crate::output::{Format, Output};
 use crate::service::Selection;
 use crate::table::{Cell, Table, cells};
@@ -32,7 +33,11 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
+    let mut interruption = Interruption::listen()?;
     let selection = Selection::of(args.service);
+    if selection.is_one() {
+        must_exist(control, args.window, &selection).await?;
+    }
     let mut redraw = Redraw::default();
     loop {
         let stat = ask(control, args.window, &selection).await?;
@@ -54,20 +59,30 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(exit::FINE),
+            () = interruption.comes() => return Ok(exit::FINE),
         }
     }
 }
 
-/// Reads the rows of a selection.
+/// Reads the rows of a selection: who names a version means the requests that came to it.
 pub(crate) async fn ask(
     control: &mut Control,
     window: Duration,
     selection: &Selection,
 ) -> Result<Stat, Failure> {
     let mut stat: Stat = control.get(&format!("/stat?window={}ms", window.as_millis())).await?;
-    stat.rows.retain(|row| selection.takes(&row.service));
+    stat.rows.retain(|row| selection.takes(&row.service) || selection.takes(&row.backend));
     Ok(stat)
+}
+
+/// A Service without requests has no row, so its name is looked for among the routes as well. One that is gone may
+/// still have rows.
+async fn must_exist(control: &mut Control, window: Duration, selection: &Selection) -> Result<(), Failure> {
+    let rows = ask(control, window, &Selection::default()).await?.rows;
+    let routes: Vec<RouteRow> = control.get("/routes").await?;
+    let seen = rows.iter().flat_map(|row| [row.service.as_str(), row.backend.as_str()]);
+    let known = routes.iter().flat_map(|row| [row.service.as_str(), row.backend.as_str()]);
+    selection.must_exist(known.chain(seen))
 }
 
 fn table(stat: &Stat, terminal: Terminal) -> String {

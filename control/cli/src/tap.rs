@@ -4,6 +4,7 @@ use penstock_api::view::{RouteRow, Tap};
 
 use crate::control::Control;
 use crate::failure::{Failure, exit};
+use crate::interruption::Interruption;
 use crate::output::{Format, Output};
 use crate::service::Selection;
 use crate::table::{Cell, Table, cells};
@@ -37,6 +38,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
+    let mut interruption = Interruption::listen()?;
     let service = match args.service {
         None => None,
         given => {
@@ -66,7 +68,7 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
     loop {
         let next = tokio::select! {
             next = lines.next::<Tap>() => next?,
-            _ = tokio::signal::ctrl_c() => None,
+            () = interruption.comes() => None,
         };
         let Some(tap) = next else { return Ok(exit::FINE) };
         match output.format {

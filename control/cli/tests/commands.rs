@@ -114,7 +114,7 @@ fn stat_asks_for_its_window_and_prints_every_format() {
     let row = StatRow { service: "demo/digits".to_owned(), requests: 7, ..StatRow::default() };
     let other = StatRow { service: "demo/words".to_owned(), ..StatRow::default() };
     let stat = Stat { window_s: 3.0, rows: vec![row, other] };
-    let url = control(vec![("/stat?window=3000ms", json(&stat))]);
+    let url = control(vec![("/stat?window=3000ms", json(&stat)), ("/routes", routes())]);
     let table = text(&penstock(&url, &["stat", "--window", "3s", "digits"]).stdout);
     assert!(
         table.starts_with("SERVICE ") && table.contains("demo/digits") && !table.contains("words"),
@@ -126,6 +126,40 @@ fn stat_asks_for_its_window_and_prints_every_format() {
     assert_eq!((object.rows.len(), object.rows[0].requests), (1, 7));
     let yaml = text(&penstock(&url, &["stat", "--window", "3s", "digits", "-o", "yaml"]).stdout);
     assert!(yaml.contains("requests: 7"), "{yaml}");
+}
+
+#[test]
+fn stat_of_a_service_that_does_not_exist_is_1_and_of_one_without_requests_0() {
+    let stat = Stat { window_s: 10.0, rows: vec![] };
+    let url = control(vec![("/stat?window=10000ms", json(&stat)), ("/routes", routes())]);
+    let unknown = penstock(&url, &["stat", "nosuch"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(unknown.stdout, b"");
+    let told = text(&unknown.stderr);
+    assert!(told.contains("no Service nosuch; it knows demo/digits, demo/digits-v2"), "{told}");
+    for known in ["digits", "digits-v2"] {
+        let quiet = penstock(&url, &["stat", known]);
+        assert_eq!(quiet.status.code(), Some(0), "{}", text(&quiet.stderr));
+        assert_eq!(text(&quiet.stdout), "No requests in the last 10 s.\n");
+    }
+}
+
+/// A shell starts what runs in the background with SIGINT ignored.
+#[test]
+fn a_command_in_the_background_ends_on_either_signal() {
+    let stat = Stat { window_s: 10.0, rows: vec![] };
+    let url = control(vec![("/stat?window=10000ms", json(&stat))]);
+    for signal in ["INT", "TERM"] {
+        let program = env!("CARGO_BIN_EXE_penstock");
+        let script = format!("trap '' INT; exec {program} stat --watch -o json --control {url}");
+        let mut child =
+            Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // The first answer says that it listens.
+        let mut first = [0; 1];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "SIG{signal}");
+    }
 }
 
 #[test]
@@ -194,4 +228,8 @@ fn check_of_a_directory_needs_no_server() {
     assert_eq!(well.status.code(), Some(0), "{}", text(&well.stdout));
     let nowhere = penstock("http://127.0.0.1:1", &["check", "--source", "dir:/nowhere/at/all"]);
     assert_eq!(nowhere.status.code(), Some(2));
+    assert_eq!(text(&nowhere.stderr), "penstock: --source dir:/nowhere/at/all: there is no such directory\n");
+    let bare = text(&penstock("http://127.0.0.1:1", &["check", "--source", "a/b"]).stderr);
+    assert!(bare.contains("a source is written dir:PATH, here dir:a/b"), "{bare}");
+    assert!(bare.matches("a/b").count() == 2, "{bare}");
 }

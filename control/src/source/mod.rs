@@ -27,7 +27,7 @@ pub enum Source {
 
 /// Why a text names no source.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a source: write dir:PATH, for example dir:/etc/penstock/objects")]
+#[error("a source is written dir:PATH, here dir:{0}")]
 pub struct InvalidSource(String);
 
 impl FromStr for Source {
@@ -36,7 +36,8 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("dir:") {
             Some(path) if !path.is_empty() => Ok(Self::Directory(path.into())),
-            _ => Err(InvalidSource(text.to_owned())),
+            Some(_) => Err(InvalidSource("manifests".to_owned())),
+            None => Err(InvalidSource(if text.is_empty() { "manifests" } else { text }.to_owned())),
         }
     }
 }

@@ -30,6 +30,7 @@ use self::screen::Screen;
 use self::stage::Stage;
 use self::summary::Summary;
 use crate::failure::{Failure, exit};
+use crate::interruption::Interruption;
 use crate::output::{Format, Output};
 use crate::terminal::Terminal;
 
@@ -61,6 +62,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) async fn run(args: &Args, output: Output) -> Result<u8, Failure> {
+    let mut interruption = Interruption::listen()?;
     let output = if args.json { Output { format: Format::Json, ..output } } else { output };
     let programs = Programs::find()?;
     let directory = tempfile::Builder::new().prefix("penstock-demo-").tempdir();
@@ -73,11 +75,11 @@ pub(crate) async fn run(args: &Args, output: Output) -> Result<u8, Failure> {
 
     let played = tokio::select! {
         played = phases::play(&mut stage, &screen, args.rate, length) => played,
-        () = interruption() => Err(Failure::Interrupted),
+        () = interruption.comes() => Err(Failure::Interrupted),
     };
     screen.end();
     let finished = match played {
-        Ok(summary) => show(&summary, args, &mut stage, directory.path(), output).await,
+        Ok(summary) => show(&summary, args, &mut stage, directory.path(), output, &mut interruption).await,
         // A control that died is told as such, with what it said last.
         Err(Failure::Unreachable { url, cause }) => Err(match stage.processes.must_live() {
             Err(dead) => dead,
@@ -108,10 +110,11 @@ async fn show(
     stage: &mut Stage,
     directory: &Path,
     output: Output,
+    interruption: &mut Interruption,
 ) -> Result<u8, Failure> {
     output.page(summary, |summary, terminal| summary.page(terminal))?;
     if args.stay {
-        stay(stage, directory, output).await?;
+        stay(stage, directory, output, interruption).await?;
     }
     Ok(if summary.is_fine() { exit::FINE } else { exit::PROBLEM })
 }
@@ -121,25 +124,13 @@ fn keep(directory: TempDir, wanted: bool) -> Option<PathBuf> {
     wanted.then(|| directory.keep())
 }
 
-/// Ctrl-C, or SIGTERM as a CI system sends it.
-async fn interruption() {
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            // Without a handler the signal ends the process, and the kernel ends the children.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminate => {}
-    }
-}
-
 /// Goes on at a low rate until Ctrl-C.
-async fn stay(stage: &mut Stage, directory: &Path, output: Output) -> Result<(), Failure> {
+async fn stay(
+    stage: &mut Stage,
+    directory: &Path,
+    output: Output,
+    interruption: &mut Interruption,
+) -> Result<(), Failure> {
     let mut load = phases::client(stage, STAY_CONNECTIONS, STAY_RATE)?;
     let guide = guide(stage, directory);
     if output.format == Format::Table {
@@ -149,7 +140,7 @@ async fn stay(stage: &mut Stage, directory: &Path, output: Output) -> Result<(),
     }
     loop {
         tokio::select! {
-            () = interruption() => break,
+            () = interruption.comes() => break,
             () = tokio::time::sleep(LOOK) => stage.processes.must_live()?,
         }
     }
