@@ -17,7 +17,8 @@ const PAGES: [(Kind, &[u8]); 9] = [
 ];
 
 fn read(page: &[u8]) -> Reading {
-    Reading::read(page, None).unwrap()
+    // A page that is not recognised reads as nothing, which no test expects.
+    Reading::read(page, None).unwrap_or_default()
 }
 
 #[test]
