@@ -5,6 +5,7 @@ pub mod api;
 pub mod compile;
 pub mod fleet;
 pub mod identity;
+pub mod metric;
 pub mod objects;
 pub mod push;
 pub mod serve;

@@ -14,7 +14,7 @@ use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
 use penstock_control::identity::{epoch, rotate_root};
 use penstock_control::serve::{Options, start};
-use penstock_control::{compile, source::Source};
+use penstock_control::{compile, metric, source::Source};
 use tokio_util::sync::CancellationToken;
 
 const EXAMPLE: &str = "\
@@ -56,9 +56,12 @@ struct Run {
     /// Where proxies connect: xDS, identity and fleet, TLS 1.3
     #[arg(long, default_value = "127.0.0.1:15010", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Where the `penstock` command line and Prometheus connect: plain HTTP, so keep it on loopback
+    /// Where the `penstock` command line and Prometheus connect: plain HTTP, on loopback
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
     api: SocketAddr,
+    /// Let --api be an address off loopback, where whoever reaches it may ask everything
+    #[arg(long)]
+    api_unprotected: bool,
     /// The trust domain of all identities
     #[arg(long, default_value = penstock_api::names::DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
@@ -114,8 +117,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// The API has no authentication, so it is on loopback unless the operator says that he knows.
+fn protected(api: SocketAddr, unprotected: bool) -> Result<()> {
+    anyhow::ensure!(
+        unprotected || api.ip().to_canonical().is_loopback(),
+        "--api {api} is not on loopback: the API is plain HTTP and asks nobody who he is, so whoever reaches it reads \
+         live requests and the whole configuration and can make every proxy renew. Write an address of 127.0.0.0/8, \
+         or add --api-unprotected where something else keeps strangers away"
+    );
+    Ok(())
+}
+
 #[tokio::main]
 async fn serve(run: Run) -> Result<()> {
+    protected(run.api, run.api_unprotected)?;
     let filter = tracing_subscriber::EnvFilter::try_new(&run.log_level)
         .with_context(|| format!("--log-level {:?} is none; write for example info", run.log_level))?;
     tracing_subscriber::fmt()
@@ -126,11 +141,11 @@ async fn serve(run: Run) -> Result<()> {
         .init();
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(
-            Matcher::Full("penstock_control_push_seconds".to_owned()),
+            Matcher::Full(metric::PUSH.name.to_owned()),
             &[0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
         )?
         .install_recorder()?;
-    describe();
+    metric::describe();
 
     let stop = CancellationToken::new();
     let objects = run.source.open(run.debounce).await?;
@@ -171,27 +186,6 @@ async fn serve(run: Run) -> Result<()> {
     signalled.and(finished)
 }
 
-fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
-    counter!("penstock_control_snapshots_total", "Snapshots published after the first.");
-    counter!("penstock_control_responses_total", "Responses sent to proxies, by type.");
-    histogram!("penstock_control_push_seconds", "From a snapshot to each response that carries it.");
-    gauge!("penstock_control_connected_proxies", "Configuration streams that are open.");
-    counter!("penstock_control_streams_cut_total", "Configuration streams that control ended with an error.");
-    counter!("penstock_control_nacks_total", "Responses that proxies refused, by type.");
-    counter!("penstock_control_unknown_types_total", "Requests for types that do not exist.");
-    counter!("penstock_control_signed_total", "Certificates signed.");
-    counter!("penstock_control_sign_refused_total", "Certificates refused, by reason.");
-    counter!("penstock_control_handshake_failures_total", "TLS handshakes that failed.");
-    counter!("penstock_control_tap_dropped_total", "Tap events dropped because a watcher was too slow.");
-    // A dashboard that begins before the first proxy sees a zero, not a hole.
-    metrics::gauge!("penstock_control_connected_proxies").set(0.0);
-    for total in ["snapshots", "streams_cut", "signed", "handshake_failures", "tap_dropped", "unknown_types"]
-    {
-        metrics::counter!(format!("penstock_control_{total}_total")).increment(0);
-    }
-}
-
 fn token(args: Token) -> Result<()> {
     // The names are checked here already, where the operator sees it.
     SpiffeId::new(penstock_api::names::DEFAULT_TRUST_DOMAIN, &args.namespace, &args.service_account)?;
@@ -215,4 +209,27 @@ fn rotate(state: PathBuf) -> Result<()> {
          proxy knows it, and drops the old one when its last certificate has expired."
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_api_leaves_loopback_only_when_told_to() {
+        for inside in ["127.0.0.1:8080", "127.9.9.9:1", "[::1]:8080", "[::ffff:127.0.0.1]:8080"] {
+            assert!(protected(inside.parse().unwrap(), false).is_ok(), "{inside}");
+        }
+        for outside in ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:8080", "[::ffff:10.0.0.1]:8080"] {
+            let told = protected(outside.parse().unwrap(), false).unwrap_err().to_string();
+            assert!(told.contains("asks nobody who he is") && told.contains("--api-unprotected"), "{told}");
+            assert!(protected(outside.parse().unwrap(), true).is_ok());
+        }
+    }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use penstock_api::SpiffeId;
 use penstock_api::names::{DEFAULT_TRUST_DOMAIN, port};
 use penstock_proxy::admin::{self, Audience, Pages};
@@ -54,17 +55,17 @@ struct Run {
     /// Start from this file, without a control plane
     #[arg(long = "static", value_name = "FILE", conflicts_with_all = ["control", "token", "node", "service_account"])]
     static_file: Option<PathBuf>,
-    /// Where control is
-    #[arg(long, value_name = "HOST:PORT", env = "PENSTOCK_CONTROL", required_unless_present = "static_file")]
+    /// Where control takes proxies, its --listen
+    #[arg(long, value_name = "HOST:PORT", env = "PENSTOCK_CONTROL", value_parser = control_address)]
     control: Option<String>,
     /// The anchors that control is verified against, PEM
-    #[arg(long, value_name = "FILE", required_unless_present = "static_file")]
+    #[arg(long, value_name = "FILE")]
     control_ca: Option<PathBuf>,
     /// The bearer token that proves who we are; read anew for each certificate
-    #[arg(long, value_name = "FILE", required_unless_present = "static_file")]
+    #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
     /// This pod, <namespace>/<name>
-    #[arg(long, value_name = "NS/POD", env = "PENSTOCK_NODE", required_unless_present = "static_file")]
+    #[arg(long, value_name = "NS/POD", env = "PENSTOCK_NODE")]
     node: Option<String>,
     /// This pod's service account
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -113,6 +114,45 @@ struct Run {
     log_level: String,
 }
 
+/// `host:port` as the connection wants it; a URL of the right kind means the same.
+fn control_address(text: &str) -> Result<String, String> {
+    if text.starts_with("http://") {
+        return Err("proxies speak TLS to control's --listen (port 15010), and plain HTTP is that of its --api (port \
+                    8080); write HOST:PORT"
+            .into());
+    }
+    let address = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
+            Ok(address.to_owned())
+        }
+        _ => Err("write HOST:PORT, for example 127.0.0.1:15010".into()),
+    }
+}
+
+/// A proxy starts from a file or from control, and control needs all of four things.
+fn complete(options: &Run) -> Result<(), String> {
+    let given = [
+        ("--control", options.control.is_some()),
+        ("--control-ca", options.control_ca.is_some()),
+        ("--token", options.token.is_some()),
+        ("--node", options.node.is_some()),
+    ];
+    let missing: Vec<_> = given.iter().filter(|(_, given)| !given).map(|(name, _)| *name).collect();
+    if options.static_file.is_some() || missing.is_empty() {
+        return Ok(());
+    }
+    let without = "To start without control: --static FILE";
+    Err(if missing.len() == given.len() {
+        format!(
+            "run needs --static FILE, to start without control, or all of {} to start with it",
+            missing.join(", ")
+        )
+    } else {
+        format!("to start with control, {} is missing. {without}", missing.join(", "))
+    })
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -122,6 +162,9 @@ fn main() -> ExitCode {
     // what has become one stays one.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let Command::Run(options) = Cli::parse().command;
+    if let Err(missing) = complete(&options) {
+        Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
+    }
     let level = match Level::install(&options.log_level) {
         Ok(level) => level,
         Err(error) => {
@@ -303,4 +346,41 @@ fn limits(options: &Run) -> Limits {
 /// second.
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Run, clap::Error> {
+        let Command::Run(options) = Cli::try_parse_from(line.split_whitespace())?.command;
+        Ok(*options)
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_so_is_the_start_without_control() {
+        let told = complete(&options("penstock-proxy run").unwrap()).unwrap_err();
+        assert!(
+            told.contains("--static FILE") && told.contains("--control, --control-ca, --token, --node"),
+            "{told}"
+        );
+        let some = "penstock-proxy run --control a:1 --node a/b --token t";
+        let told = complete(&options(some).unwrap()).unwrap_err();
+        assert!(told.contains("--control-ca is missing") && told.contains("--static FILE"), "{told}");
+        assert_eq!(complete(&options("penstock-proxy run --static f.yaml").unwrap()), Ok(()));
+        let all = "penstock-proxy run --control a:1 --node a/b --token t --control-ca c";
+        assert_eq!(complete(&options(all).unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn control_may_be_an_address_or_a_url_but_not_its_api() {
+        for text in ["control:15010", "https://control:15010", "https://control:15010/"] {
+            assert_eq!(control_address(text).as_deref(), Ok("control:15010"));
+        }
+        assert_eq!(control_address("[::1]:15010").as_deref(), Ok("[::1]:15010"));
+        assert!(control_address("http://127.0.0.1:8080").unwrap_err().contains("--listen"));
+        for text in ["control", ":15010", "control:x", "https://control:1/path", ""] {
+            assert!(control_address(text).unwrap_err().contains("HOST:PORT"), "{text}");
+        }
+    }
 }

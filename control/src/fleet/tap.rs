@@ -13,6 +13,7 @@ use penstock_api::view;
 use tokio::sync::mpsc;
 
 use super::{Fleet, lock, tap_view};
+use crate::metric;
 
 /// Events that wait for a watcher: a few seconds of what a terminal can show.
 const QUEUE: usize = 1_024;
@@ -95,7 +96,7 @@ impl Taps {
         let open = lock(&self.open);
         let Some(watcher) = open.get(&event.tap) else { return };
         if watcher.sender.try_send(tap_view(node, event)).is_err() {
-            counter!("penstock_control_tap_dropped_total").increment(1);
+            counter!(metric::TAP_DROPPED.name).increment(1);
         }
     }
 }

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::token::{TokenError, TokenReview};
 use super::{Authority, csr, epoch};
+use crate::metric;
 
 /// Requests checked and signed at once: a signature costs well under a millisecond, but a token may have to be
 /// reviewed elsewhere, and a mesh that starts at once must not take control down.
@@ -41,7 +42,7 @@ impl IdentityService {
 }
 
 fn refused(word: &'static str) {
-    counter!("penstock_control_sign_refused_total", "reason" => word).increment(1);
+    counter!(metric::SIGN_REFUSED.name, "reason" => word).increment(1);
 }
 
 #[tonic::async_trait]
@@ -84,7 +85,7 @@ impl Identity for IdentityService {
             tracing::error!(%id, "a certificate could not be signed: {error:#}");
             Status::unavailable(format!("{error:#}"))
         })?;
-        counter!("penstock_control_signed_total").increment(1);
+        counter!(metric::SIGNED.name).increment(1);
         tracing::debug!(%id, pod = workload.pod.as_deref().unwrap_or_default(), until = leaf.not_after, "certificate signed");
         let trust = self.authority.trust().borrow().clone();
         Ok(Response::new(SignResponse {

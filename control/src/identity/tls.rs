@@ -27,6 +27,7 @@ use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 
 use super::Trust;
+use crate::metric;
 
 /// Handshakes in progress at once. A handshake is two asymmetric operations; more of them in parallel would only
 /// make all of them late.
@@ -142,7 +143,7 @@ impl Serving {
                         // Nobody left to serve it: control is shutting down.
                         Ok(connection) => drop(sender.send(Ok(connection)).await),
                         Err(error) => {
-                            counter!("penstock_control_handshake_failures_total").increment(1);
+                            counter!(metric::HANDSHAKE_FAILURES.name).increment(1);
                             tracing::debug!(%address, "a TLS handshake failed: {error}");
                         }
                     }

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Fault, Published, Stream, caller};
 use crate::fleet::{Fleet, lock};
+use crate::metric;
 use crate::snapshot::Snapshot;
 
 /// Responses that wait to be written. One type has at most eight unacknowledged, so a client that fills this has
@@ -44,7 +45,7 @@ pub fn publish(mut snapshots: watch::Receiver<Arc<Snapshot>>) -> watch::Receiver
                 if published.snapshot.version != snapshot.version {
                     published.sequence += 1;
                     published.at = Instant::now();
-                    counter!("penstock_control_snapshots_total").increment(1);
+                    counter!(metric::SNAPSHOTS.name).increment(1);
                 }
                 published.snapshot = snapshot;
             });
@@ -88,7 +89,7 @@ impl AggregatedDiscoveryService for AdsService {
         tokio::spawn(async move {
             let end = service.serve(identity, requests, queue).await;
             if let Err(status) = &end {
-                counter!("penstock_control_streams_cut_total").increment(1);
+                counter!(metric::STREAMS_CUT.name).increment(1);
                 tracing::debug!("a configuration stream was cut: {}", status.message());
             }
             // The client may be gone already.
@@ -131,10 +132,10 @@ impl AdsService {
         let now = Instant::now();
         let stream = Arc::new(Mutex::new(Stream::new(&node, now)));
         let session = self.fleet.configured(&node, &identity, stream.clone(), now);
-        gauge!("penstock_control_connected_proxies").increment(1.0);
+        gauge!(metric::CONNECTED_PROXIES.name).increment(1.0);
         tracing::info!(%node, %identity, "proxy connected");
         let end = self.pump(first, &node, &stream, &mut requests, &queue).await;
-        gauge!("penstock_control_connected_proxies").decrement(1.0);
+        gauge!(metric::CONNECTED_PROXIES.name).decrement(1.0);
         self.fleet.unconfigured(&node, session, Instant::now());
         match &end {
             Ok(()) => tracing::info!(%node, "proxy disconnected"),
@@ -209,17 +210,17 @@ fn note(node: &str, request: &DeltaDiscoveryRequest) {
     if kind.is_none() && !request.resource_names_subscribe.is_empty() {
         let url: String = request.type_url.chars().take(120).collect();
         tracing::warn!(%node, "a type that does not exist was asked for: {url:?}; is the proxy newer than control?");
-        counter!("penstock_control_unknown_types_total").increment(1);
+        counter!(metric::UNKNOWN_TYPES.name).increment(1);
     }
     if let (Some(kind), Some(refused)) = (kind, &request.error_detail) {
         tracing::warn!(%node, ?kind, "configuration refused: {}", refused.message);
-        counter!("penstock_control_nacks_total", "type" => format!("{kind:?}")).increment(1);
+        counter!(metric::NACKS.name, "type" => format!("{kind:?}")).increment(1);
     }
 }
 
 fn record(response: &DeltaDiscoveryResponse, published: &Published) {
     let kind =
         Kind::from_type_url(&response.type_url).map_or("unknown".to_owned(), |kind| format!("{kind:?}"));
-    counter!("penstock_control_responses_total", "type" => kind).increment(1);
-    histogram!("penstock_control_push_seconds").record(published.at.elapsed().as_secs_f64());
+    counter!(metric::RESPONSES.name, "type" => kind).increment(1);
+    histogram!(metric::PUSH.name).record(published.at.elapsed().as_secs_f64());
 }

@@ -255,6 +255,11 @@ mod tests {
         let config: serde_json::Value = serde_json::from_str(&text).unwrap();
         let shown = &config["services"]["a/digits"]["ports"][0]["cluster"]["endpoints"][0];
         assert_eq!(shown["identity"], "spiffe://cluster.local/ns/a/sa/digits", "{text}");
+
+        // What control takes away is no longer shown, though requests may still be on their way to it.
+        assert_eq!(proxy.store.apply(vec![change(Kind::Service, None)]), []);
+        let (_, text) = ask(&proxy, Audience::Admin, "GET", "/endpoints", "").await;
+        assert_eq!(text, "[]");
     }
 
     #[tokio::test]

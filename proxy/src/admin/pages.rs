@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use penstock_api::view;
+use penstock_balance::load::REPORT_EXPIRY;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::{
-    Address, Backend, Cluster, Endpoint, Filters, HeaderChange, Known, PathChange, Rule, Service, Sticky,
-    Store, Timeouts,
+    Address, Backend, Cluster, Endpoint, Filters, HeaderChange, Known, PathChange, Rule, Service, Snapshot,
+    Sticky, Store, Timeouts,
 };
 use crate::identity::Identity;
 use crate::telemetry::Telemetry;
@@ -59,7 +60,7 @@ impl Pages {
     pub fn endpoints(&self, now: Instant) -> Vec<view::ProxyEndpoint> {
         let now = now.saturating_duration_since(self.epoch);
         let mut rows = Vec::new();
-        for cluster in self.store.clusters() {
+        for cluster in live(&self.store.snapshot()) {
             for endpoint in cluster.endpoints().iter() {
                 let state = &endpoint.state;
                 let word = if state.draining() {
@@ -76,6 +77,7 @@ impl Pages {
                     rps: f64::from(report.rps),
                     eps: f64::from(report.eps),
                     age_ms: age.as_secs_f64() * 1e3,
+                    expired: age >= REPORT_EXPIRY,
                 });
                 rows.push(view::ProxyEndpoint {
                     service: cluster.service.to_string(),
@@ -117,6 +119,31 @@ impl Pages {
         });
         json!({"workload": workload, "services": services, "addresses": addresses})
     }
+}
+
+/// The clusters that a request can reach now, each once. Others may still be held, for the requests that are on
+/// their way to them.
+fn live(snapshot: &Snapshot) -> Vec<Arc<Cluster>> {
+    let mut clusters = Vec::new();
+    for known in snapshot.services.values() {
+        if let Known::Here(service) = known {
+            clusters.extend(service.ports.iter().map(|port| &port.cluster));
+            let backends = service.rules.iter().flat_map(|rule| &rule.backends);
+            // A backend that does not exist is answered with 500.
+            clusters
+                .extend(backends.filter(|backend| backend.invalid.is_none()).map(|backend| &backend.cluster));
+        }
+    }
+    for known in snapshot.addresses.values() {
+        if let Known::Here(address) = known
+            && let Address::Pod(cluster) = &**address
+        {
+            clusters.push(cluster);
+        }
+    }
+    clusters.sort_by_key(|cluster| (&cluster.service, cluster.port, Arc::as_ptr(cluster)));
+    clusters.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    clusters.into_iter().cloned().collect()
 }
 
 fn sorted<K: Ord, V>(map: &ahash::AHashMap<K, V>) -> impl Iterator<Item = (&K, &V)> {

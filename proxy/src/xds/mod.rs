@@ -87,11 +87,11 @@ pub struct Client {
 /// How a stream ended.
 #[derive(Debug)]
 enum End {
-    /// There was none, or it ended before control said anything.
+    /// There was none, or it ended before it had shown that it works.
     NeverBegan(String),
     /// Control closed it in order, after that time.
     Closed(Duration),
-    /// It broke after control had spoken.
+    /// It broke after it had worked.
     Broke(String),
     /// Nobody demands anything any more: the proxy stops.
     Stopped,
@@ -125,7 +125,7 @@ impl Client {
             match &end {
                 End::Stopped => return,
                 End::Closed(after) => {
-                    tracing::debug!(?after, again_in = ?wait, "control closed the configuration stream");
+                    tracing::info!(?after, again_in = ?wait, "control closed the configuration stream in good order");
                 }
                 End::NeverBegan(why) | End::Broke(why) => {
                     tracing::warn!(error = %why, again_in = ?wait, "no configuration stream; the last one stays in force");
@@ -170,6 +170,8 @@ impl Client {
         metrics::gauge!(metric::CONTROL_CONNECTED.name, "stream" => "xds").set(1.0);
         tracing::info!(control = %self.config.control.address, "configuration stream open");
         let begun = Instant::now();
+        // A control that has nothing new for a proxy that holds all it wants says nothing, and rightly so.
+        let complete = self.state.ready();
         let mut spoken = false;
         let mut batch = Vec::new();
         loop {
@@ -188,10 +190,8 @@ impl Client {
                         // A stream that is over shows in the next response.
                         let _ = requests.send(answer);
                     }
-                    Ok(None) if spoken => return End::Closed(begun.elapsed()),
-                    Ok(None) => return End::NeverBegan("control closed the stream before it said anything".into()),
-                    Err(status) if spoken => return End::Broke(story(&status)),
-                    Err(status) => return End::NeverBegan(story(&status)),
+                    Ok(None) => return ended(None, spoken, complete, begun.elapsed()),
+                    Err(status) => return ended(Some(story(&status)), spoken, complete, begun.elapsed()),
                 },
                 count = demands.recv_many(&mut batch, DEMANDS) => {
                     if count == 0 {
@@ -278,6 +278,18 @@ impl Client {
     }
 }
 
+/// How a stream ended that had been opened: whether control had `spoken`, whether there was nothing to say since the
+/// proxy was `complete` when it connected, after how long, and with what error.
+fn ended(error: Option<String>, spoken: bool, complete: bool, after: Duration) -> End {
+    let worked = spoken || complete && after >= GROWN_UP;
+    match (error, worked) {
+        (None, true) => End::Closed(after),
+        (Some(why), true) => End::Broke(why),
+        (None, false) => End::NeverBegan("control closed the stream before it said anything".into()),
+        (Some(why), false) => End::NeverBegan(why),
+    }
+}
+
 /// How long to wait before the next stream.
 fn pause(end: &End, backoff: &mut Backoff, random: f64) -> Duration {
     match end {
@@ -317,6 +329,22 @@ const fn word(kind: Kind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_control_that_has_nothing_new_to_say_and_leaves_is_no_failure() {
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(5));
+        let broke = || Some("reset".to_owned());
+        assert!(matches!(ended(None, true, false, short), End::Closed(_)));
+        assert!(matches!(ended(None, false, true, long), End::Closed(_)), "a reconnect without news");
+        assert!(matches!(ended(broke(), false, true, long), End::Broke(_)));
+        // Without a word and at once: something there cannot serve us, and waits have to grow.
+        assert!(matches!(ended(None, false, true, short), End::NeverBegan(_)));
+        assert!(
+            matches!(ended(None, false, false, long), End::NeverBegan(_)),
+            "we wait for our first configuration"
+        );
+        assert!(matches!(ended(broke(), false, false, long), End::NeverBegan(_)));
+    }
 
     #[test]
     fn a_stream_of_age_is_opened_again_at_once_and_failures_wait_longer_each_time() {

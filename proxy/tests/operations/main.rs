@@ -19,6 +19,7 @@ use penstock_proxy::telemetry::metric;
 const NAMES: &str = include_str!("../../../control/api/src/names.rs");
 const LIMITS: &str = include_str!("../../src/limits.rs");
 const ADMIN: &str = include_str!("../../src/admin/mod.rs");
+const CONTROL_METRIC: &str = include_str!("../../../control/src/metric.rs");
 const LOG: &str = include_str!("../../src/telemetry/log.rs");
 
 const HINT: &str =
@@ -31,6 +32,7 @@ fn operations_md_says_what_the_code_does() {
     for (name, part) in [
         ("reasons", reasons()),
         ("metrics", metrics()),
+        ("control-metrics", control_metrics()),
         ("log-fields", log_fields()),
         ("annotations", table(&["annotation", "on, and how it is written"], &constants("annotation"))),
         ("headers", table(&["header", "meaning"], &constants("header"))),
@@ -107,6 +109,23 @@ fn metrics() -> String {
                 metric.labels.join(", "),
                 metric.help.to_owned(),
             ]
+        })
+        .collect();
+    table(&["metric", "kind", "labels", "meaning"], &rows)
+}
+
+/// Control's list has the same form as ours; read as text, since the proxy does not depend on control.
+fn control_metrics() -> String {
+    let list = CONTROL_METRIC.split_once("\nmetrics! {\n").unwrap().1.split_once("\n}").unwrap().0;
+    let quoted = |text: &str| text.split('"').nth(1).unwrap().to_owned();
+    let rows: Vec<_> = list
+        .split(';')
+        .filter(|entry| !entry.trim().is_empty())
+        .map(|entry| {
+            let (head, help) = entry.trim().split_once('\n').unwrap();
+            let (name, labels) = head.split_once('[').unwrap();
+            let kind = name.split_whitespace().nth(1).unwrap().to_lowercase();
+            vec![code(quoted(name)), kind, labels.replace(['"', ']'], ""), quoted(help)]
         })
         .collect();
     table(&["metric", "kind", "labels", "meaning"], &rows)

@@ -1,0 +1,102 @@
+//! Every metric of control, once: its name, its labels, its meaning. docs/OPERATIONS.md is made from this list.
+//!
+//! Labels come from closed sets. Nothing that a proxy sends becomes a label.
+
+/// What a metric does over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name; the unit is its last word but for `_total`.
+    pub name: &'static str,
+    /// What it does over time.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(#[doc = $help]
+        pub const $constant: Metric =
+            Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
+
+        /// All metrics, in the order of the documentation.
+        pub const ALL: &[&Metric] = &[$(&$constant,)+];
+    };
+}
+
+metrics! {
+    CONNECTED_PROXIES Gauge "penstock_control_connected_proxies" []
+        "Configuration streams that are open.";
+    SNAPSHOTS Counter "penstock_control_snapshots_total" []
+        "Snapshots published after the first.";
+    PUSH Histogram "penstock_control_push_seconds" []
+        "Time from a snapshot to each response that carries it.";
+    RESPONSES Counter "penstock_control_responses_total" ["type"]
+        "Responses sent to proxies, by type.";
+    NACKS Counter "penstock_control_nacks_total" ["type"]
+        "Responses that proxies refused, by type.";
+    UNKNOWN_TYPES Counter "penstock_control_unknown_types_total" []
+        "Requests for types that do not exist.";
+    STREAMS_CUT Counter "penstock_control_streams_cut_total" []
+        "Configuration streams that control ended with an error.";
+    SIGNED Counter "penstock_control_signed_total" []
+        "Certificates signed.";
+    SIGN_REFUSED Counter "penstock_control_sign_refused_total" ["reason"]
+        "Certificates refused, by reason.";
+    HANDSHAKE_FAILURES Counter "penstock_control_handshake_failures_total" []
+        "TLS handshakes with control that failed.";
+    TAP_DROPPED Counter "penstock_control_tap_dropped_total" []
+        "Tap events dropped because a watcher was too slow.";
+}
+
+/// Tells the recorder what each means. A dashboard that begins before the first proxy sees a zero, not a hole.
+pub fn describe() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => {
+                metrics::describe_counter!(metric.name, metric.help);
+                if metric.labels.is_empty() {
+                    metrics::counter!(metric.name).increment(0);
+                }
+            }
+            Kind::Gauge => {
+                metrics::describe_gauge!(metric.name, metric.help);
+                if metric.labels.is_empty() {
+                    metrics::gauge!(metric.name).set(0.0);
+                }
+            }
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_of_one_family_and_counters_say_total() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        for metric in ALL {
+            assert!(metric.name.starts_with("penstock_control_"), "{}", metric.name);
+            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
