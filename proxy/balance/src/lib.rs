@@ -8,18 +8,35 @@
 //! what the choice is made from, [`outlier`] takes failing endpoints out, [`budget`] says whether to try again.
 
 pub mod budget;
+mod cell;
+pub mod estimate;
 pub mod load;
+pub mod members;
+pub mod memory;
 pub mod outlier;
 pub mod pick;
+pub mod pool;
+mod rendezvous;
+pub mod report;
 pub mod split;
+pub mod wrr;
 
 use std::time::Duration;
 
 pub use budget::RetryBudget;
+pub use estimate::{Cost, Estimator};
 pub use load::{EndpointState, Report};
+pub use load::{Outcome, Sent};
+pub use members::Members;
 pub use outlier::OutlierPolicy;
 pub use pick::{Candidate, NonePicked, Policy, pick};
+pub use pool::{Ask, Explained, Picked, Pool, Quality, Settings, Why};
+pub use report::{GpuHealth, LoadReport};
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::load::EndpointState;
+use crate::pool::Ask;
 
 /// How to choose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,12 +19,35 @@ pub enum Policy {
     LeastRequest,
     /// In turn.
     RoundRobin,
+    /// The least predicted time until it is answered.
+    Gpu,
+    /// The same, with what an endpoint has of the prompt taken off the work.
+    Prefix,
+    /// By a key, with bounded load.
+    RingHash,
+    /// In turn, weighted by load reports (gRFC A58).
+    OrcaWrr,
 }
 
 /// Something that can be picked.
 pub trait Candidate {
     /// Its state.
     fn state(&self) -> &EndpointState;
+
+    /// Its name as a number that is the same in every sidecar, a hash of its address say.
+    fn name(&self) -> u64 {
+        0
+    }
+
+    /// Whether it can serve the request at all: the model and the adapter are loaded, its weight is not zero.
+    fn serves(&self, _ask: &Ask<'_>) -> bool {
+        true
+    }
+
+    /// What the way there costs more than the nearest way, in milliseconds: another zone.
+    fn distance_ms(&self) -> f32 {
+        0.0
+    }
 }
 
 /// Why nothing was picked; prints well in an error.
@@ -37,12 +61,19 @@ pub struct NonePicked {
     pub ejected: usize,
     /// Of them, tried already by this request.
     pub tried: usize,
+    /// Of them, without what the request needs: its model, its adapter.
+    pub unfit: usize,
 }
 
 impl std::fmt::Display for NonePicked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "0 of {} ready", self.total)?;
-        let parts = [(self.draining, "draining"), (self.ejected, "ejected"), (self.tried, "tried already")];
+        let parts = [
+            (self.draining, "draining"),
+            (self.ejected, "ejected"),
+            (self.tried, "tried already"),
+            (self.unfit, "without the model"),
+        ];
         let mut separator = ": ";
         for (count, word) in parts.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, "{separator}{count} {word}")?;
@@ -55,6 +86,18 @@ impl std::fmt::Display for NonePicked {
 impl<C: Candidate> Candidate for std::sync::Arc<C> {
     fn state(&self) -> &EndpointState {
         (**self).state()
+    }
+
+    fn name(&self) -> u64 {
+        (**self).name()
+    }
+
+    fn serves(&self, ask: &Ask<'_>) -> bool {
+        (**self).serves(ask)
+    }
+
+    fn distance_ms(&self) -> f32 {
+        (**self).distance_ms()
     }
 }
 
@@ -90,12 +133,12 @@ pub fn pick<C: Candidate>(
                 }
             }
         }
-        Policy::LeastRequest if n == 1 => {
+        _ if n == 1 => {
             if usable(0) {
                 return Ok(0);
             }
         }
-        Policy::LeastRequest if n > 1 => {
+        _ if n > 1 => {
             let mut best: Option<(usize, f32)> = None;
             let mut found = 0;
             let mut last = usize::MAX;
@@ -118,7 +161,8 @@ pub fn pick<C: Candidate>(
                 return Ok(i);
             }
         }
-        Policy::LeastRequest => {}
+        // The others are served by `Pool::pick`.
+        _ => {}
     }
     scan(candidates, max_ejected_percent, avoid, now, random)
 }

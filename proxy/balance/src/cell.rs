@@ -1,0 +1,89 @@
+//! Numbers that several workers read and write at once, without a lock.
+//!
+//! Under `--cfg loom` the atomics are loom's, so that the tests of the orderings try every interleaving.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use Ordering::Relaxed;
+
+/// An `f32` that workers share. Never a NaN unless [`Told`] makes one of it.
+#[derive(Debug)]
+pub(crate) struct Float(AtomicU32);
+
+impl Float {
+    pub(crate) fn new(value: f32) -> Self {
+        Self(AtomicU32::new(value.to_bits()))
+    }
+
+    pub(crate) fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Relaxed))
+    }
+
+    pub(crate) fn set(&self, value: f32) {
+        self.0.store(value.to_bits(), Relaxed);
+    }
+
+    /// Moves towards `value` by `share` of the way. Of two workers that do it at once one may be forgotten, which an
+    /// average can bear.
+    pub(crate) fn approach(&self, value: f32, share: f32) {
+        let before = self.get();
+        self.set(before + (value - before) * share);
+    }
+}
+
+impl Default for Float {
+    fn default() -> Self {
+        Self::new(0.0)
+    }
+}
+
+/// An `f32` that may not have been told; a NaN inside means so.
+#[derive(Debug)]
+pub(crate) struct Told(Float);
+
+impl Default for Told {
+    fn default() -> Self {
+        Self(Float::new(f32::NAN))
+    }
+}
+
+impl Told {
+    pub(crate) fn get(&self) -> Option<f32> {
+        Some(self.0.get()).filter(|value| !value.is_nan())
+    }
+
+    pub(crate) fn set(&self, value: Option<f32>) {
+        self.0.set(value.unwrap_or(f32::NAN));
+    }
+}
+
+/// Units of work in flight: sixteenths in a whole number, so that what goes in comes out again exactly.
+#[derive(Debug, Default)]
+pub(crate) struct Units(AtomicU64);
+
+const SIXTEENTHS: f32 = 16.0;
+
+impl Units {
+    /// Adds; returns what must be taken off again.
+    pub(crate) fn add(&self, units: f32) -> u32 {
+        let parts = (units.max(0.0) * SIXTEENTHS) as u32;
+        self.0.fetch_add(u64::from(parts), Relaxed);
+        parts
+    }
+
+    /// What `parts` are in units.
+    pub(crate) fn of(parts: u32) -> f32 {
+        parts as f32 / SIXTEENTHS
+    }
+
+    pub(crate) fn take(&self, parts: u32) {
+        self.0.fetch_sub(u64::from(parts), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> f32 {
+        self.0.load(Relaxed) as f32 / SIXTEENTHS
+    }
+}

@@ -1,0 +1,103 @@
+//! Which endpoint has seen which block of a prompt: a table of fixed size that forgets.
+//!
+//! Two facts are kept of a block: that an endpoint has it, and which endpoint had it last. Both are one atomic word in
+//! a direct-mapped table: a later fact takes the place of an earlier one that hashes to the same word, as an LRU cache
+//! would roughly do. A wrong answer (a collision of 24 bits) costs one prefill.
+
+use std::time::Duration;
+
+use crate::cell::{AtomicU64, Ordering};
+use crate::rendezvous::mix;
+use Ordering::Relaxed;
+
+/// Facts kept; 512 KiB.
+const SLOTS: usize = 1 << 16;
+/// A fact older than this is forgotten: the model server has most likely evicted the block.
+pub const EXPIRY: Duration = Duration::from_secs(180);
+
+/// The table.
+#[derive(Debug)]
+pub struct Memory {
+    slots: Box<[AtomicU64]>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+/// A fact is `tag:24 | value:24 | seconds:16`.
+impl Memory {
+    /// The endpoint has, from now on, all the blocks.
+    pub fn remember(&self, blocks: &[u64], endpoint: u32, now: Duration) {
+        for block in blocks {
+            self.put(*block, endpoint, now);
+            self.put(has(*block, endpoint), endpoint, now);
+        }
+    }
+
+    /// How many of the blocks the endpoint has, from the first on. Prefixes nest, so it is a binary search.
+    pub fn matched(&self, blocks: &[u64], endpoint: u32, now: Duration) -> usize {
+        blocks.partition_point(|block| self.get(has(*block, endpoint), now).is_some())
+    }
+
+    /// The endpoint that last saw the longest known part of the blocks.
+    pub fn holder(&self, blocks: &[u64], now: Duration) -> Option<u32> {
+        let known = blocks.partition_point(|block| self.get(*block, now).is_some());
+        self.get(*blocks.get(known.checked_sub(1)?)?, now)
+    }
+
+    fn put(&self, key: u64, value: u32, now: Duration) {
+        let seconds = now.as_secs() & 0xffff;
+        let fact = (key >> 40 << 40) | (u64::from(value) & 0xff_ffff) << 16 | seconds;
+        self.slots[key as usize % SLOTS].store(fact, Relaxed);
+    }
+
+    fn get(&self, key: u64, now: Duration) -> Option<u32> {
+        let fact = self.slots[key as usize % SLOTS].load(Relaxed);
+        let age = now.as_secs().wrapping_sub(fact) & 0xffff;
+        (fact != 0 && fact >> 40 == key >> 40 && age <= EXPIRY.as_secs())
+            .then_some((fact >> 16) as u32 & 0xff_ffff)
+    }
+}
+
+fn has(block: u64, endpoint: u32) -> u64 {
+    mix(block ^ mix(u64::from(endpoint) + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn blocks(conversation: u64, n: u64) -> Vec<u64> {
+        (0..n).map(|i| mix(conversation * 1000 + i)).collect()
+    }
+
+    #[test]
+    fn the_longest_known_prefix_is_found() {
+        let memory = Memory::default();
+        memory.remember(&blocks(1, 10), 7, s(5));
+        assert_eq!(memory.matched(&blocks(1, 14), 7, s(6)), 10);
+        assert_eq!(memory.matched(&blocks(1, 4), 7, s(6)), 4);
+        assert_eq!(memory.matched(&blocks(1, 14), 8, s(6)), 0);
+        assert_eq!(memory.matched(&blocks(2, 14), 7, s(6)), 0);
+        assert_eq!(memory.holder(&blocks(1, 14), s(6)), Some(7));
+        memory.remember(&blocks(1, 12), 8, s(7));
+        assert_eq!(memory.holder(&blocks(1, 14), s(8)), Some(8));
+        assert_eq!(memory.matched(&blocks(1, 14), 7, s(8)), 10, "the first still has it");
+        assert_eq!(memory.holder(&[], s(8)), None);
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten() {
+        let memory = Memory::default();
+        memory.remember(&blocks(1, 3), 7, s(65_530));
+        assert_eq!(memory.matched(&blocks(1, 3), 7, s(65_540)), 3, "seconds wrap");
+        assert_eq!(memory.matched(&blocks(1, 3), 7, s(65_530) + EXPIRY + s(1)), 0);
+    }
+}

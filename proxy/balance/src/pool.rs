@@ -1,0 +1,540 @@
+//! Which endpoint serves the request.
+//!
+//! Comes in: an [`Ask`], the [`Members`] of the cluster, [`Settings`] and randomness. Goes out: a [`Picked`], or
+//! [`NonePicked`] with the reason. A pick looks at no more than [`LOOKS`] endpoints however many there are, takes no
+//! lock and allocates nothing; only if everything it looks at is unusable does it go through all of them.
+//!
+//! `gpu`: of up to eight endpoints drawn at random those with too much work in flight are hot; among the cold the
+//! least predicted time to the first byte wins. `prefix`: the same, where also those are looked at that are known to
+//! have a part of the prompt or are its home by rendezvous hashing, and what they have is taken off the work.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::cell::{AtomicU32, AtomicU64, Float, Ordering};
+use crate::estimate::Cost;
+use crate::load::{EndpointState, Outcome, Prediction, Sent};
+use crate::members::Members;
+use crate::memory::Memory;
+use crate::pick::{Candidate, NonePicked, Policy};
+use crate::rendezvous::mix;
+use crate::report::LoadReport;
+use crate::wrr;
+use Ordering::Relaxed;
+
+/// The most endpoints a pick looks at.
+pub const LOOKS: usize = 8;
+/// Draws per look before the endpoints are scanned one by one.
+const DRAWS: usize = 2 * LOOKS;
+/// A report younger than this needs no exploration.
+const EXPLORE_AFTER_MS: f32 = 1000.0;
+
+/// A request that wants an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Its work: batch rows for tensor models, tokens for LLMs, else 1.
+    pub units: f32,
+    /// A session or another key that should stay where it is; 0 = none.
+    pub key: u64,
+    /// Chained hashes of the prompt's leading blocks: equal where everything up to there is equal.
+    pub blocks: &'a [u64],
+    /// The work that a block is.
+    pub block_units: f32,
+    /// The model and adapter it needs, hashed, for [`Candidate::serves`]; 0 = any.
+    pub model: u64,
+    /// Indices that this request has tried: picked again only if nothing else is there.
+    pub avoid: &'a [usize],
+    /// The time.
+    pub now: Duration,
+}
+
+impl Ask<'_> {
+    /// A request of one unit, now.
+    pub fn one(now: Duration) -> Self {
+        Self { units: 1.0, key: 0, blocks: &[], block_units: 0.0, model: 0, avoid: &[], now }
+    }
+}
+
+/// How to choose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// The policy.
+    pub policy: Policy,
+    /// How many endpoints are drawn; 2 to [`LOOKS`].
+    pub choices: usize,
+    /// Endpoints with more work in flight than this share of those seen lately are hot.
+    pub hot_quantile: f32,
+    /// Of a thousand picks, how many may go to an endpoint only because nothing was heard of it lately.
+    pub explore_permille: u32,
+    /// The most of the endpoints that may be out at once, percent.
+    pub max_ejected_percent: u32,
+    /// `ring-hash`: how much more than the mean an endpoint may have in flight (Mirrokni et al. 2018).
+    pub bound: f32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::Gpu,
+            choices: LOOKS,
+            hot_quantile: 0.84,
+            explore_permille: 10,
+            max_ejected_percent: 50,
+            bound: 1.25,
+        }
+    }
+}
+
+/// Why this endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It was its turn.
+    Turn,
+    /// The fewest requests of those drawn.
+    FewestRequests,
+    /// The least predicted time of those drawn.
+    SoonestServed,
+    /// The same, and it has a part of the prompt or is the key's home.
+    Affinity,
+    /// All that were drawn have too much work in flight, it the least.
+    LeastHot,
+    /// Nothing was heard of it lately.
+    Explored,
+    /// The key is at home there.
+    Home,
+    /// The key's home has too much in flight, this is the next.
+    NextHome,
+    /// Nothing that was drawn was usable, this was found.
+    Found,
+}
+
+/// An endpoint was picked, and the request counts as sent there.
+#[derive(Clone, Copy, Debug)]
+pub struct Picked {
+    /// Its index.
+    pub index: usize,
+    /// Give this back when its first byte has come and when it is over.
+    pub sent: Sent,
+    /// Why it.
+    pub why: Why,
+}
+
+/// One endpoint that was looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    /// Its index.
+    pub index: usize,
+    /// What the request would meet.
+    pub prediction: Prediction,
+    /// What decides: the prediction with the way there and the neighbours on the same GPU, in milliseconds.
+    pub score: f32,
+    /// Units of work that it has already.
+    pub matched: f32,
+    /// It has too much work in flight, or too much for a new one.
+    pub hot: bool,
+    /// It was looked at for the key or the prompt, not by the draw.
+    pub affine: bool,
+}
+
+/// A decision, for people to read: what was looked at, and what won.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Explained {
+    looks: [Look; LOOKS],
+    count: usize,
+    /// The winner's index and the reason, once decided.
+    pub winner: Option<(usize, Why)>,
+}
+
+impl Explained {
+    fn note(&mut self, look: Look) {
+        if self.count < LOOKS {
+            self.looks[self.count] = look;
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, index: usize) -> bool {
+        self.looks().iter().any(|look| look.index == index)
+    }
+
+    /// The endpoints looked at, in the order of looking.
+    pub fn looks(&self) -> &[Look] {
+        &self.looks[..self.count]
+    }
+}
+
+/// What a cluster's picks share: turns, memory, counters.
+#[derive(Debug, Default)]
+pub struct Pool {
+    turn: AtomicU32,
+    in_flight: AtomicU64,
+    /// The usual cost, to be assumed of endpoints that nobody knows yet.
+    fixed_ms: Float,
+    unit_ms: Float,
+    /// The quantile of the work in flight, in milliseconds.
+    hot_ms: Float,
+    memory: OnceLock<Memory>,
+    counters: Counters,
+}
+
+/// Sums since the start.
+#[derive(Debug, Default)]
+struct Counters {
+    picks: AtomicU64,
+    informed: AtomicU64,
+    age_us: AtomicU64,
+    explored: AtomicU64,
+    regretted: AtomicU64,
+    regret_us: AtomicU64,
+    herded: AtomicU64,
+}
+
+/// How good the decisions were: sums since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quality {
+    /// Picks.
+    pub picks: u64,
+    /// Of them, with a report of the winner at hand: the others went by what we ourselves saw.
+    pub informed: u64,
+    /// Staleness: the ages of those reports, added up.
+    pub age: Duration,
+    /// Picks that were exploration.
+    pub explored: u64,
+    /// Requests that took longer than was predicted for the second best.
+    pub regretted: u64,
+    /// Regret: by how much, added up.
+    pub regret: Duration,
+    /// Herd: reports by which the requests of others had more than doubled, and grown by more than two, since the
+    /// report before, on which our pick stood.
+    pub herded: u64,
+}
+
+impl Pool {
+    /// Picks an endpoint and counts the request as sent there.
+    pub fn pick<C: Candidate>(
+        &self,
+        members: &Members<C>,
+        settings: &Settings,
+        ask: &Ask<'_>,
+        random: &mut impl Rng,
+    ) -> Result<Picked, NonePicked> {
+        self.explain(members, settings, ask, random, &mut Explained::default())
+    }
+
+    /// The same, and leaves in `looks` what was looked at.
+    pub fn explain<C: Candidate>(
+        &self,
+        members: &Members<C>,
+        settings: &Settings,
+        ask: &Ask<'_>,
+        random: &mut impl Rng,
+        looks: &mut Explained,
+    ) -> Result<Picked, NonePicked> {
+        let mut picker = Picker { pool: self, members, settings, ask, random, looks };
+        let chosen = match settings.policy {
+            _ if members.is_empty() => None,
+            Policy::RoundRobin => picker.in_turn(),
+            Policy::OrcaWrr => picker.in_weighted_turn(),
+            Policy::LeastRequest => picker.fewest(),
+            Policy::RingHash => picker.at_home(),
+            Policy::Gpu | Policy::Prefix => picker.soonest(),
+        };
+        let (index, why) = match chosen {
+            Some(chosen) => chosen,
+            None => (picker.scan()?, Why::Found),
+        };
+        looks.winner = Some((index, why));
+        Ok(self.send(members, ask, looks, index, why))
+    }
+
+    /// Counts the request, and what the decision stood on.
+    fn send<C: Candidate>(
+        &self,
+        members: &Members<C>,
+        ask: &Ask<'_>,
+        looks: &Explained,
+        index: usize,
+        why: Why,
+    ) -> Picked {
+        let state = members[index].state();
+        let mut units = ask.units;
+        let mut runner_up_ms = f32::INFINITY;
+        let mut winner = None;
+        for look in looks.looks() {
+            if look.index == index {
+                units = (units - look.matched).max(0.0);
+                winner = Some(look.prediction);
+            } else {
+                runner_up_ms = runner_up_ms.min(look.score);
+            }
+        }
+        let prediction = winner.unwrap_or_else(|| state.predict(units, self.usual(), ask.now));
+        let counters = &self.counters;
+        counters.picks.fetch_add(1, Relaxed);
+        if let Some(age) = prediction.age_ms {
+            counters.informed.fetch_add(1, Relaxed);
+            counters.age_us.fetch_add((age * 1e3) as u64, Relaxed);
+        }
+        if why == Why::Explored {
+            counters.explored.fetch_add(1, Relaxed);
+        }
+        if let Some(cost) = state.cost() {
+            let share = if self.unit_ms.get() == 0.0 { 1.0 } else { 1.0 / 64.0 };
+            self.fixed_ms.approach(cost.fixed_ms, share);
+            self.unit_ms.approach(cost.unit_ms, share);
+        }
+        if !ask.blocks.is_empty()
+            && let Some(memory) = self.memory.get()
+        {
+            memory.remember(ask.blocks, members.number(index), ask.now);
+        }
+        self.in_flight.fetch_add(1, Relaxed);
+        Picked { index, sent: state.sent_as(units, prediction.ms, runner_up_ms, ask.now), why }
+    }
+
+    /// The head of the response has come.
+    pub fn first_byte(&self, state: &EndpointState, sent: &mut Sent, now: Duration) {
+        if let Some(took_ms) = state.first_byte(sent, now) {
+            let regret = took_ms - sent.runner_up_ms;
+            if regret > 0.0 {
+                self.counters.regretted.fetch_add(1, Relaxed);
+                self.counters.regret_us.fetch_add((regret * 1e3) as u64, Relaxed);
+            }
+        }
+    }
+
+    /// The request is over.
+    pub fn over(&self, state: &EndpointState, mut sent: Sent, outcome: Outcome, now: Duration) {
+        if outcome == Outcome::Served {
+            self.first_byte(state, &mut sent, now);
+        }
+        state.over(sent, outcome, now);
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// A report of the endpoint has come.
+    pub fn told(&self, state: &EndpointState, report: LoadReport, now: Duration) {
+        let before = state.others();
+        state.told(report, now);
+        if state.others() > 2.0 * before + 2.0 {
+            self.counters.herded.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// How good the decisions were.
+    pub fn quality(&self) -> Quality {
+        let counters = &self.counters;
+        Quality {
+            picks: counters.picks.load(Relaxed),
+            informed: counters.informed.load(Relaxed),
+            age: Duration::from_micros(counters.age_us.load(Relaxed)),
+            explored: counters.explored.load(Relaxed),
+            regretted: counters.regretted.load(Relaxed),
+            regret: Duration::from_micros(counters.regret_us.load(Relaxed)),
+            herded: counters.herded.load(Relaxed),
+        }
+    }
+
+    fn usual(&self) -> Cost {
+        Cost { fixed_ms: self.fixed_ms.get(), unit_ms: self.unit_ms.get() }
+    }
+}
+
+/// One decision while it is made.
+struct Picker<'a, C, R> {
+    pool: &'a Pool,
+    members: &'a Members<C>,
+    settings: &'a Settings,
+    ask: &'a Ask<'a>,
+    random: &'a mut R,
+    looks: &'a mut Explained,
+}
+
+type Chosen = Option<(usize, Why)>;
+
+impl<C: Candidate, R: Rng> Picker<'_, C, R> {
+    fn usable(&self, i: usize) -> bool {
+        let state = self.members[i].state();
+        !state.draining()
+            && !state.is_leaving(self.ask.now)
+            && !state.ejection.is_out(self.ask.now)
+            && !state.gpu_failed()
+            && self.members[i].serves(self.ask)
+            && !self.ask.avoid.contains(&i)
+    }
+
+    fn in_turn(&self) -> Chosen {
+        let n = self.members.len();
+        (0..n.min(LOOKS))
+            .map(|_| self.pool.turn.fetch_add(1, Relaxed) as usize % n)
+            .find(|i| self.usable(*i))
+            .map(|i| (i, Why::Turn))
+    }
+
+    fn in_weighted_turn(&self) -> Chosen {
+        wrr::next(self.members, &self.pool.turn, 8 * LOOKS, |i| self.usable(i)).map(|i| (i, Why::Turn))
+    }
+
+    /// Of two drawn at random the one with fewer requests (Mitzenmacher 2001).
+    fn fewest(&mut self) -> Chosen {
+        self.draw(2, |picker, i| {
+            let in_flight = picker.members[i].state().work(picker.ask.now);
+            let prediction = Prediction { in_flight, ..Prediction::default() };
+            Look { index: i, prediction, score: in_flight, ..Look::default() }
+        });
+        let best = self.looks.looks().iter().min_by(|a, b| a.score.total_cmp(&b.score))?;
+        Some((best.index, Why::FewestRequests))
+    }
+
+    /// Where the key is at home, unless too much is in flight there; then at its next home, and so on.
+    fn at_home(&mut self) -> Chosen {
+        let n = self.members.len() as f32;
+        let mean = (self.pool.in_flight.load(Relaxed) as f32 + 1.0) / n;
+        let bound = (self.settings.bound * mean).ceil();
+        let key = if self.ask.key == 0 { self.random.random() } else { self.ask.key };
+        for round in 0..LOOKS as u64 {
+            let i = self.members.home(nth(key, round))?;
+            let in_flight = self.members[i].state().in_flight() as f32;
+            if self.usable(i) && in_flight + 1.0 <= bound {
+                return Some((i, if round == 0 { Why::Home } else { Why::NextHome }));
+            }
+        }
+        None
+    }
+
+    /// Draws up to `count` usable endpoints, each once, and looks at them.
+    fn draw(&mut self, count: usize, look: impl Fn(&Self, usize) -> Look) {
+        let n = self.members.len();
+        let count = count.min(LOOKS);
+        if n <= count {
+            let start = if n > 1 { self.random.random_range(0..n) } else { 0 };
+            for i in (start..n).chain(0..start) {
+                if self.usable(i) && !self.looks.has(i) {
+                    let look = look(self, i);
+                    self.looks.note(look);
+                }
+            }
+            return;
+        }
+        for _ in 0..DRAWS {
+            if self.looks.count >= count {
+                break;
+            }
+            let i = self.random.random_range(0..n);
+            if self.usable(i) && !self.looks.has(i) {
+                let look = look(self, i);
+                self.looks.note(look);
+            }
+        }
+    }
+
+    /// The least predicted time among the cold.
+    fn soonest(&mut self) -> Chosen {
+        let prefix = self.settings.policy == Policy::Prefix;
+        if prefix {
+            self.look_where_the_prompt_is();
+        }
+        self.draw(self.settings.choices.max(2), |picker, i| picker.look(i, false));
+        self.look_at_heat();
+        if self.random.random_range(0..1000) < self.settings.explore_permille
+            && let Some(i) = self.unheard()
+        {
+            return Some((i, Why::Explored));
+        }
+        let least = |hot| {
+            let looks = self.looks.looks().iter().filter(move |look| look.hot == hot);
+            looks.min_by(|a, b| a.score.total_cmp(&b.score))
+        };
+        if let Some(best) = least(false) {
+            return Some((best.index, if best.matched > 0.0 { Why::Affinity } else { Why::SoonestServed }));
+        }
+        least(true).map(|best| (best.index, Why::LeastHot))
+    }
+
+    fn look(&self, index: usize, affine: bool) -> Look {
+        let ask = self.ask;
+        let candidate = &self.members[index];
+        let matched = match self.pool.memory.get() {
+            Some(memory) if self.settings.policy == Policy::Prefix && !ask.blocks.is_empty() => {
+                memory.matched(ask.blocks, self.members.number(index), ask.now) as f32 * ask.block_units
+            }
+            _ => 0.0,
+        };
+        let matched = matched.min(ask.units);
+        let prediction = candidate.state().predict(ask.units - matched, self.pool.usual(), ask.now);
+        let score = prediction.ms + candidate.distance_ms();
+        Look { index, prediction, score, matched, hot: candidate.state().holds_back(), affine }
+    }
+
+    /// Looks at the endpoints that have, or should have, a part of the prompt.
+    fn look_where_the_prompt_is(&mut self) {
+        let (members, ask) = (self.members, self.ask);
+        let memory = self.pool.memory.get_or_init(Memory::default);
+        let holder = memory.holder(ask.blocks, ask.now).and_then(|number| members.numbered(number));
+        let session = (ask.key != 0).then(|| members.home(nth(ask.key, 0))).flatten();
+        let prompt = ask.blocks.first().and_then(|block| members.home(nth(*block, 0)));
+        for i in [holder, session, prompt].into_iter().flatten() {
+            if self.usable(i) && !self.looks.has(i) {
+                let look = self.look(i, true);
+                self.looks.note(look);
+            }
+        }
+    }
+
+    /// Marks those with too much work in flight.
+    fn look_at_heat(&mut self) {
+        let edge = self.pool.hot_ms.get();
+        for look in &mut self.looks.looks[..self.looks.count] {
+            let in_flight_ms = look.prediction.own_ms + look.prediction.others_ms;
+            // Robbins and Monro's search for the quantile; its step follows the scale of what is seen.
+            let (step, q) = ((edge + in_flight_ms) / 128.0, self.settings.hot_quantile);
+            let edge_now =
+                self.pool.hot_ms.get() + if in_flight_ms > edge { step * q } else { step * (q - 1.0) };
+            self.pool.hot_ms.set(edge_now.max(0.0));
+            look.hot |= in_flight_ms > edge && edge > 0.0;
+        }
+    }
+
+    /// The one that nothing was heard of for longest, if that is long and no request of ours is there to tell.
+    fn unheard(&self) -> Option<usize> {
+        let age = |look: &&Look| look.prediction.age_ms.unwrap_or(f32::INFINITY);
+        let oldest = self.looks.looks().iter().max_by(|a, b| age(a).total_cmp(&age(b)))?;
+        let silent = self.members[oldest.index].state().in_flight() == 0;
+        (age(&oldest) > EXPLORE_AFTER_MS && silent).then_some(oldest.index)
+    }
+
+    /// The slow path: every endpoint, from a random one on.
+    fn scan(&mut self) -> Result<usize, NonePicked> {
+        let (n, ask) = (self.members.len(), self.ask);
+        let mut none = NonePicked { total: n, ..NonePicked::default() };
+        let (mut ejected_one, mut leaving_one, mut tried_one) = (None, None, None);
+        let start = if n > 1 { self.random.random_range(0..n) } else { 0 };
+        for i in (start..n).chain(0..start) {
+            let state = self.members[i].state();
+            if state.draining() {
+                none.draining += 1;
+            } else if !self.members[i].serves(ask) {
+                none.unfit += 1;
+            } else if state.ejection.is_out(ask.now) || state.gpu_failed() {
+                none.ejected += 1;
+                ejected_one.get_or_insert(i);
+            } else if ask.avoid.contains(&i) {
+                none.tried += 1;
+                tried_one.get_or_insert(i);
+            } else if state.is_leaving(ask.now) {
+                leaving_one.get_or_insert(i);
+            } else {
+                return Ok(i);
+            }
+        }
+        let panic = none.ejected * 100 > n * self.settings.max_ejected_percent as usize;
+        leaving_one.or(tried_one).or(ejected_one.filter(|_| panic)).ok_or(none)
+    }
+}
+
+/// The key's first home, its second, and so on.
+fn nth(key: u64, round: u64) -> u64 {
+    mix(key.wrapping_add(mix(round)))
+}

@@ -1,0 +1,98 @@
+//! What an endpoint says of itself: the load report (ORCA) on its responses, in the words of this crate.
+
+use crate::estimate::Cost;
+
+/// A load report. Everything may be missing: "not told" is not zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LoadReport {
+    /// Requests in flight there, from all clients.
+    pub in_flight: Option<f32>,
+    /// Units of work in flight there that wait for their first byte, from all clients.
+    pub units: Option<f32>,
+    /// Milliseconds until the work in flight is done.
+    pub backlog_ms: Option<f32>,
+    /// Milliseconds to a request of this model, whatever its size.
+    pub fixed_ms: Option<f32>,
+    /// Milliseconds to a unit of this model's work.
+    pub unit_ms: Option<f32>,
+    /// Milliseconds that requests wait before they reach the application.
+    pub queue_wait_ms: Option<f32>,
+    /// Units that the open batch still takes.
+    pub room: Option<f32>,
+    /// Milliseconds until the open batch closes.
+    pub closes_ms: Option<f32>,
+    /// Requests that wait inside the model server.
+    pub waiting: Option<f32>,
+    /// The share of the KV cache in use.
+    pub kv_usage: Option<f32>,
+    /// The share of the GPU's memory in use.
+    pub memory: Option<f32>,
+    /// The busy share; 1 = never idle, more with a queue.
+    pub utilization: Option<f32>,
+    /// Requests a second.
+    pub rps: Option<f32>,
+    /// Errors a second.
+    pub eps: Option<f32>,
+    /// Which physical GPU serves it; replicas with the same value share one.
+    pub gpu: Option<u64>,
+    /// How the GPU is.
+    pub health: Option<GpuHealth>,
+}
+
+/// How a GPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GpuHealth {
+    /// Nothing is wrong.
+    Well,
+    /// Slowed down by heat or power.
+    Throttled,
+    /// It reported a fault that only a reset mends (Xid, uncorrectable ECC).
+    Failed,
+}
+
+impl GpuHealth {
+    /// From the number on the wire.
+    pub fn from_wire(value: f64) -> Option<Self> {
+        match value {
+            v if v == 0.0 => Some(Self::Well),
+            v if v == 1.0 => Some(Self::Throttled),
+            v if v >= 2.0 => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+
+impl LoadReport {
+    /// The two-parameter cost, if told whole and sane.
+    pub fn cost(&self) -> Option<Cost> {
+        let (fixed_ms, unit_ms) = (sane(self.fixed_ms)?, sane(self.unit_ms)?);
+        Some(Cost { fixed_ms, unit_ms })
+    }
+
+    /// The same without values that are not finite or below zero: those count as not told.
+    #[must_use]
+    pub fn sane(self) -> Self {
+        Self {
+            in_flight: sane(self.in_flight),
+            units: sane(self.units),
+            backlog_ms: sane(self.backlog_ms),
+            fixed_ms: sane(self.fixed_ms),
+            unit_ms: sane(self.unit_ms),
+            queue_wait_ms: sane(self.queue_wait_ms),
+            room: sane(self.room),
+            closes_ms: sane(self.closes_ms),
+            waiting: sane(self.waiting),
+            kv_usage: sane(self.kv_usage),
+            memory: sane(self.memory),
+            utilization: sane(self.utilization),
+            rps: sane(self.rps),
+            eps: sane(self.eps),
+            gpu: self.gpu,
+            health: self.health,
+        }
+    }
+}
+
+fn sane(value: Option<f32>) -> Option<f32> {
+    value.filter(|value| value.is_finite() && *value >= 0.0)
+}
