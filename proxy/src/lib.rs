@@ -27,6 +27,7 @@ pub mod route;
 pub mod run;
 pub mod send;
 pub mod serve;
+pub mod signals;
 pub mod tcp;
 pub mod telemetry;
 pub mod upgrade;
