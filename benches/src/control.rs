@@ -181,7 +181,7 @@ async fn once(program: &Path, proxies: usize, steps: u32) -> Result<Pushed> {
     let (mut process, address) = start(program, dir.path(), &source).await?;
 
     let token = dir.path().join("token");
-    fs::write(&token, issue_token(program, dir.path()).await?)?;
+    fs::write(&token, issue_token(program, dir.path(), ACCOUNT).await?)?;
     let control = Control {
         address: address.to_string(),
         ca: dir.path().join("state/anchors.pem"),
@@ -227,7 +227,7 @@ async fn once(program: &Path, proxies: usize, steps: u32) -> Result<Pushed> {
 }
 
 /// Starts control and waits until it listens.
-async fn start(program: &Path, dir: &Path, source: &Path) -> Result<(Process, SocketAddr)> {
+pub(crate) async fn start(program: &Path, dir: &Path, source: &Path) -> Result<(Process, SocketAddr)> {
     let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let (listen, api) = (local(free_port()?), local(free_port()?));
     let mut from = OsString::from("dir:");
@@ -257,10 +257,11 @@ async fn start(program: &Path, dir: &Path, source: &Path) -> Result<(Process, So
     Ok((process, listen))
 }
 
-async fn issue_token(program: &Path, dir: &Path) -> Result<String> {
+/// Has control issue a token for a service account of the bench's namespace.
+pub(crate) async fn issue_token(program: &Path, dir: &Path, account: &str) -> Result<String> {
     let state = dir.join("state").into_os_string();
     let mut args: Vec<OsString> = vec!["token".into(), "--state".into(), state];
-    args.extend(["--namespace", NAMESPACE, "--service-account", ACCOUNT].map(OsString::from));
+    args.extend(["--namespace", NAMESPACE, "--service-account", account].map(OsString::from));
     process::spawn(None, "penstock-control-token", program, &args, dir, true)?.output(START).await
 }
 

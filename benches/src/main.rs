@@ -1,6 +1,6 @@
 //! `penstock-bench`: what Penstock costs, measured beside other proxies on the same two cores.
 //!
-//! `proxy` is the bed that `make bench` runs and `control` that of `make bench-control`; `load` and `upstream` are its two ends, processes of their own so
+//! `proxy` is the bed that `make bench` runs, `control` that of `make bench-control` and `mesh` that of `make bench-mesh`; `load` and `upstream` are its two ends, processes of their own so
 //! that they can be pinned. Exit status 0 if the bed ran to its end (a subject that failed is a row that says
 //! so), 1 if it could not, 2 for a wrong command line, 130 if it was interrupted.
 
@@ -10,6 +10,7 @@ mod certificates;
 mod control;
 mod install;
 mod load;
+mod mesh;
 mod process;
 mod report;
 mod subject;
@@ -37,6 +38,7 @@ Examples:
   penstock-bench proxy                             everything: 3 runs of 4 s, about 20 minutes
   penstock-bench proxy --cases h1-small,rest --runs 1 --seconds 1 --once --out /tmp/try.json
   penstock-bench control --proxies 200             20 weights pushed to 200 proxies, three times
+  penstock-bench mesh --quick                      every balancer over simulated GPUs, in two minutes
   penstock-bench upstream                          prints its addresses and serves
   penstock-bench load --address 127.0.0.1:8000 --seconds 2
 
@@ -49,6 +51,9 @@ enum Command {
     Proxy(bed::ProxyArgs),
     /// Measure how fast a pushed weight is in force everywhere; writes target/bench/control.json
     Control(control::ControlArgs),
+    /// Compare who balances best over simulated GPUs; writes target/bench/mesh.json
+    #[command(after_help = mesh::case_list())]
+    Mesh(mesh::MeshArgs),
     /// Send requests to one address and print what was measured
     Load(load::LoadArgs),
     /// Serve the short answer that stands behind every proxy
@@ -56,10 +61,13 @@ enum Command {
 }
 
 fn case_list() -> String {
-    let lines: Vec<Vec<String>> =
-        case::CASES.iter().map(|case| vec![format!("  {}", case.name), case.says.to_owned()]).collect();
-    let width = lines.iter().map(|line| line[0].len()).max().unwrap_or(0);
-    let lines: Vec<String> = lines.iter().map(|line| format!("{:<width$}  {}", line[0], line[1])).collect();
+    cases(case::CASES.iter().map(|case| (case.name, case.says)))
+}
+
+/// Names of cases and what they are about, for the help of a bed.
+pub(crate) fn cases(cases: impl Iterator<Item = (&'static str, &'static str)> + Clone) -> String {
+    let width = cases.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines: Vec<String> = cases.map(|(name, says)| format!("  {name:<width$}  {says}")).collect();
     format!("Cases:\n{}", lines.join("\n"))
 }
 
@@ -81,6 +89,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         match command {
             Command::Proxy(args) => bed::run(args).await,
             Command::Control(args) => control::run(args).await,
+            Command::Mesh(args) => mesh::run(args).await,
             Command::Load(args) => load::run(args).await,
             Command::Upstream(args) => upstream::run(args).await,
         }

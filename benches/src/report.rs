@@ -97,7 +97,8 @@ impl Row {
         Self { error: Some(error), ..Self::blank(case, subject, metric) }
     }
 
-    fn spread(&self) -> Option<f64> {
+    /// (max - min) / median, if there is more than one run.
+    pub(crate) fn spread(&self) -> Option<f64> {
         let median = self.median.filter(|median| *median != 0.0 && self.runs > 1)?;
         Some((self.max? - self.min?) / median)
     }
