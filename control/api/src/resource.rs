@@ -4,6 +4,10 @@ use prost::Message;
 
 use crate::v1;
 
+/// What a compiled regular expression of a route may take at most, bytes. Control refuses what a proxy would, where
+/// the file and the line are known.
+pub const REGEX_SIZE: usize = 1 << 20;
+
 /// The types that control pushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {

@@ -5,6 +5,7 @@ use gateway_api::experimental::httproutes::{
     HttpRouteRulesMatchesQueryParamsType,
 };
 use k8s_openapi::jiff::Timestamp;
+use penstock_api::resource::REGEX_SIZE;
 use penstock_api::service::is_label;
 use penstock_api::v1::{self, string_match};
 
@@ -164,8 +165,12 @@ fn text(is_regex: bool, value: &str) -> Result<v1::StringMatch, String> {
 }
 
 fn regex(value: &str) -> Result<String, String> {
-    match regex::Regex::new(&format!("^(?:{value})$")) {
+    match regex::RegexBuilder::new(&format!("^(?:{value})$")).size_limit(REGEX_SIZE).build() {
         Ok(_) => Ok(value.to_owned()),
+        Err(regex::Error::CompiledTooBig(_)) => Err(format!(
+            "{value:?} takes more than {} KiB once compiled; write fewer or shorter repetitions",
+            REGEX_SIZE >> 10
+        )),
         Err(_) => {
             Err(format!("{value:?} is not a regular expression in the syntax of RE2; correct or quote it"))
         }
@@ -265,6 +270,7 @@ mod tests {
             ("{path: {value: /a/..}}", "/path/value", "\"/..\""),
             ("{path: {value: /a%2Fb}}", "/path/value", "\"%2f\""),
             ("{path: {type: RegularExpression, value: '('}}", "/path/value", "regular expression"),
+            (r"{path: {type: RegularExpression, value: '/\w{300}'}}", "/path/value", "1024 KiB"),
             ("{headers: [{name: a b, value: x}]}", "/headers/0/name", "not a header name"),
             (
                 "{queryParams: [{name: a, value: '[', type: RegularExpression}]}",
