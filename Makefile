@@ -43,7 +43,8 @@ test: ## unit, property, integration and doc tests of every crate
 .PHONY: e2e
 e2e: ## the real programs together: the system tests, and the demo's promises
 	$(CARGO) build $(LOCKED) --workspace --bins --tests
-	$(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
+	# PENSTOCK_LONG: control stays away for a minute instead of some seconds.
+	PENSTOCK_LONG=1 $(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
 	"$(TARGET)/debug/penstock" check --source dir:manifests/examples/digits
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }

@@ -337,7 +337,8 @@ impl Mesh {
             format!("--inbound={}", at(ip, port::INBOUND)),
             format!("--admin={}", at(ip, port::ADMIN)),
             format!("--health={}", at(ip, port::HEALTH)),
-            "--workers=1".to_owned(),
+            // What only shows between workers, such as a connection that one of them keeps, has to show in tests.
+            "--workers=2".to_owned(),
             "--drain-timeout=10s".to_owned(),
         ];
         let process = Process::start(pod, &program("penstock-proxy"), &args, self.folder.path());
