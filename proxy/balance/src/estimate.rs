@@ -180,7 +180,7 @@ impl Estimator {
                 busy += (at + 1).saturating_sub(since);
             }
             let per_second = 1e6 / elapsed as f32;
-            let excess = self.mean_ms().map_or(0.0, |mean| (self.backlog_ms() - mean).max(0.0) / 1e3);
+            let excess = self.mean_ms().map_or(0.0, |mean| (self.backlog_ms(now) - mean).max(0.0) / 1e3);
             self.utilization.set((busy as f32 / elapsed as f32).min(1.0) + excess);
             self.rps.set(self.window_finished.swap(0, Relaxed) as f32 * per_second);
             self.eps.set(self.window_failed.swap(0, Relaxed) as f32 * per_second);
@@ -199,7 +199,7 @@ impl Estimator {
     }
 
     /// Milliseconds until the work in flight is done.
-    pub fn backlog_ms(&self) -> f32 {
+    pub fn backlog_ms(&self, _now: Duration) -> f32 {
         self.cost().map_or(0.0, |cost| cost.unit_ms * self.units.get())
     }
 

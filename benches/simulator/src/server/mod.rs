@@ -101,6 +101,11 @@ impl Server {
         }
     }
 
+    /// Whether it answers token by token.
+    pub fn is_llm(&self) -> bool {
+        matches!(self, Self::Llm(_))
+    }
+
     /// Requests in it.
     pub fn in_flight(&self) -> usize {
         match self {
