@@ -14,17 +14,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-/// An HTTP/2 server that reads a request to its end and then writes `frames`, and nothing else.
-async fn unwilling(frames: Vec<u8>) -> SocketAddr {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// An HTTP/2 server that reads each request to its end and then writes what `answer` makes of the stream's number.
+async fn unwilling(answer: fn([u8; 4]) -> Vec<u8>) -> SocketAddr {
+    // 1 MiB for each stream, and for all of them together.
+    const SETTINGS: [u8; 15] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0x10, 0, 0];
+    const WINDOW: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0];
     let listener = TcpListener::bind(anywhere()).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let frames = frames.clone();
             tokio::spawn(async move {
-                stream.write_all(&SETTINGS).await.unwrap();
+                stream.write_all(&[&SETTINGS[..], &WINDOW].concat()).await.unwrap();
                 let mut preface = [0; 24];
                 stream.read_exact(&mut preface).await.unwrap();
                 // Frames until one of a stream ends it: length, type, flags, stream (RFC 9113, 4.1).
@@ -38,31 +39,29 @@ async fn unwilling(frames: Vec<u8>) -> SocketAddr {
                     let mut rest = vec![0; length];
                     stream.read_exact(&mut rest).await.unwrap();
                     let ends_stream = matches!(head[3], 0 | 1) && head[4] & 1 == 1;
+                    // The connection stays open: only the frame says what became of the request.
                     if ends_stream {
-                        break;
+                        stream.write_all(&answer([head[5], head[6], head[7], head[8]])).await.unwrap();
                     }
                 }
-                stream.write_all(&frames).await.unwrap();
-                // The connection stays open: only the frames say what became of the request.
-                let _ = stream.read_to_end(&mut Vec::new()).await;
             });
         }
     });
     address
 }
 
-/// RST_STREAM of the first stream with REFUSED_STREAM.
-fn refused() -> Vec<u8> {
-    vec![0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7]
+/// RST_STREAM with REFUSED_STREAM.
+fn refused(stream: [u8; 4]) -> Vec<u8> {
+    [&[0, 0, 4, 3, 0][..], &stream, &[0, 0, 0, 7]].concat()
 }
 
-/// RST_STREAM of the first stream with INTERNAL_ERROR.
-fn broken() -> Vec<u8> {
-    vec![0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+/// RST_STREAM with INTERNAL_ERROR.
+fn broken(stream: [u8; 4]) -> Vec<u8> {
+    [&[0, 0, 4, 3, 0][..], &stream, &[0, 0, 0, 2]].concat()
 }
 
 /// GOAWAY with no stream processed and no error.
-fn gone() -> Vec<u8> {
+fn gone(_: [u8; 4]) -> Vec<u8> {
     vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
@@ -111,11 +110,11 @@ async fn between(bad: SocketAddr, good: SocketAddr) -> Proxy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_server_has_not_touched_goes_to_another() {
     let good = willing().await;
-    for frames in [refused(), gone()] {
-        let proxy = between(unwilling(frames.clone()).await, good).await;
+    for (word, answer) in [("refused", refused as fn([u8; 4]) -> Vec<u8>), ("gone", gone)] {
+        let proxy = between(unwilling(answer).await, good).await;
         for body in [Bytes::new(), Bytes::from(vec![b'x'; 20_000])] {
             for (status, came_back) in ask(&proxy, &body, 20).await {
-                assert_eq!((status, &came_back), (200, &body), "{frames:?}");
+                assert_eq!((status, &came_back), (200, &body), "{word}");
             }
         }
         proxy.is_quiet().await;
@@ -124,7 +123,7 @@ async fn what_a_server_has_not_touched_goes_to_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_server_may_have_touched_does_not() {
-    let proxy = between(unwilling(broken()).await, willing().await).await;
+    let proxy = between(unwilling(broken).await, willing().await).await;
     let answers = ask(&proxy, &Bytes::from_static(b"x"), 20).await;
     let failed = answers.iter().filter(|(status, _)| *status == 502).count();
     assert!(failed > 0, "the first choice was never the bad server in {} requests", answers.len());
@@ -134,7 +133,7 @@ async fn what_a_server_may_have_touched_does_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_outgrew_its_buffer_is_not_sent_again() {
-    let proxy = between(unwilling(refused()).await, willing().await).await;
+    let proxy = between(unwilling(refused).await, willing().await).await;
     let large = Bytes::from(vec![b'x'; 200_000]);
     let answers = ask(&proxy, &large, 20).await;
     for (status, came_back) in &answers {
