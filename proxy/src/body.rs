@@ -15,15 +15,17 @@ use tokio::time::{Instant, Sleep};
 
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::send::Lease;
+use crate::send::{Lease, replay};
 
 /// A request's body on its way to the server.
 #[derive(Debug)]
 pub enum RequestBody {
     /// As it comes in from the client.
     Client(Incoming, Rc<Exchange>),
-    /// Kept whole, for another try; `None` when empty or sent.
-    Whole(Option<Bytes>),
+    /// The same, kept for another try.
+    Kept(replay::Reading),
+    /// There is none.
+    Empty,
 }
 
 /// Why a request's body broke off.
@@ -35,6 +37,9 @@ pub enum RequestBroken {
     /// More came than is allowed.
     #[error("the body is above the limit of {0} bytes (--max-body)")]
     TooLarge(u64),
+    /// This try is over, and another reads the body.
+    #[error("the request is being sent again")]
+    SentAgain,
 }
 
 impl Body for RequestBody {
@@ -51,29 +56,28 @@ impl Body for RequestBody {
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
-                    exchange.sent(data.len());
-                    // A body whose length was not said shows only now that it is too large.
-                    if let Some(limit) = exchange.body_too_large() {
-                        return Poll::Ready(Some(Err(RequestBroken::TooLarge(limit))));
-                    }
+                    exchange.came_in(data.len())?;
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
             }
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Kept(body) => Pin::new(body).poll_frame(cx),
+            Self::Empty => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Client(body, _) => body.is_end_stream(),
-            Self::Whole(bytes) => bytes.is_none(),
+            Self::Kept(body) => body.is_end_stream(),
+            Self::Empty => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Client(body, _) => body.size_hint(),
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Kept(body) => body.size_hint(),
+            Self::Empty => SizeHint::with_exact(0),
         }
     }
 }
@@ -174,6 +178,8 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
+                // What still goes up is movement too: a server may answer long before a large body is through.
+                upstream.idle.seen(upstream.exchange.request_bytes());
                 let limit = ready!(upstream.idle.poll_elapsed(cx));
                 let story = format!("no byte from {} in {limit:?}", upstream.exchange.whither());
                 upstream.exchange.broken(Reason::IdleTimeout);
@@ -213,15 +219,22 @@ struct Idle {
     limit: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     moved: bool,
+    /// Bytes of the request, when it was last looked at.
+    other_way: u64,
 }
 
 impl Idle {
     fn new(limit: Option<Duration>) -> Self {
-        Self { limit: limit.filter(|limit| !limit.is_zero()), timer: None, moved: false }
+        Self { limit: limit.filter(|limit| !limit.is_zero()), timer: None, moved: false, other_way: 0 }
     }
 
     fn moved(&mut self) {
         self.moved = true;
+    }
+
+    /// So many bytes have gone the other way.
+    fn seen(&mut self, other_way: u64) {
+        self.moved |= other_way != std::mem::replace(&mut self.other_way, other_way);
     }
 
     /// Ready with the limit once nothing has moved for at least that long (at most twice).

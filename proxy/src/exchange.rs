@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::uri::Authority;
+use penstock_api::reason::Blame;
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId};
 use tokio::time::Instant;
 
+use crate::body::RequestBroken;
 use crate::config::{Cluster, Endpoint, Rule};
 use crate::failure::Failure;
 use crate::telemetry::Details;
@@ -192,7 +194,9 @@ impl Exchange {
     /// The response broke off.
     pub fn broken(&self, reason: Reason) {
         self.reason.set(Some(reason));
-        if let Some(place) = &*self.place.borrow() {
+        if reason.blame() == Blame::Upstream
+            && let Some(place) = &*self.place.borrow()
+        {
             let policy = place.cluster.policy();
             place.endpoint.state.ejection.failure(&policy.outlier, self.worker.now());
         }
@@ -211,6 +215,13 @@ impl Exchange {
     /// Bytes of the request's body have passed.
     pub fn sent(&self, bytes: usize) {
         self.request_bytes.set(self.request_bytes.get() + bytes as u64);
+    }
+
+    /// Bytes of the request's body have come in. A body whose length was not said shows only here that it is too
+    /// large.
+    pub fn came_in(&self, bytes: usize) -> Result<(), RequestBroken> {
+        self.sent(bytes);
+        self.body_too_large().map_or(Ok(()), |limit| Err(RequestBroken::TooLarge(limit)))
     }
 
     /// Bytes of the response's body have passed.
@@ -240,7 +251,7 @@ impl Exchange {
             status => status,
         };
         let total = self.started.elapsed();
-        let ours = reason.is_some_and(|reason| reason.blame() != penstock_api::reason::Blame::Client);
+        let ours = reason.is_some_and(|reason| reason.blame() != Blame::Client);
         End {
             status,
             reason,

@@ -38,10 +38,22 @@ pub async fn connection(
     listener: Option<Arc<Listener>>,
 ) {
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
-    match detect::detect(&stream, worker.shared.limits.header_time).await {
+    let limits = &worker.shared.limits;
+    let patience = if may_wait(&worker, original) { limits.detect_time } else { limits.header_time };
+    match detect::detect(&stream, patience).await {
         Detected::Tls => secured(worker, stream, counted, listener, original).await,
         spoken => plaintext(worker, stream, counted, listener, original, spoken).await,
     }
+}
+
+/// Whether the client may be one without a sidecar that waits for the server to speak first.
+fn may_wait(worker: &Worker, original: Option<std::net::SocketAddr>) -> bool {
+    let snapshot = worker.shared.store.snapshot();
+    let permissive = snapshot.workload.as_ref().filter(|workload| workload.permissive);
+    let port = permissive
+        .zip(original)
+        .and_then(|(workload, original)| workload.ports.iter().find(|port| port.port == original.port()));
+    port.is_some_and(|port| is_bytes(port.protocol) || port.protocol == Protocol::Detect)
 }
 
 /// Authenticates the client, and serves what it speaks.

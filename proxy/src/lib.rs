@@ -22,6 +22,7 @@ pub mod inbound;
 pub mod limits;
 pub mod local;
 pub mod outbound;
+pub mod outside;
 pub mod report;
 pub mod route;
 pub mod run;

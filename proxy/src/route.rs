@@ -11,8 +11,9 @@ use penstock_balance::split;
 use rand::Rng;
 
 use crate::config::compile::passing;
-use crate::config::{Address, Backend, Cluster, Endpoint, Known, Rule, Service, ServicePort, Speak, Sticky};
+use crate::config::{Address, Backend, Cluster, Known, Rule, Service, ServicePort, Sticky};
 use crate::failure::Failure;
+use crate::outside;
 use crate::worker::Worker;
 
 /// What a request is for.
@@ -37,13 +38,13 @@ pub async fn destination(
     }
     let port = authority.port_u16().unwrap_or(80);
     let Some(name) = ServiceName::from_host(authority.host(), &worker.shared.namespace) else {
-        return Box::pin(outside(worker, authority.host(), port)).await;
+        return Box::pin(outside::destination(worker, authority.host(), port)).await;
     };
     let known = worker.shared.store.snapshot().services.get(&name).cloned();
     worker.uses(&name);
     match known {
         Some(Known::Here(service)) => Ok(Destination { service, port }),
-        Some(Known::Absent) => Box::pin(outside(worker, authority.host(), port)).await,
+        Some(Known::Absent) => Box::pin(outside::destination(worker, authority.host(), port)).await,
         None => Box::pin(unknown(worker, authority, &name, port)).await,
     }
 }
@@ -56,7 +57,7 @@ async fn unknown(
 ) -> Result<Destination, Failure> {
     match worker.shared.store.service(name).await {
         Ok(Known::Here(service)) => Ok(Destination { service, port }),
-        Ok(Known::Absent) => outside(worker, authority.host(), port).await,
+        Ok(Known::Absent) => outside::destination(worker, authority.host(), port).await,
         Err(unanswered) => Err(Failure::unprocessed(Reason::NoConfig, format!("{name}: {unanswered}"))),
     }
 }
@@ -79,7 +80,7 @@ pub async fn at_address(worker: &Worker, address: SocketAddr) -> Result<Destinat
             },
             Address::Pod(cluster) => Ok(alone(cluster)),
         },
-        Ok(Known::Absent) => outside(worker, &address.ip().to_string(), address.port()).await,
+        Ok(Known::Absent) => outside::destination(worker, &address.ip().to_string(), address.port()).await,
         Err(unanswered) => Err(no_config(&address, &unanswered)),
     }
 }
@@ -98,50 +99,6 @@ pub fn alone(cluster: &Arc<Cluster>) -> Destination {
     let service =
         Service { name: cluster.service.clone(), ports: vec![port], rules: Vec::new(), sticky: None };
     Destination { port: cluster.port, service: Arc::new(service) }
-}
-
-/// A host outside the mesh: resolved as the application would have, reached in plaintext.
-async fn outside(worker: &Worker, host: &str, port: u16) -> Result<Destination, Failure> {
-    let key = format!("{host}:{port}");
-    if let Some(service) = worker.outside(&key) {
-        return Ok(Destination { service, port });
-    }
-    let resolved = tokio::net::lookup_host((host.trim_matches(['[', ']']), port)).await.map_err(|error| {
-        Failure::unprocessed(
-            Reason::NoService,
-            format!("{host} is no Service that control knows, and it does not resolve: {error}"),
-        )
-    })?;
-    let addresses: Vec<SocketAddr> = resolved.collect();
-    if let Some(own) = addresses.iter().find(|address| is_own(worker, address)) {
-        return Err(Failure::unprocessed(Reason::Loop, format!("{host} is {own}, where this proxy listens")));
-    }
-    let before = worker.outside_before(&key);
-    let known = before.as_ref().map(|service| service.ports[0].cluster.endpoints());
-    let endpoints = addresses
-        .into_iter()
-        .map(|address| {
-            let same =
-                known.as_ref().and_then(|known| known.iter().find(|endpoint| endpoint.address == address));
-            same.map(Arc::clone).unwrap_or_else(|| {
-                let name = address.to_string().into();
-                Arc::new(Endpoint::new(name, address, address.port(), None, false, Speak::Same))
-            })
-        })
-        .collect();
-    let cluster =
-        Cluster::new(ServiceName::outside(), port, Protocol::Detect, crate::config::Policy::default());
-    cluster.set_endpoints(endpoints);
-    let destination = alone(&Arc::new(cluster));
-    worker.set_outside(key, Arc::clone(&destination.service));
-    Ok(destination)
-}
-
-fn is_own(worker: &Worker, address: &SocketAddr) -> bool {
-    worker.shared.listeners.iter().any(|own| {
-        own.port() == address.port()
-            && (own.ip() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback()))
-    })
 }
 
 /// The rule that a request matches: the first, in order of precedence.

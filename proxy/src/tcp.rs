@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, ServiceName, SpiffeId};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::config::Rule;
@@ -22,13 +24,73 @@ use crate::worker::Worker;
 /// more fit, small enough that thousands of idle connections do not matter.
 const BUFFER: usize = 64 << 10;
 
-/// Copies bytes both ways until both sides are done; an end of one side is passed on to the other.
-pub async fn copy<A, B>(a: &mut A, b: &mut B) -> io::Result<(u64, u64)>
+/// Lets bytes pass both ways until both sides are done; an end of one side is passed on to the other. A side that
+/// breaks off is named, and counts as the reason why the exchange failed.
+pub async fn join<A, B>(exchange: &Exchange, client: A, server: B)
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    tokio::io::copy_bidirectional_with_sizes(a, b, BUFFER, BUFFER).await
+    let (mut client, mut server) = (Side::new(client), Side::new(server));
+    let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
+    exchange.sent(client.read);
+    exchange.received(server.read);
+    if let Err(error) = copied {
+        let reason = if server.broke { Reason::UpstreamIncomplete } else { Reason::ClientClosed };
+        tracing::debug!(server = exchange.whither(), %reason, %error, "a connection broke off");
+        exchange.broken(reason);
+    }
+    exchange.complete();
+}
+
+/// One side of a joined connection.
+struct Side<S> {
+    stream: S,
+    /// Bytes read from it.
+    read: usize,
+    /// An error came from it, rather than from the other side.
+    broke: bool,
+}
+
+impl<S> Side<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, read: 0, broke: false }
+    }
+
+    fn note<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.broke |= matches!(polled, Poll::Ready(Err(_)));
+        polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Side<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        this.read += buf.filled().len() - before;
+        this.note(polled)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Side<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, data);
+        this.note(polled)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_flush(cx);
+        this.note(polled)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.note(polled)
+    }
 }
 
 /// Notes a connection that cannot be served. TCP has no way to tell the client why, so the log does.
@@ -85,9 +147,9 @@ where
 fn finish(exchange: &Exchange, result: Result<(), Failure>, listener: &'static str) {
     if let Err(failure) = result {
         exchange.failed(&failure);
+        exchange.complete();
         refused(listener, &failure);
     }
-    exchange.complete();
 }
 
 async fn forward<T>(
@@ -95,7 +157,7 @@ async fn forward<T>(
     rule: &Rule,
     asked: &ServiceName,
     client: Option<&SpiffeId>,
-    mut stream: T,
+    stream: T,
 ) -> Result<(), Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -104,9 +166,10 @@ where
     let cluster = &rule.backends[0].cluster;
     let policy = cluster.policy();
     exchange.keep_connection(client);
+    crate::send::admit(cluster, &policy)?;
     let mut tried = Vec::new();
     let server = loop {
-        let (index, endpoint) = crate::send::pick(worker, cluster, &policy, &tried)?;
+        let endpoint = crate::send::pick(worker, cluster, &policy, &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint);
         exchange.secured(endpoint.identity.is_some());
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {
@@ -116,7 +179,7 @@ where
             }
             Err(failure) => {
                 endpoint.state.ejection.failure(&policy.outlier, worker.now());
-                tried.push(index);
+                tried.push(endpoint.id);
                 if tried.len() as u32 > policy.retry.attempts {
                     return Err(failure);
                 }
@@ -124,20 +187,9 @@ where
         }
     };
     exchange.answered(200);
-    let copied = match server {
-        Connected::Plain(mut server) => copy(&mut stream, &mut server).await,
-        Connected::Secured(mut server) => copy(&mut stream, &mut *server).await,
-    };
-    match copied {
-        Ok((up, down)) => {
-            exchange.sent(up as usize);
-            exchange.received(down as usize);
-            Ok(())
-        }
-        // One side reset the connection: the other has been closed, which is all that bytes can be told.
-        Err(error) => {
-            tracing::debug!(%error, "a connection broke off");
-            Ok(())
-        }
+    match server {
+        Connected::Plain(server) => join(exchange, stream, server).await,
+        Connected::Secured(server) => join(exchange, stream, *server).await,
     }
+    Ok(())
 }

@@ -47,15 +47,7 @@ pub fn join(
             Ok(both) => both,
             Err(error) => return tracing::debug!(%error, "an upgrade was agreed on and did not happen"),
         };
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        match tcp::copy(&mut client, &mut server).await {
-            Ok((up, down)) => {
-                exchange.sent(up as usize);
-                exchange.received(down as usize);
-            }
-            Err(error) => tracing::debug!(%error, "an upgraded connection broke off"),
-        }
-        exchange.complete();
+        tcp::join(&exchange, TokioIo::new(client), TokioIo::new(server)).await;
     });
     Response::from_parts(parts, ResponseBody::empty())
 }

@@ -15,10 +15,11 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use crate::config::{Cluster, Endpoint, Rule, Service, Store};
+use crate::config::{Cluster, Endpoint, Rule, Store};
 use crate::drain::{Drain, Farewells};
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::outside::Outside;
 use crate::report::LocalLoad;
 use crate::send::pool::Pools;
 use crate::telemetry::Telemetry;
@@ -58,12 +59,13 @@ pub struct Worker {
     pub telemetry: Arc<Telemetry>,
     /// Connections to endpoints.
     pub pools: Pools,
+    /// Hosts outside the mesh.
+    pub outside: Outside,
     /// Whom to say farewell to.
     pub farewells: Farewells,
     random: RefCell<SmallRng>,
     cells: RefCell<AHashMap<(u64, u32), Counted>>,
     unrouted: [Arc<Outcome>; 2],
-    outside: RefCell<AHashMap<String, (Instant, Arc<Service>)>>,
     used: RefCell<AHashSet<ServiceName>>,
     used_addresses: RefCell<AHashSet<SocketAddr>>,
     scratch: RefCell<BytesMut>,
@@ -78,10 +80,6 @@ struct Counted {
 /// How often a worker tidies: drops connections and cells of endpoints that are gone, and says which destinations
 /// are in use.
 const TIDY: Duration = Duration::from_secs(10);
-/// How long the addresses of a host outside the mesh are believed.
-const OUTSIDE_TTL: Duration = Duration::from_secs(10);
-/// Hosts outside the mesh that a worker keeps pools for.
-const MAX_OUTSIDE: usize = 256;
 
 impl Worker {
     /// A worker on the current thread; `seed` makes its draws.
@@ -103,7 +101,7 @@ impl Worker {
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
             cells: RefCell::default(),
             unrouted,
-            outside: RefCell::default(),
+            outside: Outside::default(),
             used: RefCell::default(),
             used_addresses: RefCell::default(),
             scratch: RefCell::default(),
@@ -186,29 +184,6 @@ impl Worker {
     /// The cell that counts for requests that reached no endpoint.
     pub fn unrouted(&self, direction: Direction) -> Arc<Outcome> {
         Arc::clone(&self.unrouted[direction as usize])
-    }
-
-    /// A host outside the mesh, if its addresses are still believed.
-    pub fn outside(&self, host: &str) -> Option<Arc<Service>> {
-        let outside = self.outside.borrow();
-        let (at, service) = outside.get(host)?;
-        (at.elapsed() < OUTSIDE_TTL).then(|| Arc::clone(service))
-    }
-
-    /// Remembers a host outside the mesh. One whose addresses did not change keeps its connections.
-    pub fn set_outside(&self, host: String, service: Arc<Service>) {
-        let mut outside = self.outside.borrow_mut();
-        if outside.len() >= MAX_OUTSIDE {
-            outside.retain(|_, (at, _)| at.elapsed() < OUTSIDE_TTL);
-        }
-        if outside.len() < MAX_OUTSIDE {
-            outside.insert(host, (Instant::now(), service));
-        }
-    }
-
-    /// The stale entry of a host outside the mesh, whose endpoints may live on.
-    pub fn outside_before(&self, host: &str) -> Option<Arc<Service>> {
-        self.outside.borrow().get(host).map(|(_, service)| Arc::clone(service))
     }
 
     fn tidy(&self) {

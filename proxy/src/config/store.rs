@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -86,13 +86,18 @@ pub struct Store {
     ready: watch::Sender<bool>,
     demand: mpsc::Sender<Demand>,
     demands: Mutex<Option<mpsc::Receiver<Demand>>>,
+    /// Control is there to be asked.
+    connected: AtomicBool,
     epoch: Instant,
 }
+
+/// In order, so that those of one service lie together.
+type Clusters = BTreeMap<(ServiceName, u16), Arc<Cluster>>;
 
 #[derive(Debug, Default)]
 struct Held {
     services: BTreeMap<ServiceName, Raw>,
-    clusters: AHashMap<(ServiceName, u16), Arc<Cluster>>,
+    clusters: Clusters,
     /// What the request path asked for, with the second of its last use.
     asked: AHashMap<ServiceName, Arc<AtomicU64>>,
     asked_addresses: AHashMap<SocketAddr, Arc<AtomicU64>>,
@@ -126,6 +131,7 @@ impl Default for Store {
             ready: watch::channel(false).0,
             demand,
             demands: Mutex::new(Some(demands)),
+            connected: AtomicBool::new(false),
             epoch: Instant::now(),
         }
     }
@@ -248,8 +254,17 @@ impl Store {
         }
     }
 
-    /// Forgets destinations that nobody has used for [`IDLE`].
+    /// Notes whether control is there to be asked.
+    pub fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Relaxed);
+    }
+
+    /// Forgets destinations that nobody has used for [`IDLE`]; none while control is away, since what is forgotten
+    /// then could not be asked for again.
     pub fn forget_idle(&self) {
+        if !self.connected.load(Relaxed) {
+            return;
+        }
         let now = self.epoch.elapsed().as_secs();
         let old = |used: &Arc<AtomicU64>| now.saturating_sub(used.load(Relaxed)) >= IDLE.as_secs();
         let mut held = self.held();
@@ -397,11 +412,7 @@ enum Compiled {
     Incomplete,
 }
 
-fn compiled(
-    name: &ServiceName,
-    raw: &Raw,
-    clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>,
-) -> Compiled {
+fn compiled(name: &ServiceName, raw: &Raw, clusters: &Clusters) -> Compiled {
     let Some(message) = &raw.service else {
         return if raw.answered_service { Compiled::Absent } else { Compiled::Incomplete };
     };
@@ -426,11 +437,7 @@ fn compiled(
 }
 
 /// The cluster of a port, or an empty one for a port that nobody has described.
-fn cluster_of(
-    clusters: &AHashMap<(ServiceName, u16), Arc<Cluster>>,
-    service: &ServiceName,
-    port: u16,
-) -> Arc<Cluster> {
+fn cluster_of(clusters: &Clusters, service: &ServiceName, port: u16) -> Arc<Cluster> {
     clusters.get(&(service.clone(), port)).cloned().unwrap_or_else(|| {
         Arc::new(Cluster::new(service.clone(), port, Protocol::Detect, super::Policy::default()))
     })
@@ -450,7 +457,7 @@ fn take_service_part(
     touched: &mut Vec<ServiceName>,
 ) -> Result<(), String> {
     let service = owner(name)?;
-    let no_clusters = AHashMap::new();
+    let no_clusters = Clusters::new();
     let mut scratch = |service: &ServiceName, port: u16| cluster_of(&no_clusters, service, port);
     let no_weights = |_: &str| Some(Arc::new(v1::Weights::default()));
     match payload {
@@ -459,9 +466,9 @@ fn take_service_part(
             let raw = held.services.entry(service.clone()).or_default();
             raw.service = Some(message);
             raw.answered_service = true;
-            set_clusters(held, &service);
-            // A cluster may have been replaced (its protocol changed): whoever leads to it is compiled again.
-            touched.extend(held.asked.keys().cloned());
+            if set_clusters(held, &service) {
+                touched.extend(leading_to(held, &service));
+            }
         }
         Some(Payload::Endpoints(message)) => {
             for from in &message.endpoints {
@@ -524,9 +531,21 @@ fn take_service_part(
     Ok(())
 }
 
-/// Makes the clusters of a service's ports, keeping those whose protocol did not change.
-fn set_clusters(held: &mut Held, name: &ServiceName) {
-    let Some(message) = held.services.get(name).and_then(|raw| raw.service.as_ref()) else { return };
+/// The services that were asked for and have routes to this one.
+fn leading_to(held: &Held, backend: &ServiceName) -> Vec<ServiceName> {
+    let leads = |raw: &Raw| {
+        let mut backends = raw.weights.values().flat_map(|weights| &weights.backends);
+        backends.any(|to| to.service == backend.as_str())
+    };
+    let leading = held.asked.keys().filter(|name| held.services.get(*name).is_some_and(leads));
+    leading.cloned().collect()
+}
+
+/// Makes the clusters of a service's ports, keeping those whose protocol did not change. True if any was made or
+/// dropped: whoever leads to it is to be compiled again.
+fn set_clusters(held: &mut Held, name: &ServiceName) -> bool {
+    let Some(message) = held.services.get(name).and_then(|raw| raw.service.as_ref()) else { return false };
+    let mut changed = false;
     let policy = compile::policy(message.policy.as_ref());
     let ports: Vec<_> = message
         .ports
@@ -540,33 +559,38 @@ fn set_clusters(held: &mut Held, name: &ServiceName) {
             _ => {
                 let cluster = Cluster::new(name.clone(), *port, *protocol, policy.clone());
                 held.clusters.insert(key, Arc::new(cluster));
+                changed = true;
             }
         }
     }
+    let before = held.clusters.len();
     held.clusters.retain(|(service, port), _| service != name || ports.iter().any(|(p, _)| p == port));
+    changed |= held.clusters.len() != before;
     set_endpoints(held, name);
+    changed
 }
 
 /// Gives the clusters of a service their endpoints; one that stays keeps its state.
 fn set_endpoints(held: &mut Held, name: &ServiceName) {
     let message = held.services.get(name).and_then(|raw| raw.endpoints.as_ref());
-    for ((_, port), cluster) in held.clusters.iter().filter(|((service, _), _)| service == name) {
+    for ((_, port), cluster) in held.clusters.range((name.clone(), 0)..=(name.clone(), u16::MAX)) {
         let before = cluster.endpoints();
+        let by_name: AHashMap<&str, &Arc<Endpoint>> = before.iter().map(|old| (&*old.name, old)).collect();
         let endpoints = message
             .iter()
             .flat_map(|message| &message.endpoints)
             .filter_map(|from| {
                 let made = compile::endpoint(from, *port, cluster.protocol).ok()??;
-                let same = |old: &&Arc<Endpoint>| {
-                    old.name == made.name
+                let same = |old: &&&Arc<Endpoint>| {
+                    old.speak == made.speak
                         && old.address == made.address
                         && old.target_port == made.target_port
                         && old.identity == made.identity
                 };
-                Some(match before.iter().find(same) {
+                Some(match by_name.get(&*made.name).filter(same) {
                     Some(old) => {
                         old.state.set_draining(from.draining);
-                        Arc::clone(old)
+                        Arc::clone(*old)
                     }
                     None => Arc::new(made),
                 })

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::accept;
 use crate::config::Endpoint;
 use crate::failure::Failure;
 use crate::identity::{self, Material};
@@ -57,8 +58,7 @@ async fn attempt(worker: &Worker, endpoint: &Endpoint, wire: Wire) -> Result<Con
             format!("no connection to {} at {}: {error}", endpoint.name, endpoint.address),
         )
     })?;
-    // Requests are written whole; waiting for more only adds latency.
-    let _ = stream.set_nodelay(true);
+    accept::tune(&stream);
     match &endpoint.identity {
         None => Ok(Connected::Plain(stream)),
         Some(expected) => secure(worker, endpoint, expected, wire, stream).await,

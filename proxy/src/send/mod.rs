@@ -5,15 +5,13 @@
 
 pub mod connect;
 pub mod pool;
+pub mod replay;
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version};
-use http_body::Body;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use penstock_api::reason::Blame;
 use penstock_api::{Reason, ServiceName};
@@ -27,6 +25,7 @@ use crate::headers::{self, Form};
 use crate::worker::Worker;
 
 pub use pool::Lease;
+use replay::Replay;
 
 /// A request on its way out. It is boxed once and then handed from stage to stage: by value it would be copied at each.
 #[derive(Debug)]
@@ -72,44 +71,40 @@ pub async fn send(
     admit(cluster, &policy)?;
     cluster.budget.request(worker.now());
 
-    let replay = match Replay::wanted(&outgoing, retry) {
-        true => {
-            let whole = Box::pin(Replay::keep(&mut outgoing));
-            Some(before(times.deadline, "the request's body did not arrive", whole).await?)
-        }
-        false => None,
-    };
-    let mut tried: Vec<usize> = Vec::new();
+    let mut replay = None;
+    let mut tried: Vec<u32> = Vec::new();
     let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
-        let (index, endpoint) = pick(worker, cluster, &policy, &tried)?;
+        let endpoint = pick(worker, cluster, &policy, &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint);
+        if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
+            replay = Replay::keep(&mut outgoing, exchange, retry);
+        }
         let result = try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await;
         let ejection = &endpoint.state.ejection;
-        let (failure, back) = match result {
-            Ok(incoming) => {
-                let status = incoming.response.status();
-                if matches!(status.as_u16(), 502..=504) {
+        let again = |replay: &Option<Box<Replay>>| {
+            let next = replay.as_ref().filter(|_| !last && times.left()).and_then(|replay| replay.again());
+            next.filter(|_| cluster.budget.take(policy.budget_percent, worker.now()))
+        };
+        let Failed { failure, back } = match result {
+            Ok(answered) => {
+                let status = grpc_as_http(&answered.response);
+                if matches!(status, 502..=504) {
                     ejection.failure(&policy.outlier, worker.now());
                 } else {
                     ejection.success();
                 }
-                match &replay {
-                    Some(replay)
-                        if !last
-                            && times.left()
-                            && retry.codes.contains(&status.as_u16())
-                            && again(exchange, cluster, &policy) =>
-                    {
-                        tried.push(index);
-                        outgoing = replay.again();
-                        continue;
-                    }
-                    _ => return Ok(incoming),
+                if retry.codes.contains(&status)
+                    && let Some(next) = again(&replay)
+                {
+                    tried.push(endpoint.id);
+                    outgoing = next;
+                    continue;
                 }
+                return Ok(answered);
             }
-            Err(Failed { failure, back }) => (failure, back),
+            Err(failed) => failed,
         };
         // A pooled connection that was closed before it took the request is no fault of anyone's: it counts neither
         // against the endpoint nor as a try.
@@ -129,24 +124,55 @@ pub async fn send(
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
         // failure is worth a retry.
-        let next = match (back, &replay) {
-            (Some(back), _) if failure.unprocessed => Some(back),
-            (_, Some(replay)) if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => {
-                Some(replay.again())
+        let next = match back {
+            Some(back) if failure.unprocessed => {
+                let allowed =
+                    !last && times.left() && cluster.budget.take(policy.budget_percent, worker.now());
+                allowed.then_some(back)
             }
+            _ if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => again(&replay),
             _ => None,
         };
         match next {
-            Some(next) if !last && times.left() && again(exchange, cluster, &policy) => {
-                tried.push(index);
+            Some(next) => {
+                tried.push(endpoint.id);
                 outgoing = next;
             }
-            _ => return Err(failure),
+            None => return Err(failure),
         }
     }
 }
 
-fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
+/// Whether a copy of the request is worth its price: the route declares something retryable, or HTTP/2 is spoken,
+/// where a server can say that it has not touched a request (a refused stream, a GOAWAY).
+fn worth_keeping(retry: &RetryPolicy, endpoint: &Endpoint, outgoing: &Outgoing) -> bool {
+    retry.attempts > 0 && (!retry.codes.is_empty() || over_http2(endpoint, outgoing))
+}
+
+/// Whether a request is sent over HTTP/2.
+fn over_http2(endpoint: &Endpoint, outgoing: &Outgoing) -> bool {
+    let speaks = match (endpoint.sidecar, endpoint.speak) {
+        (true, _) | (false, Speak::Http2) => true,
+        (false, Speak::Http1) => false,
+        (false, Speak::Same) => outgoing.spoken == Version::HTTP_2,
+    };
+    speaks && !outgoing.upgrade
+}
+
+/// The status of a response; of a gRPC response that failed before it began (its status is among the headers), the
+/// HTTP status that means the same (gRPC, "HTTP to gRPC Status Code Mapping", read backwards).
+fn grpc_as_http<B>(response: &Response<B>) -> u16 {
+    match response.headers().get("grpc-status").map(HeaderValue::as_bytes) {
+        Some(b"4") => 504,
+        Some(b"8") => 429,
+        Some(b"13") => 500,
+        Some(b"14") => 503,
+        _ => response.status().as_u16(),
+    }
+}
+
+/// Refuses what is above the limit of requests (and of connections whose bytes are not looked at) in flight.
+pub fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
     let in_flight = cluster.in_flight.load(std::sync::atomic::Ordering::Relaxed);
     if in_flight >= policy.max_requests {
         return Err(Failure::unprocessed(
@@ -160,31 +186,30 @@ fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
     Ok(())
 }
 
-fn again(exchange: &Exchange, cluster: &Cluster, policy: &Policy) -> bool {
-    cluster.budget.take(policy.budget_percent, exchange.worker.now())
-}
-
-/// Picks an endpoint, by index and itself.
+/// Picks an endpoint; those whose ids are in `tried` only if nothing else is there.
 pub fn pick(
     worker: &Worker,
     cluster: &Cluster,
     policy: &Policy,
-    tried: &[usize],
-) -> Result<(usize, Arc<Endpoint>), Failure> {
+    tried: &[u32],
+) -> Result<Arc<Endpoint>, Failure> {
     let endpoints = cluster.endpoints();
+    // The list may have been replaced since the last try, so what was tried is looked up in it anew.
+    let place = |id: &u32| endpoints.iter().position(|endpoint| endpoint.id == *id);
+    let avoid: Vec<usize> = tried.iter().filter_map(place).collect();
     let picked = worker.with_random(|random| {
         penstock_balance::pick(
             endpoints.as_slice(),
             policy.balance,
             policy.outlier.max_ejected_percent,
-            tried,
+            &avoid,
             &cluster.turn,
             worker.now(),
             random,
         )
     });
     match picked {
-        Ok(index) => Ok((index, Arc::clone(&endpoints[index]))),
+        Ok(index) => Ok(Arc::clone(&endpoints[index])),
         Err(none) => Err(Failure::unprocessed(
             Reason::NoEndpoint,
             format!("no endpoint of {} port {}: {none}", cluster.service, cluster.port),
@@ -208,12 +233,7 @@ async fn try_once(
 ) -> Result<Answered, Failed> {
     let worker = &exchange.worker;
     exchange.secured(endpoint.identity.is_some());
-    let over_http2 = !outgoing.upgrade
-        && match (endpoint.sidecar, endpoint.speak) {
-            (true, _) | (false, Speak::Http2) => true,
-            (false, Speak::Http1) => false,
-            (false, Speak::Same) => outgoing.spoken == Version::HTTP_2,
-        };
+    let over_http2 = over_http2(endpoint, &outgoing);
     let pool = worker.pools.of(endpoint);
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
     let deadline = times.of_a_try();
@@ -291,7 +311,9 @@ fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failur
     }
     let h2 = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     if let Some(cause) = h2 {
-        if cause.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        // Only streams above the last that a GOAWAY names see it (RFC 9113, 6.8); a graceful one is no error besides.
+        let above = cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR);
+        if above || cause.reason() == Some(h2::Reason::REFUSED_STREAM) {
             return Failure::unprocessed(Reason::UpstreamReset, format!("{who} refused the stream: {cause}"));
         }
         return Failure::new(Reason::UpstreamReset, format!("{who} reset the request: {cause}"));
@@ -393,58 +415,17 @@ impl Times {
     }
 }
 
-/// A request that can be sent again, because its body is known.
-struct Replay {
-    parts: http::request::Parts,
-    body: Option<Bytes>,
-    authority: http::uri::Authority,
-    spoken: Version,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Replay {
-    /// Whether the route declares something retryable, and the body is small and of known length.
-    fn wanted(outgoing: &Outgoing, retry: &RetryPolicy) -> bool {
-        let small = |length| length <= retry.buffer as u64;
-        retry.attempts > 0
-            && !outgoing.upgrade
-            && !retry.codes.is_empty()
-            && outgoing.request.body().size_hint().exact().is_some_and(small)
-    }
-
-    /// Keeps a copy of the request, its body included.
-    async fn keep(outgoing: &mut Outgoing) -> Result<Box<Self>, Failure> {
-        let body = if outgoing.request.body().is_end_stream() {
-            None
-        } else {
-            let taken = std::mem::replace(outgoing.request.body_mut(), RequestBody::Whole(None));
-            let whole = taken
-                .collect()
-                .await
-                .map_err(|error| {
-                    Failure::unprocessed(
-                        Reason::ClientClosed,
-                        format!("the client's body broke off: {error}"),
-                    )
-                })?
-                .to_bytes();
-            *outgoing.request.body_mut() = RequestBody::Whole(Some(whole.clone()));
-            Some(whole)
-        };
-        let mut copy = Request::new(());
-        *copy.method_mut() = outgoing.request.method().clone();
-        *copy.uri_mut() = outgoing.request.uri().clone();
-        *copy.version_mut() = outgoing.request.version();
-        *copy.headers_mut() = outgoing.request.headers().clone();
-        let parts = copy.into_parts().0;
-        Ok(Box::new(Self { parts, body, authority: outgoing.authority.clone(), spoken: outgoing.spoken }))
-    }
-
-    fn again(&self) -> Box<Outgoing> {
-        Box::new(Outgoing {
-            request: Request::from_parts(self.parts.clone(), RequestBody::Whole(self.body.clone())),
-            authority: self.authority.clone(),
-            spoken: self.spoken,
-            upgrade: false,
-        })
+    #[test]
+    fn a_grpc_response_that_failed_before_it_began_counts_by_its_own_status() {
+        let response = |status| http::Response::builder().header("grpc-status", status).body(()).unwrap();
+        let table = [("0", 200), ("3", 200), ("4", 504), ("8", 429), ("13", 500), ("14", 503)];
+        for (grpc, http) in table {
+            assert_eq!(grpc_as_http(&response(grpc)), http, "{grpc}");
+        }
+        assert_eq!(grpc_as_http(&http::Response::builder().status(502).body(()).unwrap()), 502);
     }
 }

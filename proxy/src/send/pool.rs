@@ -4,6 +4,8 @@
 //! endpoint until its streams run out. Requests that need a connection while one is being made wait for that one.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
@@ -28,7 +30,7 @@ use crate::worker::Worker;
 /// An idle HTTP/1.1 connection is given up before common servers give it up (uvicorn and Node after 5 s), since a
 /// request that crosses their close on the way is lost.
 const IDLE: Duration = Duration::from_secs(4);
-/// Streams on one HTTP/2 connection before another is opened.
+/// Streams on one HTTP/2 connection before another is opened; fewer, if the peer takes fewer.
 const STREAMS: u32 = 200;
 /// A peer that does not answer a ping for this long is gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,6 +94,8 @@ struct Idle {
 struct SharedConnection {
     sender: http2::SendRequest<RequestBody>,
     streams: Rc<Cell<u32>>,
+    /// Streams that it takes, as the peer last said.
+    limit: Rc<Cell<u32>>,
 }
 
 /// What a request holds of a connection until its response ends.
@@ -164,7 +168,15 @@ impl Pool {
                 break;
             }
             let _waiting = Waiting::new(cluster, policy)?;
-            self.changed.notified().await;
+            // One that was just given back takes the next request as soon as its own task has run.
+            let soon = self.idle.borrow_mut().pop();
+            match soon {
+                Some(Idle { mut sender, .. }) => match sender.ready().await {
+                    Ok(()) => return Ok(sender),
+                    Err(_) => continue,
+                },
+                None => self.changed.notified().await,
+            }
         }
         let (open, _waiting) = (Open::new(self), Waiting::new(cluster, policy)?);
         match connect(worker, endpoint, Wire::Http1, policy.connect_timeout).await? {
@@ -240,10 +252,10 @@ impl Pool {
         let full = shared.len() as u32 >= max_connections;
         // The first that has room: load gathers on few connections, and the others can be closed. At the limit of
         // connections the least used one takes more streams than it should; they wait in its queue.
-        let connection = shared
-            .iter()
-            .find(|connection| connection.streams.get() < STREAMS)
-            .or_else(|| shared.iter().filter(|_| full).min_by_key(|connection| connection.streams.get()))?;
+        let connection =
+            shared.iter().find(|connection| connection.streams.get() < connection.limit.get()).or_else(
+                || shared.iter().filter(|_| full).min_by_key(|connection| connection.streams.get()),
+            )?;
         connection.streams.set(connection.streams.get() + 1);
         Some((connection.sender.clone(), Lease::Http2(Rc::clone(&connection.streams))))
     }
@@ -255,11 +267,11 @@ impl Pool {
         limit: Duration,
     ) -> Result<(), Failure> {
         let open = Open::new(self);
-        let sender = match connect(worker, endpoint, Wire::Http2, limit).await? {
+        let connection = match connect(worker, endpoint, Wire::Http2, limit).await? {
             Connected::Plain(stream) => handshake2(stream, open).await,
             Connected::Secured(stream) => handshake2(*stream, open).await,
         }?;
-        self.shared.borrow_mut().push(SharedConnection { sender, streams: Rc::default() });
+        self.shared.borrow_mut().push(connection);
         Ok(())
     }
 }
@@ -281,11 +293,11 @@ where
     Ok(sender)
 }
 
-async fn handshake2<T>(stream: T, open: Open) -> Result<http2::SendRequest<RequestBody>, Failure>
+async fn handshake2<T>(stream: T, open: Open) -> Result<SharedConnection, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
+    let (sender, mut connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
@@ -296,13 +308,21 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| handshake_failed(&open, &error))?;
+    let limit = Rc::new(Cell::new(STREAMS));
+    let told = Rc::clone(&limit);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        let result = poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            let takes = u32::try_from(connection.current_max_send_streams()).unwrap_or(STREAMS);
+            told.set(takes.clamp(1, STREAMS));
+            polled
+        });
+        if let Err(error) = result.await {
             tracing::debug!(endpoint = %open.0.whither, %error, "an HTTP/2 connection to an endpoint ended");
         }
         drop(open);
     });
-    Ok(sender)
+    Ok(SharedConnection { sender, streams: Rc::default(), limit })
 }
 
 fn handshake_failed(open: &Open, error: &hyper::Error) -> Failure {

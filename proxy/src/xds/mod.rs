@@ -42,6 +42,9 @@ pub trait Sink: Send + Sync + 'static {
 
     /// The first configuration is in force.
     fn set_ready(&self) {}
+
+    /// A stream is open, or no longer.
+    fn set_connected(&self, _connected: bool) {}
 }
 
 impl Sink for Store {
@@ -52,6 +55,10 @@ impl Sink for Store {
     fn set_ready(&self) {
         Store::set_ready(self);
     }
+
+    fn set_connected(&self, connected: bool) {
+        Store::set_connected(self, connected);
+    }
 }
 
 impl<S: Sink> Sink for Arc<S> {
@@ -61,6 +68,10 @@ impl<S: Sink> Sink for Arc<S> {
 
     fn set_ready(&self) {
         (**self).set_ready();
+    }
+
+    fn set_connected(&self, connected: bool) {
+        (**self).set_connected(connected);
     }
 }
 
@@ -121,6 +132,7 @@ impl Client {
         loop {
             let end = self.stream(&sink, &mut demands).await;
             metrics::gauge!(metric::CONTROL_CONNECTED.name, "stream" => "xds").set(0.0);
+            sink.set_connected(false);
             let wait = pause(&end, &mut backoff, rand::random());
             match &end {
                 End::Stopped => return,
@@ -168,6 +180,7 @@ impl Client {
         };
         connects("ok");
         metrics::gauge!(metric::CONTROL_CONNECTED.name, "stream" => "xds").set(1.0);
+        sink.set_connected(true);
         tracing::info!(control = %self.config.control.address, "configuration stream open");
         let begun = Instant::now();
         // A control that has nothing new for a proxy that holds all it wants says nothing, and rightly so.
