@@ -7,6 +7,7 @@
 //!   slice of the body: nothing is copied.
 //! - [`grpc`]: the messages and stubs of `inference.GRPCInferenceService`, and the way between them and the form above.
 //!   Raw contents are moved, not copied.
+//! - [`prefix`]: model, version and rows of a request, from the beginning of its body on either wire.
 //!
 //! A tensor that was read is consistent: its bytes are what datatype and shape ask for, BOOL is 0 or 1, and the lengths
 //! inside BYTES add up. What is not is an [`Error`] that names the tensor.
@@ -14,6 +15,7 @@
 mod error;
 pub mod grpc;
 mod json;
+pub mod prefix;
 pub mod rest;
 mod tensor;
 
