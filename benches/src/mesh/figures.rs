@@ -31,6 +31,7 @@ const GOODPUT: Named = ("goodput", "requests/s within the SLO");
 const CACHED: Named = ("cached", "of prompt tokens");
 const FAILED: Named = ("failed", "requests");
 const CPU: Named = ("machine_busy", "of all cores");
+const OWN_CPU: Named = ("bed_busy", "of all cores");
 const VS_BEST: Named = ("p99_vs_best_peer", "ratio");
 const VS_STEADY: Named = ("p99_vs_steady", "ratio");
 
@@ -52,8 +53,17 @@ pub(crate) struct Run {
     pub(crate) cached: f64,
     /// Share of the work that each replica did.
     pub(crate) shares: [f64; REPLICAS],
-    /// Share of all cores that were busy with anything.
-    pub(crate) machine_busy: f64,
+    /// How busy the machine was.
+    pub(crate) busy: Busy,
+}
+
+/// How busy the machine was, as shares of all cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Busy {
+    /// With anything.
+    pub(crate) machine: f64,
+    /// With this bed: replicas, proxies and load.
+    pub(crate) bed: f64,
 }
 
 impl Run {
@@ -65,7 +75,7 @@ impl Run {
         from: Duration,
         window: Duration,
         states: (&[State], &[State]),
-        machine_busy: f64,
+        busy: Busy,
     ) -> Self {
         let due: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.due >= from).collect();
         let sorted = |of: fn(&Outcome) -> Duration| {
@@ -100,7 +110,7 @@ impl Run {
             error: due.iter().find_map(|outcome| outcome.error.clone()),
             cached: cached / prompts.max(1.0),
             shares,
-            machine_busy,
+            busy,
         }
     }
 
@@ -117,11 +127,12 @@ impl Run {
         }
         let _ = write!(
             text,
-            "  {:>4.0}/s in time  {} of {} failed  machine {:.0} % busy",
+            "  {:>4.0}/s in time  {} of {} failed  {:.0} % of the cores busy, {:.0} % with this bed",
             self.goodput,
             self.failed,
             self.asked,
-            self.machine_busy * 1e2
+            self.busy.machine * 1e2,
+            self.busy.bed * 1e2
         );
         text
     }
@@ -152,7 +163,8 @@ fn figures(case: &Case) -> Vec<(Named, Of)> {
     figures.extend([
         (GOODPUT, (|run| run.goodput) as Of),
         (FAILED, |run| run.failed as f64),
-        (CPU, |run| run.machine_busy),
+        (CPU, |run| run.busy.machine),
+        (OWN_CPU, |run| run.busy.bed),
     ]);
     figures
 }
@@ -232,11 +244,13 @@ fn note(runs: &[Run]) -> Option<String> {
         let why = runs.iter().find_map(|run| run.error.as_deref()).unwrap_or("for an unknown reason");
         notes.push(format!("{failed} of {asked} requests failed: {why}"));
     }
-    let busy = runs.iter().map(|run| run.machine_busy).fold(0.0, f64::max);
-    if busy > BUSY {
+    let busiest =
+        runs.iter().map(|run| run.busy).max_by(|a, b| a.machine.total_cmp(&b.machine)).unwrap_or_default();
+    if busiest.machine > BUSY {
         notes.push(format!(
-            "the machine was {:.0} % busy, so its CPU may have been what was waited for",
-            busy * 1e2
+            "the cores were up to {:.0} % busy, {:.0} % with this bed: CPU may have been what was waited for",
+            busiest.machine * 1e2,
+            busiest.bed * 1e2
         ));
     }
     (!notes.is_empty()).then(|| notes.join("; "))
@@ -250,7 +264,7 @@ pub(crate) fn table(case: &Case, rows: &[Row]) -> String {
         head.extend(["TTFT p50", "TTFT p99", "cached %"]);
     }
     let (ratio, share) = (format!("/ {}", BASELINE.name()), "work of each replica, %");
-    head.extend(["in time/s", "failed", "busy %", &ratio, "spread", share]);
+    head.extend(["in time/s", "failed", "busy %", "own %", &ratio, "spread", share]);
     let mut lines = vec![head.into_iter().map(str::to_owned).collect::<Vec<String>>()];
     let mut notes = BTreeSet::new();
 
@@ -270,7 +284,7 @@ pub(crate) fn table(case: &Case, rows: &[Row]) -> String {
         if case.is_chat() {
             line.extend([figure(TTFT_P50, 1.0), figure(TTFT_P99, 1.0), figure(CACHED, 1e2)]);
         }
-        line.extend([figure(GOODPUT, 1.0), figure(FAILED, 1.0), figure(CPU, 1e2)]);
+        line.extend([figure(GOODPUT, 1.0), figure(FAILED, 1.0), figure(CPU, 1e2), figure(OWN_CPU, 1e2)]);
         let ratio = of(main).and_then(|row| row.ratio);
         line.push(ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")));
         let spread = of(main).and_then(Row::spread);
@@ -321,7 +335,8 @@ mod tests {
         after[0].units = 101;
         after[1].units = 3;
         let window = Duration::from_secs(2);
-        let run = Run::of(case, &outcomes, Duration::from_millis(100), window, (&before, &after), 0.3);
+        let run =
+            Run::of(case, &outcomes, Duration::from_millis(100), window, (&before, &after), Busy::default());
         assert_eq!((run.asked, run.failed, run.goodput), (3, 1, 0.5));
         assert_eq!((run.p50_ms, run.p99_ms), (20.0, 300.0));
         assert_eq!(run.shares[..2], [0.25, 0.75]);
@@ -357,8 +372,8 @@ mod tests {
 
     #[test]
     fn a_busy_machine_is_told() {
-        let busy = Run { machine_busy: 0.7, ..run(1.0) };
-        assert!(note(&[run(1.0), busy]).unwrap().contains("70 % busy"));
+        let busy = Run { busy: Busy { machine: 0.7, bed: 0.2 }, ..run(1.0) };
+        assert!(note(&[run(1.0), busy]).unwrap().contains("70 % busy, 20 % with this bed"));
         assert_eq!(note(&[run(1.0)]), None);
     }
 }

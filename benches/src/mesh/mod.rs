@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::subject::Programs;
 use crate::{bed, install, report, usage};
 use case::{CASES, Case};
-use figures::{Round, Run};
+use figures::{Busy, Round, Run};
 use stage::{Stage, Tools};
 use subject::Subject;
 
@@ -221,13 +221,10 @@ async fn once(stage: &mut Stage, case: &Case, subject: Subject, times: Times, se
     let arrivals = workload::arrivals(case, times.all(), seed);
     stage.fleet.reset().await?;
     let began = Instant::now();
-    let cores: Vec<usize> = (0..std::thread::available_parallelism()?.get()).collect();
     let watched = async {
         sleep_until(began + times.warm_up).await;
-        let (before, busy) = (stage.fleet.states().await?, usage::cores_busy(&cores)?);
-        sleep_until(began + times.all()).await;
-        let busy = usage::cores_busy(&cores)? - busy;
-        anyhow::Ok((before, busy / times.measured.as_secs_f64() / cores.len() as f64))
+        let before = stage.fleet.states().await?;
+        anyhow::Ok((before, busy(began + times.all()).await?))
     };
     let (outcomes, watched) = tokio::join!(client::run(&target, &arrivals, began, PATIENCE), watched);
     let (before, busy) = watched?;
@@ -241,6 +238,17 @@ async fn once(stage: &mut Stage, case: &Case, subject: Subject, times: Times, se
         run.error.unwrap_or_default()
     );
     Ok(run)
+}
+
+/// How busy the cores are from now until then.
+async fn busy(until: Instant) -> Result<Busy> {
+    let cores: Vec<usize> = (0..std::thread::available_parallelism()?.get()).collect();
+    let reading =
+        || anyhow::Ok((usage::cores_busy(&cores)?, usage::cpu_seconds(&usage::tree(std::process::id()))?));
+    let (began, before) = (Instant::now(), reading()?);
+    sleep_until(until).await;
+    let (after, all) = (reading()?, began.elapsed().as_secs_f64() * cores.len() as f64);
+    Ok(Busy { machine: (after.0 - before.0) / all, bed: (after.1 - before.1) / all })
 }
 
 #[cfg(test)]

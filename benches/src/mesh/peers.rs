@@ -192,7 +192,7 @@ pub(crate) fn router(router: Router, replicas: &[SocketAddr], python: &Path, dir
         ("--port", front.port().to_string()),
         ("--prometheus-port", metrics.to_string()),
         ("--policy", router.policy.to_owned()),
-        ("--log-level", "warn".to_owned()),
+        ("--log-level", router.quiet.to_owned()),
     ] {
         args.extend([name.into(), value.into()]);
     }

@@ -34,11 +34,17 @@ pub(crate) struct Tools {
     pub(crate) python: Result<PathBuf, String>,
 }
 
+/// A process, and the subject that it belongs to alone.
+struct Started {
+    process: Process,
+    of: Option<Subject>,
+}
+
 /// Running processes.
 pub(crate) struct Stage {
     /// The replicas.
     pub(crate) fleet: Fleet,
-    processes: Vec<Process>,
+    processes: Vec<Started>,
     targets: BTreeMap<Subject, Result<Target, String>>,
     _dir: TempDir,
 }
@@ -72,13 +78,13 @@ impl Stage {
     /// Fails if a process has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         self.fleet.check()?;
-        self.processes.iter_mut().try_for_each(Process::check)
+        self.processes.iter_mut().try_for_each(|started| started.process.check())
     }
 
     /// Ends everything.
     pub(crate) async fn stop(self) {
-        for process in self.processes {
-            process.stop().await;
+        for started in self.processes {
+            started.process.stop().await;
         }
         self.fleet.stop().await;
     }
@@ -97,7 +103,7 @@ impl Stage {
                 Err(why) => Err(anyhow!("{why}")),
             };
             let fronts = started.map(|(process, front)| {
-                self.processes.push(process);
+                self.processes.push(Started { process, of: Some(*subject) });
                 (vec![front], front.to_string())
             });
             self.set(case, *subject, fronts);
@@ -125,7 +131,8 @@ impl Stage {
         }
         mesh.map(|mesh| {
             let inbound = mesh.inbound.clone();
-            self.processes.extend(mesh.into_processes());
+            let processes = mesh.into_processes().into_iter();
+            self.processes.extend(processes.map(|process| Started { process, of: None }));
             inbound
         })
     }
@@ -147,7 +154,7 @@ impl Stage {
             let (mut least, mut weighted) = (Vec::new(), Vec::new());
             let envoys = envoys.map(|envoys| {
                 for (process, a, b) in envoys {
-                    self.processes.push(process);
+                    self.processes.push(Started { process, of: None });
                     least.push(a);
                     weighted.push(b);
                 }
@@ -175,7 +182,7 @@ impl Stage {
                 continue;
             }
             let fronts = start(&replicas, &tools.peers, dir).map(|(process, front)| {
-                self.processes.push(process);
+                self.processes.push(Started { process, of: Some(subject) });
                 (vec![front], "sim".to_owned())
             });
             self.set(case, subject, fronts);
@@ -186,25 +193,23 @@ impl Stage {
     async fn probe(&mut self, case: &Case) {
         let deadline = Instant::now() + START;
         let probe = probe_body(case);
-        for target in self.targets.values_mut() {
+        for (subject, target) in &mut self.targets {
             let Ok(known) = target else { continue };
+            let mut own: Vec<&mut Process> = self
+                .processes
+                .iter_mut()
+                .filter(|started| started.of == Some(*subject))
+                .map(|started| &mut started.process)
+                .collect();
             for front in known.fronts.clone() {
-                if let Err(error) = answers(front, known, &probe, deadline).await {
-                    *target = Err(format!("it did not start: {error:#}"));
+                if let Err(error) = answers(front, known, &probe, &mut own, deadline).await {
+                    *target = Err(format!("{error:#}"));
                     break;
                 }
             }
         }
-        // One that has ended would fail every later check.
-        let mut running = Vec::new();
-        for mut process in std::mem::take(&mut self.processes) {
-            if let Err(error) = process.check() {
-                eprintln!("{error:#}");
-            } else {
-                running.push(process);
-            }
-        }
-        self.processes = running;
+        // What has ended must not fail the runs of the others.
+        self.processes.retain_mut(|started| started.process.check().is_ok());
     }
 }
 
@@ -217,8 +222,15 @@ fn probe_body(case: &Case) -> Bytes {
     Bytes::from_static(body.as_bytes())
 }
 
-async fn answers(front: SocketAddr, target: &Target, probe: &Bytes, deadline: Instant) -> Result<()> {
+async fn answers(
+    front: SocketAddr,
+    target: &Target,
+    probe: &Bytes,
+    own: &mut [&mut Process],
+    deadline: Instant,
+) -> Result<()> {
     loop {
+        own.iter_mut().try_for_each(|process| process.check())?;
         let limit = Duration::from_secs(10);
         let answer = ask(Method::POST, front, &target.host, target.path, probe.clone(), limit).await;
         let told = match answer {
@@ -229,7 +241,7 @@ async fn answers(front: SocketAddr, target: &Target, probe: &Bytes, deadline: In
             Err(error) => format!("{error:#}"),
         };
         if Instant::now() > deadline {
-            bail!("{front} answered {told}, {START:?} after the start");
+            bail!("it does not answer {START:?} after the start: {told}");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

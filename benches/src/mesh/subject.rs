@@ -34,11 +34,12 @@ pub(crate) enum Subject {
 /// The subject that ratios refer to.
 pub(crate) const BASELINE: Subject = Subject::Envoy;
 
-/// A router from PyPI: its module, and its policy by the name of its command line.
+/// A router from PyPI: its module, its policy by the name of its command line, and what it calls the log level of warnings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Router {
     pub(crate) module: &'static str,
     pub(crate) policy: &'static str,
+    pub(crate) quiet: &'static str,
 }
 
 impl Subject {
@@ -73,12 +74,13 @@ impl Subject {
 
     /// The router that it is.
     pub(crate) fn router(self) -> Option<Router> {
-        let router = |module, policy| Some(Router { module, policy });
+        let sglang = |policy| Some(Router { module: "sglang_router", policy, quiet: "warn" });
+        let vllm = |policy| Some(Router { module: "vllm_router", policy, quiet: "warning" });
         match self {
-            Self::SglangPowerOfTwo => router("sglang_router", "power_of_two"),
-            Self::SglangCacheAware => router("sglang_router", "cache_aware"),
-            Self::VllmPowerOfTwo => router("vllm_router", "power_of_two"),
-            Self::VllmCacheAware => router("vllm_router", "cache_aware"),
+            Self::SglangPowerOfTwo => sglang("power_of_two"),
+            Self::SglangCacheAware => sglang("cache_aware"),
+            Self::VllmPowerOfTwo => vllm("power_of_two"),
+            Self::VllmCacheAware => vllm("cache_aware"),
             _ => None,
         }
     }

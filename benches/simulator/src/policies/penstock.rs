@@ -47,7 +47,7 @@ impl Ours {
         };
         let client = |_| Client { pool: Pool::default(), known: known(), members: Members::default() };
         Self {
-            settings: Settings { policy, ..Settings::default() },
+            settings: Settings { policy, choices: env("CH", 8.0) as usize, hot_quantile: env("HOT", 0.84), ..Settings::default() },
             clients: (0..clients).map(client).collect(),
             sent: HashMap::new(),
         }
@@ -108,4 +108,8 @@ impl Policy for Ours {
             client.members.tend(duration(now));
         }
     }
+}
+
+fn env(name: &str, or: f32) -> f32 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or)
 }

@@ -6,7 +6,8 @@
 //! the reuse budget allows, or when the pool is full (the oldest); after each query one more is removed, alternately the
 //! oldest and the worst. Probes with a RIF above the quantile 2^-0.25 of recent RIFs are hot; the cold one with the least
 //! latency is picked, else the hot one with the least RIF; the client adds its own pick to the probe. With fewer than two
-//! probes the choice is random. Constants as in the paper's section 4.
+//! probes the choice is random. Constants as in the paper's section 4, which has hundreds of replicas: here the pool is
+//! never more than half of them, and a probe replaces one of the same replica, both in its favour.
 
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -40,16 +41,18 @@ struct Client {
 
 pub(super) struct Prequal {
     clients: Vec<Client>,
+    size: usize,
     reuse: f64,
 }
 
 impl Prequal {
     pub(super) fn new(clients: usize, servers: usize) -> Self {
         // Equation 1 of the paper: how often a probe may be used.
-        let (m, n) = (POOL as f64, servers as f64);
+        let size = POOL.min(servers / 2).max(2);
+        let (m, n) = (size as f64, servers as f64);
         let rate = (1.0 - m / n) * PROBES as f64 - REMOVE;
         let reuse = if rate > 0.0 { ((1.0 + DELTA) / rate).max(1.0) } else { f64::INFINITY };
-        Self { clients: (0..clients).map(|_| Client::default()).collect(), reuse }
+        Self { clients: (0..clients).map(|_| Client::default()).collect(), size, reuse }
     }
 }
 
@@ -124,7 +127,8 @@ impl Policy for Prequal {
             client.recent[client.next % 128] = probe.rif;
             client.next += 1;
         }
-        if client.pool.len() >= POOL
+        client.pool.retain(|held| held.server != server);
+        if client.pool.len() >= self.size
             && let Some(oldest) = (0..client.pool.len()).min_by_key(|i| client.pool[*i].at)
         {
             client.pool.swap_remove(oldest);
