@@ -152,9 +152,9 @@ pub fn targets(page: &Where, ports: &[Port]) -> Vec<Target> {
 /// How a round of looking ended without a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fruitless {
-    /// Nobody answered: the server may be starting, which takes minutes.
+    /// Somebody did not answer: the server may be starting, which takes minutes.
     Silent,
-    /// Everybody who answered had something else to say.
+    /// Everybody answered and had something else to say.
     Strange,
 }
 

@@ -68,20 +68,26 @@ async fn search(config: &Config, source: &mut Source, ports: &impl Fn() -> Vec<P
 
 /// Tries each place once.
 async fn round(targets: &[Target], timeout: Duration) -> Result<(Target, Fetcher), (Fruitless, String)> {
-    let mut end = (Fruitless::Silent, "nobody listens there".to_owned());
+    // While one is silent the server may be starting, whatever the others say; but what they say is the better story.
+    let (mut silence, mut strangeness) = (None, None);
     for target in targets {
         let mut fetcher = Fetcher::new(target.address.to_string());
         match fetcher.get(&target.path, timeout).await.map(|page| Reading::read(page, target.kind)) {
             Ok(Some(_)) => return Ok((target.clone(), fetcher)),
-            Ok(None) => end = (Fruitless::Strange, format!("{target} is no page of a server that is known")),
-            Err(error) if error.answered() && end.0 == Fruitless::Silent => {
-                end = (Fruitless::Strange, error.to_string());
-            }
-            Err(error) if end.0 == Fruitless::Silent => end.1 = error.to_string(),
-            Err(_) => {}
+            Ok(None) => strangeness = Some(strange(target)),
+            Err(error) if error.answered() => strangeness = strangeness.or(Some(error.to_string())),
+            Err(error) => silence = Some(error.to_string()),
         }
     }
-    Err(end)
+    let end = if silence.is_some() { Fruitless::Silent } else { Fruitless::Strange };
+    Err((end, strangeness.or(silence).unwrap_or_default()))
+}
+
+fn strange(target: &Target) -> String {
+    match target.kind {
+        Some(kind) => format!("{target} is no metrics page of {kind}, as was declared"),
+        None => format!("{target} is no metrics page of a server that is known"),
+    }
 }
 
 /// The places of a round, for a log line.
@@ -135,7 +141,7 @@ async fn follow(
 fn story(target: &Target, failed: Result<Option<Reading>, FetchError>) -> String {
     let why = match failed {
         Err(error) => error.to_string(),
-        Ok(_) => format!("{target} is no page of a server that is known any more"),
+        Ok(_) => strange(target),
     };
     format!("the model server's metrics cannot be read: {why}; requests are balanced without them")
 }

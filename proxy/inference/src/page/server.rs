@@ -83,6 +83,12 @@ impl Kind {
         found
     }
 
+    /// Triton is Triton, whatever its backends.
+    fn has_page_of(self, detected: Self) -> bool {
+        let triton = |kind| matches!(kind, Self::Triton | Self::TritonTrtLlm);
+        self == detected || (triton(self) && triton(detected))
+    }
+
     fn rows(self) -> &'static [Row] {
         match self {
             // The TensorRT-LLM backend has its own queue and cache; the rest is Triton's.
@@ -333,10 +339,19 @@ const MLSERVER: &[Row] = &[
 ];
 
 impl Reading {
-    /// Reads a page as one of `kind`, or of the kind that its names show. `None`: no kind was declared, and none is
-    /// recognised.
+    /// Reads a page as one of `kind`, or of the kind that its names show. `None`: it is no page in the text format, its
+    /// kind is not recognised, or it is of another kind than was declared. A declared server whose page is still empty
+    /// (TorchServe's before its first request) is read as telling nothing.
     pub fn read(page: &[u8], kind: Option<Kind>) -> Option<Self> {
-        let kind = kind.or_else(|| Kind::detect(page))?;
+        // HTML, or JSON as trtllm-serve has it beside its page.
+        if matches!(page.trim_ascii_start().first(), Some(b'<' | b'{' | b'[')) {
+            return None;
+        }
+        let kind = match (kind, Kind::detect(page)) {
+            (Some(declared), Some(detected)) if !declared.has_page_of(detected) => return None,
+            (Some(declared), _) => declared,
+            (None, detected) => detected?,
+        };
         let mut reading = Self { kind: Some(kind), ..Self::default() };
         let mut lora_at = f64::NEG_INFINITY;
         let rows = kind.rows();
@@ -443,7 +458,15 @@ mod tests {
     fn a_page_of_nobody_we_know_is_not_read() {
         assert_eq!(Reading::read(b"go_goroutines 7\nprocess_cpu_seconds_total 1\n", None), None);
         assert_eq!(Reading::read(b"", None), None);
-        let declared = Reading::read(b"go_goroutines 7\n", Some(Kind::Vllm)).unwrap();
-        assert_eq!(declared, Reading { kind: Some(Kind::Vllm), ..Reading::default() });
+        let empty = Reading::read(b"", Some(Kind::TorchServe)).unwrap();
+        assert_eq!(empty, Reading { kind: Some(Kind::TorchServe), ..Reading::default() });
+        for (page, declared) in [
+            (&b"<html>vllm: 1</html>"[..], Kind::Vllm),
+            (b" [{\"iter\": 1}]", Kind::TrtLlmServe),
+            (b"sglang:num_queue_reqs 1", Kind::Vllm),
+        ] {
+            assert_eq!(Reading::read(page, Some(declared)), None, "{declared}");
+        }
+        assert!(Reading::read(b"nv_inference_count 1", Some(Kind::TritonTrtLlm)).is_some());
     }
 }
