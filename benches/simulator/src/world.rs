@@ -24,6 +24,9 @@ use crate::server::llm::Llm;
 use crate::server::{BLOCK, Did, Job, MS, Nanos, S, Server};
 use crate::workload::Request;
 
+/// Between two answers of a batch.
+const SERIAL: Nanos = MS / 50;
+
 /// What only an oracle may know.
 #[derive(Debug)]
 pub struct Truth {
@@ -37,6 +40,27 @@ pub struct Truth {
     pub resumes: Vec<Nanos>,
     /// Replicas that answer with errors at once.
     pub failing: Vec<bool>,
+    /// Seen.
+    pub seen: Vec<f64>,
+}
+
+impl World<'_> {
+    fn seer(&mut self, now: Nanos) {
+        self.truth.seen = (0..self.truth.servers.len())
+            .map(|i| {
+                let e = &self.inbound[i].estimator;
+                let mut b = e.backlog(duration(now));
+                let Some(cost) = e.cost() else { return 0.0 };
+                for _ in &self.truth.coming[i] {
+                    let joins = b.drains_ms > b.closes_ms && 1.0 <= b.room;
+                    if joins { b.room -= 1.0; b.drains_ms += cost.unit_ms; } else {
+                        if b.drains_ms > b.closes_ms { b.closes_ms = b.drains_ms; }
+                        b.drains_ms += cost.fixed_ms + cost.unit_ms; }
+                }
+                f64::from(b.with(cost, 1.0))
+            })
+            .collect();
+    }
 }
 
 /// The sidecar in front of a replica.
@@ -54,6 +78,7 @@ enum Event {
     Arrive(usize),
     Reach(usize),
     Wake(usize, u64),
+    Answer(Did),
     Head(usize),
     End(usize, bool),
     Report(usize, usize, usize),
@@ -124,7 +149,7 @@ pub fn run(case: &Case, policy: &mut dyn Policy, seed: u64) -> Figures {
             rates: vec![0.0; n],
             coming: vec![Vec::new(); n],
             resumes: vec![0; n],
-            failing: vec![false; n],
+            failing: vec![false; n], seen: vec![],
         },
         wakes: vec![0; n],
         up: (0..n).filter(|i| !case.joins_later(*i)).collect(),
@@ -195,6 +220,8 @@ impl World<'_> {
                     self.wake(server, now);
                 }
             }
+            Event::Answer(Did::First(i)) => self.answer(i, now, false),
+            Event::Answer(Did::Last(i)) => self.end(i, now),
             Event::Head(i) => {
                 let Some(flight) = self.flights[i] else { return };
                 let ms = (now - flight.sent) as f64 / MS as f64;
@@ -259,6 +286,7 @@ impl World<'_> {
         if self.counts(now) {
             self.expected += 1;
         }
+        if self.policy.seer() { self.seer(now); }
         let request = &self.requests[i];
         let asked = Asked { request, up: &self.up, truth: &self.truth, now };
         let server = self.policy.pick(request.client, &asked, &mut self.random);
@@ -299,6 +327,16 @@ impl World<'_> {
         self.retime(server, now);
     }
 
+    /// The replica's sidecar sees the last byte.
+    fn end(&mut self, i: usize, now: Nanos) {
+        if let Some(flight) = &self.flights[i]
+            && let Some(watched) = flight.watched
+        {
+            self.inbound[flight.server].estimator.finished(watched, false, duration(now));
+            self.at(now + self.case.network, Event::End(i, false));
+        }
+    }
+
     /// The replica's sidecar sees the first byte, or all of the answer.
     fn answer(&mut self, i: usize, now: Nanos, failed: bool) {
         let Some(flight) = self.flights[i].as_mut() else { return };
@@ -326,50 +364,11 @@ impl World<'_> {
     fn wake(&mut self, server: usize, now: Nanos) {
         let mut did = Vec::new();
         self.truth.servers[server].advance(now, &mut did);
-        // A batch is answered all at once, so a report on its first answer must not count the others as in flight.
-        for event in &did {
-            if let Did::Last(i) = event
-                && let Some(flight) = self.flights[*i].as_mut()
-                && let Some(watched) = flight.watched.as_mut()
-                && !self.truth.servers[server].is_llm()
-            {
-                let ms = self.inbound[server].estimator.started(watched, duration(now));
-                self.inbound[server].remember(flight.found, ms);
-                self.inbound[server].estimator.finished(*watched, false, duration(now));
-            }
-        }
-        let llm = self.truth.servers[server].is_llm();
-        for event in did {
-            match event {
-                Did::First(i) => {
-                    if llm {
-                        self.answer(i, now, false);
-                    } else {
-                        self.send_head(i, server, now);
-                    }
-                }
-                Did::Last(i) => {
-                    if llm
-                        && let Some(flight) = &self.flights[i]
-                        && let Some(watched) = flight.watched
-                    {
-                        self.inbound[server].estimator.finished(watched, false, duration(now));
-                    }
-                    self.at(now + self.case.network, Event::End(i, false));
-                }
-            }
+        // The answers of a batch are written one after the other.
+        for (k, event) in (0u64..).zip(did) {
+            self.at(now + k / 2 * SERIAL, Event::Answer(event));
         }
         self.retime(server, now);
-    }
-
-    fn send_head(&mut self, i: usize, server: usize, now: Nanos) {
-        let report = self.load(server, now);
-        self.at(now + self.case.network, Event::Head(i));
-        if self.random.random::<f64>() >= self.case.report_loss {
-            self.reports.push(report);
-            let at = now + self.case.network + self.case.report_delay;
-            self.at(at, Event::Report(self.requests[i].client, server, self.reports.len() - 1));
-        }
     }
 
     /// The rates of a replica and its neighbours on the GPU may have changed, and with them when they wake.
@@ -418,11 +417,13 @@ impl World<'_> {
         let inbound = &self.inbound[server];
         let estimator = &inbound.estimator;
         let rates = estimator.rates(duration(now));
-        let cost = estimator.cost();
+        let (cost, backlog) = (estimator.cost(), estimator.backlog(duration(now)));
         LoadReport {
             in_flight: Some(estimator.in_flight() as f32),
             units: Some(estimator.units()),
-            backlog_ms: Some(estimator.backlog_ms(duration(now))),
+            backlog_ms: Some(backlog.drains_ms),
+            closes_ms: Some(backlog.closes_ms),
+            room: Some(backlog.room),
             fixed_ms: cost.map(|cost| cost.fixed_ms),
             unit_ms: cost.map(|cost| cost.unit_ms),
             utilization: Some(rates.utilization),

@@ -83,6 +83,11 @@ impl Units {
         self.0.fetch_sub(u64::from(parts), Relaxed);
     }
 
+    /// Takes everything.
+    pub(crate) fn drain(&self) -> f32 {
+        self.0.swap(0, Relaxed) as f32 / SIXTEENTHS
+    }
+
     pub(crate) fn get(&self) -> f32 {
         self.0.load(Relaxed) as f32 / SIXTEENTHS
     }

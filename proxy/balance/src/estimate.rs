@@ -1,17 +1,23 @@
 //! What work costs at a server that can only be watched: arrivals, first bytes and completions of one model.
 //!
-//! What comes in: [`Estimator::arrived`], [`Estimator::started`], [`Estimator::finished`]. What goes out: a [`Cost`],
-//! the backlog in milliseconds and the busy share. The server may serve one by one, `k` at a time, in batches or share
-//! its time; none of that is told. One linear law holds for all of them near the point where they work (Little):
+//! Comes in: [`Estimator::arrived`], [`Estimator::started`], [`Estimator::finished`]. Goes out: a [`Cost`], a
+//! [`Backlog`], the busy share. Whether the server takes requests one by one, in batches, several at a time or in steps
+//! is told by nobody, so it is read off its departures. Answers that come together are a group; while the server is busy
+//! the time from one group to the next is a sample of
 //!
 //! ```text
-//! time until answered = fixed + unit × (units in flight on arrival + own units)
+//! time of a group = fixed + unit × units of work in the group
 //! ```
 //!
-//! A queue served one by one has `fixed` 0 and `unit` the service time; `k` servers a `unit` of the k-th part; a batching
-//! one a `fixed` of about a batch. Both are found by a least-squares line over the last requests with exponential
-//! forgetting. At a steady load a line through a cloud says little about its slope, so the slope leans on a second
-//! view, in which load does not matter: the time between departures while the server is busy, per unit that departs.
+//! and both are found by a least-squares line with exponential forgetting, neither below zero. A server that works one by
+//! one has groups of one; one that works on `k` at a time has departures `k` times as often, so that `fixed + unit` is
+//! what a request costs its throughput; a batching one has groups as large as its batches. The largest group of late is
+//! taken for the most that fits into one.
+//!
+//! What runs now follows: at the last departure the server took the next group from what was in flight. So the time until
+//! it is done is known, what has arrived since waits for the next group, and that group closes when this one is done.
+//! Where the model misses something (answers that take longer than the server is occupied), the mean difference between
+//! what requests took and what was foretold them is added.
 //!
 //! A sample that comes while another worker takes one in is dropped: it is one of many, and nobody waits.
 
@@ -21,20 +27,37 @@ use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Ordering, Units};
 use crate::micros;
 use Ordering::{Acquire, Relaxed, Release};
 
-/// Requests over which the past is forgotten.
-const MEMORY: f32 = 48.0;
-/// How strongly the slope leans on the busy view, against a spread of the load of its own size.
-const LEAN: f32 = 0.3;
+/// Groups, and requests, over which the past is forgotten.
+const MEMORY: f32 = 32.0;
+/// Answers closer together than this belong together, at least.
+const TOGETHER_MS: f32 = 0.25;
+/// And than this share of the time of a group.
+const TOGETHER: f32 = 0.05;
+/// How strongly the line leans on its prior (half of the time is fixed), against a spread of its own size.
+const LEAN: f32 = 0.02;
 /// The window of the busy share and the rates.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The two-parameter cost of one model's requests.
+/// The two-parameter cost of one model's work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Milliseconds to a request, whatever its size.
+    /// Milliseconds to a group, however large: to a request, where they are served one by one.
     pub fixed_ms: f32,
     /// Milliseconds to a unit of work.
     pub unit_ms: f32,
+}
+
+/// What is in flight, in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    /// Milliseconds until all work in flight is done.
+    pub drains_ms: f32,
+    /// Milliseconds until the group that new work joins begins.
+    pub closes_ms: f32,
+    /// Units that it still takes.
+    pub room: f32,
+    /// Milliseconds that answers take beyond that.
+    pub beyond_ms: f32,
 }
 
 /// How busy a server is.
@@ -52,9 +75,8 @@ pub struct Rates {
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     at: Duration,
-    /// Units in flight on arrival, with its own.
-    found: f32,
-    /// Its own that wait for the first byte, in parts.
+    foretold_ms: f32,
+    /// Its work that waits for the first byte, in parts.
     parts: u32,
     started: bool,
 }
@@ -63,22 +85,27 @@ pub struct Watched {
 #[derive(Debug, Default)]
 pub struct Estimator {
     in_flight: AtomicU32,
+    /// Waiting for the first byte: requests and units.
+    pending: AtomicU32,
     units: Units,
-    /// Microseconds since the epoch at which the server last became busy or let a request go.
-    since: AtomicU64,
+    line: Line,
     taking: AtomicBool,
+    /// Microseconds since the epoch of the last departure, or of becoming busy: since then the running group runs.
+    since: AtomicU64,
+    running: Float,
+    /// The last group to depart: what has gone of it, what should follow at once, and how long it took.
+    gone: Float,
+    leaving: Float,
+    took_ms: Float,
+    largest: Float,
+    beyond_ms: Float,
     samples: AtomicU32,
-    mean_found: Float,
     mean_ms: Float,
-    spread: Float,
-    together: Float,
-    /// Busy milliseconds and units to a departure.
-    busy_ms: Float,
-    busy_units: Float,
     /// Microseconds since the epoch plus one from which on the server has been busy; 0 = idle.
     busy_from: AtomicU64,
     window_from: AtomicU64,
     window_busy_us: AtomicU64,
+    window_units: Units,
     window_finished: AtomicU32,
     window_failed: AtomicU32,
     utilization: Float,
@@ -86,40 +113,80 @@ pub struct Estimator {
     eps: Float,
 }
 
+/// A least-squares line that forgets.
+#[derive(Debug, Default)]
+struct Line {
+    samples: AtomicU32,
+    x: Float,
+    y: Float,
+    xx: Float,
+    xy: Float,
+}
+
+impl Line {
+    fn take_in(&self, x: f32, y: f32) {
+        let n = self.samples.load(Relaxed);
+        self.samples.store(n.saturating_add(1), Relaxed);
+        // The first samples count equally; later ones push the oldest out. Welford's update with forgetting (West 1979).
+        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / MEMORY);
+        let (dx, dy) = (x - self.x.get(), y - self.y.get());
+        self.x.approach(x, share);
+        self.y.approach(y, share);
+        self.xx.set((1.0 - share) * (self.xx.get() + share * dx * dx));
+        self.xy.set((1.0 - share) * (self.xy.get() + share * dx * dy));
+    }
+
+    fn cost(&self) -> Option<Cost> {
+        if self.samples.load(Relaxed) == 0 {
+            return None;
+        }
+        let (x, y) = (self.x.get().max(1e-3), self.y.get());
+        let lean = LEAN * x * x;
+        let slope = (self.xy.get() + lean * 0.5 * y / x) / (self.xx.get() + lean);
+        // A slope of more than y/x would need a fixed cost below zero.
+        let unit_ms = slope.clamp(0.05 * y / x, y / x);
+        Some(Cost { fixed_ms: (y - unit_ms * x).max(0.0), unit_ms })
+    }
+}
+
 impl Estimator {
     /// A request with so many units of work before its first byte arrives and goes on to the server.
     pub fn arrived(&self, units: f32, now: Duration) -> Watched {
-        let ahead = self.units.get();
+        let foretold_ms = self.predict(units, now);
+        if self.pending.fetch_add(1, Relaxed) == 0 {
+            self.since.store(micros(now), Relaxed);
+            self.running.set(units);
+            self.gone.set(0.0);
+        }
         let parts = self.units.add(units);
         if self.in_flight.fetch_add(1, Relaxed) == 0 {
-            self.since.store(micros(now), Relaxed);
             self.busy_from.store(micros(now) + 1, Relaxed);
         }
-        Watched { at: now, found: ahead + units, parts, started: false }
+        Watched { at: now, foretold_ms, parts, started: false }
     }
 
     /// Its first byte has come: the work that it waited for is done. Returns how many milliseconds it took.
     pub fn started(&self, watched: &mut Watched, now: Duration) -> f32 {
         let waited_ms = millis(now.saturating_sub(watched.at));
-        let parts = std::mem::take(&mut watched.parts);
         if std::mem::replace(&mut watched.started, true) {
             return waited_ms;
         }
+        let parts = std::mem::take(&mut watched.parts);
         self.units.take(parts);
-        let units = Units::of(parts);
-        let since = self.since.swap(micros(now), Relaxed);
-        let gap_us = micros(now).saturating_sub(since.max(1)) as f32;
         if self.taking.compare_exchange(false, true, Acquire, Relaxed).is_ok() {
-            self.take_in(watched.found, waited_ms, gap_us / 1e3, units);
+            self.departed(Units::of(parts), now);
+            self.waited(waited_ms, watched.foretold_ms);
             self.taking.store(false, Release);
         }
+        self.pending.fetch_sub(1, Relaxed);
         waited_ms
     }
 
     /// It is over, `failed` or not. A failure is no measurement: it would make a broken server look fast.
     pub fn finished(&self, mut watched: Watched, failed: bool, now: Duration) {
-        if failed {
-            self.units.take(std::mem::take(&mut watched.parts));
+        if failed && !watched.started {
+            self.units.take(watched.parts);
+            self.pending.fetch_sub(1, Relaxed);
         } else {
             self.started(&mut watched, now);
         }
@@ -135,39 +202,91 @@ impl Estimator {
         }
     }
 
-    fn take_in(&self, found: f32, ms: f32, gap_ms: f32, units: f32) {
+    fn departed(&self, units: f32, now: Duration) {
+        self.window_units.add(units);
+        let since_ms = self.since_ms(now);
+        let gone = self.gone.get();
+        if gone > 0.0 && since_ms < self.together_ms() {
+            self.gone.set(gone + units);
+            self.leaving.set((self.leaving.get() - units).max(0.0));
+        } else {
+            if gone > 0.0 {
+                self.line.take_in(gone, self.took_ms.get());
+                // A group that was larger once is forgotten over some hundreds of groups.
+                let largest = self.largest.get();
+                self.largest.set(if gone >= largest { gone } else { largest + (gone - largest) * 0.002 });
+            }
+            self.took_ms.set(since_ms);
+            self.gone.set(units);
+            self.leaving.set((self.running.get() - units).max(0.0));
+            self.since.store(micros(now), Relaxed);
+        }
+        let left = (self.units.get() - self.leaving.get()).max(0.0);
+        self.running.set(left.min(self.fits()));
+    }
+
+    fn waited(&self, ms: f32, foretold_ms: f32) {
         let n = self.samples.load(Relaxed);
         self.samples.store(n.saturating_add(1), Relaxed);
-        // The first samples count equally; later ones push the oldest out.
-        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / MEMORY);
-        let (dx, dy) = (found - self.mean_found.get(), ms - self.mean_ms.get());
-        self.mean_found.approach(found, share);
+        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / (2.0 * MEMORY));
         self.mean_ms.approach(ms, share);
-        // Welford's update with forgetting (West 1979).
-        self.spread.set((1.0 - share) * (self.spread.get() + share * dx * dx));
-        self.together.set((1.0 - share) * (self.together.get() + share * dx * dy));
-        self.busy_ms.approach(gap_ms, share);
-        self.busy_units.approach(units, share);
+        self.beyond_ms.approach(ms - foretold_ms, share);
+    }
+
+    fn since_ms(&self, now: Duration) -> f32 {
+        micros(now).saturating_sub(self.since.load(Relaxed)) as f32 / 1e3
+    }
+
+    fn together_ms(&self) -> f32 {
+        TOGETHER_MS.max(TOGETHER * self.took_ms.get())
+    }
+
+    /// The most units in a group.
+    fn fits(&self) -> f32 {
+        self.largest.get().max(self.gone.get()).max(1.0)
     }
 
     /// The cost, once there was a request.
     pub fn cost(&self) -> Option<Cost> {
-        if self.samples.load(Relaxed) == 0 {
-            return None;
+        self.line.cost()
+    }
+
+    /// Milliseconds until all that is in flight now is done, and what comes with it.
+    pub fn backlog(&self, now: Duration) -> Backlog {
+        let (Some(cost), units, fits) = (self.cost(), self.units.get(), self.fits()) else {
+            return Backlog { room: self.fits(), ..Backlog::default() };
+        };
+        let beyond_ms = self.beyond_ms.get().max(0.0);
+        if units <= 0.0 {
+            return Backlog { room: fits, beyond_ms, ..Backlog::default() };
         }
-        let (x, y) = (self.mean_found.get().max(1e-3), self.mean_ms.get());
-        let busy = self.busy_ms.get() / self.busy_units.get().max(1e-3);
-        let lean = LEAN * x * x;
-        let slope = (self.together.get() + lean * busy) / (self.spread.get() + lean);
-        // Neither below zero: a slope of more than y/x would need a negative fixed cost.
-        let unit_ms = slope.clamp(0.02 * y / x, y / x);
-        Some(Cost { fixed_ms: (y - unit_ms * x).max(0.0), unit_ms })
+        let group = |units: f32| cost.fixed_ms + cost.unit_ms * units;
+        let elapsed = self.since_ms(now);
+        let leaving = if elapsed < self.together_ms() { self.leaving.get() } else { 0.0 };
+        let running = self.running.get().min(units);
+        let expected = group(running);
+        // What should be over and is not will take as long again (Lindy): a server that stands still is found out.
+        let rest = if running <= 0.0 { 0.0 } else { (expected - elapsed).abs() };
+        let queued = (units - running - leaving).max(0.0);
+        let full = (queued / fits).floor();
+        let open = queued - full * fits;
+        let closes_ms = rest + full * group(fits);
+        let drains_ms = closes_ms + if open > 0.0 { group(open) } else { 0.0 };
+        Backlog { drains_ms, closes_ms, room: fits - open, beyond_ms }
+    }
+
+    /// Milliseconds until so many units of work that arrive now are done.
+    pub fn predict(&self, units: f32, now: Duration) -> f32 {
+        let Some(cost) = self.cost() else { return 0.0 };
+        let backlog = self.backlog(now);
+        backlog.with(cost, units)
     }
 
     /// Busy share, requests and errors a second, over the last full second.
     ///
-    /// The busy share counts idle time exactly; a server that is never idle is told apart by its backlog beyond the
-    /// usual wait, so that it may exceed 1 as `application_utilization` may.
+    /// The busy share is the smaller of the time in which there was work and of the work over what full groups would
+    /// do, so that requests a second over the share are what the server can do, as gRFC A58 wants it. A queue that is
+    /// longer than usual adds to it.
     pub fn rates(&self, now: Duration) -> Rates {
         let (at, from) = (micros(now), self.window_from.load(Relaxed));
         let elapsed = at.saturating_sub(from);
@@ -180,8 +299,12 @@ impl Estimator {
                 busy += (at + 1).saturating_sub(since);
             }
             let per_second = 1e6 / elapsed as f32;
-            let excess = self.mean_ms().map_or(0.0, |mean| (self.backlog_ms(now) - mean).max(0.0) / 1e3);
-            self.utilization.set((busy as f32 / elapsed as f32).min(1.0) + excess);
+            let units = self.window_units.drain();
+            let ideal = self.cost().map_or(f32::INFINITY, |cost| {
+                units / self.fits() * (cost.fixed_ms + cost.unit_ms * self.fits()) * per_second / 1e3
+            });
+            let excess = (self.backlog(now).drains_ms - 2.0 * self.mean_ms.get()).max(0.0) / 1e3;
+            self.utilization.set((busy as f32 / elapsed as f32).min(1.0).min(ideal) + excess);
             self.rps.set(self.window_finished.swap(0, Relaxed) as f32 * per_second);
             self.eps.set(self.window_failed.swap(0, Relaxed) as f32 * per_second);
         }
@@ -198,11 +321,6 @@ impl Estimator {
         self.units.get()
     }
 
-    /// Milliseconds until the work in flight is done.
-    pub fn backlog_ms(&self, _now: Duration) -> f32 {
-        self.cost().map_or(0.0, |cost| cost.unit_ms * self.units.get())
-    }
-
     /// The mean time to the first byte of the last requests.
     pub fn mean_ms(&self) -> Option<f32> {
         (self.samples.load(Relaxed) > 0).then(|| self.mean_ms.get())
@@ -211,6 +329,15 @@ impl Estimator {
     /// How many requests have been measured.
     pub fn samples(&self) -> u32 {
         self.samples.load(Relaxed)
+    }
+}
+
+impl Backlog {
+    /// Milliseconds until so many units of work would be done behind this, beyond what the model knows not counted.
+    pub fn with(&self, cost: Cost, units: f32) -> f32 {
+        // Work joins the open group if there is one with room; otherwise it begins a group of its own.
+        let joins = self.drains_ms > self.closes_ms && units <= self.room;
+        self.drains_ms + if joins { 0.0 } else { cost.fixed_ms } + cost.unit_ms * units
     }
 }
 

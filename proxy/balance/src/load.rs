@@ -101,6 +101,9 @@ pub struct EndpointState {
     own: Estimator,
     /// Own requests without their first byte.
     pending: AtomicU32,
+    /// Own units sent lately, decaying.
+    recent: Float,
+    recent_at: AtomicU64,
     /// Microseconds since the epoch by which the next answer to us should be here.
     expected_by: AtomicU64,
     failing: Float,
@@ -162,6 +165,8 @@ impl EndpointState {
         if self.pending.fetch_add(1, Relaxed) == 0 {
             self.expect(predicted_ms, now);
         }
+        self.recent.set(self.recent(now) + units);
+        self.recent_at.store(micros(now), Relaxed);
         Sent { watched: self.own.arrived(units, now), pending: true, predicted_ms, runner_up_ms }
     }
 
@@ -203,6 +208,11 @@ impl EndpointState {
 
     fn expect(&self, ms: f32, now: Duration) {
         self.expected_by.store(micros(now) + (ms * 1e3) as u64, Relaxed);
+    }
+
+    fn recent(&self, now: Duration) -> f32 {
+        let age = micros(now).saturating_sub(self.recent_at.load(Relaxed)) as f32 / 1e3;
+        self.recent.get() * (-age / crate::knob(1, "TW", 100.0)).exp()
     }
 
     fn overdue_ms(&self, now: Duration) -> f32 {
@@ -338,14 +348,14 @@ impl EndpointState {
     pub fn predict(&self, units: f32, prior: Cost, now: Duration) -> Prediction {
         let cost = self.cost().unwrap_or(prior);
         let age_ms = self.age_ms(now);
-        let own_ms = cost.unit_ms * self.own.units();
+        let own_ms = cost.unit_ms * (self.own.units() * crate::knob(2, "GOWN", 0.0) + crate::knob(3, "G", 1.0) * self.recent(now));
         let this_ms = cost.fixed_ms + cost.unit_ms * units;
         let (others_ms, others) = match age_ms {
             None => (0.0, 0.0),
             Some(age) => {
                 let (usual_ms, usual) = (self.usual_ms.get(), self.usual.get());
                 // What was in the queue then has left it after about twice the time it takes to drain.
-                let fresh = (-age / (2.0 * (self.others_ms.get() + own_ms + this_ms)).max(1.0)).exp();
+                let fresh = (-age / (crate::knob(0, "TAU", 2.0) * (self.others_ms.get() + own_ms + this_ms)).max(1.0)).exp();
                 let fade = |last: f32, usual: f32| usual + (last - usual) * fresh;
                 (fade(self.others_ms.get(), usual_ms), fade(self.others.get(), usual))
             }

@@ -63,6 +63,9 @@ pub trait Policy {
     /// A probe has come back.
     fn probed(&mut self, _client: usize, _server: usize, _probe: &Probe, _now: Nanos) {}
 
+    /// Seer.
+    fn seer(&self) -> bool { false }
+
     /// How often it looks at the replicas' metrics.
     fn scrapes_every(&self) -> Option<Nanos> {
         None
@@ -76,10 +79,11 @@ pub trait Policy {
 }
 
 /// The subjects by name.
-pub const SUBJECTS: [&str; 12] = [
+pub const SUBJECTS: [&str; 13] = [
     "penstock",
     "penstock-prefix",
     "oracle",
+    "seer",
     "random",
     "round-robin",
     "least-request",
@@ -96,6 +100,7 @@ pub fn of(subject: &str, clients: usize, servers: usize) -> Option<Box<dyn Polic
     Some(match subject {
         "penstock" => Box::new(penstock::Ours::new(Balance::Gpu, clients, servers)),
         "penstock-prefix" => Box::new(penstock::Ours::new(Balance::Prefix, clients, servers)),
+        "seer" => Box::new(oracle::Seer),
         "oracle" => Box::new(oracle::Oracle),
         "random" => Box::new(simple::Random),
         "round-robin" => Box::new(simple::RoundRobin::new(clients)),

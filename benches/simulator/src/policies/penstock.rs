@@ -103,6 +103,22 @@ impl Policy for Ours {
         client.pool.told(&client.known[server].state, *report, duration(now));
     }
 
+    fn probes(&mut self, _client: usize, up: &[usize], random: &mut SmallRng, to: &mut Vec<usize>) {
+        use rand::Rng;
+        let k = env("PK", 0.0);
+        let n = k as usize + usize::from(random.random::<f32>() < k.fract());
+        while to.len() < n.min(up.len()) {
+            let server = up[random.random_range(0..up.len())];
+            if !to.contains(&server) {
+                to.push(server);
+            }
+        }
+    }
+
+    fn probed(&mut self, client: usize, server: usize, probe: &super::Probe, now: Nanos) {
+        self.report(client, server, &probe.report, now);
+    }
+
     fn tend(&mut self, now: Nanos) {
         for client in &self.clients {
             client.members.tend(duration(now));
