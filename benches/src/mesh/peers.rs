@@ -133,6 +133,8 @@ defaults
     timeout client 60s
     timeout server 60s
     http-reuse always
+    # Without it HAProxy holds back the first events of a stream for up to 200 ms.
+    option http-no-delay
 frontend front
     bind {front}
     default_backend replicas

@@ -51,22 +51,36 @@ pub(crate) struct Asked {
     pub(crate) include_usage: bool,
 }
 
+impl Chat {
+    /// What the model reads: a template that is as plain as can be.
+    fn text(&self) -> Result<String, String> {
+        if self.messages.is_empty() {
+            return Err("messages is empty".to_owned());
+        }
+        let mut text = String::new();
+        for message in &self.messages {
+            text.push_str(&message.role);
+            text.push('\n');
+            match &message.content {
+                Value::String(content) => text.push_str(content),
+                other => text.push_str(&other.to_string()),
+            }
+            text.push('\n');
+        }
+        Ok(text)
+    }
+}
+
+/// What vLLM's router asks before it chooses by prefix: the prompt as tokens.
+pub(crate) fn render(body: &[u8]) -> Result<Value, String> {
+    let chat: Chat = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    Ok(json!({"token_ids": tokens::ids(&chat.text()?)}))
+}
+
 /// Reads a request. The answer's length is the model's own affair, `mean_output` on average.
 pub(crate) fn chat(body: &[u8], mean_output: f64) -> Result<Asked, String> {
     let chat: Chat = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    if chat.messages.is_empty() {
-        return Err("messages is empty".to_owned());
-    }
-    let mut text = String::with_capacity(body.len());
-    for message in &chat.messages {
-        text.push_str(&message.role);
-        text.push('\n');
-        match &message.content {
-            Value::String(content) => text.push_str(content),
-            other => text.push_str(&other.to_string()),
-        }
-        text.push('\n');
-    }
+    let text = chat.text()?;
     let output = tokens::output(&text, mean_output, chat.max_tokens.unwrap_or(MAX_TOKENS));
     Ok(Asked {
         prompt: Prompt { blocks: tokens::blocks(&text), tokens: tokens::count(&text), output },

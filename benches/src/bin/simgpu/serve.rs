@@ -100,6 +100,10 @@ impl Server {
             Served::Chat { device, mean_output, stream_interval } if path == "/v1/chat/completions" => {
                 self.chat(device, body, *mean_output, *stream_interval).await
             }
+            Served::Chat { .. } if path == "/v1/chat/completions/render" => match openai::render(body) {
+                Ok(tokens) => json(StatusCode::OK, &tokens),
+                Err(error) => refusal(StatusCode::BAD_REQUEST, &error),
+            },
             Served::Tensor(device) if path == "/v1/embeddings" => {
                 tensor(device, oip::embeddings(&self.model, body)).await
             }

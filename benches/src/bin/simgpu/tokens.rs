@@ -13,6 +13,12 @@ pub(crate) fn count(text: &str) -> u32 {
     u32::try_from(text.len().div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX)
 }
 
+/// A number for each token.
+pub(crate) fn ids(text: &str) -> Vec<u32> {
+    let id = |token: &[u8]| token.iter().fold(0, |id, byte| (id << 7) | u32::from(byte & 0x7f));
+    text.as_bytes().chunks(TOKEN_BYTES).map(id).collect()
+}
+
 /// The names of its full blocks, each chained to those before it.
 pub(crate) fn blocks(text: &str) -> Vec<Name> {
     let mut chain = DefaultHasher::new();
@@ -47,7 +53,8 @@ mod tests {
         let (a, b) = (blocks(&a), blocks(&b));
         assert_eq!((a.len(), &a[..3]), (4, &b[..3]));
         assert_ne!(a[3], b[3]);
-        assert_eq!(count("abcde"), 2);
+        assert_eq!((count("abcde"), ids("abcde").len()), (2, 2));
+        assert_ne!(ids("abcd"), ids("abdc"));
     }
 
     #[test]
