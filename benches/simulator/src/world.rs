@@ -248,7 +248,11 @@ impl World<'_> {
             Event::Probe(client, server) => {
                 // The sidecar answers, not the model: a stalled GPU does not hold its probes up.
                 let probe = Probe { report: self.load(server, now), ..self.inbound[server].probe() };
-                self.at(now + self.case.network, Event::Probed(client, server, probe));
+                // A probe is a report too: it is as late and as easily lost as one.
+                if self.random.random::<f64>() >= self.case.report_loss {
+                    let at = now + self.case.network + self.case.report_delay;
+                    self.at(at, Event::Probed(client, server, probe));
+                }
             }
             Event::Probed(client, server, probe) => self.policy.probed(client, server, &probe, now),
             Event::Change(i) => self.change(i, now),

@@ -134,7 +134,7 @@ pub(crate) const CASES: [Case; 5] = [
         name: "chat",
         says: "conversations of up to six turns over four system prompts, streamed; all replicas alike",
         speeds: [1.0; REPLICAS],
-        load: Load::Chat { rate: 90.0 },
+        load: Load::Chat { rate: 120.0 },
         stalled: None,
         slo: Duration::from_millis(400),
         subjects: &[

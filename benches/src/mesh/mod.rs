@@ -34,6 +34,7 @@ use case::{CASES, Case};
 use figures::{Busy, Round, Run};
 use stage::{Stage, Tools};
 use subject::Subject;
+use workload::Arrival;
 
 /// How long answers may take after the last request of a run.
 const PATIENCE: Duration = Duration::from_millis(2500);
@@ -71,6 +72,9 @@ pub(crate) struct MeshArgs {
     /// Clients, each with a sidecar of its own
     #[arg(long, default_value_t = 4)]
     clients: usize,
+    /// Requests a second, over those that the cases say
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    rate: f64,
     /// What is asked when follows from this
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -112,8 +116,8 @@ impl Times {
 /// Runs the bed.
 pub(crate) async fn run(mut args: MeshArgs) -> Result<()> {
     ensure!(
-        args.runs > 0 && args.clients > 0 && args.seconds > 0.0 && args.warm_up >= 0.0,
-        "--runs, --clients and --seconds must be above 0"
+        args.runs > 0 && args.clients > 0 && args.seconds > 0.0 && args.warm_up >= 0.0 && args.rate > 0.0,
+        "--runs, --clients, --seconds and --rate must be above 0"
     );
     if args.quick {
         (args.runs, args.seconds, args.warm_up) = (1, args.seconds * QUICK, args.warm_up * QUICK);
@@ -199,7 +203,8 @@ async fn measure(args: &MeshArgs, case: &Case, tools: &Tools) -> Result<Round> {
             let subject = takers[(at + turn as usize) % takers.len()];
             let Some(Ok(runs)) = round.get_mut(&subject) else { continue };
             let label = format!("{:<10} run {}/{}  {:<22}", case.name, turn + 1, args.runs, subject.name());
-            match once(&mut stage, case, subject, times, args.seed + u64::from(turn)).await {
+            let arrivals = workload::arrivals(case, args.rate, times.all(), args.seed + u64::from(turn));
+            match once(&mut stage, case, subject, times, &arrivals).await {
                 Ok(run) => {
                     eprintln!("{label}{}", run.told(case));
                     runs.push(run);
@@ -216,9 +221,14 @@ async fn measure(args: &MeshArgs, case: &Case, tools: &Tools) -> Result<Round> {
 }
 
 /// One run.
-async fn once(stage: &mut Stage, case: &Case, subject: Subject, times: Times, seed: u64) -> Result<Run> {
+async fn once(
+    stage: &mut Stage,
+    case: &Case,
+    subject: Subject,
+    times: Times,
+    arrivals: &[Arrival],
+) -> Result<Run> {
     let target = stage.target(subject).map_err(anyhow::Error::msg)?;
-    let arrivals = workload::arrivals(case, times.all(), seed);
     stage.fleet.reset().await?;
     let began = Instant::now();
     let watched = async {
@@ -226,7 +236,7 @@ async fn once(stage: &mut Stage, case: &Case, subject: Subject, times: Times, se
         let before = stage.fleet.states().await?;
         anyhow::Ok((before, busy(began + times.all()).await?))
     };
-    let (outcomes, watched) = tokio::join!(client::run(&target, &arrivals, began, PATIENCE), watched);
+    let (outcomes, watched) = tokio::join!(client::run(&target, arrivals, began, PATIENCE), watched);
     let (before, busy) = watched?;
     let after = stage.fleet.states().await?;
     stage.check()?;

@@ -41,17 +41,17 @@ pub(crate) struct Arrival {
     pub(crate) body: Bytes,
 }
 
-/// All requests of a run that lasts so long, in their order.
-pub(crate) fn arrivals(case: &Case, lasts: Duration, seed: u64) -> Vec<Arrival> {
+/// All requests of a run that lasts so long, in their order; `factor` times as many as the case says.
+pub(crate) fn arrivals(case: &Case, factor: f64, lasts: Duration, seed: u64) -> Vec<Arrival> {
     let mut rng = SmallRng::seed_from_u64(seed);
     match case.load {
         Load::Tensors { share, bursts } => {
             let mean_rows = ROWS.iter().map(|(rows, percent)| f64::from(rows * percent) / 100.0).sum::<f64>();
-            let rate = share * case.rows_per_second() / mean_rows;
+            let rate = factor * share * case.rows_per_second() / mean_rows;
             let moments = moments(&mut rng, rate, bursts, lasts);
             moments.into_iter().map(|at| embeddings(&mut rng, at)).collect()
         }
-        Load::Chat { rate } => conversations(&mut rng, rate, lasts),
+        Load::Chat { rate } => conversations(&mut rng, factor * rate, lasts),
     }
 }
 
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn the_same_seed_asks_the_same_and_another_one_does_not() {
         for case in CASES {
-            let of = |seed| arrivals(&case, Duration::from_secs(2), seed);
+            let of = |seed| arrivals(&case, 1.0, Duration::from_secs(2), seed);
             assert_eq!(of(7), of(7), "{}", case.name);
             assert_ne!(of(7), of(8), "{}", case.name);
         }
@@ -159,7 +159,7 @@ mod tests {
     fn a_run_asks_as_much_as_the_case_says() {
         let lasts = Duration::from_secs(60);
         for case in CASES {
-            let arrivals = arrivals(&case, lasts, 1);
+            let arrivals = arrivals(&case, 1.0, lasts, 1);
             assert!(arrivals.is_sorted_by_key(|arrival| arrival.at) && arrivals.last().unwrap().at < lasts);
             match case.load {
                 Load::Tensors { share, .. } => {
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn a_further_turn_begins_as_the_one_before_and_comes_from_the_same_client() {
         let chat = CASES.iter().find(|case| case.is_chat()).unwrap();
-        let arrivals = arrivals(chat, Duration::from_secs(5), 3);
+        let arrivals = arrivals(chat, 1.0, Duration::from_secs(5), 3);
         let messages = |arrival: &Arrival| {
             let body: Value = serde_json::from_slice(&arrival.body).unwrap();
             body["messages"].as_array().unwrap().clone()
