@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Ordering, Told};
+use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Ordering, Told, Units};
 use crate::estimate::{Cost, Estimator, Watched};
 use crate::outlier::Ejection;
 use crate::report::{GpuHealth, LoadReport};
@@ -65,6 +65,7 @@ pub struct Sent {
     /// What was predicted for it, and for the best of the others.
     pub(crate) predicted_ms: f32,
     pub(crate) runner_up_ms: f32,
+    pub(crate) both: (f32, f32),
 }
 
 /// What a request would meet at an endpoint, in milliseconds.
@@ -86,6 +87,19 @@ pub struct Prediction {
     pub failing: f32,
     /// Age of the report; nothing if there is none.
     pub age_ms: Option<f32>,
+    /// Known, stale.
+    pub both: (f32, f32),
+}
+
+/// What is usual in a pool, for where nothing better is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usual {
+    /// Cost.
+    pub cost: Cost,
+    /// How much the newest reports are worth against the usual, 0 to 1.
+    pub trust: f32,
+    /// ms
+    pub ms: f32,
 }
 
 /// One endpoint's state, shared by all workers.
@@ -104,6 +118,15 @@ pub struct EndpointState {
     /// Own units sent lately, decaying.
     recent: Float,
     recent_at: AtomicU64,
+    /// Own units ever sent, and how many when the last report came.
+    sent: Units,
+    sent_at_report: Float,
+    drains_ms: Float,
+    closes_ms: Float,
+    /// Usual backlog and units at reports, ours and others'.
+    usual_drains: Float,
+    usual_units: Float,
+    usual_own: Float,
     /// Microseconds since the epoch by which the next answer to us should be here.
     expected_by: AtomicU64,
     failing: Float,
@@ -157,17 +180,18 @@ impl EndpointState {
 
     /// A request with so many units of work is sent here.
     pub fn sent(&self, units: f32, now: Duration) -> Sent {
-        let predicted_ms = self.predict(units, Cost::default(), now).ms;
-        self.sent_as(units, predicted_ms, f32::INFINITY, now)
+        let predicted_ms = self.predict(units, Usual::default(), now).ms;
+        self.sent_as(units, predicted_ms, f32::INFINITY, (0.0, 0.0), 0.0, now)
     }
 
-    pub(crate) fn sent_as(&self, units: f32, predicted_ms: f32, runner_up_ms: f32, now: Duration) -> Sent {
+    pub(crate) fn sent_as(&self, units: f32, predicted_ms: f32, runner_up_ms: f32, both: (f32, f32), ms: f32, now: Duration) -> Sent {
         if self.pending.fetch_add(1, Relaxed) == 0 {
             self.expect(predicted_ms, now);
         }
-        self.recent.set(self.recent(now) + units);
+        self.recent.set(self.recent(now, ms) + units);
+        self.sent.add(units);
         self.recent_at.store(micros(now), Relaxed);
-        Sent { watched: self.own.arrived(units, now), pending: true, predicted_ms, runner_up_ms }
+        Sent { watched: self.own.arrived(units, now), pending: true, predicted_ms, runner_up_ms, both }
     }
 
     /// The head of its response has come; says after how many milliseconds, the first time.
@@ -202,7 +226,7 @@ impl EndpointState {
     /// An answer came: the next one is expected within the time that what is still pending should take.
     fn answered(&self, now: Duration) {
         if self.pending.fetch_sub(1, Relaxed) > 1 {
-            self.expect(self.predict(0.0, Cost::default(), now).ms, now);
+            self.expect(self.predict(0.0, Usual::default(), now).ms, now);
         }
     }
 
@@ -210,9 +234,13 @@ impl EndpointState {
         self.expected_by.store(micros(now) + (ms * 1e3) as u64, Relaxed);
     }
 
-    fn recent(&self, now: Duration) -> f32 {
+    fn own_smooth(&self, now: Duration, ms: f32) -> f32 {
+        self.own.units() * crate::knob(2, "GOWN", 1.0) + crate::knob(3, "G", 1.0) * self.recent(now, ms)
+    }
+
+    fn recent(&self, now: Duration, ms: f32) -> f32 {
         let age = micros(now).saturating_sub(self.recent_at.load(Relaxed)) as f32 / 1e3;
-        self.recent.get() * (-age / crate::knob(1, "TW", 100.0)).exp()
+        self.recent.get() * (-age / (crate::knob(1, "TW", 2.0) * ms).max(1.0)).exp()
     }
 
     fn overdue_ms(&self, now: Duration) -> f32 {
@@ -290,12 +318,13 @@ impl EndpointState {
                 eps: Some(report.eps),
                 ..LoadReport::default()
             },
+            0.0,
             now,
         );
     }
 
     /// Takes in a report. Values that are not finite or below zero count as not told.
-    pub fn told(&self, report: LoadReport, now: Duration) {
+    pub fn told(&self, report: LoadReport, usual_pool_ms: f32, now: Duration) {
         let report = report.sane();
         let words = &self.words;
         words.fixed_ms.set(report.fixed_ms);
@@ -327,6 +356,13 @@ impl EndpointState {
             None => 1.0,
             Some(at) => 1.0 - (-(micros(now).saturating_sub(at) as f32 / 1e3) / USUAL_MS).exp(),
         };
+        self.sent_at_report.set(self.sent.get());
+        let drains = report.backlog_ms.unwrap_or(others_ms + unit_ms * self.own.units());
+        self.drains_ms.set(drains);
+        self.closes_ms.set(report.closes_ms.unwrap_or(drains));
+        self.usual_drains.approach(drains, share);
+        self.usual_own.approach(self.own_smooth(now, usual_pool_ms), share);
+        self.usual_units.approach(report.units.unwrap_or(others + own), share);
         self.usual_ms.approach(others_ms, share);
         self.usual.approach(others, share);
         self.others_ms.set(others_ms);
@@ -345,19 +381,38 @@ impl EndpointState {
 
     /// What a request with so many units of work would meet, sent now. `prior` is the cost to assume where nothing is
     /// known yet.
-    pub fn predict(&self, units: f32, prior: Cost, now: Duration) -> Prediction {
-        let cost = self.cost().unwrap_or(prior);
+    pub fn predict(&self, units: f32, prior: Usual, now: Duration) -> Prediction {
+        let cost = self.cost().unwrap_or(prior.cost);
         let age_ms = self.age_ms(now);
-        let own_ms = cost.unit_ms * (self.own.units() * crate::knob(2, "GOWN", 0.0) + crate::knob(3, "G", 1.0) * self.recent(now));
+        let k = crate::knob;
+        let trust = prior.trust;
+        let mut both = (0.0, 0.0);
+        let s = if self.usual_units.get() > 0.01 { self.usual_drains.get() / self.usual_units.get() } else { cost.unit_ms + cost.fixed_ms };
+        let own_ms = s * self.own.units();
         let this_ms = cost.fixed_ms + cost.unit_ms * units;
         let (others_ms, others) = match age_ms {
             None => (0.0, 0.0),
             Some(age) => {
-                let (usual_ms, usual) = (self.usual_ms.get(), self.usual.get());
-                // What was in the queue then has left it after about twice the time it takes to drain.
-                let fresh = (-age / (crate::knob(0, "TAU", 2.0) * (self.others_ms.get() + own_ms + this_ms)).max(1.0)).exp();
-                let fade = |last: f32, usual: f32| usual + (last - usual) * fresh;
-                (fade(self.others_ms.get(), usual_ms), fade(self.others.get(), usual))
+                let uo = self.usual_own.get();
+                let a = (self.usual_units.get() / uo.max(0.01)).clamp(1.0, k(5, "AMAX", 16.0));
+                let stale = this_ms + (self.usual_drains.get() + s * a * (self.own_smooth(now, prior.ms) - uo)).max(0.0);
+                let rate = self.words.rps.get().unwrap_or(0.0) / 1e3 * k(4, "LAM", 1.0);
+                let own_since = (self.sent.get() - self.sent_at_report.get()).max(0.0);
+                let (drains, mut closes) = (self.drains_ms.get(), self.closes_ms.get());
+                let mut open = if drains > closes { (drains - closes - cost.fixed_ms).max(0.0) / cost.unit_ms.max(1e-6) } else { 0.0 };
+                let mut begun = 0.0;
+                for _ in 0..2 {
+                    if age < closes { break; }
+                    open += rate * (closes - begun);
+                    begun = closes;
+                    closes += cost.fixed_ms + cost.unit_ms * open;
+                    open = 0.0;
+                }
+                open += rate * (age - begun).max(0.0);
+                let known = (closes - age).max(0.0) + this_ms + cost.unit_ms * (open + own_since);
+                let fresh = trust * (-age / (k(0, "TAU", 1.0) * (self.usual_drains.get() + this_ms)).max(1.0)).exp();
+                both = (known, stale);
+                (known * fresh + stale * (1.0 - fresh) - own_ms - this_ms, self.others.get())
             }
         };
         let overdue_ms = self.overdue_ms(now);
@@ -372,6 +427,7 @@ impl EndpointState {
             in_flight: others + self.in_flight() as f32,
             failing,
             age_ms,
+            both,
         }
     }
 

@@ -15,7 +15,7 @@ use rand::Rng;
 
 use crate::cell::{AtomicU32, AtomicU64, Float, Ordering};
 use crate::estimate::Cost;
-use crate::load::{EndpointState, Outcome, Prediction, Sent};
+use crate::load::{EndpointState, Outcome, Prediction, Sent, Usual};
 use crate::members::Members;
 use crate::memory::Memory;
 use crate::pick::{Candidate, NonePicked, Policy};
@@ -175,6 +175,9 @@ pub struct Pool {
     unit_ms: Float,
     /// The quantile of the work in flight, in milliseconds.
     hot_ms: Float,
+    dd: Float,
+    ms: Float,
+    dy: Float,
     memory: OnceLock<Memory>,
     counters: Counters,
 }
@@ -291,12 +294,20 @@ impl Pool {
             memory.remember(ask.blocks, members.number(index), ask.now);
         }
         self.in_flight.fetch_add(1, Relaxed);
-        Picked { index, sent: state.sent_as(units, prediction.ms, runner_up_ms, ask.now), why }
+        Picked { index, sent: state.sent_as(units, prediction.ms, runner_up_ms, prediction.both, self.ms.get(), ask.now), why }
     }
 
     /// The head of the response has come.
     pub fn first_byte(&self, state: &EndpointState, sent: &mut Sent, now: Duration) {
         if let Some(took_ms) = state.first_byte(sent, now) {
+            self.ms.approach(took_ms, 0.01);
+            let (known, stale) = sent.both;
+            let d = known - stale;
+            if d != 0.0 {
+                let share = crate::knob(7, "TRUSTM", 0.004);
+                self.dd.approach(d * d, share);
+                self.dy.approach(d * (took_ms - stale), share);
+            }
             let regret = took_ms - sent.runner_up_ms;
             if regret > 0.0 {
                 self.counters.regretted.fetch_add(1, Relaxed);
@@ -317,7 +328,7 @@ impl Pool {
     /// A report of the endpoint has come.
     pub fn told(&self, state: &EndpointState, report: LoadReport, now: Duration) {
         let before = state.others();
-        state.told(report, now);
+        state.told(report, self.ms.get(), now);
         if state.others() > 2.0 * before + 2.0 {
             self.counters.herded.fetch_add(1, Relaxed);
         }
@@ -337,8 +348,16 @@ impl Pool {
         }
     }
 
-    fn usual(&self) -> Cost {
-        Cost { fixed_ms: self.fixed_ms.get(), unit_ms: self.unit_ms.get() }
+    fn trust(&self) -> f32 {
+        if self.dd.get() == 0.0 || crate::knob(8, "TRUST", 1.0) == 0.0 {
+            return 1.0;
+        }
+        (self.dy.get() / self.dd.get() * crate::knob(8, "TRUST", 1.0)).clamp(0.0, 1.0)
+    }
+
+    fn usual(&self) -> Usual {
+        let cost = Cost { fixed_ms: self.fixed_ms.get(), unit_ms: self.unit_ms.get() };
+        Usual { cost, trust: self.trust(), ms: self.ms.get() }
     }
 }
 
