@@ -8,9 +8,11 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 pub mod certificates;
+pub mod gpu;
 pub mod load;
 pub mod mesh;
 pub mod origin;
+pub mod peers;
 pub mod process;
 pub mod proxy;
 pub mod wire;
