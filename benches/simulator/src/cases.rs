@@ -139,10 +139,16 @@ pub fn all() -> Vec<Case> {
         tensor_case("hetero-80", "speeds 1, 2 and 4, four of each, at 80 % load", &HETERO, 0.8),
         tensor_case("not-stalled", "as stalled, without the stall: its yardstick", &even, 0.65),
     ];
-    let mut stalled = tensor_case("stalled", "65 % load; one of twelve stands still for 8 of 30 s", &even, 0.65);
+    let mut stalled =
+        tensor_case("stalled", "65 % load; one of twelve stands still for 8 of 30 s", &even, 0.65);
     stalled.changes = vec![(20 * S, Change::Stall(3, 28 * S))];
     cases.push(stalled);
-    let mut throttled = tensor_case("throttled", "hetero at 60 %; the fast ones fall to a third one after the other", &HETERO, 0.6);
+    let mut throttled = tensor_case(
+        "throttled",
+        "hetero at 60 %; the fast ones fall to a third one after the other",
+        &HETERO,
+        0.6,
+    );
     throttled.changes = (0..4)
         .flat_map(|i| {
             let from = (12 + 6 * i) as u64 * S;
@@ -151,7 +157,15 @@ pub fn all() -> Vec<Case> {
         .collect();
     cases.push(throttled);
     let bursty = Arrivals::Bursty { peak: 1.8, share: 0.2, seconds: 0.5 };
-    cases.push(mixed("bursty", "hetero; mean load 60 %, bursts of 0.5 s at 108 %", &HETERO, 0.6, MODEL, bursty, Rows::One));
+    cases.push(mixed(
+        "bursty",
+        "hetero; mean load 60 %, bursts of 0.5 s at 108 %",
+        &HETERO,
+        0.6,
+        MODEL,
+        bursty,
+        Rows::One,
+    ));
     cases.push(mixed(
         "diurnal",
         "hetero; load between 20 and 100 % in a sine",
@@ -170,13 +184,23 @@ pub fn all() -> Vec<Case> {
         Arrivals::Poisson,
         Rows::Heavy { high: 50.0, shape: 1.5 },
     ));
-    let mut cold = tensor_case("cold-start", "75 % load of twelve on ten; two join cold, forty times slower at first", &even, 0.65);
+    let mut cold = tensor_case(
+        "cold-start",
+        "75 % load of twelve on ten; two join cold, forty times slower at first",
+        &even,
+        0.65,
+    );
     for late in [4, 9] {
         cold.replicas[late].kind = Kind::Tensor(BatchCost { cold: 40.0, ..MODEL });
     }
     cold.changes = vec![(14 * S, Change::Join(4)), (22 * S, Change::Join(9))];
     cases.push(cold);
-    let mut shared = tensor_case("shared-gpu", "twelve replicas on eight GPUs: four of them are time-sliced by two", &even, 0.0);
+    let mut shared = tensor_case(
+        "shared-gpu",
+        "twelve replicas on eight GPUs: four of them are time-sliced by two",
+        &even,
+        0.0,
+    );
     for i in 0..4 {
         shared.replicas[8 + i].gpu = i;
     }
@@ -190,7 +214,12 @@ pub fn all() -> Vec<Case> {
         answer_tokens: 180.0,
         think: 5.0,
     };
-    let mut llm = tensor_case("chat", "conversations of about five turns on eight LLM replicas; time to first token", &[1.0; 8], 0.0);
+    let mut llm = tensor_case(
+        "chat",
+        "conversations of about five turns on eight LLM replicas; time to first token",
+        &[1.0; 8],
+        0.0,
+    );
     for replica in &mut llm.replicas {
         replica.kind = Kind::Llm(LLM);
     }
@@ -204,7 +233,8 @@ pub fn all() -> Vec<Case> {
         ("lost-reports", "hetero-80, one report in ten lost", "hetero-80"),
         ("chat-delayed", "chat, every report seen 200 ms late", "chat"),
     ] {
-        let mut case = cases.iter().find(|case| case.name == base).cloned().unwrap_or_else(|| cases[0].clone());
+        let mut case =
+            cases.iter().find(|case| case.name == base).cloned().unwrap_or_else(|| cases[0].clone());
         case.name = name;
         case.about = about;
         if name == "lost-reports" {

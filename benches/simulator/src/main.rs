@@ -29,11 +29,21 @@ fn main() {
                 continue;
             }
             for seed in &arguments.seeds {
-                let Some(mut policy) = policies::of(subject, case.clients, case.replicas.len()) else { continue };
+                let Some(mut policy) = policies::of(subject, case.clients, case.replicas.len()) else {
+                    continue;
+                };
                 let f = world::run(&case, policy.as_mut(), *seed);
                 println!(
                     "  {subject:16} p50 {:8.1} p99 {:8.1} p99.9 {:8.1} mean {:7.1} good {:7.1} tput {:7.1} hit {:.2} unfair {:.2} lost {}",
-                    f.p50, f.p99, f.p999, f.mean, f.goodput, f.throughput, f.hit_rate, f.unfairness, f.unanswered
+                    f.p50,
+                    f.p99,
+                    f.p999,
+                    f.mean,
+                    f.goodput,
+                    f.throughput,
+                    f.hit_rate,
+                    f.unfairness,
+                    f.unanswered
                 );
             }
         }

@@ -31,7 +31,8 @@ impl Figures {
         ms.sort_unstable_by(f64::total_cmp);
         let good = ms.partition_point(|ms| *ms <= objective);
         let answered = ms.iter().filter(|ms| ms.is_finite()).count();
-        let steps = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995];
+        let steps =
+            [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995];
         Self {
             p50: quantile(&ms, 0.5),
             p99: quantile(&ms, 0.99),

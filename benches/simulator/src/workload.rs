@@ -123,9 +123,7 @@ pub fn tensors(
                 }
                 if bursting { peak } else { (1.0 - peak * share) / (1.0 - share) }
             }
-            Arrivals::Diurnal { low } => {
-                1.0 - (1.0 - low) * (std::f64::consts::TAU * now / seconds).cos()
-            }
+            Arrivals::Diurnal { low } => 1.0 - (1.0 - low) * (std::f64::consts::TAU * now / seconds).cos(),
         };
         now += exponential(&mut random, 1.0 / (rate * factor));
         let job = Job {

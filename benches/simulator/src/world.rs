@@ -53,9 +53,15 @@ impl World<'_> {
                 let Some(cost) = e.cost() else { return 0.0 };
                 for _ in &self.truth.coming[i] {
                     let joins = b.drains_ms > b.closes_ms && 1.0 <= b.room;
-                    if joins { b.room -= 1.0; b.drains_ms += cost.unit_ms; } else {
-                        if b.drains_ms > b.closes_ms { b.closes_ms = b.drains_ms; }
-                        b.drains_ms += cost.fixed_ms + cost.unit_ms; }
+                    if joins {
+                        b.room -= 1.0;
+                        b.drains_ms += cost.unit_ms;
+                    } else {
+                        if b.drains_ms > b.closes_ms {
+                            b.closes_ms = b.drains_ms;
+                        }
+                        b.drains_ms += cost.fixed_ms + cost.unit_ms;
+                    }
                 }
                 f64::from(b.with(cost, 1.0))
             })
@@ -149,7 +155,8 @@ pub fn run(case: &Case, policy: &mut dyn Policy, seed: u64) -> Figures {
             rates: vec![0.0; n],
             coming: vec![Vec::new(); n],
             resumes: vec![0; n],
-            failing: vec![false; n], seen: vec![],
+            failing: vec![false; n],
+            seen: vec![],
         },
         wakes: vec![0; n],
         up: (0..n).filter(|i| !case.joins_later(*i)).collect(),
@@ -290,7 +297,9 @@ impl World<'_> {
         if self.counts(now) {
             self.expected += 1;
         }
-        if self.policy.seer() { self.seer(now); }
+        if self.policy.seer() {
+            self.seer(now);
+        }
         let request = &self.requests[i];
         let asked = Asked { request, up: &self.up, truth: &self.truth, now };
         let server = self.policy.pick(request.client, &asked, &mut self.random);
@@ -379,7 +388,8 @@ impl World<'_> {
     fn retime(&mut self, server: usize, now: Nanos) {
         let gpu = self.case.replicas[server].gpu;
         let on_it = |i: usize| self.case.replicas[i].gpu == gpu;
-        let busy = (0..self.truth.servers.len()).filter(|i| on_it(*i) && self.truth.servers[*i].busy()).count();
+        let busy =
+            (0..self.truth.servers.len()).filter(|i| on_it(*i) && self.truth.servers[*i].busy()).count();
         for i in (0..self.truth.servers.len()).filter(|i| on_it(*i)) {
             let stalled = self.truth.resumes[i] > now;
             // Time slicing gives every busy process the same share.
@@ -471,7 +481,8 @@ impl Inbound {
     /// Requests in flight, and the median time of the last answers that found about as many (Wydrowski et al. 2024).
     fn probe(&self) -> Probe {
         let rif = self.estimator.in_flight();
-        let mut near: Vec<(u32, f32)> = self.latest.iter().map(|(found, ms)| (found.abs_diff(rif), *ms)).collect();
+        let mut near: Vec<(u32, f32)> =
+            self.latest.iter().map(|(found, ms)| (found.abs_diff(rif), *ms)).collect();
         near.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
         near.truncate(16);
         let mut ms: Vec<f32> = near.into_iter().map(|(_, ms)| ms).collect();

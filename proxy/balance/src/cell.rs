@@ -64,7 +64,7 @@ impl Told {
 #[derive(Debug, Default)]
 pub(crate) struct Units(AtomicU64);
 
-const SIXTEENTHS: f32 = 16.0;
+pub(crate) const SIXTEENTHS: f32 = 16.0;
 
 impl Units {
     /// Adds; returns what must be taken off again.
@@ -81,6 +81,11 @@ impl Units {
 
     pub(crate) fn take(&self, parts: u32) {
         self.0.fetch_sub(u64::from(parts), Relaxed);
+    }
+
+    /// In parts.
+    pub(crate) fn parts(&self) -> u64 {
+        self.0.load(Relaxed)
     }
 
     /// Takes everything.

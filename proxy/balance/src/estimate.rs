@@ -56,8 +56,6 @@ pub struct Backlog {
     pub closes_ms: f32,
     /// Units that it still takes.
     pub room: f32,
-    /// Milliseconds that answers take beyond that.
-    pub beyond_ms: f32,
 }
 
 /// How busy a server is.
@@ -256,9 +254,8 @@ impl Estimator {
         let (Some(cost), units, fits) = (self.cost(), self.units.get(), self.fits()) else {
             return Backlog { room: self.fits(), ..Backlog::default() };
         };
-        let beyond_ms = self.beyond_ms.get().max(0.0);
         if units <= 0.0 {
-            return Backlog { room: fits, beyond_ms, ..Backlog::default() };
+            return Backlog { room: fits, ..Backlog::default() };
         }
         let group = |units: f32| cost.fixed_ms + cost.unit_ms * units;
         let elapsed = self.since_ms(now);
@@ -272,7 +269,7 @@ impl Estimator {
         let open = queued - full * fits;
         let closes_ms = rest + full * group(fits);
         let drains_ms = closes_ms + if open > 0.0 { group(open) } else { 0.0 };
-        Backlog { drains_ms, closes_ms, room: fits - open, beyond_ms }
+        Backlog { drains_ms, closes_ms, room: fits - open }
     }
 
     /// Milliseconds until so many units of work that arrive now are done.
@@ -280,6 +277,11 @@ impl Estimator {
         let Some(cost) = self.cost() else { return 0.0 };
         let backlog = self.backlog(now);
         backlog.with(cost, units)
+    }
+
+    /// Milliseconds that answers take beyond what the model of groups foretells.
+    pub fn beyond_ms(&self) -> f32 {
+        self.beyond_ms.get().max(0.0)
     }
 
     /// Busy share, requests and errors a second, over the last full second.

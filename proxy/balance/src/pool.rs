@@ -15,7 +15,8 @@ use rand::Rng;
 
 use crate::cell::{AtomicU32, AtomicU64, Float, Ordering};
 use crate::estimate::Cost;
-use crate::load::{EndpointState, Outcome, Prediction, Sent, Usual};
+use crate::heard::Views;
+use crate::load::{EndpointState, Foretold, Outcome, Prediction, Sent, Usual};
 use crate::members::Members;
 use crate::memory::Memory;
 use crate::pick::{Candidate, NonePicked, Policy};
@@ -24,6 +25,10 @@ use crate::report::LoadReport;
 use crate::wrr;
 use Ordering::Relaxed;
 
+/// Requests over which what is usual is averaged.
+const MEMORY: f32 = 100.0;
+/// Requests over which the trust in reports is learned.
+const TRUST_MEMORY: f32 = 250.0;
 /// The most endpoints a pick looks at.
 pub const LOOKS: usize = 8;
 /// Draws per look before the endpoints are scanned one by one.
@@ -175,9 +180,11 @@ pub struct Pool {
     unit_ms: Float,
     /// The quantile of the work in flight, in milliseconds.
     hot_ms: Float,
-    dd: Float,
-    ms: Float,
-    dy: Float,
+    /// How long requests take.
+    took_ms: Float,
+    /// Sums for the trust in reports.
+    said_said: Float,
+    said_came: Float,
     memory: OnceLock<Memory>,
     counters: Counters,
 }
@@ -273,7 +280,8 @@ impl Pool {
                 runner_up_ms = runner_up_ms.min(look.score);
             }
         }
-        let prediction = winner.unwrap_or_else(|| state.predict(units, self.usual(), ask.now));
+        let usual = self.usual();
+        let prediction = winner.unwrap_or_else(|| state.predict(units, &usual, ask.now));
         let counters = &self.counters;
         counters.picks.fetch_add(1, Relaxed);
         if let Some(age) = prediction.age_ms {
@@ -294,26 +302,29 @@ impl Pool {
             memory.remember(ask.blocks, members.number(index), ask.now);
         }
         self.in_flight.fetch_add(1, Relaxed);
-        Picked { index, sent: state.sent_as(units, prediction.ms, runner_up_ms, prediction.both, self.ms.get(), ask.now), why }
+        let foretold = Foretold { ms: prediction.ms, runner_up_ms, views: prediction.views };
+        Picked { index, sent: state.send(units, foretold, &usual, ask.now), why }
     }
 
     /// The head of the response has come.
     pub fn first_byte(&self, state: &EndpointState, sent: &mut Sent, now: Duration) {
-        if let Some(took_ms) = state.first_byte(sent, now) {
-            self.ms.approach(took_ms, 0.01);
-            let (known, stale) = sent.both;
-            let d = known - stale;
-            if d != 0.0 {
-                let share = crate::knob(7, "TRUSTM", 0.004);
-                self.dd.approach(d * d, share);
-                self.dy.approach(d * (took_ms - stale), share);
-            }
-            let regret = took_ms - sent.runner_up_ms;
-            if regret > 0.0 {
-                self.counters.regretted.fetch_add(1, Relaxed);
-                self.counters.regret_us.fetch_add((regret * 1e3) as u64, Relaxed);
-            }
+        let Some(took_ms) = state.first_byte(sent, now) else { return };
+        self.took_ms.approach(took_ms, if self.took_ms.get() == 0.0 { 1.0 } else { 1.0 / MEMORY });
+        if let Some(views) = sent.foretold.views {
+            self.learn(views, took_ms);
         }
+        let regret = took_ms - sent.foretold.runner_up_ms;
+        if regret > 0.0 {
+            self.counters.regretted.fetch_add(1, Relaxed);
+            self.counters.regret_us.fetch_add((regret * 1e3) as u64, Relaxed);
+        }
+    }
+
+    /// Least squares for the trust `t` in `took = usual + t × (known − usual)`.
+    fn learn(&self, views: Views, took_ms: f32) {
+        let (said, came) = (views.known_ms - views.usual_ms, took_ms - views.usual_ms);
+        self.said_said.approach(said * said, 1.0 / TRUST_MEMORY);
+        self.said_came.approach(said * came, 1.0 / TRUST_MEMORY);
     }
 
     /// The request is over.
@@ -327,9 +338,9 @@ impl Pool {
 
     /// A report of the endpoint has come.
     pub fn told(&self, state: &EndpointState, report: LoadReport, now: Duration) {
-        let before = state.others();
-        state.told(report, self.ms.get(), now);
-        if state.others() > 2.0 * before + 2.0 {
+        let before = state.heard.others();
+        state.told(report, &self.usual(), now);
+        if state.heard.others() > 2.0 * before + 2.0 {
             self.counters.herded.fetch_add(1, Relaxed);
         }
     }
@@ -348,16 +359,15 @@ impl Pool {
         }
     }
 
-    fn trust(&self) -> f32 {
-        if self.dd.get() == 0.0 || crate::knob(8, "TRUST", 1.0) == 0.0 {
-            return 1.0;
-        }
-        (self.dy.get() / self.dd.get() * crate::knob(8, "TRUST", 1.0)).clamp(0.0, 1.0)
+    /// How much of what reports say comes true.
+    pub fn trust(&self) -> f32 {
+        let said = self.said_said.get();
+        if said > 0.0 { (self.said_came.get() / said).clamp(0.0, 1.0) } else { 1.0 }
     }
 
     fn usual(&self) -> Usual {
         let cost = Cost { fixed_ms: self.fixed_ms.get(), unit_ms: self.unit_ms.get() };
-        Usual { cost, trust: self.trust(), ms: self.ms.get() }
+        Usual { cost, trust: self.trust(), ms: self.took_ms.get() }
     }
 }
 
@@ -482,7 +492,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             _ => 0.0,
         };
         let matched = matched.min(ask.units);
-        let prediction = candidate.state().predict(ask.units - matched, self.pool.usual(), ask.now);
+        let prediction = candidate.state().predict(ask.units - matched, &self.pool.usual(), ask.now);
         let score = prediction.ms + candidate.distance_ms();
         Look { index, prediction, score, matched, hot: candidate.state().holds_back(), affine }
     }
@@ -506,7 +516,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
     fn look_at_heat(&mut self) {
         let edge = self.pool.hot_ms.get();
         for look in &mut self.looks.looks[..self.looks.count] {
-            let in_flight_ms = look.prediction.own_ms + look.prediction.others_ms;
+            let in_flight_ms = (look.prediction.ms - look.prediction.this_ms).max(0.0);
             // Robbins and Monro's search for the quantile; its step follows the scale of what is seen.
             let (step, q) = ((edge + in_flight_ms) / 128.0, self.settings.hot_quantile);
             let edge_now =

@@ -38,7 +38,8 @@ impl Epp {
 impl Policy for Epp {
     fn pick(&mut self, _client: usize, asked: &Asked<'_>, random: &mut SmallRng) -> usize {
         let blocks = &asked.request.job.blocks;
-        let prompt = &blocks[..((asked.request.job.prompt / crate::server::BLOCK) as usize).min(blocks.len())];
+        let prompt =
+            &blocks[..((asked.request.job.prompt / crate::server::BLOCK) as usize).min(blocks.len())];
         let queues = asked.up.iter().map(|i| self.replicas[*i].queue);
         let (min, max) = queues.fold((f64::MAX, 0.0f64), |(min, max), q| (min.min(q), max.max(q)));
         let mut best = (f64::MIN, 0usize, 0u32);

@@ -52,7 +52,16 @@ pub trait Policy {
     fn head(&mut self, _client: usize, _request: usize, _server: usize, _ms: f64, _now: Nanos) {}
 
     /// The request is over.
-    fn over(&mut self, _client: usize, _request: usize, _server: usize, _ms: f64, _failed: bool, _now: Nanos) {}
+    fn over(
+        &mut self,
+        _client: usize,
+        _request: usize,
+        _server: usize,
+        _ms: f64,
+        _failed: bool,
+        _now: Nanos,
+    ) {
+    }
 
     /// A load report has come.
     fn report(&mut self, _client: usize, _server: usize, _report: &LoadReport, _now: Nanos) {}
@@ -64,7 +73,9 @@ pub trait Policy {
     fn probed(&mut self, _client: usize, _server: usize, _probe: &Probe, _now: Nanos) {}
 
     /// Seer.
-    fn seer(&self) -> bool { false }
+    fn seer(&self) -> bool {
+        false
+    }
 
     /// How often it looks at the replicas' metrics.
     fn scrapes_every(&self) -> Option<Nanos> {

@@ -2,8 +2,8 @@
 //!
 //! `orca-wrr`, which is gRPC's and Envoy's policy too (gRFC A58), is run from here as well.
 
-use penstock_balance::pick::Candidate;
 use penstock_balance::load::EndpointState;
+use penstock_balance::pick::Candidate;
 use penstock_balance::{Ask, LoadReport, Members, Outcome, Policy as Balance, Pool, Sent, Settings};
 use rand::rngs::SmallRng;
 use std::collections::HashMap;
@@ -43,11 +43,18 @@ pub(super) struct Ours {
 impl Ours {
     pub(super) fn new(policy: Balance, clients: usize, servers: usize) -> Self {
         let known = || {
-            (0..servers).map(|server| Arc::new(Endpoint { server, state: EndpointState::default() })).collect()
+            (0..servers)
+                .map(|server| Arc::new(Endpoint { server, state: EndpointState::default() }))
+                .collect()
         };
         let client = |_| Client { pool: Pool::default(), known: known(), members: Members::default() };
         Self {
-            settings: Settings { policy, choices: env("CH", 8.0) as usize, hot_quantile: env("HOT", 0.84), ..Settings::default() },
+            settings: Settings {
+                policy,
+                choices: env("CH", 8.0) as usize,
+                hot_quantile: env("HOT", 0.84),
+                ..Settings::default()
+            },
             clients: (0..clients).map(client).collect(),
             sent: HashMap::new(),
         }
@@ -79,7 +86,8 @@ impl Policy for Ours {
 
     fn members(&mut self, up: &[usize], _now: Nanos) {
         for client in &mut self.clients {
-            client.members = Members::new(up.iter().map(|server| Arc::clone(&client.known[*server])).collect());
+            client.members =
+                Members::new(up.iter().map(|server| Arc::clone(&client.known[*server])).collect());
         }
     }
 

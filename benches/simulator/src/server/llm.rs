@@ -126,8 +126,10 @@ impl Llm {
             let blocks = Rc::clone(&next.job.blocks);
             let needed = (tokens.div_ceil(BLOCK) as usize).min(blocks.len());
             let matched = self.matched(&blocks[..needed]);
-            let unreferenced =
-                blocks[..matched].iter().filter(|b| self.cache.get(*b).is_some_and(|c| c.references == 0)).count();
+            let unreferenced = blocks[..matched]
+                .iter()
+                .filter(|b| self.cache.get(*b).is_some_and(|c| c.references == 0))
+                .count();
             if needed - matched > self.room() - unreferenced.min(self.room()) && !self.running.is_empty() {
                 break;
             }
@@ -281,7 +283,14 @@ impl Llm {
 
     pub(super) fn foresee(&self, coming: &[Job], job: &Job, rate: f64, now: Nanos) -> f64 {
         let mut tokens: u32 = self.running.iter().map(|s| s.prefill).sum();
-        tokens += self.waiting.iter().map(|s| &s.job).chain(coming).chain([job]).map(|job| self.uncached(job)).sum::<u32>();
+        tokens += self
+            .waiting
+            .iter()
+            .map(|s| &s.job)
+            .chain(coming)
+            .chain([job])
+            .map(|job| self.uncached(job))
+            .sum::<u32>();
         let decoding = self.running.len() as f64;
         let held = (self.cache.len() - self.free) as f64 * f64::from(BLOCK);
         let step = self.cost.step + self.cost.decode * decoding + self.cost.read * held;
@@ -289,6 +298,7 @@ impl Llm {
         // What does not fit waits for the answers under way to end: a rough tenth of a second for a block.
         let blocks = (f64::from(tokens) / f64::from(BLOCK)).ceil();
         let short = (blocks - self.room() as f64).max(0.0);
-        (self.clock.left(now) + steps * step + f64::from(tokens) * self.cost.prefill) / rate / 1e9 + short * 0.1
+        (self.clock.left(now) + steps * step + f64::from(tokens) * self.cost.prefill) / rate / 1e9
+            + short * 0.1
     }
 }
