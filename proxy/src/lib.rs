@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod admission;
 pub mod answer;
 pub mod backoff;
 pub mod body;

@@ -27,6 +27,10 @@ pub mod header {
     pub const ENDPOINT: &str = "penstock-endpoint";
     /// Set by the inbound proxy for the application: the verified SPIFFE id of the caller.
     pub const CLIENT_ID: &str = "penstock-client-id";
+    /// Set by a client: how urgent its request is, `high`, `normal` or `low`.
+    pub const PRIORITY: &str = "penstock-priority";
+    /// Set by a client: how long it goes on waiting, `250ms`, `2s`; a bare number is seconds.
+    pub const REQUEST_TIMEOUT: &str = "x-request-timeout";
     /// ORCA load report, text.
     pub const LOAD_REPORT: &str = "endpoint-load-metrics";
     /// ORCA load report, serialised, as a gRPC trailer or an HTTP header.
