@@ -21,6 +21,7 @@ use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;
+use crate::readahead::ReadAhead;
 use crate::report;
 use crate::send::connect::Wire;
 use crate::send::{self, Outgoing};
@@ -119,7 +120,7 @@ fn is_bytes(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Opaque | Protocol::Tls)
 }
 
-async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<ReadAhead>, Failure> {
     let peer =
         stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
     let material = worker.shared.identity.current().ok_or_else(|| {
@@ -128,7 +129,7 @@ async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpSt
             format!("{peer} wants mutual TLS, and this proxy has no certificate yet"),
         )
     })?;
-    let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(stream);
+    let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(ReadAhead::new(stream));
     match tokio::time::timeout(worker.shared.limits.handshake_time, accepting).await {
         Ok(Ok(tls)) => Ok(tls),
         Ok(Err(error)) => Err(Failure::unprocessed(

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod local;
 pub mod outbound;
 pub mod outside;
+pub mod readahead;
 pub mod report;
 pub mod route;
 pub mod run;

@@ -13,6 +13,7 @@ use crate::accept;
 use crate::config::Endpoint;
 use crate::failure::Failure;
 use crate::identity::{self, Material};
+use crate::readahead::ReadAhead;
 use crate::worker::Worker;
 
 /// What will be spoken over a connection.
@@ -32,7 +33,7 @@ pub enum Connected {
     /// To an endpoint outside the mesh, or the application.
     Plain(TcpStream),
     /// To an endpoint that has proven its identity.
-    Secured(Box<TlsStream<TcpStream>>),
+    Secured(Box<TlsStream<ReadAhead>>),
 }
 
 /// Connects, within `limit`, TLS included.
@@ -84,13 +85,15 @@ async fn secure(
     let config = client_config(&material, wire, endpoint.sidecar);
     let sni = ServerName::try_from(names::port_sni(endpoint.target_port))
         .map_err(|error| Failure::unprocessed(Reason::Internal, error.to_string()))?;
-    let tls = TlsConnector::from(Arc::clone(config)).connect(sni, stream).await.map_err(|error| {
-        let who = format!("{} at {}", endpoint.name, endpoint.address);
-        match identity::explain(&error) {
-            Some(why) => Failure::unprocessed(Reason::WrongIdentity, format!("{who}: {why}")),
-            None => Failure::unprocessed(Reason::ConnectFailed, format!("no TLS with {who}: {error}")),
-        }
-    })?;
+    let tls = TlsConnector::from(Arc::clone(config)).connect(sni, ReadAhead::new(stream)).await.map_err(
+        |error| {
+            let who = format!("{} at {}", endpoint.name, endpoint.address);
+            match identity::explain(&error) {
+                Some(why) => Failure::unprocessed(Reason::WrongIdentity, format!("{who}: {why}")),
+                None => Failure::unprocessed(Reason::ConnectFailed, format!("no TLS with {who}: {error}")),
+            }
+        },
+    )?;
     let proven = identity::verified_peer(tls.get_ref().1).and_then(|peer| peer.expect(expected));
     proven.map_err(|error| {
         Failure::unprocessed(
