@@ -65,6 +65,11 @@ bench-control: ## how soon a pushed weight is in force everywhere
 	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-benches
 	"$(TARGET)/release/penstock-bench" control $(ARGS)
 
+.PHONY: bench-mesh
+bench-mesh: ## who balances best over simulated GPUs, beside Envoy, HAProxy, nginx and LLM routers
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
+	"$(TARGET)/release/penstock-bench" mesh $(ARGS)
+
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
@@ -76,7 +81,7 @@ lint: $(DENY) ## format, clippy, documentation, dependencies, length of files, l
 	# --examples, of which there are none, makes cargo choose the features that clippy chose. Programs are named, since
 	# two of them share their name with their library.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items \
-	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-modelserver
+	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-simgpu --bin penstock-modelserver
 	$(DENY) --locked check bans licenses sources
 
 # Built once, without the features that fetch advisories; a debug build checks in seconds all the same.

@@ -223,7 +223,7 @@ pub fn all() -> Vec<Case> {
     for replica in &mut llm.replicas {
         replica.kind = Kind::Llm(LLM);
     }
-    llm.work = Work::Chat(chat, 6.0);
+    llm.work = Work::Chat(chat, std::env::var("RATE").ok().and_then(|r| r.parse().ok()).unwrap_or(6.0));
     llm.seconds = 120.0;
     llm.warm_up = 30 * S;
     llm.objective_ms = 1000.0;

@@ -40,7 +40,7 @@ use workload::Arrival;
 const PATIENCE: Duration = Duration::from_millis(2500);
 /// What a run costs besides its seconds, and a case besides its runs. For the estimate only.
 const AROUND_RUN: f64 = 0.6;
-const AROUND_CASE: f64 = 8.0;
+const AROUND_CASE: f64 = 4.0;
 /// When a replica stalls and for how long, over the measured time.
 const STALL: (f64, f64) = (0.2, 0.5);
 /// The case that `stalled` is compared with.
@@ -51,14 +51,14 @@ const QUICK: f64 = 0.4;
 /// Arguments of `penstock-bench mesh`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MeshArgs {
-    /// Only these cases, e.g. hetero-80,chat
+    /// Only these cases, e.g. stalled,chat
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
     /// Only these subjects; ratios need envoy among them
     #[arg(long, value_delimiter = ',', value_enum)]
     subjects: Vec<Subject>,
     /// Seconds measured in each run; conversations take twice as long
-    #[arg(long, default_value_t = 2.5)]
+    #[arg(long, default_value_t = 2.4)]
     seconds: f64,
     /// Seconds of load before that
     #[arg(long, default_value_t = 0.8)]
