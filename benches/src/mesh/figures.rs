@@ -208,31 +208,33 @@ pub(crate) fn rows(case: &Case, round: &Round, steady: Option<&Round>) -> Vec<Ro
             let figures = summary(round, *subject, |run| run.shares[replica]);
             rows.extend(figures.map(|figures| row(named, &figures, None)));
         }
-        let against = |other: &Summary| {
-            Summary::of(runs.iter().map(|run| main_of(run) / other.median).collect::<Vec<f64>>())
+        // Runs of the same turn were asked the same.
+        let against = |others: &[Run]| {
+            Summary::of(runs.iter().zip(others).map(|(run, other)| main_of(run) / main_of(other)).collect())
         };
         if subject.balance().is_some()
-            && let Some((best, figures)) = best_peer(case, round)
-            && let Some(figures) = against(&figures)
+            && let Some((best, figures)) =
+                best_peer(case, round).and_then(|(best, runs)| Some((best, against(runs)?)))
         {
-            let vs = row(VS_BEST, &figures, None);
-            rows.push(Row { baseline: Some(best.name()), ..vs });
+            rows.push(Row { baseline: Some(best.name()), ..row(VS_BEST, &figures, None) });
         }
-        if let Some(before) = steady.and_then(|steady| summary(steady, *subject, main_of))
-            && let Some(figures) = against(&before)
-        {
+        let before = steady.and_then(|steady| steady.get(subject)?.as_ref().ok());
+        if let Some(figures) = before.and_then(|before| against(before)) {
             rows.push(Row { baseline: None, ..row(VS_STEADY, &figures, None) });
         }
     }
     rows
 }
 
-/// The peer with the lowest main figure.
-fn best_peer(case: &Case, round: &Round) -> Option<(Subject, Summary)> {
+/// The peer with the lowest main figure, and its runs.
+fn best_peer<'a>(case: &Case, round: &'a Round) -> Option<(Subject, &'a [Run])> {
     let (_, of) = main_figure(case);
-    let peers = round.keys().filter(|subject| subject.balance().is_none());
-    let figures = peers.filter_map(|subject| Some((*subject, summary(round, *subject, of)?)));
-    figures.min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))
+    let peers = round.iter().filter(|(subject, _)| subject.balance().is_none());
+    let figures = peers.filter_map(|(subject, runs)| {
+        let median = summary(round, *subject, of)?.median;
+        Some((*subject, runs.as_ref().ok()?.as_slice(), median))
+    });
+    figures.min_by(|(.., a), (.., b)| a.total_cmp(b)).map(|(subject, runs, _)| (subject, runs))
 }
 
 /// What a reader must know of these runs before trusting them.
@@ -348,24 +350,25 @@ mod tests {
         let case = &CASES[2];
         let round: Round = [
             (Subject::Penstock, Ok(vec![run(50.0), run(60.0), run(70.0)])),
-            (Subject::Envoy, Ok(vec![run(200.0)])),
-            (Subject::Haproxy, Ok(vec![run(100.0)])),
+            (Subject::Envoy, Ok(vec![run(200.0); 3])),
+            (Subject::Haproxy, Ok(vec![run(100.0), run(90.0), run(110.0)])),
             (Subject::Nginx, Err("not installed".to_owned())),
         ]
         .into();
-        let steady: Round = [(Subject::Penstock, Ok(vec![run(48.0)]))].into();
+        let steady: Round = [(Subject::Penstock, Ok(vec![run(48.0); 3]))].into();
         let rows = rows(case, &round, Some(&steady));
         let of = |subject: &str, metric: &str| {
             rows.iter().find(|row| row.subject == subject && row.metric == metric).unwrap()
         };
         assert_eq!(of("penstock", "p99_ms").ratio, Some(0.3));
         let best = of("penstock", "p99_vs_best_peer");
-        assert_eq!((best.median, best.baseline), (Some(0.6), Some("haproxy")));
+        // 50 / 100, 60 / 90 and 70 / 110.
+        assert_eq!((best.median, best.baseline), (Some(0.636364), Some("haproxy")));
         assert_eq!(of("penstock", "p99_vs_steady").median, Some(1.25));
         assert_eq!(of("nginx", "p99_ms").error.as_deref(), Some("not installed"));
         let table = table(case, &rows);
         assert!(
-            table.contains("nginx: not installed") && table.contains("0.60 of that of haproxy"),
+            table.contains("nginx: not installed") && table.contains("0.64 of that of haproxy"),
             "{table}"
         );
     }

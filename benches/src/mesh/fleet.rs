@@ -36,7 +36,8 @@ pub(crate) struct Fleet {
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
-/// An address of loopback that other benches and tests do not use: two bytes of it are this process's number.
+/// An address of loopback that other benches and tests do not use: two bytes of it are this process's number. On one of its own, a
+/// listener's port is never taken by a connection of somebody else.
 pub(crate) fn ip(last: u8) -> Ipv4Addr {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 64 + high % 128, low, last)

@@ -7,14 +7,15 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::fleet;
 use super::subject::Router;
 use crate::process::{self, Process};
-use crate::subject::{Programs, free_port};
+use crate::subject::Programs;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions";
 /// Instead of ten seconds.
@@ -23,19 +24,27 @@ const BLACKOUT: &str = "1s";
 /// A started peer and where it listens.
 pub(crate) type Started = (Process, SocketAddr);
 
-fn local(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
+/// The port of every peer, and the one after it if it has two; each has an address of its own.
+const PORT: u16 = 8080;
+/// The last bytes of their addresses.
+const HAPROXY: u8 = 51;
+const NGINX: u8 = 52;
+const FIRST_ROUTER: u8 = 61;
+const FIRST_ENVOY: u8 = 71;
+
+fn at(last: u8, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(fleet::ip(last)), port)
 }
 
 /// One Envoy with two listeners: least request straight to `replicas`, and weighted round robin over `reporting`.
 pub(crate) fn envoy(
-    number: usize,
+    number: u8,
     replicas: &[SocketAddr],
     reporting: &[SocketAddr],
     programs: &Programs,
     dir: &Path,
 ) -> Result<(Process, SocketAddr, SocketAddr)> {
-    let (least, weighted) = (local(free_port()?), local(free_port()?));
+    let (least, weighted) = (at(FIRST_ENVOY + number, PORT), at(FIRST_ENVOY + number, PORT + 1));
     let name = format!("envoy-{number}");
     let file = dir.join(format!("{name}.yaml"));
     write(&file, &envoy_config(least, weighted, replicas, reporting))?;
@@ -56,7 +65,7 @@ fn envoy_config(
         let _ = write!(
             yaml,
             "  - name: {name}
-    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    address: {{socket_address: {{address: {ip}, port_value: {port}}}}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -71,6 +80,7 @@ fn envoy_config(
           - name: envoy.filters.http.router
             typed_config: {{\"@type\": {TYPES}.filters.http.router.v3.Router}}
 ",
+            ip = address.ip(),
             port = address.port()
         );
     }
@@ -117,7 +127,7 @@ fn envoy_config(
 
 /// One HAProxy for all clients.
 pub(crate) fn haproxy(replicas: &[SocketAddr], programs: &Programs, dir: &Path) -> Result<Started> {
-    let front = local(free_port()?);
+    let front = at(HAPROXY, PORT);
     let mut servers = String::new();
     for (at, address) in replicas.iter().enumerate() {
         let _ = writeln!(servers, "    server sim-{at} {address}");
@@ -149,7 +159,7 @@ backend replicas
 
 /// One nginx for all clients; one worker, so that it counts all connections.
 pub(crate) fn nginx(replicas: &[SocketAddr], programs: &Programs, dir: &Path) -> Result<Started> {
-    let front = local(free_port()?);
+    let front = at(NGINX, PORT);
     let servers: String = replicas.iter().map(|address| format!("server {address}; ")).collect();
     let spool = dir.join("nginx.spool").display().to_string();
     let pid = dir.join("nginx.pid").display().to_string();
@@ -185,14 +195,21 @@ http {{
     Ok((process::spawn(None, "nginx", &programs.nginx, &args, dir, false)?, front))
 }
 
-/// One router from PyPI for all clients.
-pub(crate) fn router(router: Router, replicas: &[SocketAddr], python: &Path, dir: &Path) -> Result<Started> {
-    let (front, metrics) = (local(free_port()?), free_port()?);
+/// One router from PyPI for all clients, the `number`th of them.
+pub(crate) fn router(
+    number: u8,
+    router: Router,
+    replicas: &[SocketAddr],
+    python: &Path,
+    dir: &Path,
+) -> Result<Started> {
+    let (front, metrics) = (at(FIRST_ROUTER + number, PORT), at(FIRST_ROUTER + number, PORT + 1));
     let mut args: Vec<OsString> = vec!["-m".into(), format!("{}.launch_router", router.module).into()];
     for (name, value) in [
         ("--host", front.ip().to_string()),
         ("--port", front.port().to_string()),
-        ("--prometheus-port", metrics.to_string()),
+        ("--prometheus-host", metrics.ip().to_string()),
+        ("--prometheus-port", metrics.port().to_string()),
         ("--policy", router.policy.to_owned()),
         ("--log-level", router.quiet.to_owned()),
     ] {
@@ -215,7 +232,7 @@ mod tests {
     #[test]
     fn envoy_sends_the_weighted_to_those_who_report() {
         let (replica, reporting) = ("127.9.9.1:8000".parse().unwrap(), "127.9.9.1:15006".parse().unwrap());
-        let yaml = envoy_config(local(1), local(2), &[replica], &[reporting]);
+        let yaml = envoy_config(at(71, 1), at(71, 2), &[replica], &[reporting]);
         let (least, weighted) = yaml.split_once("- name: weighted\n    type: STATIC").unwrap();
         assert!(least.contains("LeastRequest") && least.contains("port_value: 8000"), "{yaml}");
         assert!(weighted.contains("blackout_period: 1s") && weighted.contains("port_value: 15006"), "{yaml}");

@@ -61,7 +61,7 @@ impl Sidecars {
     pub(crate) async fn start(
         subjects: &[Subject],
         replicas: &[SocketAddr],
-        clients: usize,
+        clients: u8,
         programs: &Path,
         dir: &Path,
     ) -> Result<Self> {

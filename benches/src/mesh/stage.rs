@@ -54,7 +54,7 @@ impl Stage {
     pub(crate) async fn start(
         case: &Case,
         subjects: &[Subject],
-        clients: usize,
+        clients: u8,
         stall: (Duration, Duration),
         tools: &Tools,
     ) -> Result<Self> {
@@ -96,10 +96,10 @@ impl Stage {
     }
 
     fn start_routers(&mut self, case: &Case, subjects: &[Subject], tools: &Tools, dir: &Path) {
-        for subject in subjects {
-            let Some(router) = subject.router() else { continue };
+        let routers = subjects.iter().filter_map(|subject| Some((subject, subject.router()?)));
+        for (number, (subject, router)) in (0..).zip(routers) {
             let started = match &tools.python {
-                Ok(python) => peers::router(router, &self.fleet.addresses, python, dir),
+                Ok(python) => peers::router(number, router, &self.fleet.addresses, python, dir),
                 Err(why) => Err(anyhow!("{why}")),
             };
             let fronts = started.map(|(process, front)| {
@@ -115,7 +115,7 @@ impl Stage {
         &mut self,
         case: &Case,
         subjects: &[Subject],
-        clients: usize,
+        clients: u8,
         tools: &Tools,
         dir: &Path,
     ) -> Result<Vec<SocketAddr>, String> {
@@ -141,7 +141,7 @@ impl Stage {
         &mut self,
         case: &Case,
         subjects: &[Subject],
-        clients: usize,
+        clients: u8,
         inbound: Result<Vec<SocketAddr>, String>,
         tools: &Tools,
         dir: &Path,
@@ -149,8 +149,9 @@ impl Stage {
         let replicas = self.fleet.addresses.clone();
         if subjects.contains(&Subject::Envoy) || subjects.contains(&Subject::EnvoyWrr) {
             let reporting = inbound.as_deref().unwrap_or(&[]);
-            let envoys: Result<Vec<_>> =
-                (0..clients).map(|at| peers::envoy(at, &replicas, reporting, &tools.peers, dir)).collect();
+            let envoys: Result<Vec<_>> = (0..clients)
+                .map(|number| peers::envoy(number, &replicas, reporting, &tools.peers, dir))
+                .collect();
             let (mut least, mut weighted) = (Vec::new(), Vec::new());
             let envoys = envoys.map(|envoys| {
                 for (process, a, b) in envoys {

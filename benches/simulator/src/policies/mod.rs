@@ -90,7 +90,7 @@ pub trait Policy {
 }
 
 /// The subjects by name.
-pub const SUBJECTS: [&str; 13] = [
+pub const SUBJECTS: [&str; 14] = [
     "penstock",
     "penstock-prefix",
     "oracle",
@@ -100,6 +100,7 @@ pub const SUBJECTS: [&str; 13] = [
     "least-request",
     "peak-ewma",
     "orca-wrr",
+    "ring-hash",
     "prequal",
     "epp",
     "sglang",
@@ -118,6 +119,7 @@ pub fn of(subject: &str, clients: usize, servers: usize) -> Option<Box<dyn Polic
         "least-request" => Box::new(simple::LeastRequest::new(clients, servers)),
         "peak-ewma" => Box::new(ewma::PeakEwma::new(clients, servers)),
         "orca-wrr" => Box::new(penstock::Ours::new(Balance::OrcaWrr, clients, servers)),
+        "ring-hash" => Box::new(penstock::Ours::new(Balance::RingHash, clients, servers)),
         "prequal" => Box::new(prequal::Prequal::new(clients, servers)),
         "epp" => Box::new(epp::Epp::new(servers)),
         "sglang" => Box::new(sglang::CacheAware::new(servers, sglang::COMMAND_LINE)),
