@@ -226,7 +226,7 @@ impl EndpointState {
     fn ours(&self, usual: &Usual, now: Duration) -> Own {
         Own {
             requests: self.in_flight() as f32,
-            units: self.own.units() + self.lately(usual, now),
+            units: self.own.units() + crate::knob(3, "G", 1.0) * self.lately(usual, now),
             sent: self.sent.parts(),
         }
     }
@@ -311,7 +311,7 @@ impl EndpointState {
         };
         let (overdue_ms, failing) = (self.overdue_ms(now), self.failing(now));
         Prediction {
-            ms: (wait_ms + overdue_ms) * (1.0 + FAILURE_COSTS * failing),
+            ms: (wait_ms + crate::knob(7, "OD", 1.0) * overdue_ms) * (1.0 + FAILURE_COSTS * failing),
             this_ms,
             overdue_ms,
             in_flight: self.heard.others() + self.in_flight() as f32,
