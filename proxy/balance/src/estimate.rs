@@ -73,7 +73,8 @@ pub struct Rates {
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
     at: Duration,
-    foretold_ms: f32,
+    /// Nothing for the first.
+    foretold_ms: Option<f32>,
     /// Its work that waits for the first byte, in parts.
     parts: u32,
     started: bool,
@@ -150,11 +151,13 @@ impl Line {
 impl Estimator {
     /// A request with so many units of work before its first byte arrives and goes on to the server.
     pub fn arrived(&self, units: f32, now: Duration) -> Watched {
-        let foretold_ms = self.predict(units, now);
-        if self.pending.fetch_add(1, Relaxed) == 0 {
+        let foretold_ms = self.cost().map(|cost| self.backlog(now).with(cost, units));
+        if self.pending.fetch_add(1, Relaxed) == 0 && self.begin() {
+            self.group_is_over();
             self.since.store(micros(now), Relaxed);
             self.running.set(units);
             self.gone.set(0.0);
+            self.end();
         }
         let parts = self.units.add(units);
         if self.in_flight.fetch_add(1, Relaxed) == 0 {
@@ -171,10 +174,10 @@ impl Estimator {
         }
         let parts = std::mem::take(&mut watched.parts);
         self.units.take(parts);
-        if self.taking.compare_exchange(false, true, Acquire, Relaxed).is_ok() {
+        if self.begin() {
             self.departed(Units::of(parts), now);
             self.waited(waited_ms, watched.foretold_ms);
-            self.taking.store(false, Release);
+            self.end();
         }
         self.pending.fetch_sub(1, Relaxed);
         waited_ms
@@ -200,6 +203,26 @@ impl Estimator {
         }
     }
 
+    /// Tries to be the only one to take a sample in; what the last one wrote is seen.
+    fn begin(&self) -> bool {
+        self.taking.compare_exchange(false, true, Acquire, Relaxed).is_ok()
+    }
+
+    fn end(&self) {
+        self.taking.store(false, Release);
+    }
+
+    /// The last group that departed is complete: a sample.
+    fn group_is_over(&self) {
+        let gone = self.gone.get();
+        if gone > 0.0 {
+            self.line.take_in(gone, self.took_ms.get());
+            // A group that was larger once is forgotten over some hundreds of groups.
+            let largest = self.largest.get();
+            self.largest.set(if gone >= largest { gone } else { largest + (gone - largest) * 0.002 });
+        }
+    }
+
     fn departed(&self, units: f32, now: Duration) {
         self.window_units.add(units);
         let since_ms = self.since_ms(now);
@@ -208,12 +231,7 @@ impl Estimator {
             self.gone.set(gone + units);
             self.leaving.set((self.leaving.get() - units).max(0.0));
         } else {
-            if gone > 0.0 {
-                self.line.take_in(gone, self.took_ms.get());
-                // A group that was larger once is forgotten over some hundreds of groups.
-                let largest = self.largest.get();
-                self.largest.set(if gone >= largest { gone } else { largest + (gone - largest) * 0.002 });
-            }
+            self.group_is_over();
             self.took_ms.set(since_ms);
             self.gone.set(units);
             self.leaving.set((self.running.get() - units).max(0.0));
@@ -223,12 +241,14 @@ impl Estimator {
         self.running.set(left.min(self.fits()));
     }
 
-    fn waited(&self, ms: f32, foretold_ms: f32) {
+    fn waited(&self, ms: f32, foretold_ms: Option<f32>) {
         let n = self.samples.load(Relaxed);
         self.samples.store(n.saturating_add(1), Relaxed);
         let share = (1.0 / (n as f32 + 1.0)).max(1.0 / (2.0 * MEMORY));
         self.mean_ms.approach(ms, share);
-        self.beyond_ms.approach(ms - foretold_ms, share);
+        if let Some(foretold_ms) = foretold_ms {
+            self.beyond_ms.approach(ms - foretold_ms, share);
+        }
     }
 
     fn since_ms(&self, now: Duration) -> f32 {
@@ -246,7 +266,11 @@ impl Estimator {
 
     /// The cost, once there was a request.
     pub fn cost(&self) -> Option<Cost> {
-        self.line.cost()
+        // The very first group is a sample before it is known to be complete.
+        self.line.cost().or_else(|| {
+            let (gone, took_ms) = (self.gone.get(), self.took_ms.get());
+            (gone > 0.0).then(|| Cost { fixed_ms: took_ms / 2.0, unit_ms: took_ms / gone / 2.0 })
+        })
     }
 
     /// Milliseconds until all that is in flight now is done, and what comes with it.

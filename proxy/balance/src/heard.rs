@@ -31,6 +31,8 @@ const USUAL_MS: f32 = 1000.0;
 const FADES: f32 = 0.5;
 /// The most that our own deviation is multiplied by: beyond, the chance in our few requests is multiplied too.
 const STANDS_FOR: f32 = 4.0;
+/// Less work than this is none.
+const LEAST: f32 = 0.0625;
 /// Groups that the last report is carried forward by.
 const GROUPS_AHEAD: usize = 2;
 
@@ -129,12 +131,12 @@ impl Heard {
         let drains_ms = report.backlog_ms.unwrap_or(cost.unit_ms * units);
         let closes_ms = report.closes_ms.unwrap_or(drains_ms).min(drains_ms);
         let open = (drains_ms - closes_ms - cost.fixed_ms) / cost.unit_ms.max(f32::MIN_POSITIVE);
-        let open = if open.is_finite() { open.max(0.0) } else { 0.0 };
+        let open = if open.is_finite() { open.clamp(0.0, units) } else { 0.0 };
         self.others.set(report.in_flight.map_or(0.0, |all| (all - own.requests).max(0.0)));
         self.drains_ms.set(drains_ms);
         self.closes_ms.set(closes_ms);
         self.open.set(open);
-        self.fits.set(report.room.map_or(0.0, |room| room + open));
+        self.fits.set(report.room.map_or(0.0, |room| (room + open).max(LEAST)));
         self.sent.store(own.sent, Relaxed);
 
         let share = match self.at.swap(micros(now) + 1, Relaxed).checked_sub(1) {
@@ -182,19 +184,19 @@ impl Heard {
             return None;
         }
         let this_ms = cost.fixed_ms + cost.unit_ms * units;
-        let known_ms = self.known(age, cost, units, own);
+        let known_ms = self.known(age, cost, units, own, usual);
         let (drains, all, ours) = (self.usual_drains_ms.get(), self.usual_units.get(), self.usual_own.get());
-        let each_ms = if all > 0.0 { drains / all } else { cost.fixed_ms + cost.unit_ms };
-        let stands_for = (all / ours.max(0.01)).clamp(1.0, crate::knob(2, "AMAX", STANDS_FOR));
+        let each_ms = if all > LEAST { drains / all } else { cost.fixed_ms + cost.unit_ms };
+        let stands_for = (all / ours.max(LEAST)).clamp(1.0, STANDS_FOR);
         let usual_ms = this_ms + (drains + stands_for * each_ms * (own.units - ours)).max(0.0);
-        let fresh = if crate::knob(5, "TRUST", 1.0) == 1.0 { usual.trust } else { 1.0 } * (-age / (crate::knob(6, "FADES", FADES) * (drains + this_ms)).max(1.0)).exp();
+        let fresh = usual.trust * (-age / (FADES * (drains + this_ms)).max(1.0)).exp();
         Some(Views { known_ms, usual_ms, fresh })
     }
 
     /// The last report carried forward by `age` milliseconds.
-    fn known(&self, age: f32, cost: Cost, units: f32, own: Own) -> f32 {
+    fn known(&self, age: f32, cost: Cost, units: f32, own: Own, usual: &Usual) -> f32 {
         // Others are nearly everybody; what they send is what the endpoint serves.
-        let per_ms = self.words.rps.get().unwrap_or(0.0) / 1e3;
+        let per_ms = self.words.rps.get().unwrap_or(0.0) / 1e3 * usual.units;
         let (mut closes, mut open, mut begun) = (self.closes_ms.get(), self.open.get(), 0.0);
         for _ in 0..GROUPS_AHEAD {
             if age < closes {

@@ -41,8 +41,3 @@ fn millis(time: Duration) -> u64 {
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
-
-pub(crate) fn knob(i: usize, name: &str, or: f32) -> f32 {
-    static KNOBS: [std::sync::OnceLock<f32>; 16] = [const { std::sync::OnceLock::new() }; 16];
-    *KNOBS[i].get_or_init(|| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or))
-}

@@ -78,13 +78,15 @@ pub struct Usual {
     pub cost: Cost,
     /// How long it takes, in milliseconds.
     pub ms: f32,
+    /// Its units of work.
+    pub units: f32,
     /// How much of what the last report says comes true: 0 nothing, 1 all of it.
     pub trust: f32,
 }
 
 impl Default for Usual {
     fn default() -> Self {
-        Self { cost: Cost::default(), ms: 0.0, trust: 1.0 }
+        Self { cost: Cost::default(), ms: 0.0, units: 1.0, trust: 1.0 }
     }
 }
 
@@ -125,6 +127,8 @@ pub struct EndpointState {
     lately_at: AtomicU64,
     /// Microseconds since the epoch by which the next answer to us should be here.
     expected_by: AtomicU64,
+    /// Microseconds since the epoch plus one of the last answer; 0 = none.
+    answered_at: AtomicU64,
     failing: Float,
     failed_at: AtomicU64,
 
@@ -189,20 +193,32 @@ impl EndpointState {
 
     /// An answer came: the next one is expected within the time that what is still pending should take.
     fn answered(&self, now: Duration) {
+        self.answered_at.store(micros(now) + 1, Relaxed);
         if self.pending.fetch_sub(1, Relaxed) > 1 {
             self.expect(self.predict(0.0, &Usual::default(), now).ms, now);
         }
     }
 
     fn expect(&self, ms: f32, now: Duration) {
-        self.expected_by.store(micros(now) + (ms * 1e3) as u64, Relaxed);
+        self.expected_by.store(micros(now).saturating_add((ms * 1e3) as u64), Relaxed);
     }
 
-    fn overdue_ms(&self, now: Duration) -> f32 {
+    /// How long an answer to us is overdue.
+    pub(crate) fn overdue_ms(&self, now: Duration) -> f32 {
         if self.pending.load(Relaxed) == 0 {
             return 0.0;
         }
         micros(now).saturating_sub(self.expected_by.load(Relaxed)) as f32 / 1e3
+    }
+
+    /// How long nothing was heard of it, neither a report nor an answer to us, in milliseconds.
+    pub(crate) fn silence_ms(&self, now: Duration) -> f32 {
+        let report = self.heard.age_ms(now).unwrap_or(f32::INFINITY);
+        let answer = match self.answered_at.load(Relaxed).checked_sub(1) {
+            Some(at) => micros(now).saturating_sub(at) as f32 / 1e3,
+            None => f32::INFINITY,
+        };
+        report.min(answer)
     }
 
     /// The share of our requests here that failed lately.
@@ -226,7 +242,7 @@ impl EndpointState {
     fn ours(&self, usual: &Usual, now: Duration) -> Own {
         Own {
             requests: self.in_flight() as f32,
-            units: self.own.units() + crate::knob(3, "G", 1.0) * self.lately(usual, now),
+            units: self.own.units() + self.lately(usual, now),
             sent: self.sent.parts(),
         }
     }
@@ -306,12 +322,15 @@ impl EndpointState {
         let views = self.heard.views(units, self.ours(usual, now), usual, now);
         let wait_ms = match views {
             Some(views) => views.ms(),
-            None if self.own.samples() > 0 => self.own.predict(units, now) + self.own.beyond_ms(),
+            None if self.own.samples() > 0 => {
+                let each_ms = cost.fixed_ms + cost.unit_ms;
+                self.own.predict(units, now) + self.own.beyond_ms() + each_ms * self.lately(usual, now)
+            }
             None => this_ms + cost.unit_ms * self.own.units(),
         };
         let (overdue_ms, failing) = (self.overdue_ms(now), self.failing(now));
         Prediction {
-            ms: (wait_ms + crate::knob(7, "OD", 1.0) * overdue_ms) * (1.0 + FAILURE_COSTS * failing),
+            ms: (wait_ms + overdue_ms) * (1.0 + FAILURE_COSTS * failing),
             this_ms,
             overdue_ms,
             in_flight: self.heard.others() + self.in_flight() as f32,

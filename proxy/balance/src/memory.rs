@@ -1,8 +1,8 @@
 //! Which endpoint has seen which block of a prompt: a table of fixed size that forgets.
 //!
 //! Two facts are kept of a block: that an endpoint has it, and which endpoint had it last. Both are one atomic word in
-//! a direct-mapped table: a later fact takes the place of an earlier one that hashes to the same word, as an LRU cache
-//! would roughly do. A wrong answer (a collision of 24 bits) costs one prefill.
+//! a table of lines of eight; a new fact takes the place of the oldest in its line, much as an LRU cache would. A wrong
+//! answer (a collision of 24 bits) costs one prefill.
 
 use std::time::Duration;
 
@@ -10,20 +10,21 @@ use crate::cell::{AtomicU64, Ordering};
 use crate::rendezvous::mix;
 use Ordering::Relaxed;
 
-/// Facts kept; 512 KiB.
-const SLOTS: usize = 1 << 16;
+/// Lines, each of the size of a cache line; 512 KiB.
+const LINES: usize = 1 << 13;
+const FACTS: usize = 8;
 /// A fact older than this is forgotten: the model server has most likely evicted the block.
 pub const EXPIRY: Duration = Duration::from_secs(180);
 
 /// The table.
 #[derive(Debug)]
 pub struct Memory {
-    slots: Box<[AtomicU64]>,
+    lines: Box<[[AtomicU64; FACTS]]>,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect() }
+        Self { lines: (0..LINES).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect() }
     }
 }
 
@@ -49,17 +50,31 @@ impl Memory {
     }
 
     fn put(&self, key: u64, value: u32, now: Duration) {
-        let seconds = now.as_secs() & 0xffff;
-        let fact = (key >> 40 << 40) | (u64::from(value) & 0xff_ffff) << 16 | seconds;
-        self.slots[key as usize % SLOTS].store(fact, Relaxed);
+        let fact = (key >> 40 << 40) | (u64::from(value) & 0xff_ffff) << 16 | (now.as_secs() & 0xffff);
+        let line = &self.lines[key as usize % LINES];
+        let mut oldest = (0, &line[0]);
+        for slot in line {
+            let old = slot.load(Relaxed);
+            if old >> 40 == key >> 40 || old == 0 {
+                slot.store(fact, Relaxed);
+                return;
+            }
+            if age(old, now) >= oldest.0 {
+                oldest = (age(old, now), slot);
+            }
+        }
+        oldest.1.store(fact, Relaxed);
     }
 
     fn get(&self, key: u64, now: Duration) -> Option<u32> {
-        let fact = self.slots[key as usize % SLOTS].load(Relaxed);
-        let age = now.as_secs().wrapping_sub(fact) & 0xffff;
-        (fact != 0 && fact >> 40 == key >> 40 && age <= EXPIRY.as_secs())
-            .then_some((fact >> 16) as u32 & 0xff_ffff)
+        let facts = self.lines[key as usize % LINES].iter().map(|slot| slot.load(Relaxed));
+        let mut known = facts.filter(|fact| *fact != 0 && fact >> 40 == key >> 40);
+        known.find(|fact| age(*fact, now) <= EXPIRY.as_secs()).map(|fact| (fact >> 16) as u32 & 0xff_ffff)
     }
+}
+
+fn age(fact: u64, now: Duration) -> u64 {
+    now.as_secs().wrapping_sub(fact) & 0xffff
 }
 
 fn has(block: u64, endpoint: u32) -> u64 {

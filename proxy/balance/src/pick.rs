@@ -133,11 +133,7 @@ pub fn pick<C: Candidate>(
                 }
             }
         }
-        _ if n == 1 => {
-            if usable(0) {
-                return Ok(0);
-            }
-        }
+        _ if n == 1 && usable(0) => return Ok(0),
         _ if n > 1 => {
             let mut best: Option<(usize, f32)> = None;
             let mut found = 0;

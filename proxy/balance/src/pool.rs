@@ -29,6 +29,8 @@ use Ordering::Relaxed;
 const MEMORY: f32 = 100.0;
 /// Requests over which the trust in reports is learned.
 const TRUST_MEMORY: f32 = 250.0;
+/// Answers' worth of trust that reports have from the start.
+const BELIEVED: f32 = 32.0;
 /// `prefix`: work that is not in a cache yet counts so many times, since it delays everybody behind it as well.
 const ANEW: f32 = 2.0;
 /// `prefix`: of a prompt whose whereabouts are not known, its home is taken to have this share.
@@ -133,6 +135,18 @@ pub struct Picked {
     pub worth_asking: Option<usize>,
 }
 
+/// Whether an endpoint has too much work in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Heat {
+    /// It has not.
+    #[default]
+    Cold,
+    /// It has more than most.
+    Hot,
+    /// It has as much as its few answers so far allow.
+    New,
+}
+
 /// One endpoint that was looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
@@ -144,8 +158,8 @@ pub struct Look {
     pub score: f32,
     /// Units of work that it has already.
     pub matched: f32,
-    /// It has too much work in flight, or too much for a new one.
-    pub hot: bool,
+    /// Whether it has too much work in flight.
+    pub heat: Heat,
     /// It was looked at for the key or the prompt, not by the draw.
     pub affine: bool,
 }
@@ -197,11 +211,13 @@ pub struct Pool {
     unit_ms: Float,
     /// The quantile of the work in flight, in milliseconds.
     hot_ms: Float,
-    /// How long requests take.
+    /// How long requests take, and their units of work.
     took_ms: Float,
+    units: Float,
     /// Sums for the trust in reports.
     said_said: Float,
     said_came: Float,
+    learned: AtomicU64,
     memory: OnceLock<Memory>,
     counters: Counters,
 }
@@ -259,6 +275,7 @@ impl Pool {
         random: &mut impl Rng,
         looks: &mut Explained,
     ) -> Result<Picked, NonePicked> {
+        *looks = Explained::default();
         let mut picker = Picker { pool: self, members, settings, ask, random, looks };
         let chosen = match settings.policy {
             _ if members.is_empty() => None,
@@ -297,6 +314,7 @@ impl Pool {
                 runner_up_ms = runner_up_ms.min(look.score);
             }
         }
+        self.units.approach(units, if self.units.get() == 0.0 { 1.0 } else { 1.0 / MEMORY });
         let usual = self.usual();
         let prediction = winner.unwrap_or_else(|| state.predict(units, &usual, ask.now));
         let counters = &self.counters;
@@ -341,6 +359,7 @@ impl Pool {
     /// Least squares for the trust `t` in `took = usual + t × (known − usual)`.
     fn learn(&self, views: Views, took_ms: f32) {
         let (said, came) = (views.known_ms - views.usual_ms, took_ms - views.usual_ms);
+        self.learned.fetch_add(1, Relaxed);
         self.said_said.approach(said * said, 1.0 / TRUST_MEMORY);
         self.said_came.approach(said * came, 1.0 / TRUST_MEMORY);
     }
@@ -380,12 +399,18 @@ impl Pool {
     /// How much of what reports say comes true.
     pub fn trust(&self) -> f32 {
         let said = self.said_said.get();
-        if said > 0.0 { (self.said_came.get() / said).clamp(0.0, 1.0) } else { 1.0 }
+        if said <= 0.0 {
+            return 1.0;
+        }
+        // Until there are some dozens of answers to go by, reports are believed.
+        let n = self.learned.load(Relaxed) as f32;
+        let seen = (self.said_came.get() / said).clamp(0.0, 1.0);
+        (n * seen + BELIEVED) / (n + BELIEVED)
     }
 
     fn usual(&self) -> Usual {
         let cost = Cost { fixed_ms: self.fixed_ms.get(), unit_ms: self.unit_ms.get() };
-        Usual { cost, trust: self.trust(), ms: self.took_ms.get() }
+        Usual { cost, ms: self.took_ms.get(), units: self.units.get(), trust: self.trust() }
     }
 }
 
@@ -407,9 +432,15 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         !state.draining()
             && !state.is_leaving(self.ask.now)
             && !state.ejection.is_out(self.ask.now)
-            && !state.gpu_failed()
+            && !self.gpu_failed(i)
             && self.members[i].serves(self.ask)
             && !self.ask.avoid.contains(&i)
+    }
+
+    /// Whether its GPU is broken, by its own word or by that of a neighbour on it.
+    fn gpu_failed(&self, i: usize) -> bool {
+        self.members[i].state().gpu_failed()
+            || self.members.siblings(i).any(|sibling| sibling.state().gpu_failed())
     }
 
     fn in_turn(&self) -> Chosen {
@@ -480,7 +511,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
     /// The least predicted time among the cold.
     fn soonest(&mut self) -> Chosen {
         let prefix = self.settings.policy == Policy::Prefix;
-        if prefix {
+        if prefix && (self.ask.key != 0 || !self.ask.blocks.is_empty()) {
             self.look_where_the_prompt_is();
         }
         self.draw(self.settings.choices.max(2), |picker, i| picker.look(i, false));
@@ -490,14 +521,14 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         {
             return Some((i, Why::Explored));
         }
-        let least = |hot| {
-            let looks = self.looks.looks().iter().filter(move |look| look.hot == hot);
+        let least = |heat: Heat| {
+            let looks = self.looks.looks().iter().filter(move |look| look.heat == heat);
             looks.min_by(|a, b| a.score.total_cmp(&b.score))
         };
-        if let Some(best) = least(false) {
+        if let Some(best) = least(Heat::Cold) {
             return Some((best.index, if best.matched > 0.0 { Why::Affinity } else { Why::SoonestServed }));
         }
-        least(true).map(|best| (best.index, Why::LeastHot))
+        least(Heat::Hot).or_else(|| least(Heat::New)).map(|best| (best.index, Why::LeastHot))
     }
 
     fn look(&self, index: usize, affine: bool) -> Look {
@@ -509,19 +540,23 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             }
             _ => 0.0,
         };
-        let presumed = if affine { PRESUMED * ask.units } else { 0.0 };
+        let presumed = if affine && !ask.blocks.is_empty() { PRESUMED * ask.units } else { 0.0 };
         let matched = matched.max(presumed).min(ask.units);
         let prediction = candidate.state().predict(ask.units - matched, &self.pool.usual(), ask.now);
-        let again = if self.settings.policy == Policy::Prefix { (ANEW - 1.0) * prediction.this_ms } else { 0.0 };
-        let mut score = prediction.ms + candidate.distance_ms() + again;
-        let sk = crate::knob(1, "SIB", 0.0);
-        if sk > 0.0 {
-            for sib in self.members.siblings(index) {
-                let s = sib.state().predict(0.0, &self.pool.usual(), ask.now);
-                score += sk * (s.ms - s.this_ms).max(0.0).min(prediction.ms);
-            }
+        let again =
+            if self.settings.policy == Policy::Prefix { (ANEW - 1.0) * prediction.this_ms } else { 0.0 };
+        // Replicas of one GPU are one failure domain: if a neighbour stands still, so does this one.
+        let neighbours = self.members.siblings(index).map(|sibling| sibling.state().overdue_ms(ask.now));
+        let stuck = (neighbours.fold(0.0, f32::max) - prediction.overdue_ms).max(0.0);
+        let score = prediction.ms + candidate.distance_ms() + again + stuck;
+        Look {
+            index,
+            prediction,
+            score,
+            matched,
+            heat: if candidate.state().holds_back() { Heat::New } else { Heat::Cold },
+            affine,
         }
-        Look { index, prediction, score, matched, hot: candidate.state().holds_back(), affine }
     }
 
     /// Looks at the endpoints that have, or should have, a part of the prompt.
@@ -556,15 +591,18 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             let edge_now =
                 self.pool.hot_ms.get() + if in_flight_ms > edge { step * q } else { step * (q - 1.0) };
             self.pool.hot_ms.set(edge_now.max(0.0));
-            look.hot |= in_flight_ms > edge && edge > 0.0 && look.matched == 0.0;
+            if in_flight_ms > edge && edge > 0.0 && look.matched == 0.0 && look.heat == Heat::Cold {
+                look.heat = Heat::Hot;
+            }
         }
     }
 
     /// The one that nothing was heard of for longest, if that is long and no request of ours is there to tell.
     fn unheard(&self) -> Option<usize> {
-        let oldest = self.looks.stalest()?;
-        let silent = self.members[oldest.index].state().in_flight() == 0;
-        (oldest.age_ms() > EXPLORE_AFTER_MS && silent).then_some(oldest.index)
+        let silence = |look: &Look| self.members[look.index].state().silence_ms(self.ask.now);
+        let looks = self.looks.looks().iter().map(|look| (silence(look), look.index));
+        let (longest, index) = looks.max_by(|a, b| a.0.total_cmp(&b.0))?;
+        (longest > EXPLORE_AFTER_MS && self.members[index].state().in_flight() == 0).then_some(index)
     }
 
     /// The slow path: every endpoint, from a random one on.
@@ -579,7 +617,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
                 none.draining += 1;
             } else if !self.members[i].serves(ask) {
                 none.unfit += 1;
-            } else if state.ejection.is_out(ask.now) || state.gpu_failed() {
+            } else if state.ejection.is_out(ask.now) || self.gpu_failed(i) {
                 none.ejected += 1;
                 ejected_one.get_or_insert(i);
             } else if ask.avoid.contains(&i) {

@@ -54,8 +54,8 @@ impl GpuHealth {
     /// From the number on the wire.
     pub fn from_wire(value: f64) -> Option<Self> {
         match value {
-            v if v == 0.0 => Some(Self::Well),
-            v if v == 1.0 => Some(Self::Throttled),
+            0.0 => Some(Self::Well),
+            1.0 => Some(Self::Throttled),
             v if v >= 2.0 => Some(Self::Failed),
             _ => None,
         }
@@ -93,6 +93,9 @@ impl LoadReport {
     }
 }
 
+/// Larger than anything that is meant, and small enough that nothing overflows.
+const LARGEST: f32 = 1e9;
+
 fn sane(value: Option<f32>) -> Option<f32> {
-    value.filter(|value| value.is_finite() && *value >= 0.0)
+    value.filter(|value| value.is_finite() && *value >= 0.0).map(|value| value.min(LARGEST))
 }

@@ -134,4 +134,3 @@ impl Policy for Ours {
         }
     }
 }
-

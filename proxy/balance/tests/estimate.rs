@@ -1,0 +1,109 @@
+//! The estimator against servers whose inside is known here and not to it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use penstock_balance::Estimator;
+use penstock_balance::estimate::Watched;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// A server that takes up to `most` requests into a batch of `fixed + unit × size` ms.
+struct Batches {
+    fixed: f64,
+    unit: f64,
+    most: usize,
+}
+
+fn at(ms: f64) -> Duration {
+    Duration::from_secs_f64(ms / 1e3)
+}
+
+/// Requests at a rate per ms; returns the mean error of what was foretold on arrival, as a share of the mean time.
+fn watch(server: &Batches, rate: f64, count: usize) -> (Estimator, f64, f64) {
+    let (estimator, mut random) = (Estimator::default(), SmallRng::seed_from_u64(5));
+    let mut queue: VecDeque<(f64, f32, Watched)> = VecDeque::new();
+    let mut running: Vec<(f64, f32, Watched)> = Vec::new();
+    let (mut next, mut done, mut arrived) = (0.0, f64::INFINITY, 0);
+    let (mut error, mut took, mut samples) = (0.0, 0.0, 0.0);
+    while arrived < count || done.is_finite() {
+        let now = if next < done && arrived < count { next } else { done };
+        if now == next && arrived < count {
+            arrived += 1;
+            next = now - (1.0 - random.random::<f64>()).ln() / rate;
+            let foretold = estimator.predict(1.0, at(now)) + estimator.beyond_ms();
+            queue.push_back((now, foretold, estimator.arrived(1.0, at(now))));
+        } else {
+            for (k, (came, foretold, watched)) in running.drain(..).enumerate() {
+                // Answers leave one after the other.
+                let left = now + 0.01 * k as f64;
+                estimator.finished(watched, false, at(left));
+                if arrived > count / 2 {
+                    error += (f64::from(foretold) - (left - came)).abs();
+                    took += left - came;
+                    samples += 1.0;
+                }
+            }
+            done = f64::INFINITY;
+        }
+        if running.is_empty() && !queue.is_empty() {
+            running = queue.drain(..queue.len().min(server.most)).collect();
+            done = now + server.fixed + server.unit * running.len() as f64;
+        }
+    }
+    (estimator, error / samples, took / samples)
+}
+
+#[test]
+fn one_by_one() {
+    let (estimator, error, took) = watch(&Batches { fixed: 0.0, unit: 10.0, most: 1 }, 0.08, 4000);
+    let cost = estimator.cost().unwrap();
+    assert!((cost.fixed_ms + cost.unit_ms - 10.0).abs() < 0.2, "{cost:?}");
+    assert!(error < 0.02 * took, "off by {error} of {took} ms");
+}
+
+#[test]
+fn in_batches() {
+    let (estimator, error, took) = watch(&Batches { fixed: 9.0, unit: 3.0, most: 16 }, 0.2, 6000);
+    let cost = estimator.cost().unwrap();
+    assert!((cost.fixed_ms - 9.0).abs() < 1.0 && (cost.unit_ms - 3.0).abs() < 0.2, "{cost:?}");
+    // Who comes later and joins the same batch cannot be foretold.
+    assert!(error < 0.2 * took, "off by {error} of {took} ms");
+}
+
+#[test]
+fn the_busy_share_is_that_of_full_batches() {
+    for (rate, share) in [(0.1, 0.36), (0.2, 0.71)] {
+        let (estimator, ..) = watch(&Batches { fixed: 9.0, unit: 3.0, most: 16 }, rate, 6000);
+        let mut seen = estimator.rates(at(6000.0 / rate)).utilization;
+        seen = seen.min(1.0);
+        // What the largest batch of late was is not quite what fits, at little load.
+        assert!(f64::from(seen) > share - 0.1 && f64::from(seen) < share + 0.25, "{seen}, not {share}");
+    }
+}
+
+#[test]
+fn a_server_that_stands_still_is_found_out() {
+    let estimator = Estimator::default();
+    for i in 0..20 {
+        let watched = estimator.arrived(1.0, at(20.0 * f64::from(i)));
+        estimator.finished(watched, false, at(20.0 * f64::from(i) + 10.0));
+    }
+    let _stuck = estimator.arrived(1.0, at(1000.0));
+    assert!(estimator.predict(1.0, at(1001.0)) < 25.0);
+    assert!(estimator.predict(1.0, at(6000.0)) > 4000.0);
+}
+
+#[test]
+fn failures_are_no_measurement() {
+    let estimator = Estimator::default();
+    for i in 0..100 {
+        let now = 20.0 * f64::from(i);
+        let watched = estimator.arrived(1.0, at(now));
+        let failed = i % 2 == 0;
+        estimator.finished(watched, failed, at(now + if failed { 0.1 } else { 10.0 }));
+    }
+    let cost = estimator.cost().unwrap();
+    assert!((cost.fixed_ms + cost.unit_ms - 10.0).abs() < 0.1, "{cost:?}");
+    assert_eq!((estimator.in_flight(), estimator.units()), (0, 0.0));
+}
