@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use penstock_balance::pick::Candidate;
 use penstock_balance::{Ask, EndpointState, LoadReport, Members, Outcome, Policy, Pool, Settings};
 use rand::SeedableRng;
@@ -66,5 +66,8 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decisions);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    decisions(&mut criterion);
+    criterion.final_summary();
+}

@@ -515,7 +515,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             self.look_where_the_prompt_is();
         }
         self.draw(self.settings.choices.max(2), |picker, i| picker.look(i, false));
-        self.look_at_heat();
+        if !prefix {
+            self.look_at_heat();
+        }
         if self.random.random_range(0..1000) < self.settings.explore_permille
             && let Some(i) = self.unheard()
         {
@@ -591,7 +593,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             let edge_now =
                 self.pool.hot_ms.get() + if in_flight_ms > edge { step * q } else { step * (q - 1.0) };
             self.pool.hot_ms.set(edge_now.max(0.0));
-            if in_flight_ms > edge && edge > 0.0 && look.matched == 0.0 && look.heat == Heat::Cold {
+            if in_flight_ms > edge && edge > 0.0 && look.heat == Heat::Cold {
                 look.heat = Heat::Hot;
             }
         }
