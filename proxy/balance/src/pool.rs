@@ -494,7 +494,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let presumed = if affine { crate::knob(0, "PRES", 0.9) * ask.units } else { 0.0 };
         let matched = matched.max(presumed).min(ask.units);
         let prediction = candidate.state().predict(ask.units - matched, &self.pool.usual(), ask.now);
-        let score = prediction.ms + candidate.distance_ms() + (crate::knob(1, "BETA", 1.0) - 1.0) * prediction.this_ms;
+        let score = prediction.ms
+            + candidate.distance_ms()
+            + (crate::knob(1, "BETA", 1.0) - 1.0) * prediction.this_ms;
         Look { index, prediction, score, matched, hot: candidate.state().holds_back(), affine }
     }
 
@@ -505,7 +507,10 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let holder = memory.holder(ask.blocks, ask.now).and_then(|number| members.numbered(number));
         let session = (ask.key != 0).then(|| members.home(nth(ask.key, 0))).flatten();
         let prompt = ask.blocks.first().and_then(|block| members.home(nth(*block, 0)));
-        for (i, home) in [(session, true), (holder, false), (prompt, false)].into_iter().filter_map(|(i, home)| Some((i?, home))) {
+        for (i, home) in [(session, true), (holder, false), (prompt, false)]
+            .into_iter()
+            .filter_map(|(i, home)| Some((i?, home)))
+        {
             if self.usable(i) && !self.looks.has(i) {
                 let look = self.look(i, home);
                 self.looks.note(look);
@@ -523,7 +528,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             let edge_now =
                 self.pool.hot_ms.get() + if in_flight_ms > edge { step * q } else { step * (q - 1.0) };
             self.pool.hot_ms.set(edge_now.max(0.0));
-            look.hot |= in_flight_ms > edge && edge > 0.0 && !(look.matched > 0.0 && crate::knob(4, "AH", 1.0) == 1.0);
+            look.hot |= in_flight_ms > edge
+                && edge > 0.0
+                && !(look.matched > 0.0 && crate::knob(4, "AH", 1.0) == 1.0);
         }
     }
 

@@ -52,7 +52,8 @@ impl Ours {
             settings: Settings {
                 policy,
                 choices: env("CH", 8.0) as usize,
-                hot_quantile: env("HOT", 0.84), bound: env("BOUND", 1.25),
+                hot_quantile: env("HOT", 0.84),
+                bound: env("BOUND", 1.25),
                 ..Settings::default()
             },
             clients: (0..clients).map(client).collect(),
