@@ -213,6 +213,7 @@ pub fn all() -> Vec<Case> {
         user_tokens: 150.0,
         answer_tokens: 180.0,
         think: 5.0,
+        scattered: std::env::var("SCAT").is_ok(),
     };
     let mut llm = tensor_case(
         "chat",

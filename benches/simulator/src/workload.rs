@@ -78,6 +78,9 @@ pub struct Chat {
     pub answer_tokens: f64,
     /// Mean seconds until a user says something again.
     pub think: f64,
+    /// Each turn goes through a sidecar of its own, as behind a stateless front end; otherwise a conversation stays
+    /// with one, as an agent does.
+    pub scattered: bool,
 }
 
 /// A request before it is sent.
@@ -156,6 +159,7 @@ pub fn conversations(seed: u64, chat: &Chat, rate: f64, seconds: f64, clients: u
         let system = (chat.systems as f64).powf(random.random::<f64>()) as u64;
         let turns = exponential(&mut random, chat.turns).ceil().clamp(1.0, 20.0) as u32;
         let mut tokens = chat.system_tokens;
+        let stays_with = random.random_range(0..clients);
         for turn in 0..turns {
             let prompt = tokens + log_normal(&mut random, chat.user_tokens, 1.0).clamp(4.0, 8000.0) as u32;
             let output = log_normal(&mut random, chat.answer_tokens, 0.7).clamp(8.0, 1500.0) as u32;
@@ -179,7 +183,7 @@ pub fn conversations(seed: u64, chat: &Chat, rate: f64, seconds: f64, clients: u
             let at = if turn == 0 { now } else { exponential(&mut random, chat.think) };
             requests.push(Request {
                 at: (at * S as f64) as Nanos,
-                client: random.random_range(0..clients),
+                client: if chat.scattered { random.random_range(0..clients) } else { stays_with },
                 job: Job { request, rows: f32::from(0u8), blocks, prompt, output },
                 key: hash(seed ^ 77, conversation),
                 next: None,

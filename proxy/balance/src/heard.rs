@@ -187,8 +187,7 @@ impl Heard {
         let each_ms = if all > 0.0 { drains / all } else { cost.fixed_ms + cost.unit_ms };
         let stands_for = (all / ours.max(0.01)).clamp(1.0, crate::knob(2, "AMAX", STANDS_FOR));
         let usual_ms = this_ms + (drains + stands_for * each_ms * (own.units - ours)).max(0.0);
-        let fresh = if crate::knob(5, "TRUST", 1.0) == 1.0 { usual.trust } else { 1.0 }
-            * (-age / (crate::knob(6, "FADES", FADES) * (drains + this_ms)).max(1.0)).exp();
+        let fresh = if crate::knob(5, "TRUST", 1.0) == 1.0 { usual.trust } else { 1.0 } * (-age / (crate::knob(6, "FADES", FADES) * (drains + this_ms)).max(1.0)).exp();
         Some(Views { known_ms, usual_ms, fresh })
     }
 

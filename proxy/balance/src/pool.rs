@@ -29,6 +29,10 @@ use Ordering::Relaxed;
 const MEMORY: f32 = 100.0;
 /// Requests over which the trust in reports is learned.
 const TRUST_MEMORY: f32 = 250.0;
+/// `prefix`: work that is not in a cache yet counts so many times, since it delays everybody behind it as well.
+const ANEW: f32 = 2.0;
+/// `prefix`: of a prompt whose whereabouts are not known, its home is taken to have this share.
+const PRESUMED: f32 = 0.9;
 /// The most endpoints a pick looks at.
 pub const LOOKS: usize = 8;
 /// Draws per look before the endpoints are scanned one by one.
@@ -124,6 +128,9 @@ pub struct Picked {
     pub sent: Sent,
     /// Why it.
     pub why: Why,
+    /// An endpoint, by index, of which less is known than of the others and would be worth knowing: if its load can be
+    /// asked for without a request, ask, and hand the answer to [`Pool::told`].
+    pub worth_asking: Option<usize>,
 }
 
 /// One endpoint that was looked at.
@@ -143,6 +150,12 @@ pub struct Look {
     pub affine: bool,
 }
 
+impl Look {
+    fn age_ms(&self) -> f32 {
+        self.prediction.age_ms.unwrap_or(f32::INFINITY)
+    }
+}
+
 /// A decision, for people to read: what was looked at, and what won.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Explained {
@@ -158,6 +171,10 @@ impl Explained {
             self.looks[self.count] = look;
             self.count += 1;
         }
+    }
+
+    fn stalest(&self) -> Option<&Look> {
+        self.looks().iter().max_by(|a, b| a.age_ms().total_cmp(&b.age_ms()))
     }
 
     fn has(&self, index: usize) -> bool {
@@ -303,7 +320,8 @@ impl Pool {
         }
         self.in_flight.fetch_add(1, Relaxed);
         let foretold = Foretold { ms: prediction.ms, runner_up_ms, views: prediction.views };
-        Picked { index, sent: state.send(units, foretold, &usual, ask.now), why }
+        let worth_asking = looks.stalest().filter(|look| look.age_ms() > usual.ms).map(|look| look.index);
+        Picked { index, sent: state.send(units, foretold, &usual, ask.now), why, worth_asking }
     }
 
     /// The head of the response has come.
@@ -491,12 +509,18 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             }
             _ => 0.0,
         };
-        let presumed = if affine { crate::knob(0, "PRES", 0.9) * ask.units } else { 0.0 };
+        let presumed = if affine { PRESUMED * ask.units } else { 0.0 };
         let matched = matched.max(presumed).min(ask.units);
         let prediction = candidate.state().predict(ask.units - matched, &self.pool.usual(), ask.now);
-        let score = prediction.ms
-            + candidate.distance_ms()
-            + (crate::knob(1, "BETA", 1.0) - 1.0) * prediction.this_ms;
+        let again = if self.settings.policy == Policy::Prefix { (ANEW - 1.0) * prediction.this_ms } else { 0.0 };
+        let mut score = prediction.ms + candidate.distance_ms() + again;
+        let sk = crate::knob(1, "SIB", 0.0);
+        if sk > 0.0 {
+            for sib in self.members.siblings(index) {
+                let s = sib.state().predict(0.0, &self.pool.usual(), ask.now);
+                score += sk * (s.ms - s.this_ms).max(0.0).min(prediction.ms);
+            }
+        }
         Look { index, prediction, score, matched, hot: candidate.state().holds_back(), affine }
     }
 
@@ -505,13 +529,17 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let (members, ask) = (self.members, self.ask);
         let memory = self.pool.memory.get_or_init(Memory::default);
         let holder = memory.holder(ask.blocks, ask.now).and_then(|number| members.numbered(number));
-        let session = (ask.key != 0).then(|| members.home(nth(ask.key, 0))).flatten();
-        let prompt = ask.blocks.first().and_then(|block| members.home(nth(*block, 0)));
-        for (i, home) in [(session, true), (holder, false), (prompt, false)]
-            .into_iter()
-            .filter_map(|(i, home)| Some((i?, home)))
-        {
-            if self.usable(i) && !self.looks.has(i) {
+        let first = ask.blocks.first().copied().unwrap_or(ask.key);
+        let key = if ask.key == 0 { first } else { ask.key };
+        // Prompts that begin alike meet at two homes, between which the key decides, so that what they share is not in
+        // every cache; the key has a home of its own for when both are full.
+        let side = key & 1;
+        let homes = [nth(first, side), nth(first, 1 - side), nth(key, 0)].map(|place| members.home(place));
+        for (i, home) in homes.into_iter().chain([holder]).zip([true, false, false, false]) {
+            if let Some(i) = i
+                && self.usable(i)
+                && !self.looks.has(i)
+            {
                 let look = self.look(i, home);
                 self.looks.note(look);
             }
@@ -528,18 +556,15 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             let edge_now =
                 self.pool.hot_ms.get() + if in_flight_ms > edge { step * q } else { step * (q - 1.0) };
             self.pool.hot_ms.set(edge_now.max(0.0));
-            look.hot |= in_flight_ms > edge
-                && edge > 0.0
-                && !(look.matched > 0.0 && crate::knob(4, "AH", 1.0) == 1.0);
+            look.hot |= in_flight_ms > edge && edge > 0.0 && look.matched == 0.0;
         }
     }
 
     /// The one that nothing was heard of for longest, if that is long and no request of ours is there to tell.
     fn unheard(&self) -> Option<usize> {
-        let age = |look: &&Look| look.prediction.age_ms.unwrap_or(f32::INFINITY);
-        let oldest = self.looks.looks().iter().max_by(|a, b| age(a).total_cmp(&age(b)))?;
+        let oldest = self.looks.stalest()?;
         let silent = self.members[oldest.index].state().in_flight() == 0;
-        (age(&oldest) > EXPLORE_AFTER_MS && silent).then_some(oldest.index)
+        (oldest.age_ms() > EXPLORE_AFTER_MS && silent).then_some(oldest.index)
     }
 
     /// The slow path: every endpoint, from a random one on.

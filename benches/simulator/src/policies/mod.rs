@@ -90,8 +90,9 @@ pub trait Policy {
 }
 
 /// The subjects by name.
-pub const SUBJECTS: [&str; 14] = [
+pub const SUBJECTS: [&str; 15] = [
     "penstock",
+    "penstock-asking",
     "penstock-prefix",
     "oracle",
     "seer",
@@ -111,6 +112,7 @@ pub const SUBJECTS: [&str; 14] = [
 pub fn of(subject: &str, clients: usize, servers: usize) -> Option<Box<dyn Policy>> {
     Some(match subject {
         "penstock" => Box::new(penstock::Ours::new(Balance::Gpu, clients, servers)),
+        "penstock-asking" => Box::new(penstock::Ours::new(Balance::Gpu, clients, servers).asking()),
         "penstock-prefix" => Box::new(penstock::Ours::new(Balance::Prefix, clients, servers)),
         "seer" => Box::new(oracle::Seer),
         "oracle" => Box::new(oracle::Oracle),

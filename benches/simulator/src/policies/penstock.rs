@@ -38,6 +38,9 @@ pub(super) struct Ours {
     settings: Settings,
     clients: Vec<Client>,
     sent: HashMap<usize, Sent>,
+    /// Whether it asks for reports without a request.
+    asks: bool,
+    worth_asking: Option<usize>,
 }
 
 impl Ours {
@@ -49,16 +52,18 @@ impl Ours {
         };
         let client = |_| Client { pool: Pool::default(), known: known(), members: Members::default() };
         Self {
-            settings: Settings {
-                policy,
-                choices: env("CH", 8.0) as usize,
-                hot_quantile: env("HOT", 0.84),
-                bound: env("BOUND", 1.25),
-                ..Settings::default()
-            },
+            settings: Settings { policy, ..Settings::default() },
             clients: (0..clients).map(client).collect(),
             sent: HashMap::new(),
+            asks: false,
+            worth_asking: None,
         }
+    }
+}
+
+impl Ours {
+    pub(super) fn asking(self) -> Self {
+        Self { asks: true, ..self }
     }
 }
 
@@ -79,6 +84,7 @@ impl Policy for Ours {
         match client.pool.pick(&client.members, &self.settings, &ask, random) {
             Ok(picked) => {
                 self.sent.insert(job.request, picked.sent);
+                self.worth_asking = picked.worth_asking.map(|i| client.members[i].server);
                 client.members[picked.index].server
             }
             Err(_) => asked.up[0],
@@ -112,15 +118,9 @@ impl Policy for Ours {
         client.pool.told(&client.known[server].state, *report, duration(now));
     }
 
-    fn probes(&mut self, _client: usize, up: &[usize], random: &mut SmallRng, to: &mut Vec<usize>) {
-        use rand::Rng;
-        let k = env("PK", 0.0);
-        let n = k as usize + usize::from(random.random::<f32>() < k.fract());
-        while to.len() < n.min(up.len()) {
-            let server = up[random.random_range(0..up.len())];
-            if !to.contains(&server) {
-                to.push(server);
-            }
+    fn probes(&mut self, _client: usize, _up: &[usize], _random: &mut SmallRng, to: &mut Vec<usize>) {
+        if self.asks {
+            to.extend(self.worth_asking);
         }
     }
 
@@ -135,6 +135,3 @@ impl Policy for Ours {
     }
 }
 
-fn env(name: &str, or: f32) -> f32 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or)
-}
