@@ -225,7 +225,7 @@ fn a_service_that_falls_back_does_not_take_its_route_with_it() {
         life.sees(&[("r.yaml", &route), ("s.yaml", &services)]),
         [
             "*s.yaml:11 Service default/b: annotation penstock.io/balance: \"random\" is not a way to balance; \
-          write gpu, prefix, least-request or round-robin"
+          write gpu, prefix, least-request, round-robin, ring-hash or orca-wrr"
         ]
     );
     assert_eq!(life.weights(), ["default/a=50", "default/b=10"]);

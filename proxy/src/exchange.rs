@@ -10,17 +10,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::uri::Authority;
 use penstock_api::reason::Blame;
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId};
+use penstock_balance::estimate::Watched;
+use penstock_balance::{LoadReport, Outcome as How, Sent};
+use penstock_inference::orca::Format;
 use tokio::time::Instant;
 
 use crate::body::RequestBroken;
 use crate::config::{Cluster, Endpoint, Rule};
 use crate::failure::Failure;
+use crate::headers::LOAD_REPORT_FORMAT;
+use crate::models::Model;
 use crate::telemetry::Details;
 use crate::telemetry::outcome::{End, Outcome};
+use crate::work::Work;
 use crate::worker::Worker;
 
 /// One request and its response.
@@ -40,8 +47,9 @@ pub struct Exchange {
     mtls: Cell<bool>,
     complete: Cell<bool>,
     /// The client wants to see load reports itself.
-    wants_report: Cell<bool>,
+    wants_report: Cell<Option<Format>>,
     place: RefCell<Option<Place>>,
+    asked: RefCell<Option<Asked>>,
     details: OnceCell<Box<Details>>,
 }
 
@@ -51,12 +59,20 @@ struct Place {
     outcome: Arc<Outcome>,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
+    sent: Sent,
+}
+
+/// The model that the application is asked, and how its work is watched.
+#[derive(Debug)]
+struct Asked {
+    model: Arc<Model>,
+    watched: Watched,
 }
 
 impl Exchange {
     /// A request's headers have arrived.
     pub fn begin(worker: &Rc<Worker>, direction: Direction) -> Rc<Self> {
-        worker.begin(direction);
+        worker.shared.drain.begin(direction);
         Rc::new(Self {
             worker: Rc::clone(worker),
             direction,
@@ -70,8 +86,9 @@ impl Exchange {
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
             complete: Cell::new(false),
-            wants_report: Cell::new(false),
+            wants_report: Cell::new(None),
             place: RefCell::new(None),
+            asked: RefCell::new(None),
             details: OnceCell::new(),
         })
     }
@@ -124,12 +141,12 @@ impl Exchange {
     }
 
     /// The client asked to see load reports.
-    pub fn show_reports(&self) {
-        self.wants_report.set(true);
+    pub fn show_reports(&self, headers: &HeaderMap) {
+        self.wants_report.set(headers.get(LOAD_REPORT_FORMAT).map(Format::of));
     }
 
-    /// Whether the client asked to see load reports.
-    pub fn shows_reports(&self) -> bool {
+    /// The form in which the client asked to see load reports, if it did.
+    pub fn shows_reports(&self) -> Option<Format> {
         self.wants_report.get()
     }
 
@@ -140,21 +157,27 @@ impl Exchange {
         asked: &penstock_api::ServiceName,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
+        sent: Sent,
     ) {
-        self.leave();
+        // A try that nobody has judged came back unsent.
+        self.leave(How::Abandoned);
         self.tries.set(self.tries.get() + 1);
         let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
         outcome.in_flight.fetch_add(1, Relaxed);
-        endpoint.state.begin();
         cluster.in_flight.fetch_add(1, Relaxed);
-        let place = Place { outcome, cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint) };
+        let place = Place { outcome, cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), sent };
         *self.place.borrow_mut() = Some(place);
     }
 
-    fn leave(&self) -> Option<Arc<Outcome>> {
+    /// The current try is over, by the endpoint's fault.
+    pub fn try_failed(&self) {
+        self.leave(How::Failed);
+    }
+
+    fn leave(&self, how: How) -> Option<Arc<Outcome>> {
         let place = self.place.borrow_mut().take()?;
         place.outcome.in_flight.fetch_sub(1, Relaxed);
-        place.endpoint.state.end();
+        place.cluster.pool.over(&place.endpoint.state, place.sent, how, self.worker.now());
         place.cluster.in_flight.fetch_sub(1, Relaxed);
         Some(place.outcome)
     }
@@ -175,7 +198,26 @@ impl Exchange {
     /// The request is on its way to the server: what the application's own requests waited is told as load.
     pub fn sending(&self) {
         if self.direction == Direction::Inbound {
-            self.worker.shared.load.waited(self.started.elapsed());
+            self.worker.shared.queue_wait.waited(self.started.elapsed());
+        }
+    }
+
+    /// The application is asked for a model's work.
+    pub fn asks(&self, model: Arc<Model>, work: &Work) {
+        let now = self.worker.now();
+        let watched = model.estimator.arrived(model.units(work, now), now);
+        *self.asked.borrow_mut() = Some(Asked { model, watched });
+    }
+
+    /// The model that the application was asked for.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        self.asked.borrow().as_ref().map(|asked| Arc::clone(&asked.model))
+    }
+
+    /// A load report of the current try's endpoint has come.
+    pub fn told(&self, report: LoadReport) {
+        if let Some(place) = &*self.place.borrow() {
+            place.cluster.pool.told(&place.endpoint.state, report, self.worker.now());
         }
     }
 
@@ -183,6 +225,17 @@ impl Exchange {
     pub fn answered(&self, status: u16) {
         self.status.set(status);
         self.headers.set(self.started.elapsed());
+        // A failure is no measurement: it would make a broken server look fast.
+        if status >= 500 {
+            return;
+        }
+        let now = self.worker.now();
+        if let Some(place) = &mut *self.place.borrow_mut() {
+            place.cluster.pool.first_byte(&place.endpoint.state, &mut place.sent, now);
+        }
+        if let Some(Asked { model, watched }) = &mut *self.asked.borrow_mut() {
+            model.estimator.started(watched, now);
+        }
     }
 
     /// The proxy answers itself.
@@ -275,12 +328,21 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let end = self.end();
         let server = self.server();
-        let outcome = match self.leave() {
+        let how = match end.reason.map(Reason::blame) {
+            None if end.failed => How::Failed,
+            None => How::Served,
+            Some(Blame::Upstream) => How::Failed,
+            Some(_) => How::Abandoned,
+        };
+        if let Some(Asked { model, watched }) = self.asked.take() {
+            model.estimator.finished(watched, how != How::Served, self.worker.now());
+        }
+        let outcome = match self.leave(how) {
             Some(outcome) => outcome,
             None => self.worker.unrouted(self.direction),
         };
         outcome.finish(&end);
-        self.worker.end(self.direction, end.failed);
+        self.worker.shared.drain.end(self.direction);
         let details = self.details.take().map(|details| {
             let mut details = *details;
             if details.server.is_none() {

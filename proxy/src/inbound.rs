@@ -27,7 +27,7 @@ use crate::send::connect::Wire;
 use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::worker::Worker;
-use crate::{identity, serve, tcp, upgrade};
+use crate::{identity, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -221,7 +221,7 @@ pub async fn request(
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
-    report::stamp(&connection.worker, response.headers_mut());
+    report::stamp(&exchange, response.headers_mut());
     Ok(response)
 }
 
@@ -259,13 +259,20 @@ async fn stages(
     if let Some((_, id)) = &connection.client {
         parts.headers.insert(headers::CLIENT_ID, id.clone());
     }
-    let request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
+    if found.wants_report {
+        exchange.show_reports(&parts.headers);
+    }
+    let mut request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
+
+    // What the application is asked for: model and work.
+    let work = work::read(&mut request, exchange).await;
+    exchange.asks(worker.model(&work.model), &work);
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
     // Forward to the application.
     let backend = &rule.backends[0];
-    let answered = send::send(exchange, rule, &backend.cluster.service, backend, outgoing).await?;
+    let answered = send::send(exchange, rule, &backend.cluster.service, backend, &work, outgoing).await?;
     exchange.secured(connection.client.is_some());
     let (mut parts, body) = answered.response.into_parts();
     exchange.answered(parts.status.as_u16());

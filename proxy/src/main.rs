@@ -21,7 +21,7 @@ use penstock_proxy::run::{self, Listen, Proxy, Serves, Setup};
 use penstock_proxy::telemetry::level::Level;
 use penstock_proxy::telemetry::{AccessLog, Options, Telemetry};
 use penstock_proxy::worker::Shared;
-use penstock_proxy::{fleet, xds};
+use penstock_proxy::{fleet, signals, xds};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +100,15 @@ struct Run {
     /// How long to wait for requests and connections on SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
+    /// The model server's metrics page: [KIND:]PORT[/PATH] (vllm:8000/metrics), detect (the pod's own ports are tried) or off
+    #[arg(long, value_name = "WHERE", default_value = "detect")]
+    metrics: signals::Where,
+    /// A DCGM exporter's page, for where the NVIDIA driver's library cannot be loaded
+    #[arg(long, value_name = "HOST:PORT/PATH")]
+    dcgm: Option<String>,
+    /// A GPU of this pod by its UUID, if it cannot be told otherwise; may be repeated
+    #[arg(long, value_name = "UUID")]
+    gpu: Vec<String>,
     /// Open connections, each listener
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     max_connections: u32,
@@ -226,6 +235,20 @@ struct Started {
     stop: CancellationToken,
 }
 
+/// Where the model server and the GPU are looked at.
+fn looked_at(options: &Run, node: &str) -> signals::Config {
+    signals::Config {
+        server: options.metrics.clone(),
+        dcgm: options.dcgm.clone(),
+        owned: signals::Owned {
+            uuids: options.gpu.clone(),
+            visible: std::env::var("NVIDIA_VISIBLE_DEVICES").ok(),
+            pod: node.to_owned(),
+        },
+        ..signals::Config::default()
+    }
+}
+
 async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) -> anyhow::Result<Started> {
     let file = static_file::read(file)?;
     let identity = Arc::new(match &file.identity {
@@ -244,6 +267,13 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
         store,
         identity,
         telemetry,
+        // No control has said which ports are ours, so nothing is found by trying.
+        signals: match options.metrics {
+            signals::Where::Detect => {
+                signals::Config { server: signals::Where::Off, ..looked_at(options, "static/proxy") }
+            }
+            _ => looked_at(options, "static/proxy"),
+        },
     })?;
     let stop = CancellationToken::new();
     if let Some(address) = file.admin {
@@ -282,6 +312,7 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
         store: Arc::clone(&store),
         identity: Arc::clone(&identity),
         telemetry,
+        signals: looked_at(options, node),
     })?;
     let stop = CancellationToken::new();
     let pages = pages(&proxy.shared, level);

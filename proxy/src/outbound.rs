@@ -9,6 +9,7 @@ use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::Reason;
 use penstock_api::v1::{Direction, Protocol};
+use penstock_balance::Policy;
 use tokio::net::TcpStream;
 
 use crate::accept::{self, Counted};
@@ -24,7 +25,7 @@ use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
 use crate::worker::Worker;
-use crate::{serve, tcp, upgrade};
+use crate::{serve, tcp, upgrade, work};
 
 const LISTENER: &str = "outbound";
 
@@ -96,7 +97,7 @@ async fn stages(
     let authority = connection.authority(&parts)?;
     exchange.keep_request(&mut parts, &authority, None);
     if found.wants_report {
-        exchange.show_reports();
+        exchange.show_reports(&parts.headers);
     }
 
     // Route: what the host means, and which rule of it matches.
@@ -127,10 +128,16 @@ async fn stages(
         }
     }
     let upgrade = upgrading && spoken != Version::HTTP_2;
+    let work = match backend.cluster.policy().balance.policy {
+        Policy::Gpu | Policy::Prefix => work::read(&mut request, exchange).await,
+        Policy::LeastRequest | Policy::RoundRobin | Policy::RingHash | Policy::OrcaWrr => {
+            work::keyed(&request)
+        }
+    };
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
     // Balance and send, and again where that is allowed.
-    let answered = send::send(exchange, rule, &service.name, backend, outgoing).await?;
+    let answered = send::send(exchange, rule, &service.name, backend, &work, outgoing).await?;
 
     // Report: what the endpoint says of its load.
     let (mut parts, body) = answered.response.into_parts();

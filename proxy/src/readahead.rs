@@ -82,7 +82,7 @@ impl AsyncRead for ReadAhead {
             let taken = left.len().min(out.remaining());
             out.put_slice(&buffer[left.start..left.start + taken]);
             left.start += taken;
-            if left.is_empty() {
+            if left.start == left.end {
                 this.bulk = left.end == SIZE || left.end > out.capacity();
                 if let Some((buffer, _)) = this.ahead.take() {
                     give_back(buffer);

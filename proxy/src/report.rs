@@ -1,76 +1,54 @@
 //! Load reports: made where the load is true (inbound), read where the choice is made (outbound).
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
-use penstock_balance::Report;
-use penstock_inference::orca::Load;
+use penstock_balance::{GpuHealth, LoadReport};
+use penstock_inference::orca::{self, Load};
 
 use crate::exchange::Exchange;
 use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN};
 use crate::worker::Worker;
 
-/// The load of the application behind this proxy, over all workers.
+/// How long requests wait in this proxy before the application gets them, over all workers.
 #[derive(Debug, Default)]
-pub struct LocalLoad {
-    in_flight: AtomicU32,
-    finished: AtomicU64,
-    failed: AtomicU64,
-    /// Bits of `f32`, once a second.
-    rps: AtomicU32,
-    eps: AtomicU32,
-    /// Moving average of the time from a request's arrival to its being sent to the application.
-    queue_wait_us: AtomicU32,
+pub struct QueueWait {
+    us: AtomicU32,
 }
 
-impl LocalLoad {
-    /// A request has arrived.
-    pub fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    /// A request is over.
-    pub fn end(&self, failed: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        self.finished.fetch_add(1, Relaxed);
-        if failed {
-            self.failed.fetch_add(1, Relaxed);
-        }
-    }
-
+impl QueueWait {
     /// A request waited so long before it could be sent to the application. Averaged over about eight requests;
     /// workers that write at once lose one of the values, which an average can bear.
     pub fn waited(&self, wait: Duration) {
         let us = u32::try_from(wait.as_micros()).unwrap_or(u32::MAX);
-        let before = self.queue_wait_us.load(Relaxed);
-        self.queue_wait_us.store(before - before / 8 + us / 8, Relaxed);
+        let before = self.us.load(Relaxed);
+        self.us.store(before - before / 8 + us / 8, Relaxed);
     }
 
-    /// Computes the rates from what was counted since the last call, `interval` ago.
-    pub fn tick(&self, before: (u64, u64), interval: Duration) -> (u64, u64) {
-        let now = (self.finished.load(Relaxed), self.failed.load(Relaxed));
-        let rate =
-            |now: u64, before: u64| (now.saturating_sub(before) as f32 / interval.as_secs_f32()).to_bits();
-        self.rps.store(rate(now.0, before.0), Relaxed);
-        self.eps.store(rate(now.1, before.1), Relaxed);
-        now
-    }
-
-    /// The load now.
-    pub fn report(&self) -> Report {
-        Report {
-            in_flight: self.in_flight.load(Relaxed) as f32,
-            queue_wait: Duration::from_micros(u64::from(self.queue_wait_us.load(Relaxed))),
-            rps: f32::from_bits(self.rps.load(Relaxed)),
-            eps: f32::from_bits(self.eps.load(Relaxed)),
-        }
+    /// Milliseconds that requests have waited lately.
+    pub fn ms(&self) -> f64 {
+        f64::from(self.us.load(Relaxed)) / 1e3
     }
 }
 
-/// Inbound: puts the report, and our own word that we are leaving, on a response.
-pub fn stamp(worker: &Worker, headers: &mut HeaderMap) {
-    load(&worker.shared.load.report()).stamp(headers, &mut worker.scratch());
+/// The load of the application, as seen by a request for one of its models.
+pub fn load(worker: &Worker, exchange: &Exchange) -> Load {
+    let shared = &worker.shared;
+    let now = worker.now();
+    let measured = match exchange.model() {
+        Some(model) => shared.models.load(&model, now),
+        // It failed before it was known what it asks for.
+        None => shared.models.load(&worker.model(""), now),
+    };
+    Load { queue_wait_ms: Some(shared.queue_wait.ms()), ..measured.or(shared.signals.load(now)) }
+}
+
+/// Inbound: puts the report, and our own word that we are leaving, on a response. What the application itself reported
+/// becomes a part of it.
+pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
+    let worker = &exchange.worker;
+    load(worker, exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
     if worker.shared.drain.leaving() {
         headers.insert(ENDPOINT, HeaderValue::from_static("draining"));
     }
@@ -81,7 +59,8 @@ pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
     note_grpc_status(exchange, trailers);
     if trailers.contains_key("grpc-status") {
         let worker = &exchange.worker;
-        load(&worker.shared.load.report()).stamp_trailers(trailers, &mut worker.scratch());
+        let asked = exchange.shows_reports().is_some();
+        load(worker, exchange).merge_trailers(trailers, asked, &mut worker.scratch());
     }
 }
 
@@ -108,21 +87,39 @@ pub fn take_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
 }
 
 fn read(exchange: &Exchange, headers: &mut HeaderMap) {
-    if let Some(load) = Load::from_headers(headers)
-        && let Some(endpoint) = exchange.endpoint()
-    {
-        let number = |value: Option<f64>| value.unwrap_or(0.0) as f32;
-        let report = Report {
-            in_flight: number(load.in_flight),
-            queue_wait: Duration::from_micros((load.queue_wait_ms.unwrap_or(0.0) * 1e3) as u64),
-            rps: number(load.rps),
-            eps: number(load.eps),
-        };
-        endpoint.state.report(report, exchange.worker.now());
+    if let Some(load) = Load::from_headers(headers) {
+        exchange.told(told(&load));
     }
-    if !exchange.shows_reports() {
+    if exchange.shows_reports().is_none() {
         headers.remove(LOAD_REPORT);
         headers.remove(LOAD_REPORT_BIN);
+    }
+}
+
+/// A report on the wire, in the words of the balance.
+fn told(load: &Load) -> LoadReport {
+    let number = |value: Option<f64>| value.map(|value| value as f32);
+    LoadReport {
+        in_flight: number(load.in_flight),
+        units: number(load.units),
+        backlog_ms: number(load.backlog_ms),
+        fixed_ms: number(load.fixed_ms),
+        unit_ms: number(load.unit_ms),
+        queue_wait_ms: number(load.queue_wait_ms),
+        room: number(load.room),
+        closes_ms: number(load.closes_ms),
+        waiting: number(load.waiting),
+        kv_usage: number(load.kv_usage),
+        memory: number(load.mem_utilization),
+        utilization: number(load.application_utilization),
+        rps: number(load.rps),
+        eps: number(load.eps),
+        gpu: load.gpu.map(|gpu| gpu.number() as u64),
+        health: load.gpu_health.map(|health| match health {
+            orca::GpuHealth::Well => GpuHealth::Well,
+            orca::GpuHealth::Throttled => GpuHealth::Throttled,
+            orca::GpuHealth::Failed => GpuHealth::Failed,
+        }),
     }
 }
 
@@ -136,33 +133,14 @@ fn note_grpc_status(exchange: &Exchange, trailers: &HeaderMap) {
     }
 }
 
-fn load(report: &Report) -> Load {
-    Load {
-        application_utilization: None,
-        in_flight: Some(f64::from(report.in_flight)),
-        queue_wait_ms: Some(report.queue_wait.as_secs_f64() * 1e3),
-        rps: Some(f64::from(report.rps)),
-        eps: Some(f64::from(report.eps)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_per_second_and_waits_are_averaged() {
-        let load = LocalLoad::default();
-        for i in 0..20 {
-            load.begin();
-            if i < 19 {
-                load.end(i < 4);
-            }
-        }
-        load.tick((0, 0), Duration::from_secs(2));
-        (0..100).for_each(|_| load.waited(Duration::from_micros(800)));
-        let report = load.report();
-        assert_eq!((report.in_flight, report.rps, report.eps), (1.0, 9.5, 2.0));
-        assert!(report.queue_wait.abs_diff(Duration::from_micros(800)) < Duration::from_micros(10));
+    fn waits_are_averaged() {
+        let wait = QueueWait::default();
+        (0..100).for_each(|_| wait.waited(Duration::from_micros(800)));
+        assert!((wait.ms() - 0.8).abs() < 0.01, "{}", wait.ms());
     }
 }

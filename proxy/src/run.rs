@@ -14,13 +14,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::{self, OpenConnections};
-use crate::config::Store;
 use crate::config::static_file::{Listener, StaticFile};
+use crate::config::{Cluster, Store};
 use crate::drain::Drain;
 use crate::identity::Identity;
 use crate::limits::Limits;
-use crate::report::LocalLoad;
+use crate::models::Models;
+use crate::report::QueueWait;
+use crate::signals;
 use crate::telemetry::Telemetry;
+use crate::telemetry::metric::{self, Metric};
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound};
 
@@ -76,6 +79,8 @@ pub struct Setup {
     pub identity: Arc<Identity>,
     /// What it tells.
     pub telemetry: Arc<Telemetry>,
+    /// Where the model server and the GPU are looked at.
+    pub signals: signals::Config,
 }
 
 /// A proxy whose workers run.
@@ -99,7 +104,9 @@ impl Proxy {
             store: setup.store,
             identity: setup.identity,
             telemetry: setup.telemetry,
-            load: LocalLoad::default(),
+            queue_wait: QueueWait::default(),
+            models: Models::default(),
+            signals: Arc::default(),
             drain: Drain::default(),
             limits: setup.limits,
             namespace,
@@ -108,6 +115,8 @@ impl Proxy {
             epoch: Instant::now(),
         });
         tokio::spawn(tick(Arc::clone(&shared)));
+        let (store, signals) = (Arc::clone(&shared.store), Arc::clone(&shared.signals));
+        tokio::spawn(signals::run(setup.signals, signals, move || signals::ports(&store), shared.epoch));
         let (stop, stopped) = watch::channel(false);
         let open: Vec<_> = bound.iter().map(|_| Arc::new(OpenConnections::default())).collect();
         let mut per_worker: Vec<Vec<(Listen, std::net::TcpListener, Arc<OpenConnections>)>> =
@@ -209,19 +218,36 @@ fn work(
     })
 }
 
+/// How good the choices in a cluster have been.
+fn tell(cluster: &Cluster) {
+    let quality = cluster.pool.quality();
+    if quality.picks == 0 {
+        return;
+    }
+    let count = |metric: &Metric, value: u64| {
+        metrics::counter!(metric.name, "service" => cluster.service.to_string()).absolute(value);
+    };
+    count(&metric::BALANCE_PICKS, quality.picks);
+    count(&metric::BALANCE_INFORMED, quality.informed);
+    count(&metric::BALANCE_AGE, quality.age.as_secs());
+    count(&metric::BALANCE_EXPLORED, quality.explored);
+    count(&metric::BALANCE_REGRETTED, quality.regretted);
+    count(&metric::BALANCE_REGRET, quality.regret.as_secs());
+    count(&metric::BALANCE_HERDED, quality.herded);
+}
+
 /// What happens once a second, or seldom, away from the workers.
 async fn tick(shared: Arc<Shared>) {
     const FORGET_EVERY: u32 = 60;
     let mut interval = tokio::time::interval(Duration::from_secs(1));
-    let (mut counted, mut at, mut ticks) = ((0, 0), Instant::now(), 0u32);
+    let mut ticks = 0u32;
     loop {
         interval.tick().await;
-        let elapsed = at.elapsed();
-        if elapsed.is_zero() {
-            continue;
+        let now = shared.epoch.elapsed();
+        for cluster in shared.store.clusters() {
+            cluster.endpoints().tend(now);
+            tell(&cluster);
         }
-        counted = shared.load.tick(counted, elapsed);
-        at = Instant::now();
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(FORGET_EVERY) {
             shared.store.forget_idle();

@@ -18,6 +18,7 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::route;
 use crate::send::connect::{Connected, Wire, connect};
+use crate::work::Work;
 use crate::worker::Worker;
 
 /// What one direction of a connection may have under way: large enough that a full TLS record (16 KiB) and several
@@ -169,8 +170,8 @@ where
     crate::send::admit(cluster, &policy)?;
     let mut tried = Vec::new();
     let server = loop {
-        let endpoint = crate::send::pick(worker, cluster, &policy, &tried)?;
-        exchange.goes_to(rule, asked, cluster, &endpoint);
+        let (endpoint, sent) = crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
+        exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         exchange.secured(endpoint.identity.is_some());
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {
             Ok(server) => {
@@ -179,6 +180,7 @@ where
             }
             Err(failure) => {
                 endpoint.state.ejection.failure(&policy.outlier, worker.now());
+                exchange.try_failed();
                 tried.push(endpoint.id);
                 if tried.len() as u32 > policy.retry.attempts {
                     return Err(failure);

@@ -19,9 +19,11 @@ use crate::config::{Cluster, Endpoint, Rule, Store};
 use crate::drain::{Drain, Farewells};
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::models::{Model, Models};
 use crate::outside::Outside;
-use crate::report::LocalLoad;
+use crate::report::QueueWait;
 use crate::send::pool::Pools;
+use crate::signals::Signals;
 use crate::telemetry::Telemetry;
 use crate::telemetry::outcome::{Labels, Outcome};
 
@@ -34,8 +36,12 @@ pub struct Shared {
     pub identity: Arc<Identity>,
     /// What is recorded.
     pub telemetry: Arc<Telemetry>,
-    /// The load of the application behind us.
-    pub load: LocalLoad,
+    /// How long requests wait here for the application behind us.
+    pub queue_wait: QueueWait,
+    /// The models of the application behind us.
+    pub models: Models,
+    /// What the model server and the GPU say of themselves.
+    pub signals: Arc<Signals>,
     /// Whether we are on our way out.
     pub drain: Drain,
     /// What is bounded.
@@ -66,6 +72,7 @@ pub struct Worker {
     random: RefCell<SmallRng>,
     cells: RefCell<AHashMap<(u64, u32), Counted>>,
     unrouted: [Arc<Outcome>; 2],
+    models: RefCell<AHashMap<Box<str>, Arc<Model>>>,
     used: RefCell<AHashSet<ServiceName>>,
     used_addresses: RefCell<AHashSet<SocketAddr>>,
     scratch: RefCell<BytesMut>,
@@ -102,6 +109,7 @@ impl Worker {
             cells: RefCell::default(),
             unrouted,
             outside: Outside::default(),
+            models: RefCell::default(),
             used: RefCell::default(),
             used_addresses: RefCell::default(),
             scratch: RefCell::default(),
@@ -142,20 +150,18 @@ impl Worker {
         self.scratch.borrow_mut()
     }
 
-    /// A request begins.
-    pub fn begin(&self, direction: Direction) {
-        self.shared.drain.begin(direction);
-        if direction == Direction::Inbound {
-            self.shared.load.begin();
+    /// The model of that name behind us.
+    pub fn model(&self, name: &str) -> Arc<Model> {
+        let mut models = self.models.borrow_mut();
+        if let Some(model) = models.get(name) {
+            return Arc::clone(model);
         }
-    }
-
-    /// A request is over.
-    pub fn end(&self, direction: Direction, failed: bool) {
-        self.shared.drain.end(direction);
-        if direction == Direction::Inbound {
-            self.shared.load.end(failed);
+        let model = self.shared.models.of(name);
+        // Names that are not told apart are not remembered either: clients choose them.
+        if *model.name == *name {
+            models.insert(name.into(), Arc::clone(&model));
         }
+        model
     }
 
     /// The cell that counts for a rule, the service that was asked for, and an endpoint.

@@ -27,6 +27,8 @@ pub mod header {
     pub const ENDPOINT: &str = "penstock-endpoint";
     /// Set by the inbound proxy for the application: the verified SPIFFE id of the caller.
     pub const CLIENT_ID: &str = "penstock-client-id";
+    /// Set by a client: the session (a conversation, a user) whose requests should stay where their state is.
+    pub const SESSION: &str = "penstock-session";
     /// Set by a client: how urgent its request is, `high`, `normal` or `low`.
     pub const PRIORITY: &str = "penstock-priority";
     /// Set by a client: how long it goes on waiting, `250ms`, `2s`; a bare number is seconds.

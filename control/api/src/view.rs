@@ -193,6 +193,12 @@ pub struct Load {
     pub in_flight: f64,
     /// Milliseconds that requests wait before they reach the application.
     pub queue_wait_ms: f64,
+    /// Milliseconds until the work in flight there is done.
+    #[serde(default)]
+    pub backlog_ms: f64,
+    /// The busy share of the server; 1 = never idle.
+    #[serde(default)]
+    pub utilization: f64,
     /// Requests a second.
     pub rps: f64,
     /// Errors a second.

@@ -46,6 +46,8 @@ fn table(rows: &[EndpointRow], terminal: Terminal) -> String {
         "STATE",
         ">IN FLIGHT",
         ">LOAD",
+        ">BACKLOG",
+        ">BUSY",
         ">QUEUE WAIT",
         ">RATE",
         ">ERRORS",
@@ -68,6 +70,8 @@ fn table(rows: &[EndpointRow], terminal: Terminal) -> String {
             Cell::toned(state_tone(&row.state), row.state.as_str()),
             units::count(row.in_flight),
             of(&|load| format!("{:.1}", load.in_flight)),
+            of(&|load| units::milliseconds(load.backlog_ms)),
+            of(&|load| format!("{:.0} %", load.utilization * 100.0)),
             of(&|load| units::milliseconds(load.queue_wait_ms)),
             of(&|load| units::per_second(load.rps)),
             of(&|load| units::per_second(load.eps)),
@@ -108,6 +112,8 @@ mod tests {
             in_flight: 3,
             load: Some(Load {
                 in_flight: 3.0,
+                backlog_ms: 3.7,
+                utilization: 0.81,
                 queue_wait_ms: 0.05,
                 rps: 812.0,
                 eps: 0.0,
@@ -126,11 +132,11 @@ mod tests {
         };
         assert_eq!(
             table(&[reporting, silent], Terminal::PLAIN),
-            "SERVICE         ENDPOINT          ADDRESS           STATE    IN FLIGHT  LOAD  QUEUE WAIT   RATE  ERRORS     \
+            "SERVICE         ENDPOINT          ADDRESS           STATE    IN FLIGHT  LOAD  BACKLOG  BUSY  QUEUE WAIT   RATE  ERRORS     \
              REPORT  IDENTITY\n\
-             demo/digits-v1  demo/digits-v1-a  127.0.0.11:15006  ready            3   3.0     0.05 ms  812/s   0.0/s  \
+             demo/digits-v1  demo/digits-v1-a  127.0.0.11:15006  ready            3   3.0  3.70 ms  81 %     0.05 ms  812/s   0.0/s  \
              12 ms ago  spiffe://cluster.local/ns/demo/sa/digits-v1\n\
-             demo/digits-v1  10.0.0.9:80       10.0.0.9:80       ejected          0     –           –      –       –          \
+             demo/digits-v1  10.0.0.9:80       10.0.0.9:80       ejected          0     –        –     –           –      –       –          \
              –  plaintext\n"
         );
     }
@@ -153,9 +159,9 @@ mod tests {
         };
         assert_eq!(
             table(&[row], Terminal::PLAIN),
-            "SERVICE  ENDPOINT  ADDRESS           STATE  IN FLIGHT  LOAD  QUEUE WAIT  RATE  ERRORS             REPORT  \
+            "SERVICE  ENDPOINT  ADDRESS           STATE  IN FLIGHT  LOAD  BACKLOG  BUSY  QUEUE WAIT  RATE  ERRORS             REPORT  \
              IDENTITY\n\
-             a/s      a/p       127.0.0.11:15006  ready          0     –           –     –       –  stale, 1m 17s ago  \
+             a/s      a/p       127.0.0.11:15006  ready          0     –        –     –           –     –       –  stale, 1m 17s ago  \
              plaintext\n"
         );
     }

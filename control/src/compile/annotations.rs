@@ -27,16 +27,18 @@ pub const OF_POLICY: [Setting; 8] = [
     (annotation::COALESCE, |text, _| coalesce(text)),
 ];
 
-/// `gpu`, `prefix`, `least-request` or `round-robin`.
+/// `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`.
 pub fn balance(text: &str) -> Parsed<Balance> {
     match text.trim() {
         "gpu" => Ok(Balance::Gpu),
         "prefix" => Ok(Balance::Prefix),
         "least-request" => Ok(Balance::LeastRequest),
         "round-robin" => Ok(Balance::RoundRobin),
-        other => {
-            Err(format!("{other:?} is not a way to balance; write gpu, prefix, least-request or round-robin"))
-        }
+        "ring-hash" => Ok(Balance::RingHash),
+        "orca-wrr" => Ok(Balance::OrcaWrr),
+        other => Err(format!(
+            "{other:?} is not a way to balance; write gpu, prefix, least-request, round-robin, ring-hash or orca-wrr"
+        )),
     }
 }
 

@@ -70,12 +70,14 @@ impl Pages {
                 } else {
                     "ready"
                 };
-                let load = state.last_report(now).map(|(report, age)| view::Load {
-                    // The report is kept less our own requests.
-                    in_flight: f64::from(report.in_flight) + f64::from(state.in_flight()),
-                    queue_wait_ms: report.queue_wait.as_secs_f64() * 1e3,
-                    rps: f64::from(report.rps),
-                    eps: f64::from(report.eps),
+                let number = |value: Option<f32>| f64::from(value.unwrap_or(0.0));
+                let load = state.last_told(now).map(|(report, age)| view::Load {
+                    in_flight: number(report.in_flight),
+                    queue_wait_ms: number(report.queue_wait_ms),
+                    backlog_ms: number(report.backlog_ms),
+                    utilization: number(report.utilization),
+                    rps: number(report.rps),
+                    eps: number(report.eps),
                     age_ms: age.as_secs_f64() * 1e3,
                     expired: age >= REPORT_EXPIRY,
                 });

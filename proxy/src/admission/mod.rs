@@ -19,10 +19,10 @@
 pub mod facts;
 pub mod fair;
 pub mod gate;
-pub mod limit;
-pub mod queue;
 #[cfg(test)]
 mod gate_tests;
+pub mod limit;
+pub mod queue;
 #[cfg(test)]
 mod queue_tests;
 
@@ -95,7 +95,11 @@ mod tests {
         );
         let full = Refusal { cause: Cause::Full, wait: Duration::MAX, retry_after: Duration::MAX };
         assert_eq!((full.retry_after_seconds(), full.reason().status()), (60, 429));
-        assert!(full.story("m", &state).contains("64 requests wait for 8 slots"), "{}", full.story("m", &state));
+        assert!(
+            full.story("m", &state).contains("64 requests wait for 8 slots"),
+            "{}",
+            full.story("m", &state)
+        );
         let at_once = Refusal { retry_after: Duration::ZERO, ..full };
         assert_eq!(at_once.retry_after_seconds(), 1);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use penstock_api::v1::{self, Protocol};
 use penstock_api::{ServiceName, SpiffeId};
+use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
 use super::{
@@ -258,11 +259,20 @@ pub fn policy(from: Option<&v1::Policy>) -> Policy {
     let outlier = from.outlier.unwrap_or_default();
     let or = |ms: Option<u64>, default: Duration| ms.map_or(default, Duration::from_millis);
     Policy {
-        balance: match from.balance() {
-            v1::Balance::RoundRobin => penstock_balance::Policy::RoundRobin,
-            v1::Balance::Gpu | v1::Balance::LeastRequest | v1::Balance::Prefix => {
-                penstock_balance::Policy::LeastRequest
-            }
+        balance: Settings {
+            policy: match from.balance() {
+                v1::Balance::Gpu => Balance::Gpu,
+                v1::Balance::Prefix => Balance::Prefix,
+                v1::Balance::LeastRequest => Balance::LeastRequest,
+                v1::Balance::RoundRobin => Balance::RoundRobin,
+                v1::Balance::RingHash => Balance::RingHash,
+                v1::Balance::OrcaWrr => Balance::OrcaWrr,
+            },
+            max_ejected_percent: outlier
+                .max_ejected_percent
+                .unwrap_or(default.outlier.max_ejected_percent)
+                .min(100),
+            ..default.balance
         },
         connect_timeout: said.connect.unwrap_or(default.connect_timeout),
         timeouts: Timeouts {
@@ -373,6 +383,7 @@ pub fn application_cluster(
     application: std::net::SocketAddr,
 ) -> Arc<Cluster> {
     let policy = Policy {
+        balance: Settings { policy: Balance::RoundRobin, ..Settings::default() },
         outlier: penstock_balance::OutlierPolicy { consecutive_failures: 0, ..Default::default() },
         max_connections: u32::MAX,
         max_pending: u32::MAX,

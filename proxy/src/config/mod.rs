@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
 use penstock_api::v1::Protocol;
 use penstock_api::{ServiceName, SpiffeId};
-use penstock_balance::{EndpointState, RetryBudget};
+use penstock_balance::{EndpointState, Members, Pool, RetryBudget, Settings};
 
 pub use store::Store;
 
@@ -209,7 +209,7 @@ pub struct RetryPolicy {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "see penstock_api::v1::Policy")]
 pub struct Policy {
-    pub balance: penstock_balance::Policy,
+    pub balance: Settings,
     pub connect_timeout: Duration,
     pub timeouts: Timeouts,
     pub retry: RetryPolicy,
@@ -223,7 +223,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            balance: penstock_balance::Policy::LeastRequest,
+            balance: Settings::default(),
             // A SYN that is lost is sent again after 1 s; two of them fit.
             connect_timeout: Duration::from_secs(4),
             timeouts: Timeouts {
@@ -251,7 +251,7 @@ pub struct Cluster {
     pub port: u16,
     /// What is spoken on the port.
     pub protocol: Protocol,
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    endpoints: ArcSwap<Members<Arc<Endpoint>>>,
     policy: ArcSwap<Policy>,
     /// Requests in flight, all workers.
     pub in_flight: AtomicU32,
@@ -259,8 +259,8 @@ pub struct Cluster {
     pub pending: AtomicU32,
     /// What may still be retried.
     pub budget: RetryBudget,
-    /// For round robin.
-    pub turn: AtomicU32,
+    /// What the choices of an endpoint share.
+    pub pool: Pool,
 }
 
 impl Cluster {
@@ -275,12 +275,12 @@ impl Cluster {
             in_flight: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             budget: RetryBudget::default(),
-            turn: AtomicU32::new(0),
+            pool: Pool::default(),
         }
     }
 
     /// The endpoints now.
-    pub fn endpoints(&self) -> arc_swap::Guard<Arc<Vec<Arc<Endpoint>>>> {
+    pub fn endpoints(&self) -> arc_swap::Guard<Arc<Members<Arc<Endpoint>>>> {
         self.endpoints.load()
     }
 
@@ -291,7 +291,7 @@ impl Cluster {
 
     /// Replaces the endpoints; one that stays keeps its load, its ejection and its connections.
     pub fn set_endpoints(&self, endpoints: Vec<Arc<Endpoint>>) {
-        self.endpoints.store(Arc::new(endpoints));
+        self.endpoints.store(Arc::new(Members::new(endpoints)));
     }
 
     /// Replaces the policy.
@@ -319,6 +319,8 @@ pub struct Endpoint {
     pub sidecar: bool,
     /// How to speak to it in plaintext, or to a server that is no sidecar.
     pub speak: Speak,
+    /// A hash of the name and the port, the same in every sidecar.
+    number: u64,
     /// Load, ejection, drain.
     pub state: EndpointState,
 }
@@ -349,13 +351,20 @@ impl Endpoint {
     ) -> Self {
         let id = NEXT_ENDPOINT.fetch_add(1, Ordering::Relaxed);
         let state = EndpointState::default();
-        Self { id, name, address, target_port, identity, sidecar, speak, state }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(name.as_bytes()).update(&target_port.to_le_bytes());
+        let number = hasher.finalize().as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+        Self { number, id, name, address, target_port, identity, sidecar, speak, state }
     }
 }
 
 impl penstock_balance::Candidate for Endpoint {
     fn state(&self) -> &EndpointState {
         &self.state
+    }
+
+    fn name(&self) -> u64 {
+        self.number
     }
 }
 

@@ -15,6 +15,7 @@ use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::reason::Blame;
 use penstock_api::{Reason, ServiceName};
+use penstock_balance::{Ask, Picked, Sent};
 use tokio::time::Instant;
 
 use crate::body::{RequestBody, RequestBroken};
@@ -22,6 +23,7 @@ use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{self, Form};
+use crate::work::{BLOCK_UNITS, Work};
 use crate::worker::Worker;
 
 pub use pool::Lease;
@@ -61,6 +63,7 @@ pub async fn send(
     rule: &Rule,
     asked: &ServiceName,
     backend: &Backend,
+    work: &Work,
     mut outgoing: Box<Outgoing>,
 ) -> Result<Answered, Failure> {
     let cluster = &backend.cluster;
@@ -76,8 +79,8 @@ pub async fn send(
     let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
-        let endpoint = pick(worker, cluster, &policy, &tried)?;
-        exchange.goes_to(rule, asked, cluster, &endpoint);
+        let (endpoint, sent) = pick(worker, cluster, &policy, work, &tried)?;
+        exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
             replay = Replay::keep(&mut outgoing, exchange, retry);
         }
@@ -98,6 +101,7 @@ pub async fn send(
                 if retry.codes.contains(&status)
                     && let Some(next) = again(&replay)
                 {
+                    exchange.try_failed();
                     tried.push(endpoint.id);
                     outgoing = next;
                     continue;
@@ -117,6 +121,9 @@ pub async fn send(
             }
             back => back,
         };
+        if failure.reason.blame() == Blame::Upstream {
+            exchange.try_failed();
+        }
         if failure.reason.blame() == Blame::Upstream
             && let Some(time) = ejection.failure(&policy.outlier, worker.now())
         {
@@ -186,30 +193,30 @@ pub fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Picks an endpoint; those whose ids are in `tried` only if nothing else is there.
+/// Picks an endpoint, where the request counts as sent from then on; those whose ids are in `tried` only if nothing
+/// else is there.
 pub fn pick(
     worker: &Worker,
     cluster: &Cluster,
     policy: &Policy,
+    work: &Work,
     tried: &[u32],
-) -> Result<Arc<Endpoint>, Failure> {
+) -> Result<(Arc<Endpoint>, Sent), Failure> {
     let endpoints = cluster.endpoints();
     // The list may have been replaced since the last try, so what was tried is looked up in it anew.
     let place = |id: &u32| endpoints.iter().position(|endpoint| endpoint.id == *id);
     let avoid: Vec<usize> = tried.iter().filter_map(place).collect();
-    let picked = worker.with_random(|random| {
-        penstock_balance::pick(
-            endpoints.as_slice(),
-            policy.balance,
-            policy.outlier.max_ejected_percent,
-            &avoid,
-            &cluster.turn,
-            worker.now(),
-            random,
-        )
-    });
-    match picked {
-        Ok(index) => Ok(Arc::clone(&endpoints[index])),
+    let ask = Ask {
+        units: work.units,
+        key: work.key,
+        blocks: &work.blocks,
+        block_units: BLOCK_UNITS,
+        model: 0,
+        avoid: &avoid,
+        now: worker.now(),
+    };
+    match worker.with_random(|random| cluster.pool.pick(&endpoints, &policy.balance, &ask, random)) {
+        Ok(Picked { index, sent, .. }) => Ok((Arc::clone(&endpoints[index]), sent)),
         Err(none) => Err(Failure::unprocessed(
             Reason::NoEndpoint,
             format!("no endpoint of {} port {}: {none}", cluster.service, cluster.port),

@@ -1,12 +1,15 @@
 //! A request that can be sent again: its head is copied, and its body kept as it passes.
 //!
 //! Nothing waits for a body to be whole. Each try reads what earlier tries have read already and goes on from there;
-//! once a body has outgrown its buffer it is let go, and the request can no longer be sent again.
+//! once a body has outgrown its buffer it is let go, and the request can no longer be sent again. The same way the
+//! beginning of a body can be looked at before it is sent.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
@@ -33,14 +36,10 @@ impl Replay {
         if outgoing.upgrade || request.body().size_hint().lower() > retry.buffer as u64 {
             return None;
         }
-        let body = match std::mem::replace(request.body_mut(), RequestBody::Empty) {
-            RequestBody::Client(body, _) if !body.is_end_stream() => {
-                let kept = Rc::new(Kept::new(body, Rc::clone(exchange), retry.buffer));
-                *request.body_mut() = RequestBody::Kept(kept.again());
-                Some(kept)
-            }
-            _ => None,
-        };
+        let body = keep(request.body_mut(), exchange);
+        if let Some(kept) = &body {
+            kept.set_room(retry.buffer);
+        }
         let mut copy = Request::new(());
         *copy.method_mut() = request.method().clone();
         *copy.uri_mut() = request.uri().clone();
@@ -66,13 +65,66 @@ impl Replay {
     }
 }
 
+/// Has a body kept from now on; `None`: there is none.
+fn keep(body: &mut RequestBody, exchange: &Rc<Exchange>) -> Option<Rc<Kept>> {
+    match std::mem::replace(body, RequestBody::Empty) {
+        RequestBody::Client(from, _) if !from.is_end_stream() => {
+            let kept = Rc::new(Kept::new(from, Rc::clone(exchange)));
+            *body = RequestBody::Kept(kept.again());
+            Some(kept)
+        }
+        RequestBody::Kept(reading) => {
+            let kept = Rc::clone(&reading.kept);
+            *body = RequestBody::Kept(reading);
+            Some(kept)
+        }
+        _ => None,
+    }
+}
+
+/// The first pieces of a body, which is read whole later all the same. The first is waited for, no longer than
+/// `patience`; what is there at once besides is taken up to `limit` bytes.
+pub async fn look_ahead(
+    body: &mut RequestBody,
+    exchange: &Rc<Exchange>,
+    limit: usize,
+    patience: Duration,
+) -> Vec<Bytes> {
+    let Some(kept) = keep(body, exchange) else { return Vec::new() };
+    let mut bytes = 0;
+    let more = poll_fn(|cx| {
+        while bytes < limit && kept.left_over.borrow().is_none() {
+            match kept.poll(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        bytes += data.len();
+                        kept.passed.borrow_mut().push(data);
+                    }
+                    Err(trailers) => drop(kept.left_over.replace(Some(Ok(trailers)))),
+                },
+                Poll::Ready(Some(Err(error))) => drop(kept.left_over.replace(Some(Err(error)))),
+                Poll::Ready(None) => break,
+                Poll::Pending if bytes == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(())
+    });
+    // What has not come in time is not looked at.
+    let _ = tokio::time::timeout(patience, more).await;
+    let pieces = kept.passed.borrow().clone();
+    pieces
+}
+
 /// A client's body, with what has passed of it.
 #[derive(Debug)]
 struct Kept {
     body: RefCell<Incoming>,
     exchange: Rc<Exchange>,
     passed: RefCell<Vec<Bytes>>,
-    /// Bytes that may still be kept.
+    /// What was met beyond the data while looking ahead: trailers, or an error.
+    left_over: RefCell<Option<Result<Frame<Bytes>, RequestBroken>>>,
+    /// Bytes that may still be kept; none, unless the request may be sent again.
     room: Cell<usize>,
     /// It can no longer be read from its beginning.
     lost: Cell<bool>,
@@ -82,13 +134,14 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(body: Incoming, exchange: Rc<Exchange>, room: usize) -> Self {
+    fn new(body: Incoming, exchange: Rc<Exchange>) -> Self {
         Self {
             whole: body.size_hint(),
             body: RefCell::new(body),
             exchange,
             passed: RefCell::default(),
-            room: Cell::new(room),
+            left_over: RefCell::default(),
+            room: Cell::new(0),
             lost: Cell::new(false),
             reader: Cell::new(0),
         }
@@ -98,6 +151,22 @@ impl Kept {
         let reader = self.reader.get() + 1;
         self.reader.set(reader);
         Reading { kept: Rc::clone(self), reader, at: 0 }
+    }
+
+    fn set_room(&self, room: usize) {
+        let kept: usize = self.passed.borrow().iter().map(Bytes::len).sum();
+        self.room.set(room.saturating_sub(kept));
+    }
+
+    /// The next frame from the client.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
+        let frame = ready!(Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.exchange.came_in(data.len())?;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
     }
 
     fn keep(&self, data: &Bytes) {
@@ -149,11 +218,14 @@ impl Body for Reading {
             this.at += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
         }
-        let frame = ready!(Pin::new(&mut *kept.body.borrow_mut()).poll_frame(cx));
+        let left_over = kept.left_over.take();
+        let frame = match left_over {
+            Some(left_over) => Some(left_over),
+            None => ready!(kept.poll(cx)),
+        };
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
                 Some(data) => {
-                    kept.exchange.came_in(data.len())?;
                     if !kept.lost.get() {
                         kept.keep(data);
                         this.at += 1;
@@ -165,11 +237,12 @@ impl Body for Reading {
             Some(Err(_)) => kept.lose(),
             None => {}
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_up_to_date() && self.kept.body.borrow().is_end_stream()
+        let nothing_left = self.is_up_to_date() && self.kept.left_over.borrow().is_none();
+        nothing_left && self.kept.body.borrow().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

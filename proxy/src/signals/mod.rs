@@ -2,7 +2,7 @@
 //!
 //! In: the pod's ports, and what the operator declared. Out: [`Signals`], which the inbound report reads on every
 //! response without a lock. What can go wrong: a source is missing, late, or speaks nonsense. Then its numbers are "not
-//! told", the gauge [`SOURCE_UP`] says so, and one log line says why; nothing waits and nothing fails.
+//! told", the gauge [`SIGNAL_SOURCE_UP`](crate::telemetry::metric::SIGNAL_SOURCE_UP) says so, and one log line says why; nothing waits and nothing fails.
 //!
 //! ```text
 //! find    which port of the pod has a model server's metrics page   (pure)
@@ -35,18 +35,9 @@ use penstock_api::v1::Protocol;
 use tokio::time::Instant;
 
 use crate::config::Store;
-use crate::telemetry::metric::{Kind, Metric};
 pub use find::{Port, Where};
 pub use gpus::Owned;
 pub use state::{GpuSeen, ServerSeen, Signals};
-
-/// Whether a source of signals can be read.
-pub const SOURCE_UP: Metric = Metric {
-    name: "penstock_signal_source_up",
-    kind: Kind::Gauge,
-    labels: &["source"],
-    help: "1 while a source of signals can be read: server (the model server's metrics page), nvml or dcgm.",
-};
 
 /// What is looked at, and how often.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Whether a source can be read: a gauge, and a line in the log when that changes.
 
-use super::SOURCE_UP;
+use crate::telemetry::metric::SIGNAL_SOURCE_UP;
 
 /// One source.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Source {
     fn changes(&mut self, up: bool) -> bool {
         let news = self.up.replace(up) != Some(up);
         if news {
-            metrics::gauge!(SOURCE_UP.name, "source" => self.name).set(if up { 1.0 } else { 0.0 });
+            metrics::gauge!(SIGNAL_SOURCE_UP.name, "source" => self.name).set(if up { 1.0 } else { 0.0 });
         }
         news
     }

@@ -90,6 +90,22 @@ metrics! {
         "Resources of each kind that the proxy holds, as it acknowledged them.";
     RESPONSES Counter "penstock_configuration_responses_total" ["kind", "answer"]
         "Responses from control, by our answer: ack or nack.";
+    SIGNAL_SOURCE_UP Gauge "penstock_signal_source_up" ["source"]
+        "1 while a source of signals can be read: server (the model server's metrics page), nvml or dcgm.";
+    BALANCE_PICKS Counter "penstock_balance_picks_total" ["service"]
+        "Endpoints picked.";
+    BALANCE_INFORMED Counter "penstock_balance_informed_total" ["service"]
+        "Picks with a load report of the winner at hand.";
+    BALANCE_AGE Counter "penstock_balance_report_age_seconds_total" ["service"]
+        "Staleness: the ages of those reports, added up; divided by the informed picks it is their mean age.";
+    BALANCE_EXPLORED Counter "penstock_balance_explored_total" ["service"]
+        "Picks of an endpoint only because nothing had been heard of it lately.";
+    BALANCE_REGRETTED Counter "penstock_balance_regretted_total" ["service"]
+        "Requests that took longer than was predicted for the second best endpoint.";
+    BALANCE_REGRET Counter "penstock_balance_regret_seconds_total" ["service"]
+        "Regret: by how much those took longer, added up.";
+    BALANCE_HERDED Counter "penstock_balance_herded_total" ["service"]
+        "Herd: reports by which the requests of others at an endpoint had more than doubled since the one before, on which picks stood.";
     LOG_DROPPED Counter "penstock_log_dropped_total" []
         "Access log lines that were dropped because standard output was too slow.";
     TAP_DROPPED Counter "penstock_tap_dropped_total" []

@@ -17,7 +17,6 @@
 //! A number that cannot be a load (negative, infinite, not a number) is skipped, and so is an unknown name: one odd
 //! metric must not cost the others. What fails as a whole (size, base64, JSON, protobuf) is an [`Error`].
 
-mod before;
 mod gpu;
 pub mod load;
 mod merge;
@@ -27,8 +26,8 @@ mod report;
 pub mod service;
 mod write;
 
-pub use before::Load;
 pub use gpu::{GpuHealth, GpuId};
+pub use load::Load;
 pub use merge::Format;
 pub use report::LoadReport;
 
