@@ -3,7 +3,7 @@
 //! In: a [`Failure`] or a redirect. Out: a response that says so: the header `penstock-error` with the reason, and
 //! the story as the body. A gRPC client gets what its library understands: status 200 with `grpc-status`.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use penstock_api::names;
 
@@ -51,6 +51,9 @@ pub fn failure(failure: &Failure, grpc: bool) -> Response<ResponseBody> {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     let headers = response.headers_mut();
+    if failure.retry_after > 0 {
+        headers.insert(RETRY_AFTER, HeaderValue::from(failure.retry_after));
+    }
     headers.insert(names::header::ERROR, HeaderValue::from_static(failure.reason.as_str()));
     response
 }

@@ -20,6 +20,7 @@ use penstock_balance::{LoadReport, Outcome as How, Sent};
 use penstock_inference::orca::Format;
 use tokio::time::Instant;
 
+use crate::admission::Permit;
 use crate::body::RequestBroken;
 use crate::config::{Cluster, Endpoint, Rule};
 use crate::failure::Failure;
@@ -67,6 +68,11 @@ struct Place {
 struct Asked {
     model: Arc<Model>,
     watched: Watched,
+    /// What it costs when nothing else runs, as far as is known.
+    alone: Duration,
+    /// From being sent to the head of the response.
+    took: Duration,
+    permit: Option<Permit>,
 }
 
 impl Exchange {
@@ -203,10 +209,12 @@ impl Exchange {
     }
 
     /// The application is asked for a model's work.
-    pub fn asks(&self, model: Arc<Model>, work: &Work) {
+    pub fn asks(&self, model: Arc<Model>, work: &Work, permit: Option<Permit>) {
         let now = self.worker.now();
-        let watched = model.estimator.arrived(model.units(work, now), now);
-        *self.asked.borrow_mut() = Some(Asked { model, watched });
+        let units = model.units(work, now);
+        let alone = permit.as_ref().map_or(Duration::ZERO, |_| model.outlook(units, now).service);
+        let watched = model.estimator.arrived(units, now);
+        *self.asked.borrow_mut() = Some(Asked { model, watched, alone, took: Duration::ZERO, permit });
     }
 
     /// The model that the application was asked for.
@@ -233,8 +241,9 @@ impl Exchange {
         if let Some(place) = &mut *self.place.borrow_mut() {
             place.cluster.pool.first_byte(&place.endpoint.state, &mut place.sent, now);
         }
-        if let Some(Asked { model, watched }) = &mut *self.asked.borrow_mut() {
-            model.estimator.started(watched, now);
+        if let Some(Asked { model, watched, took, .. }) = &mut *self.asked.borrow_mut() {
+            let ms = model.estimator.started(watched, now);
+            *took = Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default();
         }
     }
 
@@ -334,8 +343,11 @@ impl Drop for Exchange {
             Some(Blame::Upstream) => How::Failed,
             Some(_) => How::Abandoned,
         };
-        if let Some(Asked { model, watched }) = self.asked.take() {
+        if let Some(Asked { model, watched, alone, took, permit }) = self.asked.take() {
             model.estimator.finished(watched, how != How::Served, self.worker.now());
+            if let Some(permit) = permit.filter(|_| how == How::Served) {
+                permit.answered(took, Some(alone).filter(|alone| !alone.is_zero()), None);
+            }
         }
         let outcome = match self.leave(how) {
             Some(outcome) => outcome,

@@ -14,17 +14,19 @@ pub struct Failure {
     pub story: Cow<'static, str>,
     /// The server has provably not begun to work on it, so that another try cannot do the work twice.
     pub unprocessed: bool,
+    /// After how many seconds trying again has a chance; 0 = not known.
+    pub retry_after: u64,
 }
 
 impl Failure {
     /// A failure that may have had effects at the server.
     pub fn new(reason: Reason, story: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, story: story.into(), unprocessed: false }
+        Self { reason, story: story.into(), unprocessed: false, retry_after: 0 }
     }
 
     /// A failure before anything reached the server.
     pub fn unprocessed(reason: Reason, story: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, story: story.into(), unprocessed: true }
+        Self { reason, story: story.into(), unprocessed: true, retry_after: 0 }
     }
 }
 

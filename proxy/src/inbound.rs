@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::v1::{Direction, Protocol};
 use penstock_api::{Reason, names};
@@ -13,19 +13,23 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::{self, Counted};
+use crate::admission::{self, Permit, facts};
 use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
+use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::{Connection, To};
 use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;
+use crate::models::Model;
 use crate::readahead::ReadAhead;
 use crate::report;
 use crate::send::connect::Wire;
 use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
+use crate::work::Work;
 use crate::worker::Worker;
 use crate::{identity, serve, tcp, upgrade, work};
 
@@ -264,9 +268,13 @@ async fn stages(
     }
     let mut request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
 
-    // What the application is asked for: model and work.
+    // What the application is asked for: which model, how much work.
     let work = work::read(&mut request, exchange).await;
-    exchange.asks(worker.model(&work.model), &work);
+    let model = worker.model(&work.model);
+
+    // Admit: now, when its turn has come, or not at all.
+    let permit = admit(connection, exchange, rule, &model, &work, request.headers()).await?;
+    exchange.asks(model, &work, permit);
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
@@ -288,6 +296,39 @@ async fn stages(
     let body =
         Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::stamp_trailers);
     Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+}
+
+/// A slot of the application, where their number is limited.
+async fn admit(
+    connection: &Connection,
+    exchange: &Exchange,
+    rule: &Rule,
+    model: &Model,
+    work: &Work,
+    headers: &HeaderMap,
+) -> Result<Option<Permit>, Failure> {
+    let worker = &connection.worker;
+    let rules = worker.shared.store.snapshot().workload.as_ref().and_then(|workload| workload.admission);
+    let Some(rules) = rules else { return Ok(None) };
+    let gate = worker.shared.models.gate(model, rules);
+    let identity = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let timeout = facts::timeout(headers, rule.timeouts.request);
+    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
+    let ask = admission::Ask {
+        tenant: facts::tenant(identity, &worker.shared.hasher),
+        priority: facts::Priorities::default().of(identity, headers),
+        work: admission::Work::units(f64::from(work.units)),
+        deadline: timeout.map(|timeout| began + timeout),
+    };
+    match gate.admit(ask, model.outlook(work.units, worker.now())).await {
+        Ok(permit) => Ok(Some(permit)),
+        Err(refusal) => {
+            let name = if model.name.is_empty() { "the application" } else { &model.name };
+            let story = refusal.story(name, &gate.state());
+            let retry_after = refusal.retry_after_seconds();
+            Err(Failure { retry_after, ..Failure::unprocessed(refusal.reason(), story) })
+        }
+    }
 }
 
 /// Refuses a body that says it is above the limit.

@@ -9,7 +9,11 @@ use arc_swap::ArcSwap;
 use penstock_balance::Estimator;
 use penstock_balance::memory::Memory;
 use penstock_inference::orca::Load;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 
+use crate::admission::{Adaptive, Gate, Limit, Outlook};
+use crate::config::Admission;
 use crate::work::{BLOCK_UNITS, Work};
 
 /// Models that are told apart; requests for further ones count as for none in particular. Clients choose the names, so
@@ -25,13 +29,37 @@ pub struct Model {
     pub name: Box<str>,
     /// Its cost and its work in flight.
     pub estimator: Estimator,
+    /// What its requests wait at, once admission was asked for.
+    gate: OnceLock<Gate>,
     /// The prompts that it has seen lately, and so most likely has in its cache.
     prompts: OnceLock<Memory>,
 }
 
 impl Model {
     fn new(name: &str) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), estimator: Estimator::default(), prompts: OnceLock::new() })
+        Arc::new(Self {
+            name: name.into(),
+            estimator: Estimator::default(),
+            gate: OnceLock::new(),
+            prompts: OnceLock::new(),
+        })
+    }
+
+    /// Where its requests wait.
+    pub fn gate(&self) -> Option<&Gate> {
+        self.gate.get()
+    }
+
+    /// What is foretold of a request with so many units of work that arrives now.
+    pub fn outlook(&self, units: f32, now: Duration) -> Outlook {
+        let Some(cost) = self.estimator.cost() else { return Outlook::default() };
+        let time = |ms: f32| Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default();
+        let service_ms = cost.fixed_ms + cost.unit_ms * units;
+        Outlook {
+            backlog: time(self.estimator.backlog(now).drains_ms),
+            unit: time(service_ms / units.max(1.0)),
+            service: time(service_ms),
+        }
     }
 
     /// The work that a request really is: what the model has of its prompt is taken off.
@@ -49,19 +77,53 @@ impl Model {
 /// All models.
 #[derive(Debug)]
 pub struct Models {
+    /// Where the queues run, and the epoch of their deadlines.
+    runtime: Handle,
+    epoch: Instant,
+    admission: Mutex<Option<Admission>>,
     none: Arc<Model>,
     by_name: Mutex<HashMap<Box<str>, Arc<Model>>>,
     all: ArcSwap<Vec<Arc<Model>>>,
 }
 
-impl Default for Models {
-    fn default() -> Self {
-        let none = Model::new("");
-        Self { all: ArcSwap::from_pointee(vec![Arc::clone(&none)]), none, by_name: Mutex::default() }
-    }
-}
-
 impl Models {
+    /// None yet. Their queues run on the current runtime; their times count from `epoch`.
+    pub fn new(epoch: Instant) -> Self {
+        let none = Model::new("");
+        Self {
+            runtime: Handle::current(),
+            epoch,
+            admission: Mutex::default(),
+            all: ArcSwap::from_pointee(vec![Arc::clone(&none)]),
+            none,
+            by_name: Mutex::default(),
+        }
+    }
+
+    /// Where requests for a model wait, under these rules.
+    pub fn gate<'a>(&self, model: &'a Model, rules: Admission) -> &'a Gate {
+        model.gate.get_or_init(|| {
+            let (gate, owner) = Gate::new(limit(rules), rules.queue, self.epoch);
+            self.runtime.spawn(owner.run());
+            gate
+        })
+    }
+
+    /// Has the rules followed by the queues there are.
+    pub fn follow(&self, rules: Option<Admission>) {
+        let mut followed = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        if *followed == rules {
+            return;
+        }
+        *followed = rules;
+        let Some(rules) = rules else { return };
+        for model in self.all().iter() {
+            if let Some(gate) = model.gate() {
+                gate.set(limit(rules), rules.queue);
+            }
+        }
+    }
+
     /// The model of that name. Takes a lock, so workers remember what it answered.
     pub fn of(&self, name: &str) -> Arc<Model> {
         if name.is_empty() || name.len() > MAX_NAME {
@@ -116,6 +178,19 @@ impl Models {
     }
 }
 
+fn limit(rules: Admission) -> Limit {
+    match rules.limit {
+        Some(limit) => Limit::Fixed(limit),
+        None => Limit::Adaptive(Adaptive::new(START, LEAST, MOST)),
+    }
+}
+
+/// Where an adaptive limit begins, and the bounds that it keeps: one at a time is what every server can do, and above a
+/// thousand it is the queue of the server that should be shorter.
+const START: u32 = 16;
+const LEAST: u32 = 1;
+const MOST: u32 = 1024;
+
 #[derive(Default)]
 struct Sum {
     in_flight: u32,
@@ -143,9 +218,9 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    #[test]
-    fn names_have_an_end() {
-        let models = Models::default();
+    #[tokio::test]
+    async fn names_have_an_end() {
+        let models = Models::new(Instant::now());
         for i in 0..2 * MAX_MODELS {
             models.of(&i.to_string());
         }
@@ -155,9 +230,9 @@ mod tests {
         assert_eq!(&*models.of(&"x".repeat(MAX_NAME + 1)).name, "");
     }
 
-    #[test]
-    fn the_report_has_a_models_own_cost_and_the_work_of_all() {
-        let models = Models::default();
+    #[tokio::test]
+    async fn the_report_has_a_models_own_cost_and_the_work_of_all() {
+        let models = Models::new(Instant::now());
         let (slow, fast) = (models.of("slow"), models.of("fast"));
         for (model, takes) in [(&slow, 100), (&fast, 10)] {
             for i in 0..20 {

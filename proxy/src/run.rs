@@ -100,19 +100,21 @@ impl Proxy {
         let bound = bind(&setup)?;
         let addresses: Vec<SocketAddr> = bound.iter().map(|(_, address, _)| *address).collect();
         let namespace = setup.node.split_once('/').map_or("default", |(namespace, _)| namespace).to_owned();
+        let epoch = Instant::now();
         let shared = Arc::new(Shared {
             store: setup.store,
             identity: setup.identity,
             telemetry: setup.telemetry,
             queue_wait: QueueWait::default(),
-            models: Models::default(),
+            models: Models::new(epoch),
             signals: Arc::default(),
             drain: Drain::default(),
             limits: setup.limits,
             namespace,
             node: setup.node.into(),
             listeners: addresses.clone(),
-            epoch: Instant::now(),
+            hasher: ahash::RandomState::new(),
+            epoch,
         });
         tokio::spawn(tick(Arc::clone(&shared)));
         let (store, signals) = (Arc::clone(&shared.store), Arc::clone(&shared.signals));
@@ -248,6 +250,8 @@ async fn tick(shared: Arc<Shared>) {
             cluster.endpoints().tend(now);
             tell(&cluster);
         }
+        let workload = shared.store.snapshot().workload.clone();
+        shared.models.follow(workload.and_then(|workload| workload.admission));
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(FORGET_EVERY) {
             shared.store.forget_idle();

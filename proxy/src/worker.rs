@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ahash::{AHashMap, AHashSet};
+use ahash::{AHashMap, AHashSet, RandomState};
 use bytes::BytesMut;
 use penstock_api::ServiceName;
 use penstock_api::v1::Direction;
@@ -52,6 +52,8 @@ pub struct Shared {
     pub node: Arc<str>,
     /// Our own listeners, to notice loops.
     pub listeners: Vec<SocketAddr>,
+    /// Hashes what clients choose, by a seed that they cannot know.
+    pub hasher: RandomState,
     /// The epoch of every `now`.
     pub epoch: Instant,
 }

@@ -63,6 +63,9 @@ pub mod annotation {
     pub const MTLS: &str = "penstock.io/mtls";
     /// Pod: ports whose bytes are not looked at, `3306,6379`.
     pub const OPAQUE_PORTS: &str = "penstock.io/opaque-ports";
+    /// Pod: how many requests of one model the application gets at once and how many wait for it,
+    /// `limit=8,queue=256` or `limit=adaptive,queue=256`.
+    pub const ADMISSION: &str = "penstock.io/admission";
     /// Pod, where traffic is not redirected: the port its proxy listens on for the mesh.
     pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
     /// Service: `max=32,delay=2ms`.

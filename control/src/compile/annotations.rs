@@ -98,6 +98,23 @@ pub fn retry(text: &str) -> Parsed<v1::Retry> {
     Ok(retry)
 }
 
+/// `limit=8,queue=256`, or `limit=adaptive`.
+pub fn admission(text: &str) -> Parsed<v1::Admission> {
+    let mut admission = v1::Admission { limit: 0, queue: QUEUE };
+    settings(text, &["limit", "queue"], |key, value| {
+        match (key, value) {
+            ("limit", "adaptive") => admission.limit = 0,
+            ("limit", value) => admission.limit = number(value, 1, 65_536)?,
+            (_, value) => admission.queue = number(value, 0, 1_048_576)?,
+        }
+        Ok(())
+    })?;
+    Ok(admission)
+}
+
+/// Requests that may wait for an application unless it is said.
+const QUEUE: u32 = 1024;
+
 /// `failures=5,base=1s,max=60s,ejected=50%`.
 pub fn outlier(text: &str) -> Parsed<v1::Outlier> {
     let mut outlier = v1::Outlier::default();

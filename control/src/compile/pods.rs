@@ -28,6 +28,8 @@ pub(super) struct PodModel<'a> {
     /// Where its proxy is dialled, when traffic is not redirected; 0 otherwise.
     pub inbound_port: u32,
     pub permissive: bool,
+    /// How the application's requests are queued.
+    pub admission: Option<v1::Admission>,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -59,6 +61,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
     let permissive =
         setting(object, annotation::MTLS, faults, |text| annotations::either(text, "permissive", "strict"))
             .unwrap_or(false);
+    let admission = setting(object, annotation::ADMISSION, faults, annotations::admission);
     let opaque = setting(object, annotation::OPAQUE_PORTS, faults, annotations::ports).unwrap_or_default();
     let inbound_port = setting(object, annotation::INBOUND_PORT, faults, annotations::port).unwrap_or(0);
 
@@ -97,6 +100,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         identity,
         inbound_port: inbound_port.into(),
         permissive,
+        admission,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
         ip,
@@ -206,6 +210,7 @@ pub(super) fn add(
                 service_account: pod.service_account.clone(),
                 ports,
                 permissive: pod.permissive,
+                admission: pod.admission,
             };
             builder.add(Kind::Workload, name.as_str(), &message);
         }

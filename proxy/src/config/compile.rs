@@ -11,8 +11,8 @@ use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
 use super::{
-    Backend, Cluster, Endpoint, Filters, HeaderChange, PathChange, Policy, Redirect, RetryPolicy, Rewrite,
-    Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload, WorkloadPort,
+    Admission, Backend, Cluster, Endpoint, Filters, HeaderChange, PathChange, Policy, Redirect, RetryPolicy,
+    Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload, WorkloadPort,
 };
 
 /// Finds or makes the cluster of a service's port; successive snapshots must get the same one.
@@ -371,7 +371,10 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
             Ok(WorkloadPort { port: number, protocol, cluster, rule })
         })
         .collect::<Result<_, String>>()?;
-    Ok(Workload { name, ports, permissive: from.permissive })
+    let admission = from
+        .admission
+        .map(|from| Admission { limit: (from.limit > 0).then_some(from.limit), queue: from.queue as usize });
+    Ok(Workload { name, ports, permissive: from.permissive, admission })
 }
 
 /// The application behind this proxy: never ejected (there is no other), never limited (its clients are).

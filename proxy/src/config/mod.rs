@@ -386,6 +386,17 @@ pub struct Workload {
     pub ports: Vec<WorkloadPort>,
     /// Plaintext is accepted.
     pub permissive: bool,
+    /// How the application's requests are queued; `None`: it gets all at once.
+    pub admission: Option<Admission>,
+}
+
+/// How many requests of one model the application gets at once, and how many wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Requests at once; `None`: found out from how long they take.
+    pub limit: Option<u32>,
+    /// Requests that may wait.
+    pub queue: usize,
 }
 
 /// A port of the pod.

@@ -112,8 +112,7 @@ pub async fn look_ahead(
     });
     // What has not come in time is not looked at.
     let _ = tokio::time::timeout(patience, more).await;
-    let pieces = kept.passed.borrow().clone();
-    pieces
+    kept.passed.borrow().clone()
 }
 
 /// A client's body, with what has passed of it.
