@@ -6,6 +6,7 @@
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use penstock_api::names;
+use penstock_api::reason::Blame;
 
 use crate::body::ResponseBody;
 use crate::exchange::Exchange;
@@ -51,6 +52,10 @@ pub fn failure(failure: &Failure, grpc: bool) -> Response<ResponseBody> {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     let headers = response.headers_mut();
+    // What is wrong with the request is wrong everywhere else too.
+    if failure.unprocessed && failure.reason.blame() != Blame::Client {
+        headers.insert(names::header::UNTOUCHED, HeaderValue::from_static("1"));
+    }
     if failure.retry_after > 0 {
         headers.insert(RETRY_AFTER, HeaderValue::from(failure.retry_after));
     }

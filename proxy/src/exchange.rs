@@ -175,6 +175,11 @@ impl Exchange {
         *self.place.borrow_mut() = Some(place);
     }
 
+    /// The request came back unsent from a connection that was closing: that was no try.
+    pub fn was_no_try(&self) {
+        self.tries.set(self.tries.get().saturating_sub(1));
+    }
+
     /// The current try is over, by the endpoint's fault.
     pub fn try_failed(&self) {
         self.leave(How::Failed);

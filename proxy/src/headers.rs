@@ -19,6 +19,8 @@ pub const CLIENT_ID: HeaderName = HeaderName::from_static(names::header::CLIENT_
 pub const ENDPOINT: HeaderName = HeaderName::from_static(names::header::ENDPOINT);
 /// Why a proxy answered itself.
 pub const ERROR: HeaderName = HeaderName::from_static(names::header::ERROR);
+/// The request that is answered has not reached the application.
+pub const UNTOUCHED: HeaderName = HeaderName::from_static(names::header::UNTOUCHED);
 /// Load report, text.
 pub const LOAD_REPORT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT);
 /// Load report, serialised.
@@ -57,7 +59,12 @@ pub fn look(headers: &HeaderMap) -> Found {
             found.wants_report = true;
         } else if *name == LOAD_REPORT || *name == LOAD_REPORT_BIN {
             found.report = true;
-        } else if *name == PROTOCOL || *name == CLIENT_ID || *name == ENDPOINT || *name == ERROR {
+        } else if *name == PROTOCOL
+            || *name == CLIENT_ID
+            || *name == ENDPOINT
+            || *name == ERROR
+            || *name == UNTOUCHED
+        {
             found.ours = true;
         }
     }
@@ -134,6 +141,7 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
         headers.remove(CLIENT_ID);
         headers.remove(ENDPOINT);
         headers.remove(ERROR);
+        headers.remove(UNTOUCHED);
     }
 }
 

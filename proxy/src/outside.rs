@@ -97,31 +97,35 @@ impl Outside {
 }
 
 /// The destination that a host is.
-pub async fn destination(worker: &Worker, host: &str, port: u16) -> Result<Destination, Failure> {
+pub async fn destination(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Destination, Failure> {
     let found = |service| Destination { service, port };
     let entry = worker.outside.host(format!("{host}:{port}"), Instant::now());
     if let Some(known) = entry.fresh(Instant::now()) {
         return known.map(found);
     }
-    let resolving = match entry.resolving.try_lock() {
-        Ok(resolving) => resolving,
-        // Somebody asks already: the old addresses do until the new ones are there.
-        Err(_) => match entry.last() {
-            Some(Ok(service)) => return Ok(found(service)),
-            _ => entry.resolving.lock().await,
-        },
-    };
-    if let Some(known) = entry.fresh(Instant::now()) {
-        return known.map(found);
+    // The old addresses do until the new ones are there: nobody waits for a name server that has answered before.
+    let old = entry.service.borrow().clone();
+    if let Some(service) = old {
+        let (worker, host) = (Rc::clone(worker), host.to_owned());
+        tokio::task::spawn_local(async move { settled(&worker, &entry, &host, port).await });
+        return Ok(found(service));
+    }
+    settled(worker, &entry, host, port).await;
+    entry.last().unwrap_or_else(|| Err(unresolved(host, &"nothing was found"))).map(found)
+}
+
+/// Sees to it that what is known of a host is fresh; one of those who ask at once does it for all.
+async fn settled(worker: &Worker, entry: &Host, host: &str, port: u16) {
+    let _resolving = entry.resolving.lock().await;
+    if entry.fresh(Instant::now()).is_some() {
+        return;
     }
     let before = entry.service.borrow().clone();
-    let result = resolve(worker, host, port, before.as_deref()).await;
-    if let (Err(failure), Some(_)) = (&result, before) {
+    let result = resolve(worker, host, port, before.as_ref()).await;
+    if let (Err(failure), Some(_), None) = (&result, before, &*entry.failure.borrow()) {
         tracing::warn!(host, %failure, "going on with the addresses found before");
     }
     entry.settle(result, Instant::now());
-    drop(resolving);
-    entry.last().unwrap_or_else(|| Err(unresolved(host, &"nothing was found"))).map(found)
 }
 
 fn unresolved(host: &str, why: &dyn std::fmt::Display) -> Failure {
@@ -133,7 +137,7 @@ async fn resolve(
     worker: &Worker,
     host: &str,
     port: u16,
-    before: Option<&Service>,
+    before: Option<&Arc<Service>>,
 ) -> Result<Arc<Service>, Failure> {
     let lookup = tokio::net::lookup_host((host.trim_matches(['[', ']']), port));
     let addresses: Vec<SocketAddr> = match timeout(RESOLVE, lookup).await {
@@ -153,8 +157,14 @@ async fn resolve(
             Arc::new(Endpoint::new(name, address, address.port(), None, false, Speak::Same))
         })
     };
+    let endpoints = addresses.into_iter().map(endpoint).collect();
+    // The cluster stays: its limits and its budget count on.
+    if let Some(before) = before {
+        before.ports[0].cluster.set_endpoints(endpoints);
+        return Ok(Arc::clone(before));
+    }
     let cluster = Cluster::new(ServiceName::outside(), port, Protocol::Detect, Policy::default());
-    cluster.set_endpoints(addresses.into_iter().map(endpoint).collect());
+    cluster.set_endpoints(endpoints);
     Ok(alone(&Arc::new(cluster)).service)
 }
 

@@ -2,6 +2,7 @@
 //! choose. Deciding is pure; only the first question may have to wait for control.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
@@ -29,7 +30,7 @@ pub struct Destination {
 /// original address decides before the host does. What is known already is found at once; waiting for control or for
 /// a name is rare and boxed, to keep every request's own future small.
 pub async fn destination(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     authority: &Authority,
     original: Option<SocketAddr>,
 ) -> Result<Destination, Failure> {
@@ -50,7 +51,7 @@ pub async fn destination(
 }
 
 async fn unknown(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     authority: &Authority,
     name: &ServiceName,
     port: u16,
@@ -63,7 +64,7 @@ async fn unknown(
 }
 
 /// What lies at the original address of a redirected connection.
-pub async fn at_address(worker: &Worker, address: SocketAddr) -> Result<Destination, Failure> {
+pub async fn at_address(worker: &Rc<Worker>, address: SocketAddr) -> Result<Destination, Failure> {
     let no_config = |what: &dyn std::fmt::Display, why: &dyn std::fmt::Display| {
         Failure::unprocessed(Reason::NoConfig, format!("{what}: {why}"))
     };
@@ -86,7 +87,7 @@ pub async fn at_address(worker: &Worker, address: SocketAddr) -> Result<Destinat
 }
 
 /// The protocol declared for the original address of a redirected connection.
-pub async fn declared(worker: &Worker, address: SocketAddr) -> Result<Protocol, Failure> {
+pub async fn declared(worker: &Rc<Worker>, address: SocketAddr) -> Result<Protocol, Failure> {
     let destination = at_address(worker, address).await?;
     Ok(destination.service.port(destination.port).map_or(Protocol::Detect, |port| port.protocol))
 }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use penstock_api::reason::Blame;
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, ServiceName, SpiffeId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,9 +22,9 @@ use crate::send::connect::{Connected, Wire, connect};
 use crate::work::Work;
 use crate::worker::Worker;
 
-/// What one direction of a connection may have under way: large enough that a full TLS record (16 KiB) and several
-/// more fit, small enough that thousands of idle connections do not matter.
-const BUFFER: usize = 64 << 10;
+/// What one direction of a connection may have under way: a full TLS record. It is held as long as the connection is
+/// open, so a thousand of them hold 32 MiB.
+const BUFFER: usize = 16 << 10;
 
 /// Lets bytes pass both ways until both sides are done; an end of one side is passed on to the other. A side that
 /// breaks off is named, and counts as the reason why the exchange failed.
@@ -168,6 +169,7 @@ where
     let policy = cluster.policy();
     exchange.keep_connection(client);
     crate::send::admit(cluster, &policy)?;
+    cluster.budget.request(worker.now());
     let mut tried = Vec::new();
     let server = loop {
         let (endpoint, sent) = crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
@@ -179,10 +181,14 @@ where
                 break server;
             }
             Err(failure) => {
-                endpoint.state.ejection.failure(&policy.outlier, worker.now());
-                exchange.try_failed();
+                if failure.reason.blame() == Blame::Upstream {
+                    endpoint.state.ejection.failure(&policy.outlier, worker.now());
+                    exchange.try_failed();
+                }
                 tried.push(endpoint.id);
-                if tried.len() as u32 > policy.retry.attempts {
+                let more = tried.len() as u32 <= policy.retry.attempts
+                    && cluster.budget.take(policy.budget_percent, worker.now());
+                if !more {
                     return Err(failure);
                 }
             }

@@ -304,6 +304,10 @@ async fn a_body_that_breaks_off_is_never_taken_for_whole() {
         );
         hops.is_quiet().await;
     }
+    // The client broke it off, whatever the protocol of the next hop calls that; the server is none the worse.
+    hops.outbound.gave_reason("client-closed").await;
+    let wrong = hops.outbound.metric("penstock_request_errors_total", &["reason=\"upstream-reset\""]).await;
+    assert_eq!(wrong, 0.0, "the server was blamed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

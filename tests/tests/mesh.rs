@@ -135,6 +135,11 @@ async fn users_stay_on_their_version_while_weights_move() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_replica_costs_no_request_that_may_be_retried_and_is_ejected() {
     let (mut mesh, mut origins) = replicas(Mesh::default(), &["a", "b", "c"], Duration::from_millis(5)).await;
+    // The default policy turns away from what fails before it has failed often enough to be ejected.
+    let mut annotations = CARE.to_vec();
+    annotations.push((annotation::BALANCE, "least-request"));
+    mesh.annotate("shop", &annotations);
+    mesh.apply().await;
     let load = load(&mesh);
     load.more(200).await;
     mesh.sidecar("b").kill();
@@ -148,6 +153,23 @@ async fn a_killed_replica_costs_no_request_that_may_be_retried_and_is_ejected() 
     let tally = load.finish().await;
     tally.has_no_failure();
     assert_eq!(tally.share_since(&before, "b"), 0.0);
+    assert!(metric(mesh.admin("client"), "penstock_retries_total", &[]).await > 0.0);
+}
+
+/// The sidecar answers in its application's place, and says that the application has not seen the request: that is
+/// tried elsewhere without being declared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_died_behind_its_sidecar_costs_no_request() {
+    let (mut mesh, mut origins) = replicas(Mesh::default(), &["a", "b"], Duration::from_millis(2)).await;
+    let mut attempts_alone = CARE;
+    attempts_alone[0].1 = "attempts=2";
+    mesh.annotate("shop", &attempts_alone);
+    mesh.apply().await;
+    origins.remove("b");
+    let load = load(&mesh);
+    load.more(300).await;
+    let tally = load.finish().await;
+    tally.has_no_failure();
     assert!(metric(mesh.admin("client"), "penstock_retries_total", &[]).await > 0.0);
 }
 

@@ -142,3 +142,37 @@ async fn a_body_that_outgrew_its_buffer_is_not_sent_again() {
     assert!(answers.iter().any(|(status, _)| *status == 502));
     proxy.is_quiet().await;
 }
+
+/// nginx and others name their last stream at once when they have had enough of a connection: whatever else was sent on
+/// it goes out again on a new one, and the server is none the worse for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_goaway_in_the_middle_of_many_streams_loses_none_and_ejects_nobody() {
+    let listener = TcpListener::bind(anywhere()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        // The first connection leaves without having served anything.
+        let (mut first, _) = listener.accept().await.unwrap();
+        first.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        first.write_all(&gone([0; 4])).await.unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(|_: http::Request<hyper::body::Incoming>| async {
+                Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from_static(b"served"))))
+            });
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let proxy = Static::new("proxy")
+        .upstream("server", &[address], "h2", None)
+        .listener("http", None, "server")
+        .start()
+        .await;
+    let empty = Bytes::new();
+    let asked = (0..100).map(|_| ask(&proxy, &empty, 1));
+    for answers in futures_util::future::join_all(asked).await {
+        assert_eq!(answers, [(200, Bytes::from_static(b"served"))]);
+    }
+    proxy.is_quiet().await;
+}

@@ -524,6 +524,7 @@ fn take_service_part(
             // What is left of a former backend says nothing of the service, should somebody ask for it later.
             if held.services.get(&service).is_some_and(Raw::is_empty) && !held.asked.contains_key(&service) {
                 held.services.remove(&service);
+                held.clusters.retain(|(name, _), _| *name != service);
             }
         }
     }

@@ -90,15 +90,18 @@ pub async fn send(
             let next = replay.as_ref().filter(|_| !last && times.left()).and_then(|replay| replay.again());
             next.filter(|_| cluster.budget.take(policy.budget_percent, worker.now()))
         };
-        let Failed { failure, back } = match result {
-            Ok(answered) => {
+        let Failed { failure, back, stale } = match result {
+            Ok(mut answered) => {
                 let status = grpc_as_http(&answered.response);
                 if matches!(status, 502..=504) {
                     ejection.failure(&policy.outlier, worker.now());
                 } else {
                     ejection.success();
                 }
-                if retry.codes.contains(&status)
+                // A sidecar says when it could not hand the request to its application.
+                let untouched =
+                    endpoint.sidecar && answered.response.headers_mut().remove(headers::UNTOUCHED).is_some();
+                if (untouched || retry.codes.contains(&status))
                     && let Some(next) = again(&replay)
                 {
                     exchange.try_failed();
@@ -112,14 +115,18 @@ pub async fn send(
         };
         // A pooled connection that was closed before it took the request is no fault of anyone's: it counts neither
         // against the endpoint nor as a try.
-        let stale = failure.unprocessed && failure.reason == Reason::UpstreamReset;
-        let back = match back {
-            Some(back) if stale && stale_connections < STALE => {
-                stale_connections += 1;
-                outgoing = back;
-                continue;
+        let back = if stale && stale_connections < STALE && times.left() {
+            match back.or_else(|| replay.as_ref().and_then(|replay| replay.again())) {
+                Some(back) => {
+                    stale_connections += 1;
+                    exchange.was_no_try();
+                    outgoing = back;
+                    continue;
+                }
+                None => None,
             }
-            back => back,
+        } else {
+            back
         };
         if failure.reason.blame() == Blame::Upstream {
             exchange.try_failed();
@@ -228,6 +235,8 @@ pub fn pick(
 struct Failed {
     failure: Failure,
     back: Option<Box<Outgoing>>,
+    /// The connection was on its way out when the request met it.
+    stale: bool,
 }
 
 async fn try_once(
@@ -257,15 +266,18 @@ async fn try_once(
     };
     let sender = match before(deadline, "no connection was free", ready).await {
         Ok(sender) => sender,
-        Err(failure) => return Err(Failed { failure, back: Some(outgoing) }),
+        Err(failure) => return Err(Failed { failure, back: Some(outgoing), stale: false }),
     };
 
     let form = if over_http2 { Form::Absolute } else { Form::Origin };
-    let fail = |failure| Failed { failure, back: None };
+    let fail = |failure| Failed { failure, back: None, stale: false };
     headers::shape(&mut outgoing.request, &outgoing.authority, form).map_err(fail)?;
     if endpoint.sidecar && outgoing.spoken != Version::HTTP_2 {
         let version = if outgoing.spoken == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         outgoing.request.headers_mut().insert(headers::PROTOCOL, HeaderValue::from_static(version));
+    } else {
+        // An earlier try may have been for a sidecar.
+        outgoing.request.headers_mut().remove(headers::PROTOCOL);
     }
     let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
@@ -296,8 +308,9 @@ async fn try_once(
                     RequestBroken::TooLarge(limit).to_string(),
                 )));
             }
+            let stale = back.is_some() || is_above_goaway(error.error());
             let failure = explain(endpoint, error.error(), back.is_some());
-            Err(Failed { failure, back: back.and_then(whole) })
+            Err(Failed { failure, back: back.and_then(whole), stale })
         }
     }
 }
@@ -308,6 +321,18 @@ enum Sender {
     Own(hyper::client::conn::http1::SendRequest<RequestBody>),
 }
 
+fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|cause| cause.downcast_ref())
+}
+
+/// Whether the stream is above the last that a GOAWAY names. Only such streams see a GOAWAY without an error (RFC 9113,
+/// 6.8): the others are served to their end.
+fn is_above_goaway(error: &hyper::Error) -> bool {
+    http2_cause(error).is_some_and(|cause| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
+}
+
 fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failure {
     let who = format!("{} at {}", endpoint.name, endpoint.address);
     if came_back {
@@ -316,12 +341,14 @@ fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failur
             format!("{who} closed before it took the request: {error}"),
         );
     }
-    let h2 = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
-    if let Some(cause) = h2 {
-        // Only streams above the last that a GOAWAY names see it (RFC 9113, 6.8); a graceful one is no error besides.
-        let above = cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR);
-        if above || cause.reason() == Some(h2::Reason::REFUSED_STREAM) {
+    if let Some(cause) = http2_cause(error) {
+        if is_above_goaway(error) || (cause.is_remote() && cause.reason() == Some(h2::Reason::REFUSED_STREAM))
+        {
             return Failure::unprocessed(Reason::UpstreamReset, format!("{who} refused the stream: {cause}"));
+        }
+        // We reset it ourselves, because the body broke off.
+        if cause.is_reset() && !cause.is_remote() && !cause.is_library() {
+            return Failure::new(Reason::ClientClosed, format!("the client's body broke off: {cause}"));
         }
         return Failure::new(Reason::UpstreamReset, format!("{who} reset the request: {cause}"));
     }

@@ -54,7 +54,12 @@ impl Pools {
     pub fn tidy(&self) {
         self.by_endpoint.borrow_mut().retain(|_, pool| {
             pool.idle.borrow_mut().retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
-            pool.shared.borrow_mut().retain(|shared| !shared.sender.is_closed());
+            // Load gathers on the first; of the others those that nothing is left on can go.
+            let mut first = true;
+            pool.shared.borrow_mut().retain(|shared| {
+                let stays = std::mem::take(&mut first) || shared.streams.get() > 0;
+                stays && !shared.sender.is_closed()
+            });
             let known = pool.endpoint.strong_count() > 0;
             if !known {
                 // A connection lives as long as it could be asked again, and keeps its pool alive: let go of both.
@@ -171,10 +176,18 @@ impl Pool {
             // One that was just given back takes the next request as soon as its own task has run.
             let soon = self.idle.borrow_mut().pop();
             match soon {
-                Some(Idle { mut sender, .. }) => match sender.ready().await {
-                    Ok(()) => return Ok(sender),
-                    Err(_) => continue,
-                },
+                Some(Idle { mut sender, since }) => {
+                    let ready = tokio::select! {
+                        ready = sender.ready() => Some(ready.is_ok()),
+                        () = self.changed.notified() => None,
+                    };
+                    match ready {
+                        Some(true) => return Ok(sender),
+                        Some(false) => {}
+                        // Its last request's body is still on its way; another connection has become free.
+                        None => self.idle.borrow_mut().insert(0, Idle { sender, since }),
+                    }
+                }
                 None => self.changed.notified().await,
             }
         }
@@ -268,8 +281,8 @@ impl Pool {
     ) -> Result<(), Failure> {
         let open = Open::new(self);
         let connection = match connect(worker, endpoint, Wire::Http2, limit).await? {
-            Connected::Plain(stream) => handshake2(stream, open).await,
-            Connected::Secured(stream) => handshake2(*stream, open).await,
+            Connected::Plain(stream) => handshake2(stream, open, endpoint.sidecar).await,
+            Connected::Secured(stream) => handshake2(*stream, open, endpoint.sidecar).await,
         }?;
         self.shared.borrow_mut().push(connection);
         Ok(())
@@ -293,7 +306,7 @@ where
     Ok(sender)
 }
 
-async fn handshake2<T>(stream: T, open: Open) -> Result<SharedConnection, Failure>
+async fn handshake2<T>(stream: T, open: Open, sidecar: bool) -> Result<SharedConnection, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -313,8 +326,11 @@ where
     tokio::task::spawn_local(async move {
         let result = poll_fn(|cx| {
             let polled = Pin::new(&mut connection).poll(cx);
-            let takes = u32::try_from(connection.current_max_send_streams()).unwrap_or(STREAMS);
-            told.set(takes.clamp(1, STREAMS));
+            // A sidecar takes more than STREAMS, also before its settings have said so.
+            if !sidecar {
+                let takes = u32::try_from(connection.current_max_send_streams()).unwrap_or(STREAMS);
+                told.set(takes.clamp(1, STREAMS));
+            }
             polled
         });
         if let Err(error) = result.await {

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,8 +127,9 @@ struct Kept {
     room: Cell<usize>,
     /// It can no longer be read from its beginning.
     lost: Cell<bool>,
-    /// The try that reads; an earlier one may still be told so.
+    /// The try that reads, and how to wake it; an earlier one may still have to be told that it no longer does.
     reader: Cell<u32>,
+    waker: RefCell<Option<Waker>>,
     whole: SizeHint,
 }
 
@@ -143,12 +144,16 @@ impl Kept {
             room: Cell::new(0),
             lost: Cell::new(false),
             reader: Cell::new(0),
+            waker: RefCell::default(),
         }
     }
 
     fn again(self: &Rc<Self>) -> Reading {
         let reader = self.reader.get() + 1;
         self.reader.set(reader);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
         Reading { kept: Rc::clone(self), reader, at: 0 }
     }
 
@@ -159,7 +164,10 @@ impl Kept {
 
     /// The next frame from the client.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
-        let frame = ready!(Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx) else {
+            self.waker.replace(Some(cx.waker().clone()));
+            return Poll::Pending;
+        };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

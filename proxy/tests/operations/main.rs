@@ -227,7 +227,7 @@ fn policy() -> String {
         row(
             "retry buffer",
             format!("{} KiB", buffer >> 10),
-            "the largest request body that is kept for a retry by status",
+            "the largest request body that is kept for another try",
         ),
         row(
             "retry budget",
