@@ -120,8 +120,8 @@ fn mixed(
         about,
         replicas,
         work: Work::Tensors(arrivals, rows, load * capacity),
-        seconds: 40.0,
-        warm_up: 10 * S,
+        seconds: 45.0,
+        warm_up: 15 * S,
         clients: CLIENTS,
         network: MS / 4,
         report_delay: 0,
@@ -154,7 +154,7 @@ pub fn all() -> Vec<Case> {
     );
     throttled.changes = (0..4)
         .flat_map(|i| {
-            let from = (12 + 6 * i) as u64 * S;
+            let from = (17 + 6 * i) as u64 * S;
             [(from, Change::Factor(8 + i, 0.33)), (from + 6 * S, Change::Factor(8 + i, 1.0))]
         })
         .collect();
@@ -196,7 +196,7 @@ pub fn all() -> Vec<Case> {
     for late in [4, 9] {
         cold.replicas[late].kind = Kind::Tensor(BatchCost { cold: 40.0, ..MODEL });
     }
-    cold.changes = vec![(14 * S, Change::Join(4)), (22 * S, Change::Join(9))];
+    cold.changes = vec![(18 * S, Change::Join(4)), (26 * S, Change::Join(9))];
     cases.push(cold);
     let mut shared = tensor_case(
         "shared-gpu",

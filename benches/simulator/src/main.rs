@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
     /// Seeds: each is a run of every case under every policy.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5")]
     seeds: Vec<u64>,
     /// Where the rows and the plots go.
     #[arg(long, default_value = "target/bench")]

@@ -139,14 +139,15 @@ pub fn table(case: &Case, results: &Results) -> String {
         } else {
             "–".to_owned()
         };
+        let ratio = Some(p99 / baseline).filter(|r| r.is_finite() && *r > 0.0);
+        let ratio = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
         let _ = writeln!(
             text,
-            "  {subject:16} {:9.1} {p99:9.1} {:>19} {:9.1} {:10.1} {:9.2} {hits:>5} {:7.0}",
+            "  {subject:16} {:9.1} {p99:9.1} {:>19} {:9.1} {:10.1} {ratio:>9} {hits:>5} {:7.0}",
             median(figures, |f| f.p50).0,
             format!("{min:.1}–{max:.1}"),
             median(figures, |f| f.p999).0,
             median(figures, |f| f.goodput).0,
-            p99 / baseline,
             median(figures, |f| f.unanswered).0,
         );
     }
