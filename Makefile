@@ -70,6 +70,11 @@ bench-mesh: ## who balances best over simulated GPUs, beside Envoy, HAProxy, ngi
 	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
 	"$(TARGET)/release/penstock-bench" mesh $(ARGS)
 
+.PHONY: bench-balance
+bench-balance: ## balancing policies on simulated GPUs, beside the peers' (docs/BALANCING.md)
+	$(CARGO) build $(LOCKED) --release -p penstock-simulator
+	"$(TARGET)/release/penstock-bench-balance" $(ARGS)
+
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 

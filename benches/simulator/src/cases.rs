@@ -93,6 +93,9 @@ const LLM: StepCost = StepCost {
 
 const CLIENTS: usize = 16;
 
+/// Conversations a second: about 80 % of what the eight replicas can answer when nearly all prefixes are cached.
+const CONVERSATIONS: f64 = 8.5;
+
 fn tensor_case(name: &'static str, about: &'static str, speeds: &[f64], load: f64) -> Case {
     mixed(name, about, speeds, load, MODEL, Arrivals::Poisson, Rows::One)
 }
@@ -117,8 +120,8 @@ fn mixed(
         about,
         replicas,
         work: Work::Tensors(arrivals, rows, load * capacity),
-        seconds: 40.0,
-        warm_up: 10 * S,
+        seconds: 45.0,
+        warm_up: 15 * S,
         clients: CLIENTS,
         network: MS / 4,
         report_delay: 0,
@@ -151,7 +154,7 @@ pub fn all() -> Vec<Case> {
     );
     throttled.changes = (0..4)
         .flat_map(|i| {
-            let from = (12 + 6 * i) as u64 * S;
+            let from = (17 + 6 * i) as u64 * S;
             [(from, Change::Factor(8 + i, 0.33)), (from + 6 * S, Change::Factor(8 + i, 1.0))]
         })
         .collect();
@@ -193,7 +196,7 @@ pub fn all() -> Vec<Case> {
     for late in [4, 9] {
         cold.replicas[late].kind = Kind::Tensor(BatchCost { cold: 40.0, ..MODEL });
     }
-    cold.changes = vec![(14 * S, Change::Join(4)), (22 * S, Change::Join(9))];
+    cold.changes = vec![(18 * S, Change::Join(4)), (26 * S, Change::Join(9))];
     cases.push(cold);
     let mut shared = tensor_case(
         "shared-gpu",
@@ -213,7 +216,7 @@ pub fn all() -> Vec<Case> {
         user_tokens: 150.0,
         answer_tokens: 180.0,
         think: 5.0,
-        scattered: std::env::var("SCAT").is_ok(),
+        scattered: false,
     };
     let mut llm = tensor_case(
         "chat",
@@ -224,31 +227,43 @@ pub fn all() -> Vec<Case> {
     for replica in &mut llm.replicas {
         replica.kind = Kind::Llm(LLM);
     }
-    llm.work = Work::Chat(chat, std::env::var("RATE").ok().and_then(|r| r.parse().ok()).unwrap_or(6.0));
+    llm.work = Work::Chat(chat, CONVERSATIONS);
     llm.seconds = 120.0;
     llm.warm_up = 30 * S;
     llm.objective_ms = 1000.0;
+    cases.push(llm.clone());
+    llm.name = "chat-scattered";
+    llm.about = "chat, each turn through a sidecar drawn anew";
+    llm.work = Work::Chat(Chat { scattered: true, ..chat }, CONVERSATIONS);
     cases.push(llm);
-    for (name, about, base) in [
-        ("delayed-reports", "hetero-80, every report seen 200 ms late", "hetero-80"),
-        ("lost-reports", "hetero-80, one report in ten lost", "hetero-80"),
-        ("chat-delayed", "chat, every report seen 200 ms late", "chat"),
+    let mut failing = tensor_case(
+        "sinkhole",
+        "hetero at 60 %; one slow replica answers with errors at once for 10 of 30 s",
+        &HETERO,
+        0.6,
+    );
+    failing.changes = vec![(20 * S, Change::Fail(1, true)), (30 * S, Change::Fail(1, false))];
+    cases.push(failing);
+    for (name, about, base, delay, loss) in [
+        ("delayed-reports", "hetero-80, every report seen 200 ms late", "hetero-80", 200 * MS, 0.0),
+        ("lost-reports", "hetero-80, one report in ten lost", "hetero-80", 0, 0.1),
+        ("no-reports", "hetero-80, servers without sidecars: no report at all", "hetero-80", 0, 1.0),
+        ("chat-delayed", "chat, every report seen 200 ms late", "chat", 200 * MS, 0.0),
+        ("chat-lost", "chat, one report in ten lost", "chat", 0, 0.1),
     ] {
-        let mut case =
-            cases.iter().find(|case| case.name == base).cloned().unwrap_or_else(|| cases[0].clone());
-        case.name = name;
-        case.about = about;
-        if name == "lost-reports" {
-            case.report_loss = 0.1;
-        } else {
-            case.report_delay = 200 * MS;
+        if let Some(case) = cases.iter().find(|case| case.name == base).cloned() {
+            cases.push(Case { name, about, report_delay: delay, report_loss: loss, ..case });
         }
-        cases.push(case);
     }
     cases
 }
 
 impl Case {
+    /// Whether it is about conversations, and time to the first token.
+    pub fn is_chat(&self) -> bool {
+        matches!(self.work, Work::Chat(..))
+    }
+
     /// When it ends.
     pub fn end(&self) -> Nanos {
         (self.seconds * S as f64) as Nanos

@@ -4,8 +4,10 @@
 
 pub mod cases;
 pub mod measure;
+pub mod plot;
 pub mod policies;
 pub mod random;
+pub mod report;
 pub mod server;
 pub mod workload;
 pub mod world;

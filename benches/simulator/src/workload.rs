@@ -11,6 +11,11 @@ use rand::rngs::SmallRng;
 use crate::random::{bounded_pareto, exponential, hash, log_normal, stream};
 use crate::server::{BLOCK, Job, Nanos, S};
 
+/// Seconds until the full load is there; a little more than the blackout of gRFC A58.
+const RISE: f64 = 11.0;
+/// The share of it that is there before: what even round robin can bear.
+const BEFORE: f64 = 0.4;
+
 /// When requests come.
 #[derive(Clone, Copy, Debug)]
 pub enum Arrivals {
@@ -128,7 +133,9 @@ pub fn tensors(
             }
             Arrivals::Diurnal { low } => 1.0 - (1.0 - low) * (std::f64::consts::TAU * now / seconds).cos(),
         };
-        now += exponential(&mut random, 1.0 / (rate * factor));
+        // The load comes up in two steps, as after a deployment, so that what counts is not how a policy starts.
+        let up = if now < RISE { BEFORE } else { 1.0 };
+        now += exponential(&mut random, 1.0 / (rate * factor * up));
         let job = Job {
             request: requests.len(),
             rows: rows.draw(&mut random),

@@ -40,33 +40,6 @@ pub struct Truth {
     pub resumes: Vec<Nanos>,
     /// Replicas that answer with errors at once.
     pub failing: Vec<bool>,
-    /// Seen.
-    pub seen: Vec<f64>,
-}
-
-impl World<'_> {
-    fn seer(&mut self, now: Nanos) {
-        self.truth.seen = (0..self.truth.servers.len())
-            .map(|i| {
-                let e = &self.inbound[i].estimator;
-                let mut b = e.backlog(duration(now));
-                let Some(cost) = e.cost() else { return 0.0 };
-                for _ in &self.truth.coming[i] {
-                    let joins = b.drains_ms > b.closes_ms && 1.0 <= b.room;
-                    if joins {
-                        b.room -= 1.0;
-                        b.drains_ms += cost.unit_ms;
-                    } else {
-                        if b.drains_ms > b.closes_ms {
-                            b.closes_ms = b.drains_ms;
-                        }
-                        b.drains_ms += cost.fixed_ms + cost.unit_ms;
-                    }
-                }
-                f64::from(b.with(cost, 1.0))
-            })
-            .collect();
-    }
 }
 
 /// The sidecar in front of a replica.
@@ -156,7 +129,6 @@ pub fn run(case: &Case, policy: &mut dyn Policy, seed: u64) -> Figures {
             coming: vec![Vec::new(); n],
             resumes: vec![0; n],
             failing: vec![false; n],
-            seen: vec![],
         },
         wakes: vec![0; n],
         up: (0..n).filter(|i| !case.joins_later(*i)).collect(),
@@ -296,9 +268,6 @@ impl World<'_> {
         }
         if self.counts(now) {
             self.expected += 1;
-        }
-        if self.policy.seer() {
-            self.seer(now);
         }
         let request = &self.requests[i];
         let asked = Asked { request, up: &self.up, truth: &self.truth, now };

@@ -5,8 +5,9 @@
 //! lock and allocates nothing; only if everything it looks at is unusable does it go through all of them.
 //!
 //! `gpu`: of up to eight endpoints drawn at random those with too much work in flight are hot; among the cold the
-//! least predicted time to the first byte wins. `prefix`: the same, where also those are looked at that are known to
-//! have a part of the prompt or are its home by rendezvous hashing, and what they have is taken off the work.
+//! least predicted time to the first byte wins; what an endpoint is known to have of the prompt is taken off the work.
+//! `prefix`: the same, where also those are looked at that have a part of the prompt or are its home by rendezvous
+//! hashing, and nothing is hot: for a prompt that is computed already a queue can be worth waiting in.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -511,6 +512,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
     /// The least predicted time among the cold.
     fn soonest(&mut self) -> Chosen {
         let prefix = self.settings.policy == Policy::Prefix;
+        if !self.ask.blocks.is_empty() {
+            self.pool.memory.get_or_init(Memory::default);
+        }
         if prefix && (self.ask.key != 0 || !self.ask.blocks.is_empty()) {
             self.look_where_the_prompt_is();
         }
@@ -537,7 +541,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let ask = self.ask;
         let candidate = &self.members[index];
         let matched = match self.pool.memory.get() {
-            Some(memory) if self.settings.policy == Policy::Prefix && !ask.blocks.is_empty() => {
+            Some(memory) if !ask.blocks.is_empty() => {
                 memory.matched(ask.blocks, self.members.number(index), ask.now) as f32 * ask.block_units
             }
             _ => 0.0,

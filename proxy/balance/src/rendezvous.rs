@@ -16,6 +16,10 @@ pub(crate) struct Tree {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Branch {
+    /// Of the path that leads here.
+    salt: u64,
+    /// One over the number of leaves; 0 = none.
+    lightness: f64,
     leaves: u32,
     /// The endpoint's index if there is one leaf, else the node's.
     to: u32,
@@ -29,19 +33,21 @@ impl Tree {
         leaves.dedup_by_key(|leaf| leaf.0);
         let mut tree = Self::default();
         if !leaves.is_empty() {
-            tree.grow(&leaves, 0);
+            tree.grow(&leaves, 0, 1);
         }
         tree
     }
 
-    fn grow(&mut self, mut leaves: &[(u64, u32)], level: u32) -> u32 {
+    fn grow(&mut self, mut leaves: &[(u64, u32)], level: u32, path: u64) -> u32 {
         let node = self.nodes.len();
         self.nodes.push([Branch::default(); 8]);
         while let Some(first) = leaves.first() {
             let bits = branch(first.0, level);
             let (here, rest) = leaves.split_at(leaves.partition_point(|leaf| branch(leaf.0, level) == bits));
-            let to = if here.len() == 1 { first.1 } else { self.grow(here, level + 1) };
-            self.nodes[node][bits] = Branch { leaves: here.len() as u32, to };
+            let below = path.wrapping_mul(8).wrapping_add(bits as u64);
+            let to = if here.len() == 1 { first.1 } else { self.grow(here, level + 1, below) };
+            let lightness = 1.0 / here.len() as f64;
+            self.nodes[node][bits] = Branch { salt: mix(below), lightness, leaves: here.len() as u32, to };
             leaves = rest;
         }
         node as u32
@@ -50,22 +56,18 @@ impl Tree {
     /// The endpoint at which the key is at home.
     pub(crate) fn home(&self, key: u64) -> Option<usize> {
         let mut node = self.nodes.first()?;
-        let mut path = 1u64;
         loop {
-            let mut best: Option<(f64, usize)> = None;
-            for (i, branch) in node.iter().enumerate().filter(|(_, branch)| branch.leaves > 0) {
-                let hash = mix(key ^ mix(path * 8 + i as u64));
-                let score = negative_ln(hash) / f64::from(branch.leaves);
-                if best.is_none_or(|(least, _)| score < least) {
-                    best = Some((score, i));
+            let mut best = (f64::INFINITY, &node[0]);
+            for branch in node.iter().filter(|branch| branch.leaves > 0) {
+                let score = negative_ln(mix(key ^ branch.salt)) * branch.lightness;
+                if score < best.0 {
+                    best = (score, branch);
                 }
             }
-            let (_, i) = best?;
-            if node[i].leaves == 1 {
-                return Some(node[i].to as usize);
+            if best.1.leaves <= 1 {
+                return Some(best.1.to as usize);
             }
-            path = path * 8 + i as u64;
-            node = self.nodes.get(node[i].to as usize)?;
+            node = self.nodes.get(best.1.to as usize)?;
         }
     }
 }

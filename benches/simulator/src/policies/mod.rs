@@ -72,11 +72,6 @@ pub trait Policy {
     /// A probe has come back.
     fn probed(&mut self, _client: usize, _server: usize, _probe: &Probe, _now: Nanos) {}
 
-    /// Seer.
-    fn seer(&self) -> bool {
-        false
-    }
-
     /// How often it looks at the replicas' metrics.
     fn scrapes_every(&self) -> Option<Nanos> {
         None
@@ -89,13 +84,12 @@ pub trait Policy {
     fn tend(&mut self, _now: Nanos) {}
 }
 
-/// The subjects by name.
-pub const SUBJECTS: [&str; 15] = [
+/// The subjects by name. `penstock` is the policy for the kind of work: `gpu` for tensors, `prefix` for conversations.
+pub const SUBJECTS: [&str; 14] = [
     "penstock",
     "penstock-asking",
-    "penstock-prefix",
+    "penstock-gpu",
     "oracle",
-    "seer",
     "random",
     "round-robin",
     "least-request",
@@ -108,24 +102,24 @@ pub const SUBJECTS: [&str; 15] = [
     "sglang-library",
 ];
 
-/// The policy of a subject.
-pub fn of(subject: &str, clients: usize, servers: usize) -> Option<Box<dyn Policy>> {
+/// The policy of a subject; none if the subject makes no sense for this work.
+pub fn of(subject: &str, clients: usize, servers: usize, chat: bool) -> Option<Box<dyn Policy>> {
+    let ours = |policy| penstock::Ours::new(policy, clients, servers);
     Some(match subject {
-        "penstock" => Box::new(penstock::Ours::new(Balance::Gpu, clients, servers)),
-        "penstock-asking" => Box::new(penstock::Ours::new(Balance::Gpu, clients, servers).asking()),
-        "penstock-prefix" => Box::new(penstock::Ours::new(Balance::Prefix, clients, servers)),
-        "seer" => Box::new(oracle::Seer),
+        "penstock" => Box::new(ours(if chat { Balance::Prefix } else { Balance::Gpu })),
+        "penstock-asking" => Box::new(ours(if chat { Balance::Prefix } else { Balance::Gpu }).asking()),
+        "penstock-gpu" if chat => Box::new(ours(Balance::Gpu)),
+        "ring-hash" if chat => Box::new(ours(Balance::RingHash)),
+        "orca-wrr" => Box::new(ours(Balance::OrcaWrr)),
         "oracle" => Box::new(oracle::Oracle),
         "random" => Box::new(simple::Random),
         "round-robin" => Box::new(simple::RoundRobin::new(clients)),
         "least-request" => Box::new(simple::LeastRequest::new(clients, servers)),
         "peak-ewma" => Box::new(ewma::PeakEwma::new(clients, servers)),
-        "orca-wrr" => Box::new(penstock::Ours::new(Balance::OrcaWrr, clients, servers)),
-        "ring-hash" => Box::new(penstock::Ours::new(Balance::RingHash, clients, servers)),
         "prequal" => Box::new(prequal::Prequal::new(clients, servers)),
         "epp" => Box::new(epp::Epp::new(servers)),
         "sglang" => Box::new(sglang::CacheAware::new(servers, sglang::COMMAND_LINE)),
-        "sglang-library" => Box::new(sglang::CacheAware::new(servers, sglang::LIBRARY)),
+        "sglang-library" if chat => Box::new(sglang::CacheAware::new(servers, sglang::LIBRARY)),
         _ => return None,
     })
 }

@@ -22,16 +22,3 @@ impl Policy for Oracle {
         best.map_or(0, |(_, server)| server)
     }
 }
-
-pub(super) struct Seer;
-
-impl Policy for Seer {
-    fn seer(&self) -> bool {
-        true
-    }
-
-    fn pick(&mut self, _client: usize, asked: &Asked<'_>, _random: &mut SmallRng) -> usize {
-        let best = asked.up.iter().map(|s| (asked.truth.seen[*s], *s)).min_by(|a, b| a.0.total_cmp(&b.0));
-        best.map_or(0, |(_, server)| server)
-    }
-}
