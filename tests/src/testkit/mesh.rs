@@ -39,6 +39,7 @@ struct Pod {
     ip: Ipv4Addr,
     account: String,
     service: Option<String>,
+    annotations: Vec<(&'static str, String)>,
     listed: Listed,
     sidecar: Option<Process>,
 }
@@ -103,10 +104,19 @@ impl Mesh {
             ip: own_ip(),
             account: name.to_owned(),
             service: service.map(str::to_owned),
+            annotations: Vec::new(),
             listed: Listed::Ready,
             sidecar: None,
         };
         self.pods.insert(name.to_owned(), pod);
+        self
+    }
+
+    /// Adds an annotation to a pod.
+    pub fn annotate_pod(mut self, pod: &str, key: &'static str, value: &str) -> Self {
+        if let Some(pod) = self.pods.get_mut(pod) {
+            pod.annotations.push((key, value.to_owned()));
+        }
         self
     }
 
@@ -228,10 +238,12 @@ impl Mesh {
                 Some(_) => format!("\n    ports: [{{name: main, containerPort: {APPLICATION}}}]"),
                 None => String::new(),
             };
+            let annotations: String =
+                pod.annotations.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect();
             let _ = write!(
                 yaml,
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n    \
-                 {}: enabled\n    {}: \"{}\"\nspec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}\n\
+                 {}: enabled\n    {}: \"{}\"\n{annotations}spec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}\n\
                  status: {{phase: Running, podIP: {}}}\n",
                 annotation::INJECT,
                 annotation::INBOUND_PORT,
