@@ -1,6 +1,6 @@
 //! What is known of one endpoint: our own requests in flight, its load reports, its drain, its ejection.
 //!
-//! Comes in: `first_byte` and `over` of the requests that
+//! Comes in: [`first_byte`](EndpointState::first_byte) and [`over`](EndpointState::over) of the requests that
 //! [`Pool::pick`](crate::Pool::pick) sent here, and reports. Goes out: [`predict`](EndpointState::predict), the
 //! milliseconds after which a request sent now would have its first byte.
 //!
