@@ -23,9 +23,9 @@
 
 use std::time::Duration;
 
-use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Ordering, Units};
+use crate::cell::{AtomicU32, AtomicU64, Float, Latch, Ordering, Units};
 use crate::micros;
-use Ordering::{Acquire, Relaxed, Release};
+use Ordering::Relaxed;
 
 /// Groups, and requests, over which the past is forgotten.
 const MEMORY: f32 = 32.0;
@@ -88,7 +88,7 @@ pub struct Estimator {
     pending: AtomicU32,
     units: Units,
     line: Line,
-    taking: AtomicBool,
+    taking: Latch,
     /// Microseconds since the epoch of the last departure, or of becoming busy: since then the running group runs.
     since: AtomicU64,
     running: Float,
@@ -152,12 +152,13 @@ impl Estimator {
     /// A request with so many units of work before its first byte arrives and goes on to the server.
     pub fn arrived(&self, units: f32, now: Duration) -> Watched {
         let foretold_ms = self.cost().map(|cost| self.backlog(now).with(cost, units));
-        if self.pending.fetch_add(1, Relaxed) == 0 && self.begin() {
-            self.group_is_over();
-            self.since.store(micros(now), Relaxed);
-            self.running.set(units);
-            self.gone.set(0.0);
-            self.end();
+        if self.pending.fetch_add(1, Relaxed) == 0 {
+            self.taking.try_with(|| {
+                self.group_is_over();
+                self.since.store(micros(now), Relaxed);
+                self.running.set(units);
+                self.gone.set(0.0);
+            });
         }
         let parts = self.units.add(units);
         if self.in_flight.fetch_add(1, Relaxed) == 0 {
@@ -174,11 +175,10 @@ impl Estimator {
         }
         let parts = std::mem::take(&mut watched.parts);
         self.units.take(parts);
-        if self.begin() {
+        self.taking.try_with(|| {
             self.departed(Units::of(parts), now);
             self.waited(waited_ms, watched.foretold_ms);
-            self.end();
-        }
+        });
         self.pending.fetch_sub(1, Relaxed);
         waited_ms
     }
@@ -201,15 +201,6 @@ impl Estimator {
                 self.window_busy_us.fetch_add((micros(now) + 1).saturating_sub(from), Relaxed);
             }
         }
-    }
-
-    /// Tries to be the only one to take a sample in; what the last one wrote is seen.
-    fn begin(&self) -> bool {
-        self.taking.compare_exchange(false, true, Acquire, Relaxed).is_ok()
-    }
-
-    fn end(&self) {
-        self.taking.store(false, Release);
     }
 
     /// The last group that departed is complete: a sample.

@@ -4,8 +4,10 @@
 //! (the same for all calls), randomness is a generator that the caller passes in, and shared facts are atomics, so
 //! the same code runs in the proxy's workers, in the simulator and under a paused clock.
 //!
-//! A request meets the modules in this order: [`split`] chooses the version, [`mod@pick`] the endpoint, [`load`] keeps
-//! what the choice is made from, [`outlier`] takes failing endpoints out, [`budget`] says whether to try again.
+//! A request meets the modules in this order: [`split`] chooses the version, [`pool`] the endpoint out of the
+//! [`members`] by one of the policies of [`pick`]; [`load`] keeps what the choice is made from, which is told by a
+//! [`report`] or remembered by a [`memory`]; [`outlier`] takes failing endpoints out, [`budget`] says whether to try again.
+//! At the other end [`estimate`] finds out what the reports tell.
 
 pub mod budget;
 mod cell;
@@ -26,11 +28,10 @@ use std::time::Duration;
 
 pub use budget::RetryBudget;
 pub use estimate::{Cost, Estimator};
-pub use load::{EndpointState, Report};
-pub use load::{Outcome, Sent};
+pub use load::{EndpointState, Outcome, Sent};
 pub use members::Members;
 pub use outlier::OutlierPolicy;
-pub use pick::{Candidate, NonePicked, Policy, pick};
+pub use pick::{Candidate, NonePicked, Policy};
 pub use pool::{Ask, Explained, Picked, Pool, Quality, Settings, Why};
 pub use report::{GpuHealth, LoadReport};
 

@@ -1,6 +1,6 @@
 //! What is known of one endpoint: our own requests in flight, its load reports, its drain, its ejection.
 //!
-//! Comes in: [`first_byte`](EndpointState::first_byte) and [`over`](EndpointState::over) of the requests that
+//! Comes in: `first_byte` and `over` of the requests that
 //! [`Pool::pick`](crate::Pool::pick) sent here, and reports. Goes out: [`predict`](EndpointState::predict), the
 //! milliseconds after which a request sent now would have its first byte.
 //!
@@ -28,19 +28,6 @@ const FAILURE_COSTS: f32 = 20.0;
 const FAILURE_MEMORY: f32 = 10.0;
 /// Own answers until an endpoint's slow start is over.
 const SLOW_START: u32 = 8;
-
-/// What an endpoint says of itself, from the ORCA report on its responses.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Requests in flight there, from all clients.
-    pub in_flight: f32,
-    /// How long requests wait before they reach the application.
-    pub queue_wait: Duration,
-    /// Requests a second.
-    pub rps: f32,
-    /// Errors a second.
-    pub eps: f32,
-}
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +98,6 @@ pub struct Prediction {
 /// One endpoint's state, shared by all workers.
 #[derive(Debug, Default)]
 pub struct EndpointState {
-    /// Requests counted by [`begin`](Self::begin).
-    begun: AtomicU32,
     draining: AtomicBool,
     /// Milliseconds since the epoch until which its own word that it is leaving holds.
     leaving_until: AtomicU64,
@@ -141,16 +126,6 @@ pub struct EndpointState {
 }
 
 impl EndpointState {
-    /// A request begins here. Call [`end`](Self::end) when its response's last byte has passed.
-    pub fn begin(&self) {
-        self.begun.fetch_add(1, Relaxed);
-    }
-
-    /// A request is over.
-    pub fn end(&self) {
-        self.begun.fetch_sub(1, Relaxed);
-    }
-
     /// A request with so many units of work is sent here.
     pub(crate) fn send(&self, units: f32, foretold: Foretold, usual: &Usual, now: Duration) -> Sent {
         if self.pending.fetch_add(1, Relaxed) == 0 {
@@ -249,7 +224,7 @@ impl EndpointState {
 
     /// Our own requests in flight here.
     pub fn in_flight(&self) -> u32 {
-        self.begun.load(Relaxed) + self.own.in_flight()
+        self.own.in_flight()
     }
 
     /// Control says that the endpoint wants no new requests, or wants them again.
@@ -290,19 +265,6 @@ impl EndpointState {
         answered < SLOW_START && self.pending.load(Relaxed) > answered
     }
 
-    /// Takes in a report. Values that are not finite or below zero count as zero.
-    pub fn report(&self, report: Report, now: Duration) {
-        let sane = |value: f32| if value.is_finite() { value.max(0.0) } else { 0.0 };
-        let report = LoadReport {
-            in_flight: Some(sane(report.in_flight)),
-            queue_wait_ms: Some(report.queue_wait.as_secs_f32() * 1e3),
-            rps: Some(sane(report.rps)),
-            eps: Some(sane(report.eps)),
-            ..LoadReport::default()
-        };
-        self.told(report, &Usual::default(), now);
-    }
-
     /// Takes in a report. Values that are not finite or below zero count as not told.
     pub(crate) fn told(&self, report: LoadReport, usual: &Usual, now: Duration) {
         let report = report.sane();
@@ -340,18 +302,6 @@ impl EndpointState {
         }
     }
 
-    /// The newest report and its age; its `in_flight` is what others have there.
-    pub fn last_report(&self, now: Duration) -> Option<(Report, Duration)> {
-        let (told, age) = self.heard.last(now)?;
-        let report = Report {
-            in_flight: self.heard.others(),
-            queue_wait: Duration::from_secs_f32(told.queue_wait_ms.unwrap_or(0.0) / 1e3),
-            rps: told.rps.unwrap_or(0.0),
-            eps: told.eps.unwrap_or(0.0),
-        };
-        Some((report, age))
-    }
-
     /// The newest report as it was told, and its age.
     pub fn last_told(&self, now: Duration) -> Option<(LoadReport, Duration)> {
         self.heard.last(now)
@@ -375,34 +325,44 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    fn report(in_flight: f32) -> LoadReport {
+        LoadReport { in_flight: Some(in_flight), ..LoadReport::default() }
+    }
+
+    fn send(state: &EndpointState) -> Sent {
+        state.send(1.0, Foretold::default(), &Usual::default(), s(100))
+    }
+
     #[test]
     fn others_are_what_the_report_says_less_our_own() {
         let state = EndpointState::default();
-        state.begin();
-        state.begin();
-        state.report(Report { in_flight: 7.0, ..Report::default() }, s(100));
+        let (first, _second) = (send(&state), send(&state));
+        state.told(report(7.0), &Usual::default(), s(100));
         assert_eq!(state.work(s(100)), 7.0);
-        state.end();
+        state.over(first, Outcome::Served, s(100));
         assert_eq!(state.work(s(100)), 6.0);
     }
 
     #[test]
     fn a_report_fades_and_expires() {
         let state = EndpointState::default();
-        state.report(Report { in_flight: 8.0, ..Report::default() }, s(0));
+        state.told(report(8.0), &Usual::default(), s(0));
         assert_eq!(state.work(s(5)), 4.0);
         assert_eq!(state.work(s(10)), 0.0);
         assert_eq!(state.work(s(1000)), 0.0);
     }
 
     #[test]
-    fn nonsense_counts_as_nothing() {
+    fn nonsense_counts_as_not_told() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -3.0] {
             let state = EndpointState::default();
-            state.report(Report { in_flight: bad, rps: bad, eps: bad, ..Report::default() }, s(1));
+            let report =
+                LoadReport { rps: Some(bad), unit_ms: Some(bad), fixed_ms: Some(1.0), ..report(bad) };
+            state.told(report, &Usual::default(), s(1));
             assert_eq!(state.work(s(1)), 0.0, "{bad}");
-            let (report, age) = state.last_report(s(2)).unwrap();
-            assert_eq!((report.rps, report.eps, age), (0.0, 0.0, s(1)));
+            let (told, age) = state.last_told(s(2)).unwrap();
+            assert_eq!((told.rps, told.unit_ms, told.fixed_ms, age), (None, None, Some(1.0), s(1)));
+            assert_eq!(state.cost(), None);
         }
     }
 }

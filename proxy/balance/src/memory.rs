@@ -16,6 +16,9 @@ const FACTS: usize = 8;
 /// A fact older than this is forgotten: the model server has most likely evicted the block.
 pub const EXPIRY: Duration = Duration::from_secs(180);
 
+/// A fact is written anew once it is older than this.
+const RENEWAL: Duration = Duration::from_secs(30);
+
 /// The table.
 #[derive(Debug)]
 pub struct Memory {
@@ -30,9 +33,13 @@ impl Default for Memory {
 
 /// A fact is `tag:24 | value:24 | seconds:16`.
 impl Memory {
-    /// The endpoint has, from now on, all the blocks.
+    /// The endpoint has, from now on, all the blocks. What is known lately is not written again.
     pub fn remember(&self, blocks: &[u64], endpoint: u32, now: Duration) {
-        for block in blocks {
+        let known = match blocks.first().and_then(|first| self.age_of(has(*first, endpoint), now)) {
+            Some(age) if age <= RENEWAL.as_secs() => self.matched(blocks, endpoint, now),
+            _ => 0,
+        };
+        for block in &blocks[known.saturating_sub(1)..] {
             self.put(*block, endpoint, now);
             self.put(has(*block, endpoint), endpoint, now);
         }
@@ -40,13 +47,20 @@ impl Memory {
 
     /// How many of the blocks the endpoint has, from the first on. Prefixes nest, so it is a binary search.
     pub fn matched(&self, blocks: &[u64], endpoint: u32, now: Duration) -> usize {
-        blocks.partition_point(|block| self.get(has(*block, endpoint), now).is_some())
+        let known = |block: &u64| self.get(has(*block, endpoint), now).is_some();
+        // Most endpoints have nothing of it.
+        if blocks.first().is_some_and(known) { blocks.partition_point(known) } else { 0 }
     }
 
     /// The endpoint that last saw the longest known part of the blocks.
     pub fn holder(&self, blocks: &[u64], now: Duration) -> Option<u32> {
         let known = blocks.partition_point(|block| self.get(*block, now).is_some());
         self.get(*blocks.get(known.checked_sub(1)?)?, now)
+    }
+
+    fn age_of(&self, key: u64, now: Duration) -> Option<u64> {
+        let facts = self.lines[key as usize % LINES].iter().map(|slot| slot.load(Relaxed));
+        facts.filter(|fact| *fact != 0 && fact >> 40 == key >> 40).map(|fact| age(fact, now)).min()
     }
 
     fn put(&self, key: u64, value: u32, now: Duration) {

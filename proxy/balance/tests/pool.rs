@@ -338,6 +338,49 @@ fn the_quality_of_decisions_is_counted() {
     assert!(quality.regret > ms(400), "{quality:?}");
 }
 
+fn choose(members: &Members<Replica>, avoid: &[usize], seed: u64) -> Result<usize, String> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let ask = Ask { avoid, ..Ask::one(ms(1)) };
+    let picked = Pool::default().pick(members, &settings(Policy::Gpu), &ask, &mut random);
+    picked.map(|picked| picked.index).map_err(|none| none.to_string())
+}
+
+#[test]
+fn a_retry_goes_elsewhere_unless_there_is_no_elsewhere() {
+    let members = Members::new(replicas(2));
+    assert!((0..100).all(|seed| choose(&members, &[0], seed) == Ok(1)));
+    assert!(choose(&members, &[0, 1], 1).is_ok());
+}
+
+#[test]
+fn one_that_is_leaving_is_a_last_resort() {
+    let members = Members::new(replicas(2));
+    members[0].state.leaving(Duration::ZERO);
+    assert!((0..100).all(|seed| choose(&members, &[], seed) == Ok(1)));
+    members[1].state.set_draining(true);
+    assert_eq!(choose(&members, &[], 1), Ok(0));
+}
+
+#[test]
+fn nothing_ready_says_why() {
+    let mut all = replicas(4);
+    all[3].without_model = true;
+    let members = Members::new(all);
+    members[0].state.set_draining(true);
+    members[1].state.set_draining(true);
+    eject(&members[2]);
+    let said = choose(&members, &[], 1).unwrap_err();
+    assert_eq!(said, "0 of 4 ready: 2 draining, 1 ejected, 1 without the model");
+    assert_eq!(choose(&Members::new(replicas(0)), &[], 1).unwrap_err(), "0 of 0 ready");
+}
+
+#[test]
+fn too_many_ejections_are_ignored() {
+    let members = Members::new(replicas(3));
+    members.iter().for_each(eject);
+    assert!(choose(&members, &[], 1).is_ok());
+}
+
 fn report() -> impl Strategy<Value = LoadReport> {
     let value = || prop_oneof![Just(None), any::<f32>().prop_map(Some), (0.0f32..1e4).prop_map(Some)];
     (value(), value(), value(), value(), value(), value(), value(), value(), any::<Option<u64>>()).prop_map(
