@@ -14,6 +14,7 @@ use crate::config::static_file::Listener;
 use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
 use crate::headers;
+use crate::report::LastTold;
 use crate::worker::Worker;
 
 /// A client's connection.
@@ -31,6 +32,8 @@ pub struct Connection {
     pub to: To,
     /// The last Host, read: most connections say the same one in every request.
     pub last_host: RefCell<Option<(HeaderValue, Authority)>>,
+    /// When the client, a sidecar, was last told of our load.
+    pub last_told: LastTold,
     /// Counts while it is open.
     pub counted: Counted,
 }

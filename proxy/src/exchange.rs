@@ -49,6 +49,8 @@ pub struct Exchange {
     complete: Cell<bool>,
     /// The client wants to see load reports itself.
     wants_report: Cell<Option<Format>>,
+    /// The response carries a load report.
+    reports: Cell<bool>,
     place: RefCell<Option<Place>>,
     asked: RefCell<Option<Asked>>,
     details: OnceCell<Box<Details>>,
@@ -93,6 +95,7 @@ impl Exchange {
             mtls: Cell::new(false),
             complete: Cell::new(false),
             wants_report: Cell::new(None),
+            reports: Cell::new(true),
             place: RefCell::new(None),
             asked: RefCell::new(None),
             details: OnceCell::new(),
@@ -149,6 +152,16 @@ impl Exchange {
     /// The client asked to see load reports.
     pub fn show_reports(&self, headers: &HeaderMap) {
         self.wants_report.set(headers.get(LOAD_REPORT_FORMAT).map(Format::of));
+    }
+
+    /// Says whether the response carries a load report.
+    pub fn set_reports(&self, reports: bool) {
+        self.reports.set(reports);
+    }
+
+    /// Whether the response carries a load report.
+    pub fn reports(&self) -> bool {
+        self.reports.get() || self.shows_reports().is_some()
     }
 
     /// The form in which the client asked to see load reports, if it did.

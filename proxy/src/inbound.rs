@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use penstock_api::v1::{Direction, Protocol};
 use penstock_api::{Reason, names};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -115,6 +116,7 @@ async fn secured(
         sidecar,
         to,
         last_host: Default::default(),
+        last_told: Default::default(),
         counted,
     });
     serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
@@ -212,6 +214,7 @@ async fn plaintext(
         sidecar: false,
         to,
         last_host: Default::default(),
+        last_told: Default::default(),
         counted,
     });
     serve::http(LISTENER, stream, http2, connection, farewell, request).await;
@@ -225,6 +228,7 @@ pub async fn request(
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
+    exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
     report::stamp(&exchange, response.headers_mut());
     Ok(response)
 }

@@ -69,6 +69,7 @@ pub async fn connection(
         sidecar: false,
         to: listener.map_or(To::Mesh, To::Static),
         last_host: Default::default(),
+        last_told: Default::default(),
         counted,
     });
     // The drain never closes a connection under a live application.

@@ -1,11 +1,13 @@
 //! Load reports: made where the load is true (inbound), read where the choice is made (outbound).
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use penstock_balance::{GpuHealth, LoadReport};
 use penstock_inference::orca::{self, Load};
+use tokio::time::Instant;
 
 use crate::exchange::Exchange;
 use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN};
@@ -44,11 +46,32 @@ pub fn load(worker: &Worker, exchange: &Exchange) -> Load {
     Load { queue_wait_ms: Some(shared.queue_wait.ms()), ..measured.or(shared.signals.load(now)) }
 }
 
+/// How often a sidecar is told, on each of its connections. In between it knows what it sent itself, so more would
+/// change no choice; at tens of thousands of responses a second it would cost more than the rest of the way.
+const EVERY: Duration = Duration::from_millis(1);
+
+/// When a connection's client was last told.
+#[derive(Debug, Default)]
+pub struct LastTold(Cell<Option<Instant>>);
+
+impl LastTold {
+    /// Whether it is time again; if so, it counts as told.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let due = self.0.get().is_none_or(|told| now.saturating_duration_since(told) >= EVERY);
+        if due {
+            self.0.set(Some(now));
+        }
+        due
+    }
+}
+
 /// Inbound: puts the report, and our own word that we are leaving, on a response. What the application itself reported
 /// becomes a part of it.
 pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
     let worker = &exchange.worker;
-    load(worker, exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
+    if exchange.reports() || headers.contains_key(LOAD_REPORT) || headers.contains_key(LOAD_REPORT_BIN) {
+        load(worker, exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
+    }
     if worker.shared.drain.leaving() {
         headers.insert(ENDPOINT, HeaderValue::from_static("draining"));
     }
@@ -57,7 +80,7 @@ pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
 /// Inbound: puts the report on a gRPC response's trailers.
 pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
     note_grpc_status(exchange, trailers);
-    if trailers.contains_key("grpc-status") {
+    if exchange.reports() && trailers.contains_key("grpc-status") {
         let worker = &exchange.worker;
         let asked = exchange.shows_reports().is_some();
         load(worker, exchange).merge_trailers(trailers, asked, &mut worker.scratch());
@@ -136,6 +159,15 @@ fn note_grpc_status(exchange: &Exchange, trailers: &HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_told_at_once_and_then_now_and_then() {
+        let last = LastTold::default();
+        assert!(last.is_due(Instant::now()));
+        assert!(!last.is_due(Instant::now()));
+        tokio::time::advance(EVERY).await;
+        assert!(last.is_due(Instant::now()));
+    }
 
     #[test]
     fn waits_are_averaged() {
