@@ -218,12 +218,8 @@ pub fn all() -> Vec<Case> {
         think: 5.0,
         scattered: false,
     };
-    let mut llm = tensor_case(
-        "chat",
-        "conversations of about five turns on eight LLM replicas",
-        &[1.0; 8],
-        0.0,
-    );
+    let mut llm =
+        tensor_case("chat", "conversations of about five turns on eight LLM replicas", &[1.0; 8], 0.0);
     for replica in &mut llm.replicas {
         replica.kind = Kind::Llm(LLM);
     }
