@@ -189,7 +189,7 @@ pub fn all() -> Vec<Case> {
     ));
     let mut cold = tensor_case(
         "cold-start",
-        "75 % load of twelve on ten; two join cold, forty times slower at first",
+        "78 % load on ten replicas; two more join cold, forty times slower at first",
         &even,
         0.65,
     );
@@ -218,12 +218,8 @@ pub fn all() -> Vec<Case> {
         think: 5.0,
         scattered: false,
     };
-    let mut llm = tensor_case(
-        "chat",
-        "conversations of about five turns on eight LLM replicas; time to first token",
-        &[1.0; 8],
-        0.0,
-    );
+    let mut llm =
+        tensor_case("chat", "conversations of about five turns on eight LLM replicas", &[1.0; 8], 0.0);
     for replica in &mut llm.replicas {
         replica.kind = Kind::Llm(LLM);
     }

@@ -86,6 +86,10 @@ pub fn rows(case: &Case, results: &Results) -> Vec<Row> {
     };
     for (metric, against) in names {
         let Some(theirs) = results.get(against) else { continue };
+        // Where theirs lost too many requests to have a p99 there is nothing to divide by.
+        if theirs.iter().any(|theirs| !theirs.p99.is_finite()) {
+            continue;
+        }
         let values = ours.iter().zip(theirs).map(|(ours, theirs)| ours.p99 / theirs.p99).collect();
         rows.push(row(case, "penstock", metric, "times", values, None));
     }
