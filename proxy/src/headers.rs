@@ -21,6 +21,8 @@ pub const ENDPOINT: HeaderName = HeaderName::from_static(names::header::ENDPOINT
 pub const ERROR: HeaderName = HeaderName::from_static(names::header::ERROR);
 /// The request that is answered has not reached the application.
 pub const UNTOUCHED: HeaderName = HeaderName::from_static(names::header::UNTOUCHED);
+/// Asks a sidecar for the load of a model.
+pub const PROBE: HeaderName = HeaderName::from_static(names::header::PROBE);
 /// Load report, text.
 pub const LOAD_REPORT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT);
 /// Load report, serialised.
@@ -64,6 +66,7 @@ pub fn look(headers: &HeaderMap) -> Found {
             || *name == ENDPOINT
             || *name == ERROR
             || *name == UNTOUCHED
+            || *name == PROBE
         {
             found.ours = true;
         }
@@ -142,6 +145,7 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
         headers.remove(ENDPOINT);
         headers.remove(ERROR);
         headers.remove(UNTOUCHED);
+        headers.remove(PROBE);
     }
 }
 

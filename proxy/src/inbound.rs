@@ -32,7 +32,7 @@ use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{identity, serve, tcp, upgrade, work};
+use crate::{identity, probe, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -225,6 +225,11 @@ pub async fn request(
     connection: Rc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    if connection.sidecar
+        && let Some(model) = probe::asked(request.headers())
+    {
+        return Ok(probe::answer(&connection.worker, model));
+    }
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);

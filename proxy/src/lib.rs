@@ -25,6 +25,7 @@ pub mod local;
 pub mod models;
 pub mod outbound;
 pub mod outside;
+pub mod probe;
 pub mod readahead;
 pub mod report;
 pub mod route;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::exchange::Exchange;
 use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN};
+use crate::models::Model;
 use crate::worker::Worker;
 
 /// How long requests wait in this proxy before the application gets them, over all workers.
@@ -35,15 +36,17 @@ impl QueueWait {
 }
 
 /// The load of the application, as seen by a request for one of its models.
-pub fn load(worker: &Worker, exchange: &Exchange) -> Load {
+pub fn load(worker: &Worker, model: &Model) -> Load {
     let shared = &worker.shared;
     let now = worker.now();
-    let measured = match exchange.model() {
-        Some(model) => shared.models.load(&model, now),
-        // It failed before it was known what it asks for.
-        None => shared.models.load(&worker.model(""), now),
-    };
+    let measured = shared.models.load(model, now);
     Load { queue_wait_ms: Some(shared.queue_wait.ms()), ..measured.or(shared.signals.load(now)) }
+}
+
+fn load_of(exchange: &Exchange) -> Load {
+    let worker = &exchange.worker;
+    // A request that failed before it was known what it asks for is one for no model in particular.
+    load(worker, &exchange.model().unwrap_or_else(|| worker.model("")))
 }
 
 /// How often a sidecar is told, on each of its connections. In between it knows what it sent itself, so more would
@@ -70,7 +73,7 @@ impl LastTold {
 pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
     let worker = &exchange.worker;
     if exchange.reports() || headers.contains_key(LOAD_REPORT) || headers.contains_key(LOAD_REPORT_BIN) {
-        load(worker, exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
+        load_of(exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
     }
     if worker.shared.drain.leaving() {
         headers.insert(ENDPOINT, HeaderValue::from_static("draining"));
@@ -83,7 +86,7 @@ pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
     if exchange.reports() && trailers.contains_key("grpc-status") {
         let worker = &exchange.worker;
         let asked = exchange.shows_reports().is_some();
-        load(worker, exchange).merge_trailers(trailers, asked, &mut worker.scratch());
+        load_of(exchange).merge_trailers(trailers, asked, &mut worker.scratch());
     }
 }
 
@@ -120,7 +123,7 @@ fn read(exchange: &Exchange, headers: &mut HeaderMap) {
 }
 
 /// A report on the wire, in the words of the balance.
-fn told(load: &Load) -> LoadReport {
+pub fn told(load: &Load) -> LoadReport {
     let number = |value: Option<f64>| value.map(|value| value as f32);
     LoadReport {
         in_flight: number(load.in_flight),

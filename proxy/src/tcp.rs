@@ -18,6 +18,7 @@ use crate::connection::To;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::route;
+use crate::send::Choice;
 use crate::send::connect::{Connected, Wire, connect};
 use crate::work::Work;
 use crate::worker::Worker;
@@ -172,7 +173,8 @@ where
     cluster.budget.request(worker.now());
     let mut tried = Vec::new();
     let server = loop {
-        let (endpoint, sent) = crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
+        let Choice { endpoint, sent, .. } =
+            crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         exchange.secured(endpoint.identity.is_some());
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {

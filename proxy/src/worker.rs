@@ -21,6 +21,7 @@ use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::{Model, Models};
 use crate::outside::Outside;
+use crate::probe::Probes;
 use crate::report::QueueWait;
 use crate::send::pool::Pools;
 use crate::signals::Signals;
@@ -67,6 +68,8 @@ pub struct Worker {
     pub telemetry: Arc<Telemetry>,
     /// Connections to endpoints.
     pub pools: Pools,
+    /// Questions to other sidecars.
+    pub probes: Probes,
     /// Hosts outside the mesh.
     pub outside: Outside,
     /// Whom to say farewell to.
@@ -110,6 +113,7 @@ impl Worker {
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
             cells: RefCell::default(),
             unrouted,
+            probes: Probes::default(),
             outside: Outside::default(),
             models: RefCell::default(),
             used: RefCell::default(),

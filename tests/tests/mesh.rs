@@ -156,6 +156,26 @@ async fn a_killed_replica_costs_no_request_that_may_be_retried_and_is_ejected() 
     assert!(metric(mesh.admin("client"), "penstock_retries_total", &[]).await > 0.0);
 }
 
+/// Of a replica that gets no requests nothing would be heard: its sidecar is asked, and the application does not
+/// notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_which_little_is_known_is_asked() {
+    let (mesh, _origins) = replicas(Mesh::default(), &["a", "b", "c", "d"], Duration::from_millis(2)).await;
+    let load = Load::start(mesh.outbound("client"), HOST, 1, Duration::from_millis(20));
+    load.more(200).await;
+    let tally = load.finish().await;
+    tally.has_no_failure();
+    let probes = metric(mesh.admin("client"), "penstock_probes_total", &["result=\"ok\""]).await;
+    assert!(probes > 0.0);
+    assert_eq!(metric(mesh.admin("client"), "penstock_probes_total", &["result=\"failed\""]).await, 0.0);
+    let mut served = 0.0;
+    for pod in ["a", "b", "c", "d"] {
+        served += metric(mesh.admin(pod), "penstock_requests_total", &["direction=\"inbound\""]).await;
+    }
+    // `reaches` has asked, too; a question is no request.
+    assert!(served < tally.requests as f64 + 50.0, "{served} of {}", tally.requests);
+}
+
 /// The sidecar answers in its application's place, and says that the application has not seen the request: that is
 /// tried elsewhere without being declared.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,8 @@ pub mod header {
     pub const ENDPOINT: &str = "penstock-endpoint";
     /// Set by the inbound proxy for the application: the verified SPIFFE id of the caller.
     pub const CLIENT_ID: &str = "penstock-client-id";
+    /// Between sidecars: asks for the load of the model of that name; the application does not see it.
+    pub const PROBE: &str = "penstock-probe";
     /// Set by a client: the session (a conversation, a user) whose requests should stay where their state is.
     pub const SESSION: &str = "penstock-session";
     /// Set by a client: how urgent its request is, `high`, `normal` or `low`.

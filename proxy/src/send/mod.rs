@@ -23,6 +23,7 @@ use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{self, Form};
+use crate::probe;
 use crate::work::{BLOCK_UNITS, Work};
 use crate::worker::Worker;
 
@@ -79,7 +80,10 @@ pub async fn send(
     let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
-        let (endpoint, sent) = pick(worker, cluster, &policy, work, &tried)?;
+        let Choice { endpoint, sent, little_known } = pick(worker, cluster, &policy, work, &tried)?;
+        if let Some(endpoint) = little_known {
+            probe::ask(worker, cluster, endpoint, &work.model);
+        }
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
             replay = Replay::keep(&mut outgoing, exchange, retry);
@@ -200,6 +204,17 @@ pub fn admit(cluster: &Cluster, policy: &Policy) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What was picked.
+#[derive(Debug)]
+pub struct Choice {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// The request, as it counts there.
+    pub sent: Sent,
+    /// Another, of which it would be worth to know more.
+    pub little_known: Option<Arc<Endpoint>>,
+}
+
 /// Picks an endpoint, where the request counts as sent from then on; those whose ids are in `tried` only if nothing
 /// else is there.
 pub fn pick(
@@ -208,7 +223,7 @@ pub fn pick(
     policy: &Policy,
     work: &Work,
     tried: &[u32],
-) -> Result<(Arc<Endpoint>, Sent), Failure> {
+) -> Result<Choice, Failure> {
     let endpoints = cluster.endpoints();
     // The list may have been replaced since the last try, so what was tried is looked up in it anew.
     let place = |id: &u32| endpoints.iter().position(|endpoint| endpoint.id == *id);
@@ -223,7 +238,11 @@ pub fn pick(
         now: worker.now(),
     };
     match worker.with_random(|random| cluster.pool.pick(&endpoints, &policy.balance, &ask, random)) {
-        Ok(Picked { index, sent, .. }) => Ok((Arc::clone(&endpoints[index]), sent)),
+        Ok(Picked { index, sent, worth_asking, .. }) => Ok(Choice {
+            endpoint: Arc::clone(&endpoints[index]),
+            sent,
+            little_known: worth_asking.and_then(|index| endpoints.get(index)).map(Arc::clone),
+        }),
         Err(none) => Err(Failure::unprocessed(
             Reason::NoEndpoint,
             format!("no endpoint of {} port {}: {none}", cluster.service, cluster.port),

@@ -106,6 +106,8 @@ metrics! {
         "Regret: by how much those took longer, added up.";
     BALANCE_HERDED Counter "penstock_balance_herded_total" ["service"]
         "Herd: reports by which the requests of others at an endpoint had more than doubled since the one before, on which picks stood.";
+    PROBES Counter "penstock_probes_total" ["result"]
+        "Questions for the load of an endpoint that a choice knew too little of, by result: ok or failed.";
     LOG_DROPPED Counter "penstock_log_dropped_total" []
         "Access log lines that were dropped because standard output was too slow.";
     TAP_DROPPED Counter "penstock_tap_dropped_total" []

@@ -1,0 +1,80 @@
+//! Questions between sidecars: how much work is at your application?
+//!
+//! Load reports ride on responses, so of an endpoint that gets no requests nothing is heard. When a choice knew too
+//! little of one, that one is asked, beside the request and not before it. The inbound proxy answers by itself, in
+//! microseconds, and the application never hears of it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use penstock_inference::orca::Load;
+
+use crate::body::{RequestBody, ResponseBody};
+use crate::config::{Cluster, Endpoint};
+use crate::headers::PROBE;
+use crate::report;
+use crate::telemetry::metric;
+use crate::worker::Worker;
+
+/// Questions of a worker at once; above, none is asked.
+const AT_ONCE: u32 = 16;
+/// An answer that takes longer says enough by that.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The questions of a worker that wait for an answer.
+#[derive(Debug, Default)]
+pub struct Probes {
+    waiting: Cell<u32>,
+}
+
+/// Asks an endpoint for its load, unless enough is asked already.
+pub fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, endpoint: Arc<Endpoint>, model: &str) {
+    let waiting = &worker.probes.waiting;
+    if !endpoint.sidecar || waiting.get() >= AT_ONCE {
+        return;
+    }
+    let Ok(model) = HeaderValue::from_str(model) else { return };
+    waiting.set(waiting.get() + 1);
+    let (worker, cluster) = (Rc::clone(worker), Arc::clone(cluster));
+    tokio::task::spawn_local(async move {
+        let answer = tokio::time::timeout(PATIENCE, send(&worker, &cluster, &endpoint, model)).await;
+        let told = matches!(answer, Ok(Some(())));
+        metrics::counter!(metric::PROBES.name, "result" => if told { "ok" } else { "failed" }).increment(1);
+        let waiting = &worker.probes.waiting;
+        waiting.set(waiting.get() - 1);
+    });
+}
+
+async fn send(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    model: HeaderValue,
+) -> Option<()> {
+    let policy = cluster.policy();
+    let pool = worker.pools.of(endpoint);
+    let (mut sender, _lease) = pool.http2(worker, endpoint, cluster, &policy).await.ok()?;
+    let mut request = Request::new(RequestBody::Empty);
+    *request.uri_mut() = http::Uri::from_static("http://penstock.probe/");
+    request.headers_mut().insert(PROBE, model);
+    let response = sender.send_request(request).await.ok()?;
+    let load = Load::from_headers(response.headers())?;
+    cluster.pool.told(&endpoint.state, report::told(&load), worker.now());
+    Some(())
+}
+
+/// The model that a sidecar asks about, if that is all it wants.
+pub fn asked(headers: &HeaderMap) -> Option<&str> {
+    headers.get(PROBE)?.to_str().ok()
+}
+
+/// The answer.
+pub fn answer(worker: &Worker, model: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    report::load(worker, &worker.model(model)).stamp(response.headers_mut(), &mut worker.scratch());
+    response
+}
