@@ -193,7 +193,8 @@ impl Exchange {
         self.tries.set(self.tries.get().saturating_sub(1));
     }
 
-    /// The current try is over, by the endpoint's fault.
+    /// The current try is over by the endpoint's fault, and another follows. The last try is judged by how the request
+    /// ends, and counts where it went.
     pub fn try_failed(&self) {
         self.leave(How::Failed);
     }

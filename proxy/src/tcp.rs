@@ -183,15 +183,18 @@ where
                 break server;
             }
             Err(failure) => {
-                if failure.reason.blame() == Blame::Upstream {
+                let at_fault = failure.reason.blame() == Blame::Upstream;
+                if at_fault {
                     endpoint.state.ejection.failure(&policy.outlier, worker.now());
-                    exchange.try_failed();
                 }
                 tried.push(endpoint.id);
                 let more = tried.len() as u32 <= policy.retry.attempts
                     && cluster.budget.take(policy.budget_percent, worker.now());
                 if !more {
                     return Err(failure);
+                }
+                if at_fault {
+                    exchange.try_failed();
                 }
             }
         }

@@ -258,6 +258,10 @@ async fn nobody_listening_becomes_a_503_with_the_reason() {
     let answer = proxy.client().await.ask(GET).await.unwrap();
     assert_eq!((answer.status(), answer.reason()), (503, Some("connect-failed")), "{}", answer.text());
     proxy.is_quiet().await;
+    // It counts where it was to go, and not among those that were for nobody.
+    proxy.gave_reason("connect-failed").await;
+    let nowhere = ["reason=\"connect-failed\"", "service=\"penstock/unrouted\""];
+    assert_eq!(proxy.metric("penstock_request_errors_total", &nowhere).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

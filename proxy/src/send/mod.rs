@@ -103,8 +103,9 @@ pub async fn send(
                     ejection.success();
                 }
                 // A sidecar says when it could not hand the request to its application.
-                let untouched =
-                    endpoint.sidecar && answered.response.headers_mut().remove(headers::UNTOUCHED).is_some();
+                let untouched = endpoint.sidecar
+                    && status >= 400
+                    && answered.response.headers_mut().remove(headers::UNTOUCHED).is_some();
                 if (untouched || retry.codes.contains(&status))
                     && let Some(next) = again(&replay)
                 {
@@ -132,12 +133,8 @@ pub async fn send(
         } else {
             back
         };
-        if failure.reason.blame() == Blame::Upstream {
-            exchange.try_failed();
-        }
-        if failure.reason.blame() == Blame::Upstream
-            && let Some(time) = ejection.failure(&policy.outlier, worker.now())
-        {
+        let at_fault = failure.reason.blame() == Blame::Upstream;
+        if at_fault && let Some(time) = ejection.failure(&policy.outlier, worker.now()) {
             tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
@@ -151,13 +148,12 @@ pub async fn send(
             _ if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => again(&replay),
             _ => None,
         };
-        match next {
-            Some(next) => {
-                tried.push(endpoint.id);
-                outgoing = next;
-            }
-            None => return Err(failure),
+        let Some(next) = next else { return Err(failure) };
+        if at_fault {
+            exchange.try_failed();
         }
+        tried.push(endpoint.id);
+        outgoing = next;
     }
 }
 
