@@ -1,9 +1,29 @@
 //! The cases of the proxy bed and the metrics of their rows.
 
+use anyhow::{Context as _, Result};
+
 use crate::load::{Measured, Protocol};
 
 /// How many bytes a MiB has.
 const MIB: usize = 1 << 20;
+
+/// Of all the cases of a bed those that are named, or all.
+pub(crate) fn chosen<C: Copy>(
+    all: &[C],
+    name_of: fn(&C) -> &'static str,
+    names: &[String],
+) -> Result<Vec<C>> {
+    if names.is_empty() {
+        return Ok(all.to_vec());
+    }
+    let find = |name: &String| {
+        all.iter().find(|case| name_of(case) == name).copied().with_context(|| {
+            let known: Vec<&str> = all.iter().map(name_of).collect();
+            format!("there is no case `{name}`; there are {}", known.join(", "))
+        })
+    };
+    names.iter().map(find).collect()
+}
 
 /// What stands between client and upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

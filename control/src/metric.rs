@@ -2,42 +2,9 @@
 //!
 //! Labels come from closed sets. Nothing that a proxy sends becomes a label.
 
-/// What a metric does over time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Goes up.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts by size.
-    Histogram,
-}
+use penstock_api::metric::Kind;
 
-/// A metric.
-#[derive(Debug)]
-pub struct Metric {
-    /// Its name; the unit is its last word but for `_total`.
-    pub name: &'static str,
-    /// What it does over time.
-    pub kind: Kind,
-    /// Its labels.
-    pub labels: &'static [&'static str],
-    /// What it says.
-    pub help: &'static str,
-}
-
-macro_rules! metrics {
-    ($($constant:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
-        $(#[doc = $help]
-        pub const $constant: Metric =
-            Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
-
-        /// All metrics, in the order of the documentation.
-        pub const ALL: &[&Metric] = &[$(&$constant,)+];
-    };
-}
-
-metrics! {
+penstock_api::metrics! {
     CONNECTED_PROXIES Gauge "penstock_control_connected_proxies" []
         "Configuration streams that are open.";
     SNAPSHOTS Counter "penstock_control_snapshots_total" []

@@ -15,7 +15,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::send::{Lease, replay};
+use crate::kept::Reading;
+use crate::send::Lease;
 
 /// A request's body on its way to the server.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub enum RequestBody {
     /// As it comes in from the client.
     Client(Incoming, Rc<Exchange>),
     /// The same, kept for another try.
-    Kept(replay::Reading),
+    Kept(Reading),
     /// There is none.
     Empty,
 }

@@ -319,7 +319,7 @@ async fn admit(
     let worker = &connection.worker;
     let rules = worker.shared.store.snapshot().workload.as_ref().and_then(|workload| workload.admission);
     let Some(rules) = rules else { return Ok(None) };
-    let gate = worker.shared.models.gate(model, rules);
+    let gate = worker.shared.models.gate_of(model, rules);
     let identity = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let timeout = facts::timeout(headers, rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);

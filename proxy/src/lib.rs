@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod headers;
 pub mod identity;
 pub mod inbound;
+pub mod kept;
 pub mod limits;
 pub mod local;
 pub mod models;

@@ -101,7 +101,7 @@ impl Models {
     }
 
     /// Where requests for a model wait, under these rules.
-    pub fn gate<'a>(&self, model: &'a Model, rules: Admission) -> &'a Gate {
+    pub fn gate_of<'a>(&self, model: &'a Model, rules: Admission) -> &'a Gate {
         model.gate.get_or_init(|| {
             let (gate, owner) = Gate::new(limit(rules), rules.queue, self.epoch);
             self.runtime.spawn(owner.run());

@@ -13,7 +13,7 @@ use penstock_inference::{oip, openai};
 
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
-use crate::send::replay;
+use crate::kept;
 
 /// How long the first piece of a body is waited for. A server could not begin without it either; a client that takes
 /// longer is served without being looked at.
@@ -95,7 +95,7 @@ fn session<B>(request: &Request<B>) -> Option<u64> {
 }
 
 async fn look(spoken: Spoken, request: &mut Request<RequestBody>, exchange: &Rc<Exchange>) -> Work {
-    let pieces = replay::look_ahead(request.body_mut(), exchange, spoken.prefix(), PATIENCE).await;
+    let pieces = kept::look_ahead(request.body_mut(), exchange, spoken.prefix(), PATIENCE).await;
     let number = |name: &str| request.headers().get(name)?.to_str().ok()?.parse().ok();
     let tensors = |ask: Option<oip::prefix::Ask>| {
         let ask = ask.unwrap_or_default();

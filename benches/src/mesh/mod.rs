@@ -175,16 +175,7 @@ async fn tools(args: &MeshArgs) -> Result<Tools> {
 
 /// The named cases, or all.
 fn chosen(names: &[String]) -> Result<Vec<Case>> {
-    if names.is_empty() {
-        return Ok(CASES.to_vec());
-    }
-    let find = |name: &String| {
-        CASES.iter().find(|case| case.name == name).copied().with_context(|| {
-            let known: Vec<&str> = CASES.iter().map(|case| case.name).collect();
-            format!("there is no case `{name}`; there are {}", known.join(", "))
-        })
-    };
-    names.iter().map(find).collect()
+    crate::case::chosen(&CASES, |case| case.name, names)
 }
 
 fn takers(args: &MeshArgs, case: &Case) -> Vec<Subject> {

@@ -5,6 +5,7 @@
 
 pub mod identity;
 pub mod latency;
+pub mod metric;
 pub mod names;
 pub mod reason;
 pub mod resource;

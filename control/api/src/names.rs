@@ -20,7 +20,7 @@ pub mod port {
 pub mod header {
     /// On a response that a proxy made itself: the [`Reason`](crate::Reason).
     pub const ERROR: &str = "penstock-error";
-    /// Between sidecars, on such a response: the application has provably not begun to work on the request.
+    /// On such a response: the request has provably not reached the application, so it can go to another.
     pub const UNTOUCHED: &str = "penstock-untouched";
     /// Between sidecars, on HTTP/2: the version that the application spoke, `HTTP/1.1` or `HTTP/1.0`, so that
     /// the far sidecar speaks the same to the server.

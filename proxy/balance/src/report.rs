@@ -50,18 +50,6 @@ pub enum GpuHealth {
     Failed,
 }
 
-impl GpuHealth {
-    /// From the number on the wire.
-    pub fn from_wire(value: f64) -> Option<Self> {
-        match value {
-            0.0 => Some(Self::Well),
-            1.0 => Some(Self::Throttled),
-            v if v >= 2.0 => Some(Self::Failed),
-            _ => None,
-        }
-    }
-}
-
 impl LoadReport {
     /// The two-parameter cost, if told whole and sane.
     pub fn cost(&self) -> Option<Cost> {

@@ -3,6 +3,7 @@
 //! Compiling refuses what makes no sense, so that matching cannot fail.
 
 use http::{HeaderName, HeaderValue, Method};
+use penstock_api::resource::REGEX_SIZE;
 use penstock_api::v1;
 use regex::Regex;
 
@@ -158,7 +159,7 @@ impl Text {
 
 fn regex(pattern: &str) -> Result<Regex, String> {
     regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(1 << 20)
+        .size_limit(REGEX_SIZE)
         .build()
         .map_err(|error| format!("the regular expression {pattern:?} does not compile: {error}"))
 }

@@ -1,25 +1,15 @@
 //! A request that can be sent again: its head is copied, and its body kept as it passes.
-//!
-//! Nothing waits for a body to be whole. Each try reads what earlier tries have read already and goes on from there;
-//! once a body has outgrown its buffer it is let go, and the request can no longer be sent again. The same way the
-//! beginning of a body can be looked at before it is sent.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::Request;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::Body;
 
 use super::Outgoing;
-use crate::body::{RequestBody, RequestBroken};
+use crate::body::RequestBody;
 use crate::config::RetryPolicy;
 use crate::exchange::Exchange;
+use crate::kept::{self, Kept};
 
 /// What a further try starts from.
 pub struct Replay {
@@ -36,7 +26,7 @@ impl Replay {
         if outgoing.upgrade || request.body().size_hint().lower() > retry.buffer as u64 {
             return None;
         }
-        let body = keep(request.body_mut(), exchange);
+        let body = kept::keep(request.body_mut(), exchange);
         if let Some(kept) = &body {
             kept.set_room(retry.buffer);
         }
@@ -52,7 +42,7 @@ impl Replay {
     /// The request for another try, if its body is still known from the beginning.
     pub fn again(&self) -> Option<Box<Outgoing>> {
         let body = match &self.body {
-            Some(kept) if kept.lost.get() => return None,
+            Some(kept) if kept.is_lost() => return None,
             Some(kept) => RequestBody::Kept(kept.again()),
             None => RequestBody::Empty,
         };
@@ -62,201 +52,5 @@ impl Replay {
             spoken: self.spoken,
             upgrade: false,
         }))
-    }
-}
-
-/// Has a body kept from now on; `None`: there is none.
-fn keep(body: &mut RequestBody, exchange: &Rc<Exchange>) -> Option<Rc<Kept>> {
-    match std::mem::replace(body, RequestBody::Empty) {
-        RequestBody::Client(from, _) if !from.is_end_stream() => {
-            let kept = Rc::new(Kept::new(from, Rc::clone(exchange)));
-            *body = RequestBody::Kept(kept.again());
-            Some(kept)
-        }
-        RequestBody::Kept(reading) => {
-            let kept = Rc::clone(&reading.kept);
-            *body = RequestBody::Kept(reading);
-            Some(kept)
-        }
-        _ => None,
-    }
-}
-
-/// The first pieces of a body, which is read whole later all the same. The first is waited for, no longer than
-/// `patience`; what is there at once besides is taken up to `limit` bytes.
-pub async fn look_ahead(
-    body: &mut RequestBody,
-    exchange: &Rc<Exchange>,
-    limit: usize,
-    patience: Duration,
-) -> Vec<Bytes> {
-    let Some(kept) = keep(body, exchange) else { return Vec::new() };
-    let mut bytes = 0;
-    let more = poll_fn(|cx| {
-        while bytes < limit && kept.left_over.borrow().is_none() {
-            match kept.poll(cx) {
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => {
-                        bytes += data.len();
-                        kept.passed.borrow_mut().push(data);
-                    }
-                    Err(trailers) => drop(kept.left_over.replace(Some(Ok(trailers)))),
-                },
-                Poll::Ready(Some(Err(error))) => drop(kept.left_over.replace(Some(Err(error)))),
-                Poll::Ready(None) => break,
-                Poll::Pending if bytes == 0 => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(())
-    });
-    // What has not come in time is not looked at.
-    let _ = tokio::time::timeout(patience, more).await;
-    kept.passed.borrow().clone()
-}
-
-/// A client's body, with what has passed of it.
-#[derive(Debug)]
-struct Kept {
-    body: RefCell<Incoming>,
-    exchange: Rc<Exchange>,
-    passed: RefCell<Vec<Bytes>>,
-    /// What was met beyond the data while looking ahead: trailers, or an error.
-    left_over: RefCell<Option<Result<Frame<Bytes>, RequestBroken>>>,
-    /// Bytes that may still be kept; none, unless the request may be sent again.
-    room: Cell<usize>,
-    /// It can no longer be read from its beginning.
-    lost: Cell<bool>,
-    /// The try that reads, and how to wake it; an earlier one may still have to be told that it no longer does.
-    reader: Cell<u32>,
-    waker: RefCell<Option<Waker>>,
-    whole: SizeHint,
-}
-
-impl Kept {
-    fn new(body: Incoming, exchange: Rc<Exchange>) -> Self {
-        Self {
-            whole: body.size_hint(),
-            body: RefCell::new(body),
-            exchange,
-            passed: RefCell::default(),
-            left_over: RefCell::default(),
-            room: Cell::new(0),
-            lost: Cell::new(false),
-            reader: Cell::new(0),
-            waker: RefCell::default(),
-        }
-    }
-
-    fn again(self: &Rc<Self>) -> Reading {
-        let reader = self.reader.get() + 1;
-        self.reader.set(reader);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-        Reading { kept: Rc::clone(self), reader, at: 0 }
-    }
-
-    fn set_room(&self, room: usize) {
-        let kept: usize = self.passed.borrow().iter().map(Bytes::len).sum();
-        self.room.set(room.saturating_sub(kept));
-    }
-
-    /// The next frame from the client.
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
-        let Poll::Ready(frame) = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx) else {
-            self.waker.replace(Some(cx.waker().clone()));
-            return Poll::Pending;
-        };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.exchange.came_in(data.len())?;
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
-    }
-
-    fn keep(&self, data: &Bytes) {
-        match self.room.get().checked_sub(data.len()) {
-            Some(room) => {
-                self.room.set(room);
-                self.passed.borrow_mut().push(data.clone());
-            }
-            None => self.lose(),
-        }
-    }
-
-    fn lose(&self) {
-        self.lost.set(true);
-        self.passed.take();
-    }
-}
-
-/// One try's way through the body.
-#[derive(Debug)]
-pub struct Reading {
-    kept: Rc<Kept>,
-    reader: u32,
-    /// Pieces of what was kept that this try has sent.
-    at: usize,
-}
-
-impl Reading {
-    /// Everything that was kept has been sent, or there is nothing kept any more.
-    fn is_up_to_date(&self) -> bool {
-        self.kept.lost.get() || self.at == self.kept.passed.borrow().len()
-    }
-}
-
-impl Body for Reading {
-    type Data = Bytes;
-    type Error = RequestBroken;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
-        let this = self.get_mut();
-        let kept = &this.kept;
-        if kept.reader.get() != this.reader {
-            return Poll::Ready(Some(Err(RequestBroken::SentAgain)));
-        }
-        if let Some(data) = kept.passed.borrow().get(this.at) {
-            this.at += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
-        }
-        let left_over = kept.left_over.take();
-        let frame = match left_over {
-            Some(left_over) => Some(left_over),
-            None => ready!(kept.poll(cx)),
-        };
-        match &frame {
-            Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) => {
-                    if !kept.lost.get() {
-                        kept.keep(data);
-                        this.at += 1;
-                    }
-                }
-                // Trailers are rare on requests, and not kept.
-                None => kept.lose(),
-            },
-            Some(Err(_)) => kept.lose(),
-            None => {}
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let nothing_left = self.is_up_to_date() && self.kept.left_over.borrow().is_none();
-        nothing_left && self.kept.body.borrow().is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        // Asked before the first byte, and then never again by hyper.
-        match self.at {
-            0 => self.kept.whole,
-            _ => SizeHint::default(),
-        }
     }
 }

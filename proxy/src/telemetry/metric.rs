@@ -3,53 +3,9 @@
 //! Labels come from closed sets: directions, classes, reasons, and the names of Services, routes and kinds that
 //! control pushes. Nothing that a client sends becomes a label.
 
-/// What a metric does over time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Goes up.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Counts by size.
-    Histogram,
-}
+pub use penstock_api::metric::{Kind, Metric};
 
-impl Kind {
-    /// The word of the exposition format.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
-/// A metric.
-#[derive(Debug)]
-pub struct Metric {
-    /// Its name; the unit is its last word but for `_total`.
-    pub name: &'static str,
-    /// What it does over time.
-    pub kind: Kind,
-    /// Its labels.
-    pub labels: &'static [&'static str],
-    /// What it says.
-    pub help: &'static str,
-}
-
-macro_rules! metrics {
-    ($($constant:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
-        $(#[doc = $help]
-        pub const $constant: Metric =
-            Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
-
-        /// All metrics, in the order of the documentation.
-        pub const ALL: &[&Metric] = &[$(&$constant,)+];
-    };
-}
-
-metrics! {
+penstock_api::metrics! {
     REQUESTS Counter "penstock_requests_total" ["direction", "service", "backend", "route", "class"]
         "Requests that are over, by the class of their status: 1xx to 5xx, or none.";
     REQUEST_ERRORS Counter "penstock_request_errors_total" ["direction", "service", "backend", "route", "reason"]
