@@ -116,7 +116,7 @@ fn metrics() -> String {
 
 /// Control's list has the same form as ours; read as text, since the proxy does not depend on control.
 fn control_metrics() -> String {
-    let list = CONTROL_METRIC.split_once("\nmetrics! {\n").unwrap().1.split_once("\n}").unwrap().0;
+    let list = CONTROL_METRIC.split_once("metrics! {\n").unwrap().1.split_once("\n}").unwrap().0;
     let quoted = |text: &str| text.split('"').nth(1).unwrap().to_owned();
     let rows: Vec<_> = list
         .split(';')
