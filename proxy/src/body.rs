@@ -129,6 +129,7 @@ impl Upstream {
     fn end(&mut self) {
         // The connection is free for the next request before the client has read its last byte.
         self.lease = None;
+        self.exchange.began();
         self.exchange.complete();
     }
 }
@@ -158,6 +159,7 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Ok(mut frame))) => {
                 upstream.idle.moved();
                 if let Some(data) = frame.data_ref() {
+                    upstream.exchange.began();
                     upstream.exchange.received(data.len());
                     if upstream.body.is_end_stream() {
                         upstream.end();

@@ -43,6 +43,7 @@ pub struct Exchange {
     reason: Cell<Option<Reason>>,
     tries: Cell<u32>,
     headers: Cell<Duration>,
+    began: Cell<bool>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     mtls: Cell<bool>,
@@ -72,7 +73,7 @@ struct Asked {
     watched: Watched,
     /// What it costs when nothing else runs, as far as is known.
     alone: Duration,
-    /// From being sent to the head of the response.
+    /// From being sent to the beginning of the answer.
     took: Duration,
     permit: Option<Permit>,
 }
@@ -90,6 +91,7 @@ impl Exchange {
             reason: Cell::new(None),
             tries: Cell::new(0),
             headers: Cell::new(Duration::ZERO),
+            began: Cell::new(false),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
@@ -248,12 +250,25 @@ impl Exchange {
         }
     }
 
-    /// The server's headers have arrived.
+    /// The response's headers have arrived, or are made here.
     pub fn answered(&self, status: u16) {
         self.status.set(status);
         self.headers.set(self.started.elapsed());
+    }
+
+    /// The headers of an answer with that body have arrived. Whoever knows the length of its answer has the answer.
+    pub fn answered_with(&self, status: u16, body: &impl http_body::Body) {
+        self.answered(status);
+        if body.size_hint().exact().is_some() {
+            self.began();
+        }
+    }
+
+    /// The first byte of the answer is here: the work that the request waited for is done. A server that streams sends
+    /// its headers long before that, when it has only begun to work.
+    pub fn began(&self) {
         // A failure is no measurement: it would make a broken server look fast.
-        if status >= 500 {
+        if self.status.get() >= 500 || self.began.replace(true) {
             return;
         }
         let now = self.worker.now();

@@ -292,7 +292,7 @@ async fn stages(
     let answered = send::send(exchange, rule, &backend.cluster.service, backend, &work, outgoing).await?;
     exchange.secured(connection.client.is_some());
     let (mut parts, body) = answered.response.into_parts();
-    exchange.answered(parts.status.as_u16());
+    exchange.answered_with(parts.status.as_u16(), &body);
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {

@@ -142,7 +142,7 @@ async fn stages(
 
     // Report: what the endpoint says of its load.
     let (mut parts, body) = answered.response.into_parts();
-    exchange.answered(parts.status.as_u16());
+    exchange.answered_with(parts.status.as_u16(), &body);
     let found = headers::look(&parts.headers);
     report::take(exchange, &mut parts.headers, found);
     if let Some(client) = client_upgrade

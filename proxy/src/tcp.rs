@@ -200,6 +200,7 @@ where
         }
     };
     exchange.answered(200);
+    exchange.began();
     match server {
         Connected::Plain(server) => join(exchange, stream, server).await,
         Connected::Secured(server) => join(exchange, stream, *server).await,
