@@ -42,10 +42,10 @@ async fn llm() -> (Mesh, Origin) {
 async fn reported(client: &mut Wire) -> Load {
     client.send(ASK).await.unwrap();
     let head = client.head().await.unwrap();
-    let report = head.get("endpoint-load-metrics").expect("a report");
+    let report = head.get("endpoint-load-metrics").unwrap();
     let mut headers = http::HeaderMap::new();
     headers.insert("endpoint-load-metrics", report.parse().unwrap());
-    Load::from_headers(&headers).expect("a report that can be read")
+    Load::from_headers(&headers).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
