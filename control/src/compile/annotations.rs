@@ -15,7 +15,7 @@ type Parsed<T> = Result<T, String>;
 /// An annotation of a Service: its name, and how it fills the policy.
 type Setting = (&'static str, fn(&str, &mut v1::Policy) -> Parsed<()>);
 
-/// The annotations that make up a Service's policy. Batching and coalescing are checked but not yet acted upon.
+/// The annotations that make up a Service's policy.
 pub const OF_POLICY: [Setting; 8] = [
     (annotation::BALANCE, |text, policy| balance(text).map(|balance| policy.set_balance(balance))),
     (annotation::STICKY, |text, policy| sticky(text).map(|sticky| policy.sticky = Some(sticky))),
@@ -23,8 +23,8 @@ pub const OF_POLICY: [Setting; 8] = [
     (annotation::RETRY, |text, policy| retry(text).map(|retry| policy.retry = Some(retry))),
     (annotation::OUTLIER, |text, policy| outlier(text).map(|outlier| policy.outlier = Some(outlier))),
     (annotation::LIMITS, |text, policy| limits(text).map(|limits| policy.limits = Some(limits))),
-    (annotation::BATCH, |text, _| batch(text)),
-    (annotation::COALESCE, |text, _| coalesce(text)),
+    (annotation::BATCH, |text, policy| batch(text).map(|batch| policy.batch = Some(batch))),
+    (annotation::COALESCE, |text, policy| coalesce(text).map(|coalesce| policy.coalesce = Some(coalesce))),
 ];
 
 /// `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`.
@@ -150,34 +150,58 @@ pub fn limits(text: &str) -> Parsed<v1::Limits> {
     Ok(limits)
 }
 
-/// `max=32,delay=2ms`.
-pub fn batch(text: &str) -> Parsed<()> {
-    settings(text, &["max", "delay"], |key, value| match key {
-        "max" => number(value, 1, 65_536).map(drop),
-        _ => milliseconds(value).map(drop),
-    })
+/// `max=32,delay=2ms`; further `bytes=64Mi,elements=65536,concurrent=2,target=50ms`.
+pub fn batch(text: &str) -> Parsed<v1::Batch> {
+    let mut batch = v1::Batch::default();
+    let known = ["max", "delay", "bytes", "elements", "concurrent", "target"];
+    settings(text, &known, |key, value| {
+        match (key, value) {
+            ("max", "server") => batch.rows = 0,
+            ("max", value) => batch.rows = number(value, 1, 65_536)?,
+            ("delay", value) => batch.delay_ms = Some(milliseconds(value)?),
+            ("bytes", value) => batch.bytes = bytes(value)?,
+            ("elements", value) => batch.elements = number(value, 1, u32::MAX)?.into(),
+            ("concurrent", value) => batch.concurrent = number(value, 1, 256)?,
+            (_, value) => match milliseconds(value)? {
+                0 => return Err("no latency at all cannot be kept; write for example 50ms".to_owned()),
+                target => batch.target_ms = Some(target),
+            },
+        }
+        Ok(())
+    })?;
+    Ok(batch)
 }
 
-/// `single-flight,cache=256Mi/30s`.
-pub fn coalesce(text: &str) -> Parsed<()> {
+/// `single-flight,cache=256Mi/30s`; further `shared`, `deterministic`, `headers=accept-language+x-tone`.
+pub fn coalesce(text: &str) -> Parsed<v1::Coalesce> {
+    let mut coalesce = v1::Coalesce::default();
     for word in words(text)? {
         match word.split_once('=') {
-            None if word == "single-flight" => {}
+            None if word == "single-flight" => coalesce.single_flight = true,
+            None if word == "shared" => coalesce.shared = true,
+            None if word == "deterministic" => coalesce.deterministic = true,
             Some(("cache", cache)) => {
                 let (size, age) = cache.split_once('/').ok_or_else(|| {
                     format!("cache={cache} has no age; write cache=<size>/<age>, for example cache=256Mi/30s")
                 })?;
-                bytes(size)?;
-                milliseconds(age)?;
+                coalesce.cache_bytes = bytes(size)?;
+                coalesce.cache_ms = milliseconds(age)?;
+            }
+            Some(("headers", names)) => {
+                coalesce.headers = names.split('+').map(header_name).collect::<Parsed<_>>()?;
             }
             _ => {
                 return Err(format!(
-                    "{word:?} is not known; write single-flight, cache=<size>/<age> or both"
+                    "{word:?} is not known; write single-flight, cache=<size>/<age>, shared, deterministic, \
+                     headers=<name>+<name>"
                 ));
             }
         }
     }
-    Ok(())
+    if !coalesce.single_flight && coalesce.cache_bytes == 0 {
+        return Err("it shares nothing; write single-flight, cache=<size>/<age> or both".to_owned());
+    }
+    Ok(coalesce)
 }
 
 /// `resnet-v1=90,resnet-v2=10`, in the order of the text.
@@ -322,8 +346,11 @@ mod tests {
             (annotation::RETRY, "attempts=2,on=503+429,budget=20%,buffer=64Ki"),
             (annotation::OUTLIER, "failures=5,base=1s,max=60s,ejected=50%"),
             (annotation::LIMITS, "connections=1,pending=2,requests=3"),
-            (annotation::BATCH, "max=32,delay=2ms"),
-            (annotation::COALESCE, "single-flight,cache=256Mi/30s"),
+            (annotation::BATCH, "max=32,delay=2ms,bytes=64Mi,elements=9,concurrent=2,target=50ms"),
+            (
+                annotation::COALESCE,
+                "single-flight,cache=256Mi/30s,shared,deterministic,headers=Accept-Language+x-tone",
+            ),
         ];
         let mut policy = v1::Policy::default();
         for (name, text) in table {
@@ -356,13 +383,29 @@ mod tests {
                 max_pending: Some(2),
                 max_requests: Some(3),
             }),
+            batch: Some(v1::Batch {
+                rows: 32,
+                bytes: 64 << 20,
+                elements: 9,
+                delay_ms: Some(2),
+                concurrent: 2,
+                target_ms: Some(50),
+            }),
+            coalesce: Some(v1::Coalesce {
+                single_flight: true,
+                cache_bytes: 256 << 20,
+                cache_ms: 30_000,
+                shared: true,
+                deterministic: true,
+                headers: vec!["accept-language".into(), "x-tone".into()],
+            }),
         };
         assert_eq!(policy, expected);
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let table: [(&str, &str, &str); 24] = [
+        let table: [(&str, &str, &str); 26] = [
             (annotation::BALANCE, "random", "write gpu, prefix"),
             (annotation::STICKY, "user", "header:<name> or cookie:<name>"),
             (annotation::STICKY, "header:a b", "not a header name"),
@@ -390,7 +433,9 @@ mod tests {
             (annotation::BATCH, "max=0", "from 1 to 65536"),
             (annotation::BATCH, "delay=2", "not a duration"),
             (annotation::COALESCE, "cache=256Mi", "has no age"),
+            (annotation::BATCH, "target=0s", "no latency at all"),
             (annotation::COALESCE, "double-flight", "is not known"),
+            (annotation::COALESCE, "shared", "shares nothing"),
         ];
         for (name, text, words) in table {
             let (_, read) = OF_POLICY.iter().find(|(known, _)| *known == name).unwrap();

@@ -178,11 +178,14 @@ pub(super) fn add(
             let address = SocketAddr::new(ip, number);
             let mut names: Vec<_> = leading.iter().map(|(service, _)| service.to_string()).collect();
             names.dedup();
+            let policies = || leading.iter().filter_map(|(service, _)| Some(&services.get(service)?.policy));
             ports.push(v1::WorkloadPort {
                 port: number.into(),
                 protocol: protocol.into(),
                 application: address.to_string(),
                 services: names,
+                batch: policies().find_map(|policy| policy.batch),
+                coalesce: policies().find_map(|policy| policy.coalesce.clone()),
             });
             // The address of a node says nothing about which of its pods is meant.
             if pod.host_network || (pod.injected && pod.identity.is_none()) {

@@ -11,8 +11,9 @@ use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
 use super::{
-    Admission, Backend, Cluster, Endpoint, Filters, HeaderChange, PathChange, Policy, Redirect, RetryPolicy,
-    Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload, WorkloadPort,
+    Admission, Backend, Batch, Cluster, Coalesce, Endpoint, Filters, HeaderChange, PathChange, Policy,
+    Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
+    WorkloadPort,
 };
 
 /// Finds or makes the cluster of a service's port; successive snapshots must get the same one.
@@ -368,13 +369,40 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
             let protocol = port_from.protocol();
             let cluster = application_cluster(service, number, protocol, &name, application);
             let rule = passing("application", &cluster);
-            Ok(WorkloadPort { port: number, protocol, cluster, rule })
+            let batch = port_from.batch.as_ref().map(batch);
+            let coalesce = port_from.coalesce.as_ref().map(coalesce).transpose();
+            let coalesce = coalesce.map_err(|error| format!("port {number} of {name}: {error}"))?;
+            Ok(WorkloadPort { port: number, protocol, cluster, rule, batch, coalesce })
         })
         .collect::<Result<_, String>>()?;
     let admission = from
         .admission
         .map(|from| Admission { limit: (from.limit > 0).then_some(from.limit), queue: from.queue as usize });
     Ok(Workload { name, ports, permissive: from.permissive, admission })
+}
+
+fn batch(from: &v1::Batch) -> Batch {
+    Batch {
+        rows: (from.rows > 0).then_some(from.rows),
+        bytes: (from.bytes > 0).then_some(from.bytes),
+        elements: (from.elements > 0).then_some(from.elements),
+        delay: from.delay_ms.map(Duration::from_millis),
+        concurrent: (from.concurrent > 0).then_some(from.concurrent),
+        target: from.target_ms.map(Duration::from_millis),
+    }
+}
+
+fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {
+    let header = |name: &String| {
+        HeaderName::try_from(name.as_str()).map_err(|_| format!("{name:?} is not the name of a header"))
+    };
+    Ok(Coalesce {
+        single_flight: from.single_flight,
+        cache: (from.cache_bytes > 0).then(|| (from.cache_bytes, Duration::from_millis(from.cache_ms))),
+        shared: from.shared,
+        deterministic: from.deterministic,
+        headers: from.headers.iter().map(header).collect::<Result<_, _>>()?,
+    })
 }
 
 /// The application behind this proxy: never ejected (there is no other), never limited (its clients are).

@@ -410,4 +410,40 @@ pub struct WorkloadPort {
     pub cluster: Arc<Cluster>,
     /// The rule that leads to it.
     pub rule: Rule,
+    /// Its requests are executed together.
+    pub batch: Option<Batch>,
+    /// Its requests that are the same are executed once.
+    pub coalesce: Option<Coalesce>,
+}
+
+/// Bounds on what is executed together; `None`: not bounded by it, or as the model server says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows.
+    pub rows: Option<u32>,
+    /// Bytes of the inputs.
+    pub bytes: Option<u64>,
+    /// Elements of the inputs.
+    pub elements: Option<u64>,
+    /// How long the first waits while the server is busy.
+    pub delay: Option<Duration>,
+    /// Batches in flight.
+    pub concurrent: Option<u32>,
+    /// The latency that the number of rows is adapted to.
+    pub target: Option<Duration>,
+}
+
+/// What is executed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coalesce {
+    /// Requests that are the same, while one of them is in flight.
+    pub single_flight: bool,
+    /// Answers that are kept: how many bytes of them, and for how long.
+    pub cache: Option<(u64, Duration)>,
+    /// Requests of different clients may share.
+    pub shared: bool,
+    /// Every request has one answer.
+    pub deterministic: bool,
+    /// Headers that make a difference.
+    pub headers: Vec<HeaderName>,
 }
