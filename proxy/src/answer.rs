@@ -73,7 +73,7 @@ pub fn redirect(status: StatusCode, location: HeaderValue) -> Response<ResponseB
 }
 
 /// Percent-encodes a gRPC message: printable ASCII but `%` stays (gRPC over HTTP/2, "Responses").
-fn grpc_message(text: &str) -> String {
+pub fn grpc_message(text: &str) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,6 +1,7 @@
 //! Bodies on their way through. They are streamed, never collected, and whatever is counted until the last byte
 //! (load, outcome, the pooled connection) hangs on them and is let go with them.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -25,6 +26,8 @@ pub enum RequestBody {
     Client(Incoming, Rc<Exchange>),
     /// The same, kept for another try.
     Kept(Reading),
+    /// The proxy's own, in parts that are never joined.
+    Parts(VecDeque<Bytes>),
     /// There is none.
     Empty,
 }
@@ -62,6 +65,7 @@ impl Body for RequestBody {
                 Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
             }
             Self::Kept(body) => Pin::new(body).poll_frame(cx),
+            Self::Parts(parts) => Poll::Ready(parts.pop_front().map(|part| Ok(Frame::data(part)))),
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -70,6 +74,7 @@ impl Body for RequestBody {
         match self {
             Self::Client(body, _) => body.is_end_stream(),
             Self::Kept(body) => body.is_end_stream(),
+            Self::Parts(parts) => parts.is_empty(),
             Self::Empty => true,
         }
     }
@@ -78,6 +83,7 @@ impl Body for RequestBody {
         match self {
             Self::Client(body, _) => body.size_hint(),
             Self::Kept(body) => body.size_hint(),
+            Self::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
             Self::Empty => SizeHint::with_exact(0),
         }
     }
@@ -88,6 +94,8 @@ impl Body for RequestBody {
 pub enum ResponseBody {
     /// The proxy's own.
     Whole(Option<Bytes>),
+    /// An answer that was shared: what the client gets of it.
+    Shared(Share),
     /// As it comes in from the server.
     Upstream(Upstream),
 }
@@ -101,6 +109,38 @@ impl ResponseBody {
     /// A short text.
     pub fn whole(text: String) -> Self {
         Self::Whole(Some(text.into()))
+    }
+}
+
+/// The client's own part of an answer that others got parts of too.
+#[derive(Debug)]
+pub struct Share {
+    parts: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    exchange: Rc<Exchange>,
+}
+
+impl Share {
+    /// A body of these parts, and behind them the trailers, if it has any.
+    pub fn new(parts: Vec<Bytes>, trailers: Option<HeaderMap>, exchange: &Rc<Exchange>) -> Self {
+        Self { parts: parts.into(), trailers, exchange: Rc::clone(exchange) }
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let frame = match self.parts.pop_front() {
+            Some(part) => {
+                self.exchange.received(part.len());
+                Some(Frame::data(part))
+            }
+            None => self.trailers.take().map(|mut trailers| {
+                crate::report::stamp_trailers(&self.exchange, &mut trailers);
+                Frame::trailers(trailers)
+            }),
+        };
+        if self.parts.is_empty() && self.trailers.is_none() {
+            self.exchange.complete();
+        }
+        frame
     }
 }
 
@@ -153,6 +193,7 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let upstream = match self.get_mut() {
             Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Shared(share) => return Poll::Ready(share.next().map(Ok)),
             Self::Upstream(upstream) => upstream,
         };
         match Pin::new(&mut upstream.body).poll_frame(cx) {
@@ -194,6 +235,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
+            Self::Shared(share) => share.parts.is_empty() && share.trailers.is_none(),
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
     }
@@ -201,6 +243,9 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Shared(share) => {
+                SizeHint::with_exact(share.parts.iter().map(|part| part.len() as u64).sum())
+            }
             Self::Upstream(upstream) => upstream.body.size_hint(),
         }
     }

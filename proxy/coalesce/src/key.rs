@@ -1,0 +1,304 @@
+//! When two requests are the same, and when they can share an execution.
+//!
+//! Same is what has the same BLAKE3 hash over: who asks (where clients do not share), the model, its version and which load
+//! of it, and all that decides the answer: input names, datatypes, shapes and bytes, parameters, the outputs asked for, and
+//! the headers that the configuration names. What only says how the answer travels (the id, binary or not) is no part of it,
+//! so that REST and gRPC clients meet. Every field is written with its length before it, so that no two lists of fields
+//! read the same.
+
+use http::HeaderMap;
+use penstock_inference::oip::{InferRequest, Parameter, Parameters, Tensor};
+use serde_json::Value;
+
+use crate::batch;
+
+/// What was asked.
+pub type Hash = [u8; 32];
+
+/// Whose answer it is, and what else decides it besides the request's own content.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    /// The client; empty where clients share.
+    pub client: &'a str,
+    /// The model.
+    pub model: &'a str,
+    /// The version that was asked for.
+    pub version: &'a str,
+    /// Goes up whenever the model may have changed.
+    pub load: u64,
+    /// Headers that make a difference.
+    pub headers: &'a [http::HeaderName],
+}
+
+struct Writer(blake3::Hasher);
+
+impl Writer {
+    /// A hash that cannot be one of another kind, or of another version of this encoding.
+    fn new(kind: &str) -> Self {
+        let mut writer = Self(blake3::Hasher::new());
+        writer.field(kind.as_bytes());
+        writer
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.update(&number.to_le_bytes());
+    }
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    fn scope(&mut self, scope: &Scope<'_>, headers: &HeaderMap) {
+        for text in [scope.client, scope.model, scope.version] {
+            self.field(text.as_bytes());
+        }
+        self.number(scope.load);
+        for name in scope.headers {
+            let values = headers.get_all(name);
+            self.number(values.iter().count() as u64);
+            values.iter().for_each(|value| self.field(value.as_bytes()));
+        }
+    }
+
+    fn parameters(&mut self, parameters: &Parameters) {
+        let deciding = || parameters.iter().filter(|(name, _)| !is_of_transport(name));
+        self.number(deciding().count() as u64);
+        for (name, value) in deciding() {
+            self.field(name.as_bytes());
+            match value {
+                Parameter::Bool(value) => self.field(&[0, u8::from(*value)]),
+                Parameter::Int(value) => self.field(&[&[1][..], &value.to_le_bytes()].concat()),
+                Parameter::Uint(value) => self.field(&[&[2][..], &value.to_le_bytes()].concat()),
+                Parameter::Double(value) => self.field(&[&[3][..], &value.to_le_bytes()].concat()),
+                Parameter::String(value) => self.field(&[&[4][..], value.as_bytes()].concat()),
+            }
+        }
+    }
+
+    /// Name, datatype and shape; of the shape only what is behind the rows, where they do not count.
+    fn tensor(&mut self, tensor: &Tensor, rows: bool) {
+        self.field(tensor.name.as_bytes());
+        self.field(tensor.datatype.name().as_bytes());
+        let shape = &tensor.shape[usize::from(!rows).min(tensor.shape.len())..];
+        self.number(shape.len() as u64);
+        shape.iter().for_each(|dimension| self.number(*dimension));
+        self.parameters(&tensor.parameters);
+    }
+
+    fn outputs(&mut self, request: &InferRequest) {
+        self.number(request.outputs.len() as u64);
+        for output in &request.outputs {
+            self.field(output.name.as_bytes());
+            self.parameters(&output.parameters);
+        }
+    }
+}
+
+/// Parameters that only say how tensors travel.
+fn is_of_transport(name: &str) -> bool {
+    matches!(name, "binary_data" | "binary_data_size" | "binary_data_output")
+}
+
+/// The inputs in one order, whatever order they came in.
+fn sorted(request: &InferRequest) -> Vec<&Tensor> {
+    let mut inputs: Vec<&Tensor> = request.inputs.iter().collect();
+    inputs.sort_by(|a, b| a.name.cmp(&b.name));
+    inputs
+}
+
+/// What a request for tensors asks.
+pub fn of_tensors(request: &InferRequest, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
+    let mut writer = Writer::new("penstock tensors 1");
+    writer.scope(scope, headers);
+    writer.parameters(&request.parameters);
+    writer.outputs(request);
+    for input in sorted(request) {
+        writer.tensor(input, true);
+        writer.field(&input.data);
+    }
+    writer.0.finalize().into()
+}
+
+/// What a request in JSON asks, in whatever order and with whatever spaces it was written.
+pub fn of_json(path: &str, body: &Value, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
+    let mut writer = Writer::new("penstock json 1");
+    writer.scope(scope, headers);
+    writer.field(path.as_bytes());
+    // The keys of an object are in order: a `Value` keeps them in a tree.
+    writer.field(body.to_string().as_bytes());
+    writer.0.finalize().into()
+}
+
+/// Whether a request to a language model fixes its own outcome: no temperature, or a seed.
+pub fn is_deterministic(body: &Value) -> bool {
+    let number = |name: &str| body.get(name).and_then(Value::as_f64);
+    number("temperature") == Some(0.0) || number("seed").is_some()
+}
+
+/// Parameters that tie a request to others, or that only the request itself can have (sequences, priorities of the
+/// server's own queue).
+fn forbids_batches(name: &str) -> bool {
+    name.starts_with("sequence_") || name.starts_with("shared_memory_") || name == "classification"
+}
+
+/// Rows of a request that can share an execution, and the key of those with which it can: the same model, input names,
+/// datatypes, dimensions but the first, parameters and outputs. `None`: it goes alone. `class` is what else must be
+/// equal.
+pub fn compatible(request: &InferRequest, scope: &Scope<'_>, class: u64) -> Option<(u32, batch::Key)> {
+    let rows = *request.inputs.first()?.shape.first()?;
+    let parts = request.inputs.iter().map(|input| &input.parameters);
+    let mut parameters = parts.chain(request.outputs.iter().map(|output| &output.parameters));
+    let forbidden = |parameters: &Parameters| parameters.keys().any(|name| forbids_batches(name));
+    if rows == 0
+        || request.inputs.iter().any(|input| input.shape.first() != Some(&rows))
+        || forbidden(&request.parameters)
+        || parameters.any(forbidden)
+    {
+        return None;
+    }
+    let rows = u32::try_from(rows).ok()?;
+    let mut writer = Writer::new("penstock batch 1");
+    writer.scope(&Scope { headers: &[], ..*scope }, &HeaderMap::new());
+    writer.number(class);
+    writer.parameters(&request.parameters);
+    writer.outputs(request);
+    for input in sorted(request) {
+        writer.tensor(input, false);
+    }
+    let hash = writer.0.finalize();
+    Some((rows, u128::from_le_bytes(*hash.as_bytes().first_chunk()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_inference::oip::RequestedOutput;
+
+    const SCOPE: Scope<'_> = Scope { client: "a", model: "m", version: "", load: 0, headers: &[] };
+
+    fn request() -> InferRequest {
+        InferRequest {
+            id: Some("1".into()),
+            inputs: vec![
+                Tensor::fp32("x", vec![2, 2], [1.0, 2.0, 3.0, 4.0]),
+                Tensor::fp32("y", vec![2, 1], [5.0, 6.0]),
+            ],
+            outputs: vec![RequestedOutput { name: "z".into(), ..RequestedOutput::default() }],
+            ..InferRequest::default()
+        }
+    }
+
+    fn hash(request: &InferRequest) -> Hash {
+        of_tensors(request, &SCOPE, &HeaderMap::new())
+    }
+
+    fn key(request: &InferRequest) -> Option<batch::Key> {
+        compatible(request, &SCOPE, 0).map(|(_, key)| key)
+    }
+
+    #[test]
+    fn how_it_travels_makes_no_difference() {
+        let mut other = request();
+        other.id = None;
+        other.inputs.reverse();
+        other.parameters.insert("binary_data_output".into(), Parameter::Bool(true));
+        other.outputs[0].parameters.insert("binary_data".into(), Parameter::Bool(true));
+        assert_eq!(hash(&other), hash(&request()));
+        assert_eq!(key(&other), key(&request()));
+    }
+
+    #[test]
+    fn everything_that_decides_the_answer_makes_a_difference() {
+        type Change = fn(&mut InferRequest);
+        let changes: [Change; 9] = [
+            |r| r.inputs[0].data = Tensor::fp32("x", vec![2, 2], [1.0, 2.0, 3.0, 4.5]).data,
+            |r| r.inputs[0].name = "w".into(),
+            |r| r.inputs[0].shape = vec![4, 1],
+            |r| r.inputs[0].datatype = penstock_inference::oip::Datatype::Int32,
+            |r| drop(r.inputs.pop()),
+            |r| drop(r.parameters.insert("top_k".into(), Parameter::Int(1))),
+            |r| drop(r.parameters.insert("top_k".into(), Parameter::Uint(1))),
+            |r| r.outputs[0].name = "other".into(),
+            |r| r.outputs.clear(),
+        ];
+        let mut seen = std::collections::HashSet::from([hash(&request())]);
+        for (at, change) in changes.iter().enumerate() {
+            let mut changed = request();
+            change(&mut changed);
+            assert!(seen.insert(hash(&changed)), "change {at}");
+        }
+        let scopes = [
+            Scope { client: "b", ..SCOPE },
+            Scope { model: "am", client: "", ..SCOPE },
+            Scope { version: "2", ..SCOPE },
+            Scope { load: 1, ..SCOPE },
+        ];
+        for scope in scopes {
+            assert!(seen.insert(of_tensors(&request(), &scope, &HeaderMap::new())), "{scope:?}");
+        }
+        let tone = [http::HeaderName::from_static("x-tone")];
+        let mut headers = HeaderMap::new();
+        for _ in 0..2 {
+            headers.append("x-tone", "warm".parse().unwrap());
+            assert!(seen.insert(of_tensors(&request(), &Scope { headers: &tone, ..SCOPE }, &headers)));
+        }
+    }
+
+    #[test]
+    fn rows_and_bytes_make_no_difference_to_a_batch_and_the_rest_does() {
+        let mut other = request();
+        other.inputs = vec![Tensor::fp32("x", vec![1, 2], [9.0, 9.0]), Tensor::fp32("y", vec![1, 1], [9.0])];
+        assert_eq!(key(&other), key(&request()));
+        assert_eq!(compatible(&other, &SCOPE, 0).unwrap().0, 1);
+        type Change = fn(&mut InferRequest);
+        let changes: [Change; 3] = [
+            |r| r.inputs[0].shape = vec![2, 1, 2],
+            |r| drop(r.parameters.insert("top_k".into(), Parameter::Int(1))),
+            |r| r.outputs.clear(),
+        ];
+        for change in changes {
+            let mut changed = request();
+            change(&mut changed);
+            assert_ne!(key(&changed), key(&request()));
+        }
+        assert_ne!(compatible(&request(), &SCOPE, 1), compatible(&request(), &SCOPE, 0));
+    }
+
+    #[test]
+    fn some_go_alone() {
+        type Change = fn(&mut InferRequest);
+        let changes: [Change; 6] = [
+            |r| drop(r.parameters.insert("sequence_id".into(), Parameter::Int(1))),
+            |r| drop(r.outputs[0].parameters.insert("classification".into(), Parameter::Int(3))),
+            |r| {
+                drop(
+                    r.inputs[0]
+                        .parameters
+                        .insert("shared_memory_region".into(), Parameter::String("r".into())),
+                )
+            },
+            |r| r.inputs[0].shape = vec![],
+            |r| r.inputs[1].shape = vec![1, 2],
+            |r| r.inputs.clear(),
+        ];
+        for (at, change) in changes.iter().enumerate() {
+            let mut changed = request();
+            change(&mut changed);
+            assert_eq!(key(&changed), None, "change {at}");
+        }
+    }
+
+    #[test]
+    fn json_is_the_same_in_any_order_and_a_fixed_outcome_is_seen() {
+        let of = |text: &str| {
+            let body = serde_json::from_str(text).unwrap();
+            of_json("/v1/completions", &body, &SCOPE, &HeaderMap::new())
+        };
+        assert_eq!(of(r#"{"a":1,"b":[1,{"d":2,"c":3}]}"#), of(r#"{ "b":[1,{"c":3,"d":2}], "a":1}"#));
+        assert_ne!(of(r#"{"a":1}"#), of(r#"{"a":1.0}"#));
+        let fixed = |text: &str| is_deterministic(&serde_json::from_str(text).unwrap());
+        assert!(fixed(r#"{"temperature":0}"#) && fixed(r#"{"temperature":0.0}"#) && fixed(r#"{"seed":7}"#));
+        assert!(!fixed("{}") && !fixed(r#"{"temperature":1}"#) && !fixed(r#"{"seed":null}"#));
+    }
+}

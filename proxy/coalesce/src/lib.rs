@@ -1,0 +1,11 @@
+//! One execution for many requests, as pure state machines: no sockets, no tasks, and time is an argument.
+//!
+//! - [`batch`]: which requests are executed together, and when.
+//! - [`flight`]: requests that are the same run once while one of them is in flight.
+//! - [`cache`]: answers that are kept for a while.
+//! - [`key`]: when two requests are the same, and when they can share an execution.
+
+pub mod batch;
+pub mod cache;
+pub mod flight;
+pub mod key;

@@ -1,0 +1,287 @@
+//! One execution: a request of the proxy's own to the model server, and the answer, whole.
+//!
+//! In: where the server is, in which form it is asked, and an [`InferRequest`]. Out: an [`InferResponse`] whose tensors
+//! are slices of the body that came. Can go wrong: the server says what is wrong ([`Trouble::Model`]), or cannot be
+//! reached or understood ([`Trouble::Way`]). The request goes out as parts that are never joined. Dropping the call
+//! closes its connection, or resets its stream, which is how the server learns that nobody waits.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use penstock_api::Reason;
+use penstock_inference::oip::grpc::{self, Contents};
+use penstock_inference::oip::{InferRequest, InferResponse, Parameter, rest};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::wire::{self, MODEL_INFER, ModelError};
+use crate::body::RequestBody;
+use crate::config::{Cluster, Endpoint};
+use crate::failure::Failure;
+use crate::send::Lease;
+use crate::worker::Worker;
+
+/// The most that an answer may have, bytes.
+pub const MAX_ANSWER: usize = 256 << 20;
+/// Closed connections that may be met in the pool before that is a failure.
+const STALE: u32 = 8;
+
+/// How a model server is asked.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// The application, behind one of the pod's ports.
+    pub cluster: Arc<Cluster>,
+    /// Over gRPC; else REST.
+    pub grpc: bool,
+}
+
+impl Way {
+    /// The application itself.
+    pub fn endpoint(&self) -> Result<Arc<Endpoint>, Failure> {
+        self.cluster.endpoints().first().map(Arc::clone).ok_or_else(|| {
+            Failure::unprocessed(Reason::NoEndpoint, format!("{} has no address", self.cluster.service))
+        })
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug)]
+pub enum Trouble {
+    /// The model, or its server, said so.
+    Model(ModelError),
+    /// The way to the server, or what came over it.
+    Way(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Way(failure)
+    }
+}
+
+/// Has a model asked. `binary`: the server takes tensors behind the JSON.
+pub async fn infer(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: &str,
+    version: &str,
+    request: InferRequest,
+    binary: bool,
+    deadline: Option<Instant>,
+) -> Result<InferResponse, Trouble> {
+    let outgoing = if way.grpc {
+        over_grpc(model, version, request)?
+    } else {
+        over_rest(model, version, request, binary)?
+    };
+    let answered = whole(worker, way, outgoing);
+    let answer = match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, answered).await.unwrap_or_else(|_| {
+            let story = format!("{} did not answer in time", way.cluster.service);
+            Err(Failure::new(Reason::RequestTimeout, story))
+        })?,
+        None => answered.await?,
+    };
+    if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer) }
+}
+
+/// What a request of our own is made of; it can be made anew when a connection turns out to be closed.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// `GET` or `POST`.
+    pub method: Method,
+    /// The path.
+    pub path: String,
+    /// Besides the host and the length.
+    pub headers: HeaderMap,
+    /// The body.
+    pub parts: VecDeque<Bytes>,
+}
+
+fn over_rest(
+    model: &str,
+    version: &str,
+    mut request: InferRequest,
+    binary: bool,
+) -> Result<Outgoing, Failure> {
+    if binary {
+        request.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+    }
+    let body = rest::encode_request(&request, binary)
+        .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
+    if let Some(length) = body.header_length {
+        headers.insert(&rest::HEADER_LENGTH, length.into());
+    }
+    let path = match version {
+        "" => format!("/v2/models/{model}/infer"),
+        version => format!("/v2/models/{model}/versions/{version}/infer"),
+    };
+    Ok(Outgoing { method: Method::POST, path, headers, parts: body.parts.into() })
+}
+
+fn over_grpc(model: &str, version: &str, request: InferRequest) -> Result<Outgoing, Failure> {
+    let message = grpc::encode_request(model, version, request, Contents::Raw)
+        .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    let parts = VecDeque::from([wire::framed(&message)]);
+    Ok(Outgoing { method: Method::POST, path: MODEL_INFER.to_owned(), headers, parts })
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, joined if it came in pieces.
+    pub body: Bytes,
+    /// The trailers.
+    pub trailers: Option<HeaderMap>,
+}
+
+/// Sends a request of our own and takes in the whole answer.
+pub async fn whole(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Result<Answer, Failure> {
+    let endpoint = way.endpoint()?;
+    let (response, _lease) = send(worker, way, &endpoint, &outgoing).await?;
+    let (parts, body) = response.into_parts();
+    let (body, trailers) = collect(body, &endpoint).await?;
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body, trailers })
+}
+
+async fn send(
+    worker: &Rc<Worker>,
+    way: &Way,
+    endpoint: &Arc<Endpoint>,
+    outgoing: &Outgoing,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let (cluster, policy) = (&way.cluster, way.cluster.policy());
+    let pool = worker.pools.of(endpoint);
+    let mut stale = 0;
+    loop {
+        let (error, back) = if way.grpc {
+            let (mut sender, lease) = pool.http2(worker, endpoint, cluster, &policy).await?;
+            match sender.try_send_request(request(endpoint, outgoing, true)?).await {
+                Ok(response) => return Ok((response, lease)),
+                Err(mut error) => (error.error().to_string(), error.take_message().is_some()),
+            }
+        } else {
+            let mut sender = pool.http1(worker, endpoint, cluster, &policy).await?;
+            match sender.try_send_request(request(endpoint, outgoing, false)?).await {
+                Ok(response) => return Ok((response, Lease::Http1(Some(sender), pool))),
+                Err(mut error) => (error.error().to_string(), error.take_message().is_some()),
+            }
+        };
+        stale += 1;
+        if !back || stale > STALE {
+            let story = format!("{} at {} closed before it answered: {error}", endpoint.name, endpoint.address);
+            return Err(Failure { unprocessed: back, ..Failure::new(Reason::UpstreamReset, story) });
+        }
+    }
+}
+
+fn request(
+    endpoint: &Endpoint,
+    outgoing: &Outgoing,
+    absolute: bool,
+) -> Result<Request<RequestBody>, Failure> {
+    let uri = match absolute {
+        true => format!("http://{}{}", endpoint.address, outgoing.path).parse::<Uri>(),
+        false => outgoing.path.parse(),
+    };
+    let uri = uri.map_err(|_| Failure::unprocessed(Reason::BadRequest, "the model's name is no path"))?;
+    let body = match outgoing.parts.is_empty() {
+        true => RequestBody::Empty,
+        false => RequestBody::Parts(outgoing.parts.clone()),
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.clone_from(&outgoing.headers);
+    headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+    if !absolute && let Ok(host) = HeaderValue::try_from(endpoint.address.to_string()) {
+        headers.insert(HOST, host);
+    }
+    if !outgoing.parts.is_empty() {
+        let length: usize = outgoing.parts.iter().map(Bytes::len).sum();
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Ok(request)
+}
+
+async fn collect(mut body: Incoming, endpoint: &Endpoint) -> Result<(Bytes, Option<HeaderMap>), Failure> {
+    let (mut pieces, mut length, mut trailers) = (Vec::new(), 0, None);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let story = format!("{} closed in the middle of its response: {error}", endpoint.name);
+            Failure::new(Reason::UpstreamIncomplete, story)
+        })?;
+        match frame.into_data() {
+            Ok(data) => {
+                length += data.len();
+                if length > MAX_ANSWER {
+                    let story = format!("{} answers with more than {MAX_ANSWER} bytes", endpoint.name);
+                    return Err(Failure::new(Reason::UpstreamProtocol, story));
+                }
+                pieces.push(data);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((join(pieces, length), trailers))
+}
+
+/// Pieces in one; copies unless there is only one.
+pub fn join(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    let mut joined = BytesMut::with_capacity(length);
+    pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
+    joined.freeze()
+}
+
+fn read_rest(way: &Way, answer: Answer) -> Result<InferResponse, Trouble> {
+    if answer.status != 200 {
+        return Err(Trouble::Model(ModelError::of_rest(answer.status, &answer.body)));
+    }
+    let length = rest::header_length(&answer.headers);
+    length
+        .and_then(|length| rest::decode_response(&answer.body, length))
+        .map_err(|error| strange(way, &error.to_string()))
+}
+
+fn read_grpc(way: &Way, answer: Answer) -> Result<InferResponse, Trouble> {
+    let status = |headers: &HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse::<u8>().ok();
+    let said = answer.trailers.as_ref().filter(|trailers| status(trailers).is_some());
+    let said = said.unwrap_or(&answer.headers);
+    match status(said) {
+        Some(0) => {}
+        Some(code) => {
+            let message = said.get("grpc-message").map_or(&b""[..], HeaderValue::as_bytes);
+            let message = percent_encoding::percent_decode(message).decode_utf8_lossy().into_owned();
+            return Err(Trouble::Model(ModelError::of_grpc(code, message)));
+        }
+        None => return Err(strange(way, &format!("status {} and no grpc-status", answer.status))),
+    }
+    let message = wire::unframed(&answer.body).ok_or_else(|| strange(way, "no whole message"))?;
+    let message =
+        grpc::ModelInferResponse::decode(message).map_err(|error| strange(way, &error.to_string()))?;
+    grpc::decode_response(message).map_err(|error| strange(way, &error.to_string()))
+}
+
+fn strange(way: &Way, what: &str) -> Trouble {
+    let story = format!("{} answered with something that is no answer of a model: {what}", way.cluster.service);
+    Trouble::Way(Failure::new(Reason::UpstreamProtocol, story))
+}

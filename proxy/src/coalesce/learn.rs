@@ -1,0 +1,90 @@
+//! What a model server says of a model: whether it takes batches, how large, how many at once, and in which forms.
+//!
+//! Asked over REST as Triton and MLServer answer it (`v2`, `v2/models/{m}`, `v2/models/{m}/config`); what a server does
+//! not say is left to the annotation. Learned when a model is first asked for, and again after a while, since a model
+//! can be loaded anew; until it is known for the first time, requests pass one by one.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
+use penstock_inference::oip::{ModelMetadata, ServerMetadata};
+use serde::Deserialize;
+
+use super::call::{self, Answer, Outgoing, Way};
+use crate::failure::Failure;
+use crate::worker::Worker;
+
+/// How long what was learned is believed.
+pub const BELIEVED: Duration = Duration::from_secs(30);
+/// How long a server may take to say it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is known of a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// Rows that an execution takes; 0: it knows no batches. `None`: not told.
+    pub max_rows: Option<u32>,
+    /// Executions at once. `None`: not told.
+    pub instances: Option<u32>,
+    /// Tensors may stand behind the JSON.
+    pub binary: bool,
+    /// Tensors may lie in system shared memory.
+    pub shared_memory: bool,
+    /// Its inputs and outputs.
+    pub metadata: ModelMetadata,
+}
+
+/// Triton's model configuration, as far as it matters here.
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(default)]
+    max_batch_size: u32,
+    #[serde(default)]
+    instance_group: Vec<InstanceGroup>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct InstanceGroup {
+    #[serde(default)]
+    count: u32,
+    #[serde(default)]
+    gpus: Vec<u32>,
+}
+
+/// Asks the server.
+pub async fn ask(worker: &Rc<Worker>, way: &Way, model: &str, version: &str) -> Result<Known, Failure> {
+    let of_model = match version {
+        "" => format!("/v2/models/{model}"),
+        version => format!("/v2/models/{model}/versions/{version}"),
+    };
+    let server: ServerMetadata = get(worker, way, "/v2".to_owned()).await?.unwrap_or_default();
+    let metadata = get(worker, way, of_model.clone()).await?.unwrap_or_default();
+    let config: Option<Config> = get(worker, way, format!("{of_model}/config")).await?;
+    let can = |what: &str| server.extensions.iter().any(|extension| extension == what);
+    Ok(Known {
+        max_rows: config.as_ref().map(|config| config.max_batch_size),
+        instances: config.map(|config| {
+            let each = |group: &InstanceGroup| group.count.max(1) * (group.gpus.len() as u32).max(1);
+            config.instance_group.iter().map(each).sum::<u32>().max(1)
+        }),
+        binary: can("binary_tensor_data"),
+        shared_memory: can("system_shared_memory"),
+        metadata,
+    })
+}
+
+/// A page as JSON; `None`: the server has no such page.
+async fn get<T: for<'a> Deserialize<'a>>(
+    worker: &Rc<Worker>,
+    way: &Way,
+    path: String,
+) -> Result<Option<T>, Failure> {
+    let way = Way { grpc: false, ..way.clone() };
+    let outgoing = Outgoing { method: Method::GET, path, headers: HeaderMap::new(), parts: VecDeque::new() };
+    let asked = tokio::time::timeout(PATIENCE, call::whole(worker, &way, outgoing)).await;
+    let Ok(answer) = asked else { return Ok(None) };
+    let Answer { status, body, .. } = answer?;
+    Ok((status == 200).then(|| serde_json::from_slice(&body).ok()).flatten())
+}

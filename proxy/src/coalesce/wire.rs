@@ -1,0 +1,226 @@
+//! How a client asks a model for tensors, and how it is answered: the Open Inference Protocol over REST and over gRPC.
+//!
+//! In: the head of a request and its whole body. Out: an [`Asked`], or nothing where the request is not understood and
+//! passes untouched. The other way a model's answer, or its error, becomes a response in the form of the request.
+
+use std::rc::Rc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, request};
+use penstock_inference::oip::{self, InferRequest, InferResponse, grpc, rest};
+use prost::Message as _;
+
+use crate::body::{ResponseBody, Share};
+use crate::exchange::Exchange;
+
+/// The path of the one inference call over gRPC.
+pub const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// JSON, with or without binary tensors.
+    Rest,
+    /// `ModelInfer`; tensors as they came.
+    Grpc(grpc::Contents),
+}
+
+impl Form {
+    /// The form of a request by its head, if it can be an inference request at all.
+    pub fn of(parts: &request::Parts) -> Option<Self> {
+        if parts.method != Method::POST || parts.headers.contains_key(CONTENT_ENCODING) {
+            return None;
+        }
+        let path = parts.uri.path();
+        if path == MODEL_INFER {
+            let encoded = parts.headers.get("grpc-encoding").is_some_and(|value| value != "identity");
+            return (!encoded).then_some(Self::Grpc(grpc::Contents::Raw));
+        }
+        (path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
+    }
+}
+
+/// A request for tensors.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What the client speaks.
+    pub form: Form,
+    /// The model.
+    pub model: String,
+    /// Its version; empty: the server chooses.
+    pub version: String,
+    /// What is asked.
+    pub request: InferRequest,
+}
+
+/// Reads a request whose body is whole; `None`: it is not understood.
+pub fn read(form: Form, parts: &request::Parts, body: &Bytes) -> Option<Asked> {
+    match form {
+        Form::Rest => {
+            let (model, version) = oip::prefix::of_path(parts.uri.path())?;
+            let length = rest::header_length(&parts.headers).ok()?;
+            // A body that is nothing but a tensor says nothing of its shape.
+            let request = rest::decode_request(body, length).ok().filter(|_| length != Some(0))?;
+            let version = version.unwrap_or_default().to_owned();
+            Some(Asked { form, model: model.to_owned(), version, request })
+        }
+        Form::Grpc(_) => {
+            let mut message = grpc::ModelInferRequest::decode(unframed(body)?).ok()?;
+            let model = std::mem::take(&mut message.model_name);
+            let version = std::mem::take(&mut message.model_version);
+            let raw = !message.raw_input_contents.is_empty();
+            let contents = if raw { grpc::Contents::Raw } else { grpc::Contents::Typed };
+            let request = grpc::decode_request(message).ok()?;
+            Some(Asked { form: Form::Grpc(contents), model, version, request })
+        }
+    }
+}
+
+/// The one message of a unary call (gRPC over HTTP/2, "Length-Prefixed-Message"), if it is there whole and plain.
+pub fn unframed(body: &Bytes) -> Option<Bytes> {
+    let (head, _) = body.split_first_chunk::<5>()?;
+    let [compressed, length @ ..] = *head;
+    let length = u32::from_be_bytes(length) as usize;
+    (compressed == 0 && body.len() == 5 + length).then(|| body.slice(5..))
+}
+
+/// A message with its prefix.
+pub fn framed(message: &impl prost::Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(5 + length);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // A buffer that grows is never full.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}
+
+/// What a model said instead of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelError {
+    /// As an HTTP status.
+    pub status: u16,
+    /// As a gRPC status code.
+    pub code: u8,
+    /// In its own words.
+    pub message: String,
+}
+
+impl ModelError {
+    /// What a REST server answered. Codes as Triton pairs them.
+    pub fn of_rest(status: u16, body: &[u8]) -> Self {
+        let said = serde_json::from_slice::<oip::ErrorBody>(body).map(|body| body.error);
+        let message = said.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
+        let code = match status {
+            404 => 5,
+            429 => 8,
+            500 => 13,
+            501 => 12,
+            503 => 14,
+            504 => 4,
+            _ => 3,
+        };
+        Self { status, code, message }
+    }
+
+    /// What a gRPC server answered.
+    pub fn of_grpc(code: u8, message: String) -> Self {
+        let status = match code {
+            4 => 504,
+            5 => 404,
+            7 => 403,
+            8 => 429,
+            12 => 501,
+            13 => 500,
+            14 => 503,
+            16 => 401,
+            _ => 400,
+        };
+        Self { status, code, message }
+    }
+
+    /// Whether it says that the server could not work now, rather than what is wrong with the request.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.status, 429 | 502..=504)
+    }
+}
+
+/// A response in the form that was asked for.
+pub fn write(
+    asked: &Asked,
+    answer: Result<InferResponse, ModelError>,
+    exchange: &Rc<Exchange>,
+) -> Response<ResponseBody> {
+    let answer = answer.map(|answer| InferResponse { id: asked.request.id.clone(), ..answer });
+    match asked.form {
+        Form::Rest => {
+            let body = answer.and_then(|answer| {
+                rest::encode_response(&answer, |output| asked.request.wants_binary(&output.name)).map_err(
+                    |error| ModelError { status: 400, code: 3, message: error.to_string() },
+                )
+            });
+            match body {
+                Ok(body) => {
+                    let mut response = response(body.parts.clone(), None, exchange, body.content_type());
+                    if let Some(length) = body.header_length {
+                        response.headers_mut().insert(&rest::HEADER_LENGTH, length.into());
+                    }
+                    response
+                }
+                Err(error) => {
+                    let body = oip::ErrorBody { error: error.message };
+                    let text = serde_json::to_vec(&body).unwrap_or_default();
+                    let mut response = response(vec![text.into()], None, exchange, "application/json");
+                    *response.status_mut() =
+                        StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
+                    response
+                }
+            }
+        }
+        Form::Grpc(contents) => {
+            let message = answer.and_then(|answer| {
+                grpc::encode_response(answer, contents)
+                    .map_err(|error| ModelError { status: 400, code: 3, message: error.to_string() })
+            });
+            match message {
+                Ok(message) => {
+                    let mut trailers = HeaderMap::with_capacity(4);
+                    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                    let mut response =
+                        response(vec![framed(&message)], Some(trailers), exchange, "application/grpc");
+                    response.headers_mut().remove(CONTENT_LENGTH);
+                    response
+                }
+                Err(error) => {
+                    let mut response = response(Vec::new(), None, exchange, "application/grpc");
+                    let headers = response.headers_mut();
+                    headers.remove(CONTENT_LENGTH);
+                    headers.insert("grpc-status", HeaderValue::from(u16::from(error.code)));
+                    let message = crate::answer::grpc_message(&error.message);
+                    if let Ok(message) = HeaderValue::try_from(message) {
+                        headers.insert("grpc-message", message);
+                    }
+                    response
+                }
+            }
+        }
+    }
+}
+
+fn response(
+    parts: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    exchange: &Rc<Exchange>,
+    content_type: &'static str,
+) -> Response<ResponseBody> {
+    let length: usize = parts.iter().map(Bytes::len).sum();
+    if parts.is_empty() && trailers.is_none() {
+        exchange.complete();
+    }
+    let mut response = Response::new(ResponseBody::Shared(Share::new(parts, trailers, exchange)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
