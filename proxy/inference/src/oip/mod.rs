@@ -7,16 +7,20 @@
 //!   slice of the body: nothing is copied.
 //! - [`grpc`]: the messages and stubs of `inference.GRPCInferenceService`, and the way between them and the form above.
 //!   Raw contents are moved, not copied.
+//! - [`batch`]: several requests as one, and its answer as several.
+//! - [`shm`]: tensors in system shared memory.
 //! - [`prefix`]: model, version and rows of a request, from the beginning of its body on either wire.
 //!
 //! A tensor that was read is consistent: its bytes are what datatype and shape ask for, BOOL is 0 or 1, and the lengths
 //! inside BYTES add up. What is not is an [`Error`] that names the tensor.
 
+pub mod batch;
 mod error;
 pub mod grpc;
 mod json;
 pub mod prefix;
 pub mod rest;
+pub mod shm;
 mod tensor;
 
 pub use error::{Error, Problem, Side};

@@ -137,6 +137,23 @@ pub fn encode_response(response: &InferResponse, binary: impl Fn(&Tensor) -> boo
     })
 }
 
+/// Writes a request whose inputs have their data in pieces, which are not joined: those of `data`, input by input.
+pub(super) fn encode_scattered(request: &InferRequest, data: &[Vec<Bytes>]) -> Result<Body, Error> {
+    let size = |pieces: &Vec<Bytes>| pieces.iter().map(Bytes::len).sum();
+    let inputs = request.inputs.iter().zip(data);
+    let inputs = inputs.map(|(tensor, pieces)| TensorOut { tensor, carried: Carried::Behind(size(pieces)) });
+    let message = RequestOut {
+        id: request.id.as_deref(),
+        parameters: &request.parameters,
+        inputs: inputs.collect(),
+        outputs: &request.outputs,
+    };
+    let header = serde_json::to_vec(&message).map_err(|problem| Error::Json(problem.to_string()))?;
+    let header_length = Some(header.len());
+    let pieces = data.iter().flatten().filter(|piece| !piece.is_empty()).cloned();
+    Ok(Body { header_length, parts: std::iter::once(header.into()).chain(pieces).collect() })
+}
+
 /// JSON and what follows it.
 fn split(body: &Bytes, header_length: Option<usize>) -> Result<(Bytes, Bytes), Error> {
     match header_length {
@@ -158,7 +175,7 @@ fn tensors(wire: Vec<TensorIn<'_>>, side: Side, mut binary: Bytes) -> Result<Vec
     let mut tensors = Vec::with_capacity(wire.len());
     for wire in wire {
         let name = wire.name.clone();
-        let read = read(wire, &mut binary);
+        let read = read(wire, side, &mut binary);
         tensors.push(read.map_err(|problem| Error::Tensor { side, name, problem })?);
     }
     if !binary.is_empty() {
@@ -167,12 +184,16 @@ fn tensors(wire: Vec<TensorIn<'_>>, side: Side, mut binary: Bytes) -> Result<Vec
     Ok(tensors)
 }
 
-fn read(wire: TensorIn<'_>, binary: &mut Bytes) -> Result<Tensor, Problem> {
+fn read(wire: TensorIn<'_>, side: Side, binary: &mut Bytes) -> Result<Tensor, Problem> {
     let datatype: Datatype = wire.datatype.parse()?;
     let shape = tensor::shape(&wire.shape)?;
     let mut parameters = wire.parameters;
     let data = match (wire.data, parameters.remove(BINARY_DATA_SIZE)) {
         (Some(_), Some(_)) => return Err(Problem::TwoData),
+        // A server says where it has put an output; what lies there is not ours to judge.
+        (None, None) if side == Side::Output && parameters.contains_key(super::shm::REGION) => {
+            return Ok(Tensor { name: wire.name, datatype, shape, parameters, data: Bytes::new() });
+        }
         (None, None) => return Err(Problem::NoData),
         (Some(data), None) => json::read(data.get(), datatype)?,
         (None, Some(Parameter::Int(wanted @ 0..))) => {
@@ -204,6 +225,10 @@ fn encode<'a, T: Serialize>(
     let mut parts = vec![Bytes::new()];
     let mut wire = Vec::with_capacity(tensors.len());
     for tensor in tensors {
+        if tensor.in_shared_memory() {
+            wire.push(TensorOut { tensor, carried: Carried::Elsewhere });
+            continue;
+        }
         let as_binary = binary(tensor);
         if as_binary {
             parts.push(tensor.data.clone());
@@ -214,7 +239,8 @@ fn encode<'a, T: Serialize>(
                 problem,
             })?;
         }
-        wire.push(TensorOut { tensor, binary: as_binary });
+        let carried = if as_binary { Carried::Behind(tensor.data.len()) } else { Carried::Inside };
+        wire.push(TensorOut { tensor, carried });
     }
     let header = serde_json::to_vec(&message(wire)).map_err(|problem| Error::Json(problem.to_string()))?;
     let header_length = (parts.len() > 1).then_some(header.len());
@@ -285,7 +311,17 @@ struct ResponseOut<'a> {
 
 struct TensorOut<'a> {
     tensor: &'a Tensor,
-    binary: bool,
+    carried: Carried,
+}
+
+/// Where the data of a tensor is.
+enum Carried {
+    /// In the JSON.
+    Inside,
+    /// Behind it, so many bytes.
+    Behind(usize),
+    /// In shared memory.
+    Elsewhere,
 }
 
 impl Serialize for TensorOut<'_> {
@@ -295,12 +331,12 @@ impl Serialize for TensorOut<'_> {
         map.serialize_entry("name", name)?;
         map.serialize_entry("datatype", datatype)?;
         map.serialize_entry("shape", shape)?;
-        if self.binary {
-            map.serialize_entry("parameters", &WithSize { parameters, size: data.len() })?;
-        } else {
-            if !parameters.is_empty() {
-                map.serialize_entry("parameters", parameters)?;
-            }
+        match self.carried {
+            Carried::Behind(size) => map.serialize_entry("parameters", &WithSize { parameters, size })?,
+            Carried::Inside | Carried::Elsewhere if parameters.is_empty() => {}
+            Carried::Inside | Carried::Elsewhere => map.serialize_entry("parameters", parameters)?,
+        }
+        if matches!(self.carried, Carried::Inside) {
             map.serialize_entry("data", &Elements { datatype: *datatype, data })?;
         }
         map.end()

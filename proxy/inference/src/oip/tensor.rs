@@ -164,6 +164,11 @@ impl Tensor {
         (self.datatype == Datatype::Fp32).then(|| elements.iter().map(|le| f32::from_le_bytes(*le)))
     }
 
+    /// Whether its data lies in shared memory, where its parameters say.
+    pub fn in_shared_memory(&self) -> bool {
+        self.parameters.contains_key(super::shm::REGION)
+    }
+
     /// Whether the data is what datatype and shape ask for.
     pub fn check(&self) -> Result<(), Problem> {
         let expected = elements(&self.shape).ok_or_else(|| too_large(&self.shape))?;
