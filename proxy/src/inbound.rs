@@ -32,7 +32,7 @@ use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{identity, probe, serve, tcp, upgrade, work};
+use crate::{coalesce, identity, probe, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -283,7 +283,15 @@ async fn stages(
 
     // Admit: now, when its turn has come, or not at all.
     let permit = admit(connection, exchange, rule, &model, &work, request.headers()).await?;
-    exchange.asks(model, &work, permit);
+    exchange.asks(Arc::clone(&model), &work, permit);
+
+    // Coalesce: what is in flight, or was answered lately, is not executed again; what can share an execution does.
+    if let Some(port) = coalesce::applies(connection.to.port())
+        && let Some(answer) =
+            Box::pin(coalesce::serve(connection, exchange, port, &model, &work, &mut request)).await?
+    {
+        return Ok(answer);
+    }
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 

@@ -67,6 +67,36 @@ pub async fn look_ahead(
     kept.passed.borrow().clone()
 }
 
+/// All of a body, in pieces, which can be read whole later all the same. `None`: it is larger than `limit`, or has not all
+/// come within `patience`, or broke off, or has trailers.
+pub async fn whole(
+    body: &mut RequestBody,
+    exchange: &Rc<Exchange>,
+    limit: usize,
+    patience: Duration,
+) -> Option<Vec<Bytes>> {
+    let Some(kept) = keep(body, exchange) else { return Some(Vec::new()) };
+    let mut bytes: usize = kept.passed.borrow().iter().map(Bytes::len).sum();
+    let all = poll_fn(|cx| {
+        while bytes <= limit && kept.left_over.borrow().is_none() {
+            match ready!(kept.poll(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        bytes += data.len();
+                        kept.passed.borrow_mut().push(data);
+                    }
+                    Err(trailers) => drop(kept.left_over.replace(Some(Ok(trailers)))),
+                },
+                Some(Err(error)) => drop(kept.left_over.replace(Some(Err(error)))),
+                None => return Poll::Ready(true),
+            }
+        }
+        Poll::Ready(false)
+    });
+    let whole = tokio::time::timeout(patience, all).await.unwrap_or(false);
+    whole.then(|| kept.passed.borrow().clone())
+}
+
 /// A client's body, with what has passed of it.
 #[derive(Debug)]
 pub struct Kept {

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod answer;
 pub mod backoff;
 pub mod body;
+pub mod coalesce;
 pub mod config;
 pub mod connection;
 pub mod detect;

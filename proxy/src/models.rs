@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::admission::{Adaptive, Gate, Limit, Outlook};
+use crate::coalesce::batcher::Batcher;
 use crate::config::Admission;
 use crate::work::{BLOCK_UNITS, Work};
 
@@ -33,6 +34,8 @@ pub struct Model {
     gate: OnceLock<Gate>,
     /// The prompts that it has seen lately, and so most likely has in its cache.
     prompts: OnceLock<Memory>,
+    /// Where its requests share executions.
+    batcher: OnceLock<Batcher>,
 }
 
 impl Model {
@@ -42,7 +45,13 @@ impl Model {
             estimator: Estimator::default(),
             gate: OnceLock::new(),
             prompts: OnceLock::new(),
+            batcher: OnceLock::new(),
         })
+    }
+
+    /// Where its requests share executions.
+    pub fn batcher(&self) -> &Batcher {
+        self.batcher.get_or_init(Batcher::default)
     }
 
     /// Where its requests wait.

@@ -108,6 +108,7 @@ impl Proxy {
             queue_wait: QueueWait::default(),
             models: Models::new(epoch),
             signals: Arc::default(),
+            sharing: Arc::default(),
             drain: Drain::default(),
             limits: setup.limits,
             namespace,
@@ -250,6 +251,7 @@ async fn tick(shared: Arc<Shared>) {
             cluster.endpoints().tend(now);
             tell(&cluster);
         }
+        shared.sharing.tally.tell();
         let workload = shared.store.snapshot().workload.clone();
         shared.models.follow(workload.and_then(|workload| workload.admission));
         ticks = ticks.wrapping_add(1);

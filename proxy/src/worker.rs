@@ -13,8 +13,11 @@ use penstock_api::ServiceName;
 use penstock_api::v1::Direction;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use crate::coalesce::Sharing;
+use crate::coalesce::batcher::{self, Order};
 use crate::config::{Cluster, Endpoint, Rule, Store};
 use crate::drain::{Drain, Farewells};
 use crate::identity::Identity;
@@ -43,6 +46,8 @@ pub struct Shared {
     pub models: Models,
     /// What the model server and the GPU say of themselves.
     pub signals: Arc<Signals>,
+    /// What requests share.
+    pub sharing: Arc<Sharing>,
     /// Whether we are on our way out.
     pub drain: Drain,
     /// What is bounded.
@@ -74,6 +79,8 @@ pub struct Worker {
     pub outside: Outside,
     /// Whom to say farewell to.
     pub farewells: Farewells,
+    /// How others have it do what only it can: its connections are its own.
+    pub orders: UnboundedSender<Order>,
     random: RefCell<SmallRng>,
     cells: RefCell<AHashMap<(u64, u32), Counted>>,
     unrouted: [Arc<Outcome>; 2],
@@ -107,7 +114,9 @@ impl Worker {
                 route: "".into(),
             })
         });
+        let (orders, mut given) = unbounded_channel();
         let worker = Rc::new(Self {
+            orders,
             pools: Pools::default(),
             farewells: Farewells::default(),
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
@@ -128,6 +137,13 @@ impl Worker {
                 tokio::time::sleep(TIDY).await;
                 let Some(worker) = tidy.upgrade() else { return };
                 worker.tidy();
+            }
+        });
+        let obeys = Rc::downgrade(&worker);
+        tokio::task::spawn_local(async move {
+            while let Some(order) = given.recv().await {
+                let Some(worker) = obeys.upgrade() else { return };
+                batcher::obey(&worker, order);
             }
         });
         let (leaver, mut leaving) = (Rc::downgrade(&worker), worker.shared.drain.subscribe());

@@ -37,6 +37,12 @@ pub mod header {
     pub const PRIORITY: &str = "penstock-priority";
     /// Set by a client: how long it goes on waiting, `250ms`, `2s`; a bare number is seconds.
     pub const REQUEST_TIMEOUT: &str = "x-request-timeout";
+    /// Set by a client: `off` has its request executed alone, `show` asks for the header on the response, which says in
+    /// which execution of how many rows it was answered, `17;rows=32`.
+    pub const BATCH: &str = "penstock-batch";
+    /// Set by a client: `off` has its request executed even if there is an answer. On a response: `hit`, `miss` or
+    /// `coalesced`.
+    pub const CACHE: &str = "penstock-cache";
     /// ORCA load report, text.
     pub const LOAD_REPORT: &str = "endpoint-load-metrics";
     /// ORCA load report, serialised, as a gRPC trailer or an HTTP header.

@@ -80,6 +80,7 @@ pub fn pack<M: Message>(kind: Kind, message: &M) -> prost_types::Any {
 /// A resource, unpacked.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "each variant is the kind of the same name")]
+#[allow(clippy::large_enum_variant, reason = "it is taken apart where it is read")]
 pub enum Payload {
     TrustBundle(v1::TrustBundle),
     Workload(v1::Workload),

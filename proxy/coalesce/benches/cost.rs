@@ -1,5 +1,7 @@
 //! What it costs to find out whether two requests are the same, and to form batches.
 
+#![allow(missing_docs, reason = "the macros of criterion make functions without")]
+
 use std::hint::black_box;
 use std::time::Duration;
 

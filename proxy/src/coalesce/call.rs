@@ -15,10 +15,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use penstock_api::Reason;
+use penstock_inference::oip::batch::Joined;
 use penstock_inference::oip::grpc::{self, Contents};
 use penstock_inference::oip::{InferRequest, InferResponse, Parameter, rest};
 use prost::Message as _;
-use tokio::time::Instant;
 
 use super::wire::{self, MODEL_INFER, ModelError};
 use crate::body::RequestBody;
@@ -71,23 +71,15 @@ pub async fn infer(
     way: &Way,
     model: &str,
     version: &str,
-    request: InferRequest,
+    request: Joined,
     binary: bool,
-    deadline: Option<Instant>,
 ) -> Result<InferResponse, Trouble> {
     let outgoing = if way.grpc {
-        over_grpc(model, version, request)?
+        over_grpc(model, version, request.whole())?
     } else {
         over_rest(model, version, request, binary)?
     };
-    let answered = whole(worker, way, outgoing);
-    let answer = match deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, answered).await.unwrap_or_else(|_| {
-            let story = format!("{} did not answer in time", way.cluster.service);
-            Err(Failure::new(Reason::RequestTimeout, story))
-        })?,
-        None => answered.await?,
-    };
+    let answer = whole(worker, way, outgoing).await?;
     if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer) }
 }
 
@@ -104,17 +96,17 @@ pub struct Outgoing {
     pub parts: VecDeque<Bytes>,
 }
 
-fn over_rest(
-    model: &str,
-    version: &str,
-    mut request: InferRequest,
-    binary: bool,
-) -> Result<Outgoing, Failure> {
-    if binary {
-        request.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
-    }
-    let body = rest::encode_request(&request, binary)
-        .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> Result<Outgoing, Failure> {
+    let body = if binary {
+        request.head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+        for output in &mut request.head.outputs {
+            output.parameters.remove("binary_data");
+        }
+        request.rest()
+    } else {
+        rest::encode_request(&request.whole(), false)
+    };
+    let body = body.map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
     if let Some(length) = body.header_length {
@@ -184,7 +176,8 @@ async fn send(
         };
         stale += 1;
         if !back || stale > STALE {
-            let story = format!("{} at {} closed before it answered: {error}", endpoint.name, endpoint.address);
+            let story =
+                format!("{} at {} closed before it answered: {error}", endpoint.name, endpoint.address);
             return Err(Failure { unprocessed: back, ..Failure::new(Reason::UpstreamReset, story) });
         }
     }
@@ -282,6 +275,7 @@ fn read_grpc(way: &Way, answer: Answer) -> Result<InferResponse, Trouble> {
 }
 
 fn strange(way: &Way, what: &str) -> Trouble {
-    let story = format!("{} answered with something that is no answer of a model: {what}", way.cluster.service);
+    let story =
+        format!("{} answered with something that is no answer of a model: {what}", way.cluster.service);
     Trouble::Way(Failure::new(Reason::UpstreamProtocol, story))
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use penstock_inference::oip::{self, InferRequest, InferResponse, grpc, rest};
 use prost::Message as _;
 
@@ -28,13 +28,12 @@ pub enum Form {
 
 impl Form {
     /// The form of a request by its head, if it can be an inference request at all.
-    pub fn of(parts: &request::Parts) -> Option<Self> {
-        if parts.method != Method::POST || parts.headers.contains_key(CONTENT_ENCODING) {
+    pub fn of(method: &Method, path: &str, headers: &HeaderMap) -> Option<Self> {
+        if *method != Method::POST || headers.contains_key(CONTENT_ENCODING) {
             return None;
         }
-        let path = parts.uri.path();
         if path == MODEL_INFER {
-            let encoded = parts.headers.get("grpc-encoding").is_some_and(|value| value != "identity");
+            let encoded = headers.get("grpc-encoding").is_some_and(|value| value != "identity");
             return (!encoded).then_some(Self::Grpc(grpc::Contents::Raw));
         }
         (path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
@@ -55,11 +54,11 @@ pub struct Asked {
 }
 
 /// Reads a request whose body is whole; `None`: it is not understood.
-pub fn read(form: Form, parts: &request::Parts, body: &Bytes) -> Option<Asked> {
+pub fn read(form: Form, path: &str, headers: &HeaderMap, body: &Bytes) -> Option<Asked> {
     match form {
         Form::Rest => {
-            let (model, version) = oip::prefix::of_path(parts.uri.path())?;
-            let length = rest::header_length(&parts.headers).ok()?;
+            let (model, version) = oip::prefix::of_path(path)?;
+            let length = rest::header_length(headers).ok()?;
             // A body that is nothing but a tensor says nothing of its shape.
             let request = rest::decode_request(body, length).ok().filter(|_| length != Some(0))?;
             let version = version.unwrap_or_default().to_owned();
@@ -146,6 +145,15 @@ impl ModelError {
     }
 }
 
+/// An answer with memory of its own: a part of a batch's answer is a slice of it, which would keep all of it.
+pub fn own(answer: &InferResponse) -> InferResponse {
+    let mut own = InferResponse { id: None, ..answer.clone() };
+    for output in &mut own.outputs {
+        output.data = Bytes::copy_from_slice(&output.data);
+    }
+    own
+}
+
 /// A response in the form that was asked for.
 pub fn write(
     asked: &Asked,
@@ -156,9 +164,8 @@ pub fn write(
     match asked.form {
         Form::Rest => {
             let body = answer.and_then(|answer| {
-                rest::encode_response(&answer, |output| asked.request.wants_binary(&output.name)).map_err(
-                    |error| ModelError { status: 400, code: 3, message: error.to_string() },
-                )
+                rest::encode_response(&answer, |output| asked.request.wants_binary(&output.name))
+                    .map_err(|error| ModelError { status: 400, code: 3, message: error.to_string() })
             });
             match body {
                 Ok(body) => {
@@ -180,8 +187,11 @@ pub fn write(
         }
         Form::Grpc(contents) => {
             let message = answer.and_then(|answer| {
-                grpc::encode_response(answer, contents)
-                    .map_err(|error| ModelError { status: 400, code: 3, message: error.to_string() })
+                grpc::encode_response(answer, contents).map_err(|error| ModelError {
+                    status: 400,
+                    code: 3,
+                    message: error.to_string(),
+                })
             });
             match message {
                 Ok(message) => {

@@ -64,6 +64,24 @@ penstock_api::metrics! {
         "Herd: reports by which the requests of others at an endpoint had more than doubled since the one before, on which picks stood.";
     PROBES Counter "penstock_probes_total" ["result"]
         "Questions for the load of an endpoint that a choice knew too little of, by result: ok or failed.";
+    EXECUTIONS Counter "penstock_executions_total" []
+        "Executions that the model server was asked for on behalf of requests that may share them; what was answered without is saved.";
+    BATCHES Counter "penstock_batches_total" ["closed"]
+        "Batches by why they were sent: idle (the server had room), full, delay or deadline.";
+    BATCH_MEMBERS Counter "penstock_batch_members_total" []
+        "Requests in them.";
+    BATCH_ROWS Counter "penstock_batch_rows_total" []
+        "Rows in them.";
+    BATCH_WAIT Counter "penstock_batch_wait_seconds_total" []
+        "How long the first request of each waited, added up.";
+    BATCH_BISECTIONS Counter "penstock_batch_bisections_total" []
+        "Batches that were cut in half because the model refused them, to find out whose fault it was.";
+    BATCH_CANCELLED Counter "penstock_batch_cancelled_total" []
+        "Batches that were stopped because everybody who waited for them had left.";
+    COALESCED Counter "penstock_coalesced_total" ["result"]
+        "Requests on ports that coalesce: hit (answered from the cache), coalesced (by one in flight that was the same) or miss.";
+    COALESCE_PASSED Counter "penstock_coalesce_passed_total" []
+        "Requests that could not be shared and passed as they came: not understood, too large, too slow, or too much was held already.";
     LOG_DROPPED Counter "penstock_log_dropped_total" []
         "Access log lines that were dropped because standard output was too slow.";
     TAP_DROPPED Counter "penstock_tap_dropped_total" []

@@ -1,0 +1,452 @@
+//! The batches of one model: members of all workers join here, and wait for their rows of an answer.
+//!
+//! The state machine ([`Former`]) stands behind a mutex that is held for less than a microsecond and never across an await:
+//! a message to an owner would wake a thread for every request. Whoever finds a batch formed launches it on the worker of
+//! its first member, as a task of its own, so that nobody's leaving stops what others wait for; when the last has left, the
+//! task is stopped and the server sees its connection close.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use penstock_api::Reason;
+use penstock_coalesce::batch::{self, Ask, BatchId, Bisection, Formed, Former, Left, Limits, Takes, Ticket};
+use penstock_inference::oip::{InferRequest, InferResponse};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::call::{Trouble, Way};
+use super::handover;
+use super::learn::{self, Known};
+use super::wire::ModelError;
+use crate::config;
+use crate::failure::Failure;
+use crate::models::Model;
+use crate::worker::Worker;
+
+/// One of a batch.
+#[derive(Debug)]
+pub struct Member {
+    /// What it asks; its id stays with the client's request.
+    pub request: InferRequest,
+    /// Its rows.
+    pub rows: u32,
+    /// How its own server is asked.
+    pub way: Way,
+    /// Where its answer is waited for.
+    pub reply: oneshot::Sender<Told>,
+    /// Its worker.
+    pub home: UnboundedSender<Order>,
+}
+
+/// What a member is told.
+#[derive(Debug)]
+pub struct Told {
+    /// Its part of the answer.
+    pub answer: Result<InferResponse, Trouble>,
+    /// In which execution.
+    pub executed: Executed,
+}
+
+/// An execution.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// Its number in this process.
+    pub id: u64,
+    /// Its rows.
+    pub rows: u32,
+}
+
+/// What a worker is asked to do by others.
+#[derive(Debug)]
+pub enum Order {
+    /// Run a batch.
+    Run(Arc<Model>, batch::Batch<Member>),
+    /// See what is to be done for a model.
+    Look(Arc<Model>),
+}
+
+/// Forms and runs the batches of one model.
+#[derive(Debug)]
+pub struct Batcher {
+    state: Mutex<State>,
+    known: ArcSwapOption<Known>,
+    /// Milliseconds since the epoch of when it was learned, plus one.
+    learned_at: AtomicU64,
+    learning: AtomicBool,
+    /// Its outputs turned out to have no rows.
+    without_rows: AtomicBool,
+    /// Goes up whenever the model may have changed: what was kept before is not asked for any more.
+    load: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    former: Former<Member>,
+    running: HashMap<BatchId, AbortHandle>,
+    /// When the next look is due.
+    armed: Option<Duration>,
+}
+
+impl Default for Batcher {
+    fn default() -> Self {
+        let former = Former::new(Limits::default());
+        Self {
+            state: Mutex::new(State { former, running: HashMap::new(), armed: None }),
+            known: ArcSwapOption::empty(),
+            learned_at: AtomicU64::new(0),
+            learning: AtomicBool::new(false),
+            without_rows: AtomicBool::new(false),
+            load: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Batcher {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which load of the model answers now.
+    pub fn load(&self) -> u64 {
+        self.load.load(Relaxed)
+    }
+
+    /// The model may have changed.
+    pub fn changed(&self) {
+        self.load.fetch_add(1, Relaxed);
+        self.without_rows.store(false, Relaxed);
+    }
+
+    /// What the server says of the model, if it has been asked yet; asks it if that is long ago.
+    pub fn known(
+        &self,
+        worker: &Rc<Worker>,
+        model: &Arc<Model>,
+        ask: impl FnOnce() -> Learn,
+    ) -> Option<Arc<Known>> {
+        let now = worker.now();
+        let learned = self.learned_at.load(Relaxed).checked_sub(1).map(Duration::from_millis);
+        let stale = learned.is_none_or(|at| now >= at + learn::BELIEVED);
+        if stale && !self.learning.swap(true, Relaxed) {
+            let (worker, model, ask) = (Rc::clone(worker), Arc::clone(model), ask());
+            tokio::task::spawn_local(async move {
+                let batcher = model.batcher();
+                match learn::ask(&worker, &ask.way, &ask.model, &ask.version).await {
+                    Ok(known) => {
+                        let before = batcher.known.load_full();
+                        if before.is_some_and(|before| *before != known) {
+                            batcher.changed();
+                        }
+                        batcher.known.store(Some(Arc::new(known)));
+                        batcher.learned_at.store(worker.now().as_millis() as u64 + 1, Relaxed);
+                    }
+                    Err(failure) => {
+                        tracing::info!(model = %model.name, %failure, "the model server was asked in vain")
+                    }
+                }
+                batcher.learning.store(false, Relaxed);
+            });
+        }
+        self.known.load_full()
+    }
+
+    /// How batches of the model are bounded; `None`: it takes none.
+    pub fn limits(&self, rules: &config::Batch, known: &Known) -> Option<Limits> {
+        let rows = match (rules.rows, known.max_rows) {
+            (Some(rules), Some(known)) => rules.min(known),
+            (one, other) => one.or(other)?,
+        };
+        if rows < 2 || self.without_rows.load(Relaxed) {
+            return None;
+        }
+        let concurrent = rules.concurrent.unwrap_or_else(|| known.instances.unwrap_or(1) + 1);
+        Some(Limits {
+            rows,
+            bytes: rules.bytes.unwrap_or(u64::MAX),
+            elements: rules.elements.unwrap_or(u64::MAX),
+            delay: rules.delay,
+            concurrent: concurrent as usize,
+            target: rules.target,
+        })
+    }
+
+    /// Requests that wait, and batches in flight.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.former.waiting(), state.former.flying())
+    }
+}
+
+/// What is asked to learn of a model.
+#[derive(Debug)]
+pub struct Learn {
+    /// Where its server is.
+    pub way: Way,
+    /// Its name.
+    pub model: String,
+    /// Its version; empty: none in particular.
+    pub version: String,
+}
+
+/// Has a request executed together with others, and waits for its answer.
+pub async fn execute(
+    worker: &Rc<Worker>,
+    model: &Arc<Model>,
+    limits: Limits,
+    ask: Ask,
+    request: InferRequest,
+    way: Way,
+) -> Result<Told, Failure> {
+    let (reply, told) = oneshot::channel();
+    let member = Member { request, rows: ask.rows, way, reply, home: worker.orders.clone() };
+    let now = worker.now();
+    let (ticket, look_at) = {
+        let mut state = model.batcher().state();
+        state.former.set(limits);
+        let wake = state.former.wake_for(&ask, now);
+        let ticket = state.former.join(ask, member, now).map_err(|batch::Full| {
+            let story = format!("{} requests wait for the model {}", batch::MAX_WAITING, model.name);
+            Failure { retry_after: 1, ..Failure::unprocessed(Reason::QueueFull, story) }
+        })?;
+        let earlier = wake.filter(|wake| state.armed.is_none_or(|armed| *wake < armed));
+        state.armed = earlier.or(state.armed);
+        (ticket, earlier)
+    };
+    let seat = Seat { model, ticket, worker, answered: false };
+    if let Some(at) = look_at {
+        look_later(worker, model, at);
+    }
+    look(worker, model);
+    let told = told.await;
+    seat.answered();
+    told.map_err(|_| Failure::new(Reason::Internal, "a batch was lost"))
+}
+
+/// A member that waits; dropping it leaves.
+struct Seat<'a> {
+    worker: &'a Rc<Worker>,
+    model: &'a Arc<Model>,
+    ticket: Ticket,
+    answered: bool,
+}
+
+impl Seat<'_> {
+    fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let mut state = self.model.batcher().state();
+        if let Left::Last(batch) = state.former.leave(self.ticket)
+            && let Some(running) = state.running.remove(&batch)
+        {
+            running.abort();
+            self.worker.shared.sharing.tally.cancelled.add(1);
+        }
+        drop(state);
+        // Its place is free for another.
+        let _ = self.worker.orders.send(Order::Look(Arc::clone(self.model)));
+    }
+}
+
+/// Does what other workers ask for.
+pub fn obey(worker: &Rc<Worker>, order: Order) {
+    match order {
+        Order::Run(model, batch) => launch(worker, &model, batch),
+        Order::Look(model) => look(worker, &model),
+    }
+}
+
+/// Launches what is ready.
+fn look(worker: &Rc<Worker>, model: &Arc<Model>) {
+    let takes = model.estimator.cost().map_or_else(Takes::default, |cost| {
+        let time = |ms: f32| Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default();
+        Takes { fixed: time(cost.fixed_ms), row: time(cost.unit_ms) }
+    });
+    loop {
+        let formed = {
+            let mut state = model.batcher().state();
+            state.former.expect(takes);
+            state.former.next(worker.now())
+        };
+        match formed {
+            None => return,
+            Some(Formed::Late(member)) => {
+                let story = format!("{} could not have answered before the request's deadline", model.name);
+                let answer = Err(Trouble::Way(Failure::unprocessed(Reason::TooLate, story)));
+                let _ = member.reply.send(Told { answer, executed: Executed::default() });
+            }
+            Some(Formed::Batch(batch)) => {
+                // Connections belong to workers: a batch runs where its first member came in.
+                let home = batch.members.first().map(|(_, member)| member.home.clone());
+                match home {
+                    Some(home) if !home.same_channel(&worker.orders) => {
+                        if let Err(lost) = home.send(Order::Run(Arc::clone(model), batch)) {
+                            obey(worker, lost.0);
+                        }
+                    }
+                    _ => launch(worker, model, batch),
+                }
+            }
+        }
+    }
+}
+
+/// Looks again when somebody's time is up.
+fn look_later(worker: &Rc<Worker>, model: &Arc<Model>, at: Duration) {
+    let (worker, model) = (Rc::clone(worker), Arc::clone(model));
+    tokio::task::spawn_local(async move {
+        let mut at = at;
+        loop {
+            tokio::time::sleep(at.saturating_sub(worker.now())).await;
+            {
+                let mut state = model.batcher().state();
+                if state.armed.is_none_or(|armed| armed < at) {
+                    return;
+                }
+                state.armed = None;
+            }
+            look(&worker, &model);
+            let mut state = model.batcher().state();
+            let Some(next) = state.former.wake() else { return };
+            // What is due already waits for a batch to end.
+            if next <= worker.now() || state.armed.is_some() {
+                return;
+            }
+            state.armed = Some(next);
+            at = next;
+        }
+    });
+}
+
+/// Runs a batch as a task of its own.
+fn launch(worker: &Rc<Worker>, model: &Arc<Model>, batch: batch::Batch<Member>) {
+    worker.shared.sharing.tally.sent(&batch);
+    let id = batch.id;
+    let flight = Flight {
+        model: Arc::clone(model),
+        orders: worker.orders.clone(),
+        id,
+        began: worker.now(),
+        failed: true,
+        worker: Rc::clone(worker),
+    };
+    // The task may be over before it is known here.
+    let task = tokio::task::spawn_local(run(flight, batch));
+    model.batcher().state().running.insert(id, task.abort_handle());
+}
+
+/// A batch in flight; dropping it says that it is over, however it ended.
+struct Flight {
+    worker: Rc<Worker>,
+    model: Arc<Model>,
+    orders: UnboundedSender<Order>,
+    id: BatchId,
+    began: Duration,
+    failed: bool,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let took = self.worker.now().saturating_sub(self.began);
+        let mut state = self.model.batcher().state();
+        state.running.remove(&self.id);
+        state.former.done(self.id, took, self.failed);
+        drop(state);
+        let _ = self.orders.send(Order::Look(Arc::clone(&self.model)));
+    }
+}
+
+async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
+    let members: Vec<Member> = batch.members.into_iter().map(|(_, member)| member).collect();
+    let mut bisection = Bisection::of(members.len());
+    let mut parts = vec![members];
+    while let Some(mut part) = parts.pop() {
+        part.retain(|member| !member.reply.is_closed());
+        let Some(first) = part.first() else { continue };
+        let answer = together(&flight, first.way.clone(), &part).await;
+        flight.failed &= answer.is_err();
+        match answer {
+            Ok((answers, executed)) => {
+                for (member, answer) in part.into_iter().zip(answers) {
+                    let _ = member.reply.send(Told { answer: Ok(answer), executed });
+                }
+            }
+            Err((trouble, executed)) => {
+                let guilt = matches!(&trouble, Trouble::Model(error) if !error.is_unavailable());
+                if guilt && let Some(at) = bisection.cut(part.len()) {
+                    flight.worker.shared.sharing.tally.bisected.add(1);
+                    let rest = part.split_off(at);
+                    parts.push(rest);
+                    parts.push(part);
+                    continue;
+                }
+                for member in part {
+                    let _ = member.reply.send(Told { answer: Err(trouble.clone()), executed });
+                }
+            }
+        }
+    }
+}
+
+type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
+
+/// One execution for all of these.
+async fn together(flight: &Flight, way: Way, members: &[Member]) -> Answers {
+    let (worker, model) = (&flight.worker, &flight.model);
+    let batcher = model.batcher();
+    let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
+    let executed = worker.shared.sharing.tally.execution(rows.iter().sum());
+    // A server that can be asked over REST takes tensors as pieces, and by shared memory.
+    let way = members.iter().find(|member| !member.way.grpc).map_or(way, |member| member.way.clone());
+    let known = batcher.known.load_full().unwrap_or_default();
+    let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
+    let requests = members.iter().map(|member| &member.request);
+    let answered = handover::infer(worker, &way, name, version, requests, executed.rows, &known).await;
+    let answer = match answered {
+        Ok(answer) => answer,
+        Err(trouble) => {
+            if matches!(&trouble, Trouble::Way(failure) if failure.reason != Reason::TooLate) {
+                // It may come back as another.
+                batcher.changed();
+            }
+            return Err((trouble, executed));
+        }
+    };
+    match penstock_inference::oip::batch::split(&answer, &rows) {
+        Ok(answers) => Ok((answers, executed)),
+        Err(not_rows) if members.len() > 1 => {
+            // From now on its requests go alone; these are asked one by one.
+            batcher.without_rows.store(true, Relaxed);
+            tracing::warn!(model = %model.name, %not_rows, "its answers cannot be cut into rows, so it is not batched");
+            let error = ModelError { status: 500, code: 13, message: not_rows.to_string() };
+            Err((Trouble::Model(error), executed))
+        }
+        Err(_) => Ok((vec![answer], executed)),
+    }
+}
+
+/// One execution for one request.
+pub async fn alone(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: &str,
+    version: &str,
+    request: &InferRequest,
+    known: &Known,
+) -> Result<Told, Failure> {
+    let rows = request.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
+    let executed = worker.shared.sharing.tally.execution(u32::try_from(rows).unwrap_or(u32::MAX));
+    let answer = handover::infer(worker, way, model, version, [request], executed.rows, known).await;
+    Ok(Told { answer, executed })
+}

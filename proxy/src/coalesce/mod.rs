@@ -1,0 +1,400 @@
+//! One execution for many requests: what was answered lately is not executed again, what is in flight is executed once,
+//! and what differs only in its rows is executed together.
+//!
+//! In: a request for the application, and what its port's configuration asks for ([`config::Batch`],
+//! [`config::Coalesce`]). Out: its answer; or nothing, and then it goes its way as it came. What is not understood, too
+//! large or asked to be left alone passes untouched, and so does everything while too much is held already: sharing makes
+//! service better and is never the reason for a refusal.
+//!
+//! [`wire`] reads and writes what clients speak, [`batcher`] forms and runs batches, [`handover`] brings tensors to the
+//! server, [`learn`] asks it what it can, [`text`] shares what language models answer. What is decided is decided in the
+//! crate `penstock-coalesce`.
+
+pub mod batcher;
+pub mod call;
+pub mod handover;
+pub mod learn;
+pub mod tally;
+pub mod wire;
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use penstock_api::{Reason, names};
+use penstock_coalesce::batch::Ask;
+use penstock_coalesce::cache::{Cache, Control};
+use penstock_coalesce::flight::{Flights, Joined, Seat};
+use penstock_coalesce::key::{self, Hash, Scope};
+use penstock_inference::oip::InferResponse;
+use tokio::sync::oneshot;
+
+use crate::admission::facts;
+use crate::body::{RequestBody, ResponseBody};
+use crate::config::WorkloadPort;
+use crate::connection::Connection;
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::models::Model;
+use crate::work::Work;
+use crate::{kept, send};
+
+use batcher::{Batcher, Executed, Learn, Told};
+use call::{Trouble, Way};
+use learn::Known;
+use tally::Tally;
+use wire::{Asked, Form, ModelError};
+
+/// The largest body that is held to be shared, bytes; a larger one passes.
+pub const MAX_BODY: usize = 64 << 20;
+/// Bytes of bodies that are held at once, over all requests; above, requests pass.
+pub const MAX_HELD: u64 = 256 << 20;
+/// How long a body that is to be shared may take to come in; one that takes longer passes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What requests share, over all workers.
+#[derive(Debug, Default)]
+pub struct Sharing {
+    flights: Mutex<Flights<oneshot::Sender<Word>>>,
+    cache: Mutex<Option<(u64, Arc<Cache<InferResponse>>)>>,
+    held: AtomicU64,
+    /// What it was worth.
+    pub tally: Tally,
+}
+
+/// What a follower is told.
+#[derive(Debug)]
+enum Word {
+    /// The leader has left, it leads now.
+    Lead(Seat),
+    /// The answer.
+    Answer(Result<InferResponse, Trouble>),
+    /// The leader failed in a way that says nothing about others.
+    Alone,
+}
+
+impl Sharing {
+    /// The cache of that size.
+    fn cache(&self, bytes: u64) -> Arc<Cache<InferResponse>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cache {
+            Some((size, cache)) if *size == bytes => Arc::clone(cache),
+            _ => {
+                let new = Arc::new(Cache::new(bytes));
+                *cache = Some((bytes, Arc::clone(&new)));
+                new
+            }
+        }
+    }
+
+    /// Has so many bytes held; `None`: too many are.
+    fn hold(self: &Arc<Self>, bytes: u64) -> Option<Held> {
+        let held = Held { sharing: Arc::clone(self), bytes };
+        (self.held.fetch_add(bytes, Relaxed) + bytes <= MAX_HELD).then_some(held)
+    }
+
+    fn flights(&self) -> std::sync::MutexGuard<'_, Flights<oneshot::Sender<Word>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that are held.
+struct Held {
+    sharing: Arc<Sharing>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.sharing.held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// What the client itself says of sharing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wish {
+    /// In a batch.
+    batched: bool,
+    /// With requests that are the same.
+    coalesced: bool,
+    /// It wants to see with how many it was executed.
+    shown: bool,
+}
+
+impl Wish {
+    fn of(headers: &HeaderMap) -> Self {
+        let said = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
+        Self {
+            batched: said(names::header::BATCH) != Some(b"off"),
+            coalesced: said(names::header::CACHE) != Some(b"off"),
+            shown: said(names::header::BATCH) == Some(b"show"),
+        }
+    }
+}
+
+/// A request on its way through this stage.
+struct Sharer<'a> {
+    exchange: &'a Rc<Exchange>,
+    port: &'a WorkloadPort,
+    model: &'a Arc<Model>,
+    way: Way,
+    asked: &'a Asked,
+    headers: &'a HeaderMap,
+    /// Whose it is; empty: not proven.
+    client: &'a str,
+    wish: Wish,
+    deadline: Option<Duration>,
+}
+
+/// Whether anything is shared on a port.
+pub fn applies(port: Option<&WorkloadPort>) -> Option<&WorkloadPort> {
+    port.filter(|port| port.batch.is_some() || port.coalesce.is_some())
+}
+
+/// Answers a request by sharing, if that can be.
+pub async fn serve(
+    connection: &Connection,
+    exchange: &Rc<Exchange>,
+    port: &WorkloadPort,
+    model: &Arc<Model>,
+    work: &Work,
+    request: &mut Request<RequestBody>,
+) -> Result<Option<Response<ResponseBody>>, Failure> {
+    let worker = &exchange.worker;
+    let sharing = &worker.shared.sharing;
+    let form = Form::of(request.method(), request.uri().path(), request.headers());
+    let wish = Wish::of(request.headers());
+    let Some(form) = form.filter(|_| wish.batched || wish.coalesced) else { return Ok(None) };
+    let passed = || {
+        sharing.tally.passed.add(1);
+        Ok(None)
+    };
+    // What is shared must be known whole.
+    let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
+    let Some(pieces) = pieces else { return passed() };
+    let length: usize = pieces.iter().map(bytes::Bytes::len).sum();
+    let Some(_held) = sharing.hold(length as u64) else { return passed() };
+    let body = call::join(pieces, length);
+    let Some(asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
+        return passed();
+    };
+
+    // From here on it counts where it goes, as every request does.
+    let choice = send::pick(worker, &port.cluster, &port.cluster.policy(), work, &[])?;
+    exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
+    exchange.sending();
+    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
+    let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
+    let sharer = Sharer {
+        exchange,
+        port,
+        model,
+        way: Way { cluster: Arc::clone(&port.cluster), grpc: form != Form::Rest },
+        asked: &asked,
+        headers: request.headers(),
+        client: connection.client.as_ref().map_or("", |(id, _)| id.as_str()),
+        wish,
+        deadline: timeout.map(|timeout| began + timeout),
+    };
+    let (told, how) = sharer.answer().await?;
+    exchange.secured(connection.client.is_some());
+    let answer = match told.answer {
+        Ok(answer) => Ok(answer),
+        Err(Trouble::Model(error)) => Err(error),
+        Err(Trouble::Way(failure)) => return Err(failure),
+    };
+    let mut response = wire::write(&asked, answer, exchange);
+    exchange.answered(response.status().as_u16());
+    exchange.began();
+    let headers = response.headers_mut();
+    if let Some(how) = how {
+        headers.insert(names::header::CACHE, HeaderValue::from_static(how.as_str()));
+    }
+    if wish.shown {
+        let Executed { id, rows } = told.executed;
+        if let Ok(value) = HeaderValue::try_from(format!("{id};rows={rows}")) {
+            headers.insert(names::header::BATCH, value);
+        }
+    }
+    Ok(Some(response))
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// The cache.
+    Hit,
+    /// It was executed.
+    Miss,
+    /// Another request was in flight that was the same.
+    Coalesced,
+}
+
+impl How {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Coalesced => "coalesced",
+        }
+    }
+}
+
+impl Sharer<'_> {
+    fn batcher(&self) -> &Batcher {
+        self.model.batcher()
+    }
+
+    fn known(&self) -> Option<Arc<Known>> {
+        self.batcher().known(&self.exchange.worker, self.model, || Learn {
+            way: self.way.clone(),
+            model: self.asked.model.clone(),
+            version: self.asked.version.clone(),
+        })
+    }
+
+    /// The answer: from the cache, of one that is in flight, or of an execution.
+    async fn answer(&self) -> Result<(Told, Option<How>), Failure> {
+        let rules = self.port.coalesce.as_ref().filter(|_| self.wish.coalesced);
+        let Some(rules) = rules else { return Ok((self.execute().await?, None)) };
+        let worker = &self.exchange.worker;
+        let sharing = &worker.shared.sharing;
+        self.known();
+        let scope = Scope {
+            client: if rules.shared { "" } else { self.client },
+            model: &self.asked.model,
+            version: &self.asked.version,
+            load: self.batcher().load(),
+            headers: &rules.headers,
+        };
+        let key = key::of_tensors(&self.asked.request, &scope, self.headers);
+        let asked = Control::of(self.headers);
+        let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
+        if let Some((cache, _)) = &cache
+            && !asked.no_cache
+            && !asked.no_store
+            && let Some(answer) = cache.get(&key, worker.now())
+        {
+            sharing.tally.hits.add(1);
+            return Ok((Told { answer: Ok(answer), executed: Executed::default() }, Some(How::Hit)));
+        }
+        let (told, how) = match rules.single_flight {
+            true => self.once(key).await?,
+            false => (self.execute().await?, How::Miss),
+        };
+        match how {
+            How::Coalesced => sharing.tally.coalesced.add(1),
+            How::Hit | How::Miss => sharing.tally.misses.add(1),
+        };
+        if how == How::Miss
+            && let (Some((cache, age)), Ok(answer)) = (&cache, &told.answer)
+            && let Some(age) = asked.keep(*age, rules.shared)
+            && self.batcher().load() == scope.load
+        {
+            let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
+            // A slice would keep the whole batch's answer in memory.
+            cache.put(key, wire::own(answer), bytes as u64, worker.now() + age);
+        }
+        Ok((told, Some(how)))
+    }
+
+    /// Executed, unless one that is the same is in flight.
+    async fn once(&self, key: Hash) -> Result<(Told, How), Failure> {
+        let sharing = &self.exchange.worker.shared.sharing;
+        let (reply, word) = oneshot::channel();
+        let joined = sharing.flights().join(key, || reply);
+        let seat = match joined {
+            Joined::Apart => return Ok((self.execute().await?, How::Miss)),
+            Joined::Lead(seat) => Aboard { sharing, key, seat },
+            Joined::Follow(seat) => {
+                let mut place = Aboard { sharing, key, seat };
+                match word.await {
+                    Ok(Word::Answer(answer)) => {
+                        let told = Told { answer, executed: Executed::default() };
+                        return Ok((told, How::Coalesced));
+                    }
+                    Ok(Word::Lead(seat)) => place.seat = seat,
+                    Ok(Word::Alone) | Err(_) => return Ok((self.execute().await?, How::Miss)),
+                }
+                place
+            }
+        };
+        let told = self.execute().await;
+        let waiting: Vec<_> = sharing.flights().done(key, seat.seat).collect();
+        for waiter in waiting {
+            let word = match &told {
+                Ok(Told { answer: Ok(answer), .. }) => Word::Answer(Ok(answer.clone())),
+                Ok(Told { answer: Err(trouble), .. }) if is_for_all(trouble) => {
+                    Word::Answer(Err(trouble.clone()))
+                }
+                Err(failure) if failure.unprocessed => Word::Answer(Err(Trouble::Way(failure.clone()))),
+                Ok(_) | Err(_) => Word::Alone,
+            };
+            let _ = waiter.send(word);
+        }
+        Ok((told?, How::Miss))
+    }
+
+    /// Executed: with others, if it can be, or alone.
+    async fn execute(&self) -> Result<Told, Failure> {
+        let worker = &self.exchange.worker;
+        let (asked, model) = (self.asked, self.model);
+        let rules = self.port.batch.as_ref().filter(|_| self.wish.batched);
+        let known = self.known().unwrap_or_default();
+        if let Some(rules) = rules
+            && let Some(limits) = self.batcher().limits(rules, &known)
+        {
+            let scope =
+                Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
+            if let Some((rows, key)) = key::compatible(&asked.request, &scope, 0) {
+                let data = asked.request.inputs.iter().map(|input| input.data.len() as u64);
+                let elements = asked.request.inputs.iter().map(|input| input.shape.iter().product::<u64>());
+                let priority = facts::Priorities::default().of(self.client, self.headers);
+                let ask = Ask {
+                    key,
+                    rows,
+                    bytes: data.sum(),
+                    elements: elements.sum(),
+                    deadline: self.deadline,
+                    tenant: facts::tenant(self.client, &worker.shared.hasher),
+                    priority: priority as u8,
+                };
+                if rows <= limits.rows {
+                    let request = asked.request.clone();
+                    return batcher::execute(worker, model, limits, ask, request, self.way.clone()).await;
+                }
+            }
+        }
+        batcher::alone(worker, &self.way, &asked.model, &asked.version, &asked.request, &known).await
+    }
+}
+
+/// Whether what went wrong went wrong for everybody: the server could not be reached, or could not work.
+fn is_for_all(trouble: &Trouble) -> bool {
+    match trouble {
+        Trouble::Model(error) => ModelError::is_unavailable(error),
+        Trouble::Way(failure) => failure.reason != Reason::Internal,
+    }
+}
+
+/// A place in a flight; dropping it leaves.
+struct Aboard<'a> {
+    sharing: &'a Sharing,
+    key: Hash,
+    seat: Seat,
+}
+
+impl Drop for Aboard<'_> {
+    fn drop(&mut self) {
+        let mut next = self.sharing.flights().leave(self.key, self.seat);
+        // One that has left without a word cannot lead either.
+        while let Some((seat, waiter)) = next {
+            match waiter.send(Word::Lead(seat)) {
+                Ok(()) => return,
+                Err(_) => next = self.sharing.flights().leave(self.key, seat),
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What sharing was worth, counted over all workers.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use penstock_coalesce::batch::{Batch, Closed};
+
+use super::batcher::{Executed, Member};
+use crate::telemetry::metric;
+
+/// A counter.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts on, and returns the new count.
+    pub fn add(&self, count: u64) -> u64 {
+        self.0.fetch_add(count, Relaxed) + count
+    }
+
+    /// The count.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Executions at the model server.
+    pub executions: Counter,
+    /// Batches by why they were sent, in the order of [`Closed::ALL`].
+    batches: [Counter; 4],
+    rows: Counter,
+    members: Counter,
+    waited_us: Counter,
+    /// Batches that were cut because a member of them failed.
+    pub bisected: Counter,
+    /// Batches that were stopped because everybody had left.
+    pub cancelled: Counter,
+    /// Answers from the cache.
+    pub hits: Counter,
+    /// Requests that found nothing there.
+    pub misses: Counter,
+    /// Answers to requests that were in flight already.
+    pub coalesced: Counter,
+    /// Requests that passed because they were not understood, or too large, or memory was short.
+    pub passed: Counter,
+}
+
+impl Tally {
+    /// Something of so many rows is executed.
+    pub fn execution(&self, rows: u32) -> Executed {
+        Executed { id: self.executions.add(1), rows }
+    }
+
+    /// A batch is sent.
+    pub fn sent(&self, batch: &Batch<Member>) {
+        self.batches[batch.closed as usize].add(1);
+        self.rows.add(batch.rows.into());
+        self.members.add(batch.members.len() as u64);
+        self.waited_us.add(batch.waited.as_micros() as u64);
+    }
+
+    /// Tells the metrics.
+    pub fn tell(&self) {
+        let count = |metric: &metric::Metric, count: &Counter| {
+            metrics::counter!(metric.name).absolute(count.get());
+        };
+        for (closed, batches) in Closed::ALL.iter().zip(&self.batches) {
+            metrics::counter!(metric::BATCHES.name, "closed" => closed.as_str()).absolute(batches.get());
+        }
+        count(&metric::BATCH_ROWS, &self.rows);
+        count(&metric::BATCH_MEMBERS, &self.members);
+        let waited = Duration::from_micros(self.waited_us.get());
+        metrics::counter!(metric::BATCH_WAIT.name).absolute(waited.as_secs());
+        count(&metric::EXECUTIONS, &self.executions);
+        count(&metric::BATCH_BISECTIONS, &self.bisected);
+        count(&metric::BATCH_CANCELLED, &self.cancelled);
+        for (result, counter) in [("hit", &self.hits), ("miss", &self.misses), ("coalesced", &self.coalesced)]
+        {
+            metrics::counter!(metric::COALESCED.name, "result" => result).absolute(counter.get());
+        }
+        count(&metric::COALESCE_PASSED, &self.passed);
+    }
+}
