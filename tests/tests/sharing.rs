@@ -1,0 +1,193 @@
+//! Requests share executions: what is in flight is executed once, what was answered lately not again, and what differs in
+//! its rows alone is executed together. Clients get exactly what they would have got alone.
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use penstock_api::names::annotation;
+use penstock_inference::oip::{InferRequest, InferResponse, Tensor, rest};
+use penstock_tests::testkit::mesh::Mesh;
+use penstock_tests::testkit::process::Process;
+use penstock_tests::testkit::wire::{Message, get};
+use penstock_tests::testkit::{PATIENCE, wait_until};
+use tempfile::TempDir;
+
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/repository");
+
+/// A client, and the digits behind a sidecar; an execution takes some time, as a GPU's would (simulated).
+struct Bed {
+    mesh: Mesh,
+    _server: Process,
+    _folder: TempDir,
+}
+
+impl Bed {
+    async fn start(annotations: &[(&'static str, &str)], delay: &str) -> Self {
+        let mesh =
+            Mesh::default().pod("client", None).service("digits", annotations).pod("a", Some("digits"));
+        let address = mesh.application("a").to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let server = Process::start(
+            "modelserver",
+            Path::new(env!("CARGO_BIN_EXE_penstock-modelserver")),
+            &[
+                "--repository",
+                REPOSITORY,
+                "--only",
+                "digits:1",
+                "--listen",
+                &address,
+                "--delay-model",
+                delay,
+                "--queue",
+                "1000",
+            ],
+            folder.path(),
+        );
+        let mesh = mesh.start().await;
+        wait_until("the model server answers", PATIENCE, async || {
+            get(mesh.application("a"), "/v2/health/ready").await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        let bed = Self { mesh, _server: server, _folder: folder };
+        // The sidecar learns what the model takes when it is first asked for it.
+        wait_until("the digits are served through both sidecars", PATIENCE, async || {
+            bed.ask(&image(0, 1), "").await.status() == 200
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        bed
+    }
+
+    async fn ask(&self, request: &InferRequest, headers: &str) -> Message {
+        let body = rest::encode_request(request, true).unwrap();
+        let head = format!(
+            "POST /v2/models/digits/versions/1/infer HTTP/1.1\r\nhost: digits.test\r\n{headers}\
+             inference-header-content-length: {}\r\ncontent-length: {}\r\n\r\n",
+            body.header_length.unwrap(),
+            body.length(),
+        );
+        let mut client = self.mesh.client("client").await;
+        client.ask([head.as_bytes(), &body.into_bytes()].concat()).await.unwrap()
+    }
+
+    /// The same, and the answer says with how many rows it was executed.
+    async fn ask_owned(&self, request: InferRequest) -> Message {
+        self.ask(&request, "penstock-batch: show\r\n").await
+    }
+
+    async fn executions(&self) -> u64 {
+        let page = get(self.mesh.application("a"), "/metrics").await.unwrap().text();
+        let line = page.lines().find(|line| line.starts_with("nv_inference_exec_count{")).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+}
+
+/// So many rows of images that no other seed has.
+fn image(seed: u32, rows: u64) -> InferRequest {
+    let pixels = (0..rows * 64).map(|at| ((at * 7 + u64::from(seed) * 13) % 17) as f32);
+    InferRequest {
+        id: Some(format!("id-{seed}")),
+        inputs: vec![Tensor::fp32("image", vec![rows, 64], pixels)],
+        ..InferRequest::default()
+    }
+}
+
+fn answer(message: &Message) -> InferResponse {
+    assert_eq!(message.status(), 200, "{message:?}");
+    let length = message.head.get("inference-header-content-length").map(|length| length.parse().unwrap());
+    rest::decode_response(&message.body.clone().into(), length).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_many_are_executed_together_and_each_gets_its_own() {
+    let bed = Bed::start(&[(annotation::BATCH, "max=32")], "fixed=50ms,row=1ms").await;
+    let mut alone = Vec::new();
+    for seed in 0..20 {
+        let message = bed.ask(&image(seed, 1 + u64::from(seed % 3)), "penstock-batch: off\r\n").await;
+        assert_eq!(message.head.get("penstock-batch"), None);
+        alone.push(answer(&message));
+    }
+    let before = bed.executions().await;
+    let together = (0..20).map(|seed| bed.ask_owned(image(seed, 1 + u64::from(seed % 3))));
+    let together = futures_util::future::join_all(together).await;
+    let executions = bed.executions().await - before;
+    assert!(executions <= 5, "{executions} executions of 20 requests");
+    let mut largest = 0;
+    for (seed, (message, alone)) in together.iter().zip(&alone).enumerate() {
+        let got = answer(message);
+        assert_eq!(got.id.as_deref(), Some(format!("id-{seed}").as_str()));
+        assert_eq!(got.outputs, alone.outputs, "request {seed}");
+        let shown = message.head.get("penstock-batch").unwrap();
+        let rows: u32 = shown.split_once(";rows=").unwrap().1.parse().unwrap();
+        largest = largest.max(rows);
+    }
+    assert!(largest > 8, "the largest execution had {largest} rows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_is_executed_once_and_remembered() {
+    let bed =
+        Bed::start(&[(annotation::COALESCE, "single-flight,cache=16Mi/1m")], "fixed=300ms,row=0ms").await;
+    let before = bed.executions().await;
+    let same = futures_util::future::join_all((0..50).map(|_| bed.ask_owned(image(7, 1)))).await;
+    assert_eq!(bed.executions().await - before, 1);
+    let first = answer(&same[0]);
+    let said =
+        |word: &str| same.iter().filter(|message| message.head.get("penstock-cache") == Some(word)).count();
+    assert_eq!((said("miss"), said("coalesced")), (1, 49));
+    assert!(same.iter().all(|message| answer(message) == first));
+    // Later it is remembered, but not for who wants it anew.
+    let again = bed.ask(&image(7, 1), "").await;
+    assert_eq!(again.head.get("penstock-cache"), Some("hit"));
+    assert_eq!(answer(&again), first);
+    assert_eq!(bed.executions().await - before, 1);
+    let anew = bed.ask(&image(7, 1), "cache-control: no-cache\r\n").await;
+    assert_eq!(anew.head.get("penstock-cache"), Some("miss"));
+    assert_eq!(bed.executions().await - before, 2);
+    // Another image is another question.
+    assert_eq!(bed.ask(&image(8, 1), "").await.head.get("penstock-cache"), Some("miss"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_is_missed_by_nobody() {
+    let annotations = [(annotation::BATCH, "max=32"), (annotation::COALESCE, "single-flight")];
+    let bed = Bed::start(&annotations, "fixed=200ms,row=0ms").await;
+    for round in 0..3 {
+        // The leader of the same question, and half of the members of a batch, leave in the middle.
+        let leader = tokio::time::timeout(Duration::from_millis(60), bed.ask_owned(image(100 + round, 1)));
+        let followers = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            futures_util::future::join_all((0..5).map(|_| bed.ask_owned(image(100 + round, 1)))).await
+        };
+        let leavers = futures_util::future::join_all((0..10).map(|seed| {
+            tokio::time::timeout(
+                Duration::from_millis(40 + 20 * u64::from(seed)),
+                bed.ask_owned(image(200 + seed, 1)),
+            )
+        }));
+        let stayers = futures_util::future::join_all((0..10).map(|seed| bed.ask_owned(image(300 + seed, 1))));
+        let (left, followed, _, stayed) = tokio::join!(leader, followers, leavers, stayers);
+        assert!(left.is_err(), "the leader was to leave");
+        for message in followed.iter().chain(&stayed) {
+            answer(message);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_bad_row_fails_alone() {
+    let bed = Bed::start(&[(annotation::BATCH, "max=32")], "fixed=50ms,row=0ms").await;
+    // 63 pixels are no image; the model refuses them with its own words.
+    let mut bad = image(1, 1);
+    bad.inputs[0] = Tensor::fp32("image", vec![1, 63], (0..63).map(|at| at as f32));
+    let refused = bed.ask(&bad, "penstock-batch: off\r\n").await;
+    assert_eq!(refused.status(), 400, "{refused:?}");
+    let bad = bed.ask_owned(bad);
+    let good = futures_util::future::join_all((0..10).map(|seed| bed.ask_owned(image(seed, 1))));
+    let (bad, good) = tokio::join!(bad, good);
+    assert_eq!((bad.status(), bad.text()), (400, refused.text()));
+    good.iter().for_each(|message| drop(answer(message)));
+}
