@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use penstock_api::Reason;
 use tokio::time::{Instant, Sleep};
 
+use crate::coalesce::record::{self, Cut, Reader};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::kept::Reading;
@@ -96,6 +97,8 @@ pub enum ResponseBody {
     Whole(Option<Bytes>),
     /// An answer that was shared: what the client gets of it.
     Shared(Share),
+    /// An answer that is shared while it comes in.
+    Replay(Replay),
     /// As it comes in from the server.
     Upstream(Upstream),
 }
@@ -141,6 +144,42 @@ impl Share {
             self.exchange.complete();
         }
         frame
+    }
+}
+
+/// One client's reading of an answer that others read too.
+#[derive(Debug)]
+pub struct Replay {
+    reader: Reader,
+    exchange: Rc<Exchange>,
+}
+
+impl Replay {
+    /// A body that is read there.
+    pub fn new(reader: Reader, exchange: &Rc<Exchange>) -> Self {
+        Self { reader, exchange: Rc::clone(exchange) }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let failure = match ready!(Pin::new(&mut self.reader).poll_next(cx)) {
+            Some(Ok(chunk)) => {
+                self.exchange.began();
+                self.exchange.received(chunk.len());
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            None => {
+                self.exchange.began();
+                self.exchange.complete();
+                return Poll::Ready(None);
+            }
+            Some(Err(Cut::Broken(failure))) => failure,
+            Some(Err(Cut::Lagged)) => Failure::new(
+                Reason::ClientClosed,
+                format!("the client reads {} bytes behind others that share the answer", record::KEPT),
+            ),
+        };
+        self.exchange.broken(failure.reason);
+        Poll::Ready(Some(Err(Broken(failure))))
     }
 }
 
@@ -194,6 +233,7 @@ impl Body for ResponseBody {
         let upstream = match self.get_mut() {
             Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Shared(share) => return Poll::Ready(share.next().map(Ok)),
+            Self::Replay(replay) => return replay.poll_frame(cx),
             Self::Upstream(upstream) => upstream,
         };
         match Pin::new(&mut upstream.body).poll_frame(cx) {
@@ -236,6 +276,7 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Shared(share) => share.parts.is_empty() && share.trailers.is_none(),
+            Self::Replay(_) => false,
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
     }
@@ -246,6 +287,7 @@ impl Body for ResponseBody {
             Self::Shared(share) => {
                 SizeHint::with_exact(share.parts.iter().map(|part| part.len() as u64).sum())
             }
+            Self::Replay(_) => SizeHint::default(),
             Self::Upstream(upstream) => upstream.body.size_hint(),
         }
     }

@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use penstock_api::names::annotation;
 use penstock_inference::oip::{InferRequest, InferResponse, Tensor, rest};
 use penstock_tests::testkit::mesh::Mesh;
+use penstock_tests::testkit::origin::Origin;
 use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::wire::{Message, get};
 use penstock_tests::testkit::{PATIENCE, wait_until};
@@ -190,4 +193,88 @@ async fn one_bad_row_fails_alone() {
     let (bad, good) = tokio::join!(bad, good);
     assert_eq!((bad.status(), bad.text()), (400, refused.text()));
     good.iter().for_each(|message| drop(answer(message)));
+}
+
+/// A language model that writes ten tokens, and how often it was asked.
+async fn llm(annotations: &[(&'static str, &str)]) -> (Mesh, Origin, Arc<AtomicUsize>) {
+    let mesh = Mesh::default().pod("client", None).service("llm", annotations).pod("a", Some("llm"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let origin = Origin::start_at(mesh.application("a"), move |mut client| {
+        let count = Arc::clone(&count);
+        async move {
+            while let Ok(request) = client.request().await {
+                if !request.head.first.starts_with("POST") {
+                    client.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    continue;
+                }
+                count.fetch_add(1, Relaxed);
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+                client.send(head).await.unwrap();
+                for token in 0..10 {
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    let event = format!("data: {token}\n\n");
+                    if client.send(format!("{:x}\r\n{event}\r\n", event.len())).await.is_err() {
+                        return;
+                    }
+                }
+                if client.send("0\r\n\r\n").await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let origin = origin.await;
+    let mesh = mesh.start().await;
+    mesh.reaches("client", "llm").await;
+    (mesh, origin, asked)
+}
+
+async fn complete(mesh: &Mesh, body: &str) -> Message {
+    let head =
+        format!("POST /v1/completions HTTP/1.1\r\nhost: llm.test\r\ncontent-length: {}\r\n\r\n", body.len());
+    mesh.client("client").await.ask(head + body).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_read_by_all_who_asked_the_same() {
+    let (mesh, _origin, asked) = llm(&[(annotation::COALESCE, "single-flight,cache=1Mi/1m")]).await;
+    let body = r#"{"model":"m","prompt":"why?","temperature":0,"stream":true}"#;
+    let whole: String = (0..10).map(|token| format!("data: {token}\n\n")).collect();
+    let same = futures_util::future::join_all((0..20).map(|nth| {
+        let mesh = &mesh;
+        async move {
+            // Some come when it has begun, and some leave in the middle, the first of them included.
+            tokio::time::sleep(Duration::from_millis(10 * nth)).await;
+            let asked = complete(mesh, body);
+            if nth % 4 == 0 {
+                let _ = tokio::time::timeout(Duration::from_millis(100), asked).await;
+                return None;
+            }
+            Some(asked.await)
+        }
+    }))
+    .await;
+    assert_eq!(asked.load(Relaxed), 1);
+    let stayed: Vec<Message> = same.into_iter().flatten().collect();
+    assert_eq!(stayed.len(), 15);
+    for message in &stayed {
+        assert_eq!((message.status(), message.text()), (200, whole.clone()));
+        assert_eq!(message.head.get("penstock-cache"), Some("coalesced"));
+    }
+    // Written in another order it is the same, and remembered.
+    let again = complete(&mesh, r#"{ "stream":true, "temperature":0.0, "prompt":"why?", "model":"m"}"#).await;
+    assert_eq!(again.head.get("penstock-cache"), Some("miss"), "0 and 0.0 are not the same JSON");
+    let again = complete(&mesh, r#"{ "stream":true, "temperature":0, "prompt":"why?", "model":"m"}"#).await;
+    assert_eq!((again.head.get("penstock-cache"), again.text()), (Some("hit"), whole));
+    assert_eq!(asked.load(Relaxed), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_come_out_otherwise_is_asked_each_time() {
+    let (mesh, _origin, asked) = llm(&[(annotation::COALESCE, "single-flight,cache=1Mi/1m")]).await;
+    let body = r#"{"model":"m","prompt":"a poem","temperature":0.7}"#;
+    let (one, other) = tokio::join!(complete(&mesh, body), complete(&mesh, body));
+    assert_eq!((one.status(), other.status()), (200, 200));
+    assert_eq!((one.head.get("penstock-cache"), asked.load(Relaxed)), (None, 2));
 }

@@ -37,7 +37,7 @@ const STALE: u32 = 8;
 pub struct Way {
     /// The application, behind one of the pod's ports.
     pub cluster: Arc<Cluster>,
-    /// Over gRPC; else REST.
+    /// Over gRPC, or plain HTTP/2; else HTTP/1.1.
     pub grpc: bool,
 }
 
@@ -151,7 +151,8 @@ pub async fn whole(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Result
     Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body, trailers })
 }
 
-async fn send(
+/// Sends a request of our own; the lease is to be held until the body has been read.
+pub async fn send(
     worker: &Rc<Worker>,
     way: &Way,
     endpoint: &Arc<Endpoint>,
@@ -203,8 +204,10 @@ fn request(
     let headers = request.headers_mut();
     headers.clone_from(&outgoing.headers);
     headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-    if !absolute && let Ok(host) = HeaderValue::try_from(endpoint.address.to_string()) {
-        headers.insert(HOST, host);
+    if absolute {
+        headers.remove(HOST);
+    } else if let Ok(host) = HeaderValue::try_from(endpoint.address.to_string()) {
+        headers.entry(HOST).or_insert(host);
     }
     if !outgoing.parts.is_empty() {
         let length: usize = outgoing.parts.iter().map(Bytes::len).sum();

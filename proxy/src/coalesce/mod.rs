@@ -14,7 +14,9 @@ pub mod batcher;
 pub mod call;
 pub mod handover;
 pub mod learn;
+pub mod record;
 pub mod tally;
+pub mod text;
 pub mod wire;
 
 use std::rc::Rc;
@@ -58,10 +60,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Sharing {
     flights: Mutex<Flights<oneshot::Sender<Word>>>,
-    cache: Mutex<Option<(u64, Arc<Cache<InferResponse>>)>>,
+    /// Answers of language models that come in.
+    records: text::Records,
+    cache: Mutex<Option<(u64, Arc<Cache<Stored>>)>>,
     held: AtomicU64,
     /// What it was worth.
     pub tally: Tally,
+}
+
+/// An answer that is kept.
+#[derive(Clone, Debug)]
+enum Stored {
+    /// Of a model for tensors.
+    Tensors(InferResponse),
+    /// Of a language model.
+    Text(Arc<text::Text>),
 }
 
 /// What a follower is told.
@@ -77,7 +90,7 @@ enum Word {
 
 impl Sharing {
     /// The cache of that size.
-    fn cache(&self, bytes: u64) -> Arc<Cache<InferResponse>> {
+    fn cache(&self, bytes: u64) -> Arc<Cache<Stored>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cache {
             Some((size, cache)) if *size == bytes => Arc::clone(cache),
@@ -164,9 +177,16 @@ pub async fn serve(
 ) -> Result<Option<Response<ResponseBody>>, Failure> {
     let worker = &exchange.worker;
     let sharing = &worker.shared.sharing;
-    let form = Form::of(request.method(), request.uri().path(), request.headers());
     let wish = Wish::of(request.headers());
-    let Some(form) = form.filter(|_| wish.batched || wish.coalesced) else { return Ok(None) };
+    if !wish.batched && !wish.coalesced {
+        return Ok(None);
+    }
+    let Some(form) = Form::of(request.method(), request.uri().path(), request.headers()) else {
+        return match port.coalesce.as_ref().filter(|_| wish.coalesced && text::is_text(request)) {
+            Some(rules) => text::serve(connection, exchange, port, rules, model, work, request).await,
+            None => Ok(None),
+        };
+    };
     let passed = || {
         sharing.tally.passed.add(1);
         Ok(None)
@@ -275,7 +295,7 @@ impl Sharer<'_> {
         if let Some((cache, _)) = &cache
             && !asked.no_cache
             && !asked.no_store
-            && let Some(answer) = cache.get(&key, worker.now())
+            && let Some(Stored::Tensors(answer)) = cache.get(&key, worker.now())
         {
             sharing.tally.hits.add(1);
             return Ok((Told { answer: Ok(answer), executed: Executed::default() }, Some(How::Hit)));
@@ -295,7 +315,7 @@ impl Sharer<'_> {
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
             // A slice would keep the whole batch's answer in memory.
-            cache.put(key, wire::own(answer), bytes as u64, worker.now() + age);
+            cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now() + age);
         }
         Ok((told, Some(how)))
     }

@@ -1,0 +1,292 @@
+//! One answer that several clients read while it comes in.
+//!
+//! A pump writes what the server sends, and each reader reads at its own place. What has come in is kept up to a bound;
+//! a reader that lags behind by more is cut, and nobody else notices. The pump goes ahead of the fastest reader by no more
+//! than another bound, so that clients that read slowly slow the server down, as they would alone. When the last reader
+//! leaves, the pump is stopped.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::task::AbortHandle;
+
+use crate::failure::Failure;
+
+/// Bytes of an answer that are kept for those who lag, and for those who come later.
+pub const KEPT: usize = 1 << 20;
+/// Bytes that the pump goes ahead of the fastest reader.
+const AHEAD: u64 = 256 << 10;
+
+/// Status and headers of an answer.
+pub type Head = (u16, HeaderMap);
+
+/// An answer while it comes in.
+#[derive(Debug, Default)]
+pub struct Record {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    head: Option<Head>,
+    chunks: VecDeque<Bytes>,
+    /// Chunks that have been let go.
+    gone: usize,
+    kept: usize,
+    written: u64,
+    /// Bytes that the fastest has read.
+    read: u64,
+    ended: Option<Result<(), Failure>>,
+    readers: usize,
+    waiting: Vec<Waker>,
+    pump: Option<Waker>,
+    task: Option<AbortHandle>,
+}
+
+impl State {
+    fn wake(&mut self) {
+        self.waiting.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Record {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What writes it, to be stopped when nobody reads.
+    pub fn pumped_by(&self, task: AbortHandle) {
+        self.state().task = Some(task);
+    }
+
+    /// The headers have come.
+    pub fn head(&self, status: u16, headers: HeaderMap) {
+        let mut state = self.state();
+        state.head = Some((status, headers));
+        state.wake();
+    }
+
+    /// A piece of the body has come; ready when the next may come.
+    pub async fn push(&self, chunk: Bytes) {
+        {
+            let mut state = self.state();
+            state.written += chunk.len() as u64;
+            state.kept += chunk.len();
+            state.chunks.push_back(chunk);
+            while state.kept > KEPT
+                && let Some(old) = state.chunks.pop_front()
+            {
+                state.kept -= old.len();
+                state.gone += 1;
+            }
+            state.wake();
+        }
+        std::future::poll_fn(|cx| {
+            let mut state = self.state();
+            if state.written.saturating_sub(state.read) <= AHEAD {
+                return Poll::Ready(());
+            }
+            state.pump = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// It is over, whole or not.
+    pub fn end(&self, how: Result<(), Failure>) {
+        let mut state = self.state();
+        state.ended.get_or_insert(how);
+        state.wake();
+    }
+
+    /// All of it, once it is over, if all of it was kept.
+    pub fn whole(&self) -> Option<(Head, Vec<Bytes>)> {
+        let state = self.state();
+        let complete = matches!(state.ended, Some(Ok(()))) && state.gone == 0;
+        let head = state.head.clone().filter(|_| complete)?;
+        Some((head, state.chunks.iter().cloned().collect()))
+    }
+
+    /// Another reader, from the beginning; `None`: the beginning is gone, or it has ended badly.
+    pub fn reader(self: &Arc<Self>) -> Option<Reader> {
+        let mut state = self.state();
+        if state.gone > 0 || matches!(state.ended, Some(Err(_))) {
+            return None;
+        }
+        state.readers += 1;
+        drop(state);
+        Some(Reader { record: Arc::clone(self), at: 0, read: 0 })
+    }
+}
+
+/// One reader's place.
+#[derive(Debug)]
+pub struct Reader {
+    record: Arc<Record>,
+    at: usize,
+    read: u64,
+}
+
+/// Why a reader gets no further.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    /// The server broke off.
+    Broken(Failure),
+    /// It lagged behind too far.
+    Lagged,
+}
+
+impl Reader {
+    /// The headers, once they are there.
+    pub async fn head(&self) -> Result<Head, Failure> {
+        std::future::poll_fn(|cx| {
+            let mut state = self.record.state();
+            match (&state.head, &state.ended) {
+                (Some(head), _) => return Poll::Ready(Ok(head.clone())),
+                (None, Some(Err(failure))) => return Poll::Ready(Err(failure.clone())),
+                (None, _) => {}
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next piece.
+    pub fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        let this = self.get_mut();
+        let mut state = this.record.state();
+        let Some(at) = this.at.checked_sub(state.gone) else {
+            return Poll::Ready(Some(Err(Cut::Lagged)));
+        };
+        if let Some(chunk) = state.chunks.get(at).cloned() {
+            this.at += 1;
+            this.read += chunk.len() as u64;
+            if this.read > state.read {
+                state.read = this.read;
+                if let Some(pump) = state.pump.take() {
+                    pump.wake();
+                }
+            }
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        match &state.ended {
+            Some(Ok(())) => Poll::Ready(None),
+            Some(Err(failure)) => Poll::Ready(Some(Err(Cut::Broken(failure.clone())))),
+            None => {
+                state.waiting.push(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut state = self.record.state();
+        state.readers -= 1;
+        if state.readers == 0
+            && state.ended.is_none()
+            && let Some(task) = state.task.take()
+        {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_api::Reason;
+    use std::future::poll_fn;
+
+    async fn next(reader: &mut Reader) -> Option<Result<Bytes, Cut>> {
+        poll_fn(|cx| Pin::new(&mut *reader).poll_next(cx)).await
+    }
+
+    async fn all(mut reader: Reader) -> Result<Vec<u8>, Cut> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = next(&mut reader).await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        Ok(bytes)
+    }
+
+    #[tokio::test]
+    async fn everybody_reads_all_of_it_whenever_they_came() {
+        let record = Arc::new(Record::default());
+        let early = tokio::spawn(all(record.reader().unwrap()));
+        record.head(200, HeaderMap::new());
+        for piece in ["one ", "two ", "three"] {
+            record.push(Bytes::from_static(piece.as_bytes())).await;
+            tokio::task::yield_now().await;
+        }
+        let late = record.reader().unwrap();
+        record.end(Ok(()));
+        assert_eq!(early.await.unwrap().unwrap(), b"one two three");
+        assert_eq!(late.head().await.unwrap().0, 200);
+        assert_eq!(all(late).await.unwrap(), b"one two three");
+        assert_eq!(record.whole().unwrap().1.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_lags_too_far_is_cut_and_nobody_else_is() {
+        let record = Arc::new(Record::default());
+        let mut slow = record.reader().unwrap();
+        let fast = tokio::spawn(all(record.reader().unwrap()));
+        let piece = Bytes::from(vec![7; 64 << 10]);
+        for _ in 0..40 {
+            record.push(piece.clone()).await;
+        }
+        record.end(Ok(()));
+        assert_eq!(fast.await.unwrap().unwrap().len(), 40 * (64 << 10));
+        assert!(matches!(next(&mut slow).await, Some(Err(Cut::Lagged))));
+        assert!(record.reader().is_none() && record.whole().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pump_waits_for_the_fastest() {
+        let record = Arc::new(Record::default());
+        let mut reader = record.reader().unwrap();
+        let pushing = Arc::clone(&record);
+        let mut pump = tokio::spawn(async move {
+            for _ in 0..10 {
+                pushing.push(Bytes::from(vec![0; 100 << 10])).await;
+            }
+        });
+        let waits = tokio::time::timeout(std::time::Duration::from_secs(1), &mut pump).await;
+        assert!(waits.is_err(), "it went ahead of everybody");
+        for _ in 0..10 {
+            next(&mut reader).await.unwrap().unwrap();
+        }
+        pump.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_breaks_off_for_all() {
+        let record = Arc::new(Record::default());
+        let reader = record.reader().unwrap();
+        record.head(200, HeaderMap::new());
+        record.push(Bytes::from_static(b"half")).await;
+        record.end(Err(Failure::new(Reason::UpstreamIncomplete, "gone")));
+        assert!(matches!(all(reader).await, Err(Cut::Broken(_))));
+        assert!(record.reader().is_none());
+    }
+
+    #[tokio::test]
+    async fn the_pump_is_stopped_when_the_last_has_left() {
+        let record = Arc::new(Record::default());
+        let (one, other) = (record.reader().unwrap(), record.reader().unwrap());
+        let task = tokio::spawn(std::future::pending::<()>());
+        record.pumped_by(task.abort_handle());
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!task.is_finished());
+        drop(other);
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+}
