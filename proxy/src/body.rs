@@ -18,6 +18,7 @@ use crate::coalesce::record::{self, Cut, Reader};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::kept::Reading;
+use crate::oob::Reports;
 use crate::send::Lease;
 
 /// A request's body on its way to the server.
@@ -99,6 +100,8 @@ pub enum ResponseBody {
     Shared(Share),
     /// An answer that is shared while it comes in.
     Replay(Replay),
+    /// Load reports, for as long as the client listens.
+    Reports(Reports),
     /// As it comes in from the server.
     Upstream(Upstream),
 }
@@ -233,6 +236,7 @@ impl Body for ResponseBody {
         let upstream = match self.get_mut() {
             Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Shared(share) => return Poll::Ready(share.next().map(Ok)),
+            Self::Reports(reports) => return reports.poll_next(cx).map(|frame| frame.map(Ok)),
             Self::Replay(replay) => return replay.poll_frame(cx),
             Self::Upstream(upstream) => upstream,
         };
@@ -276,6 +280,7 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Shared(share) => share.parts.is_empty() && share.trailers.is_none(),
+            Self::Reports(_) => false,
             Self::Replay(_) => false,
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
@@ -288,6 +293,7 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(share.parts.iter().map(|part| part.len() as u64).sum())
             }
             Self::Replay(_) => SizeHint::default(),
+            Self::Reports(_) => SizeHint::default(),
             Self::Upstream(upstream) => upstream.body.size_hint(),
         }
     }

@@ -32,7 +32,7 @@ use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{coalesce, identity, probe, serve, tcp, upgrade, work};
+use crate::{coalesce, identity, oob, probe, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -229,6 +229,9 @@ pub async fn request(
         && let Some(model) = probe::asked(request.headers())
     {
         return Ok(probe::answer(&connection.worker, model));
+    }
+    if oob::asked(&connection, &request) {
+        return Ok(Box::pin(oob::answer(&connection.worker, request)).await);
     }
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());

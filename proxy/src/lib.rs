@@ -25,6 +25,7 @@ pub mod kept;
 pub mod limits;
 pub mod local;
 pub mod models;
+pub mod oob;
 pub mod outbound;
 pub mod outside;
 pub mod probe;

@@ -23,6 +23,7 @@ use crate::drain::{Drain, Farewells};
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::{Model, Models};
+use crate::oob::Subscriptions;
 use crate::outside::Outside;
 use crate::probe::Probes;
 use crate::report::QueueWait;
@@ -75,6 +76,8 @@ pub struct Worker {
     pub pools: Pools,
     /// Questions to other sidecars.
     pub probes: Probes,
+    /// Clients that are told our load out of band.
+    pub subscriptions: Subscriptions,
     /// Hosts outside the mesh.
     pub outside: Outside,
     /// Whom to say farewell to.
@@ -123,6 +126,7 @@ impl Worker {
             cells: RefCell::default(),
             unrouted,
             probes: Probes::default(),
+            subscriptions: Subscriptions::default(),
             outside: Outside::default(),
             models: RefCell::default(),
             used: RefCell::default(),

@@ -64,6 +64,8 @@ penstock_api::metrics! {
         "Herd: reports by which the requests of others at an endpoint had more than doubled since the one before, on which picks stood.";
     PROBES Counter "penstock_probes_total" ["result"]
         "Questions for the load of an endpoint that a choice knew too little of, by result: ok or failed.";
+    REPORT_STREAMS Gauge "penstock_report_streams" []
+        "Clients that are told the load out of band (gRFC A51) now.";
     EXECUTIONS Counter "penstock_executions_total" []
         "Executions that the model server was asked for on behalf of requests that may share them; what was answered without is saved.";
     BATCHES Counter "penstock_batches_total" ["closed"]
