@@ -1,0 +1,86 @@
+//! A part of the arena that has one owner, and where in it the rows of each input lie.
+//!
+//! Inputs follow one another; the rows of one are contiguous, which is what a server and a kernel want of a tensor.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::Ground;
+use super::run::ALIGN;
+use super::space::Slots;
+
+/// No era: it was never lent, or it was returned.
+const NOT_LENT: u64 = u64::MAX;
+
+/// Slots, and what lies in them.
+#[derive(Debug)]
+pub(super) struct Extent {
+    pub(super) ground: Arc<Ground>,
+    slots: Slots,
+    inputs: Box<[Input]>,
+    pub(super) rows: u32,
+    /// When it was handed to a server that has not returned it.
+    lent: AtomicU64,
+}
+
+/// Where an input lies, from the beginning of the arena.
+#[derive(Debug, Clone, Copy)]
+struct Input {
+    begin: usize,
+    row: usize,
+}
+
+impl Extent {
+    pub(super) fn take(ground: &Arc<Ground>, bytes_per_row: &[usize], rows: u32) -> Option<Self> {
+        let count = rows as usize;
+        let mut inputs = Vec::with_capacity(bytes_per_row.len());
+        let mut end = 0_usize;
+        for row in bytes_per_row {
+            let begin = end.checked_next_multiple_of(ALIGN)?;
+            end = begin.checked_add(row.checked_mul(count)?)?;
+            inputs.push(Input { begin, row: *row });
+        }
+        if rows == 0 || inputs.is_empty() {
+            return None;
+        }
+        let slots = ground.space().take(end.div_ceil(ground.slot))?;
+        inputs.iter_mut().for_each(|input| input.begin += slots.start * ground.slot);
+        let ground = Arc::clone(ground);
+        Some(Self { ground, slots, inputs: inputs.into(), rows, lent: AtomicU64::new(NOT_LENT) })
+    }
+
+    /// All of it.
+    pub(super) fn whole(&self) -> Range<usize> {
+        self.slots.start * self.ground.slot..self.slots.end * self.ground.slot
+    }
+
+    /// How many inputs there are.
+    pub(super) fn inputs(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Where these rows of an input lie; `None`: there are none such.
+    pub(super) fn rows_of(&self, input: usize, rows: Range<u32>) -> Option<Range<usize>> {
+        let Input { begin, row } = *self.inputs.get(input)?;
+        let inside = rows.start <= rows.end && rows.end <= self.rows;
+        inside.then(|| begin + rows.start as usize * row..begin + rows.end as usize * row)
+    }
+
+    /// It is a server's now.
+    pub(super) fn lend(&self) {
+        self.lent.store(self.ground.space().era(), Relaxed);
+    }
+
+    /// It is ours again.
+    pub(super) fn returned(&self) {
+        self.lent.store(NOT_LENT, Relaxed);
+    }
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        let lent = Some(*self.lent.get_mut()).filter(|era| *era != NOT_LENT);
+        self.ground.space().give(self.slots.clone(), lent);
+    }
+}

@@ -1,0 +1,220 @@
+//! The arena: memory that is sized once, and given out in runs of rows.
+//!
+//! In: how many bytes a row of each input has, and how many rows there are. Out: a [`Run`] where those who have claimed rows
+//! write them at the same time; then, [`Sealed`], the whole of it to read, to close holes in, and to hand over to a model
+//! server as a region of shared memory; then, [`Frozen`], slices of it that are [`Bytes`](bytes::Bytes). Its memory is free
+//! again when the last of these is gone.
+//!
+//! ```text
+//!            rows, write            move_rows, input          bytes
+//! Arena ──▶ Run ───────────▶ seal ─▶ Sealed ──── freeze ─────▶ Frozen ──▶ free
+//!                                      │                         ▲
+//!                                      └─ hand_over ─▶ Lease ─ returned
+//!                                                        └─ dropped ──▶ quarantine ── amnesty ──▶ free
+//! ```
+//!
+//! Can go wrong: there is no room ([`Arena::run`] says `None`, and the caller sends bytes, or waits); rows are claimed by
+//! another; somebody still writes. What a server was handed and never returned is not given to others: the server may still
+//! read it, or write to it.
+//!
+//! A tensor whose rows differ in length (BYTES) has no run of rows; it takes a run of one row that is as long as all of it.
+
+mod extent;
+mod file;
+#[expect(unsafe_code, reason = "memory is mapped and unmapped here")]
+mod memory;
+#[expect(unsafe_code, reason = "claims on rows become slices here")]
+mod run;
+mod space;
+
+pub use file::sweep;
+pub use run::{Frozen, Lease, Misfit, RowsMut, Run, Sealed};
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use extent::Extent;
+use memory::{Memory, PAGE};
+use space::Space;
+
+/// What memory an arena has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind<'a> {
+    /// This process's own.
+    Heap,
+    /// A file `/dev/shm/penstock-<node>-<pid>-<name>`, which a model server can map. It goes with the arena; those that
+    /// dead processes left are removed when the next is made.
+    Shared {
+        /// The node or pod, so that who looks into `/dev/shm` sees whose it is.
+        node: &'a str,
+        /// What it is for.
+        name: &'a str,
+        /// Who may open it.
+        access: Access,
+    },
+}
+
+/// Who may open a file of shared memory, besides the user that Penstock runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Mode 0660: the members of a group; of none in particular, that of Penstock's user. In a pod this is its `fsGroup`,
+    /// which both containers have.
+    Group(Option<u32>),
+    /// Mode 0666: every user who sees this `/dev/shm`. For a volume that only the pod's own containers mount, where the model
+    /// server runs as a user that shares no group with Penstock.
+    Everyone,
+}
+
+/// Why there is no arena.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Sizes that make no arena.
+    #[error(
+        "an arena of {bytes} bytes in slots of {slot} cannot be: slots have a power of two of bytes, at least {}, and there is at least one",
+        run::ALIGN
+    )]
+    Size {
+        /// The arena.
+        bytes: usize,
+        /// A slot.
+        slot: usize,
+    },
+    /// The system gives no memory.
+    #[error(
+        "the system has no {bytes} bytes of memory for an arena: ask for a smaller one, or raise the memory limit"
+    )]
+    Heap {
+        /// The arena.
+        bytes: usize,
+    },
+    /// The file system of shared memory is full.
+    #[error(
+        "{dir} has no room for an arena of {bytes} bytes ({free} are free): mount an `emptyDir` there with `medium: Memory` and a larger `sizeLimit` (a container's own has 64 MiB), or ask for a smaller arena"
+    )]
+    Full {
+        /// Where.
+        dir: &'static str,
+        /// The arena.
+        bytes: usize,
+        /// What is free.
+        free: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file of shared memory cannot be had.
+    #[error("the shared memory {path:?} could not be {doing}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A living process has it.
+    #[error(
+        "the shared memory {path:?} is in use by a living process: give each arena of a process a name of its own, and each pod on a node too"
+    )]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Memory, and who has which part of it. Clones are the same arena; it lives as long as they and what came out of it.
+#[derive(Debug, Clone)]
+pub struct Arena {
+    ground: Arc<Ground>,
+    zeroing: bool,
+}
+
+/// What all handles share.
+#[derive(Debug)]
+struct Ground {
+    memory: Memory,
+    slot: usize,
+    /// Held for some tens of nanoseconds.
+    space: Mutex<Space>,
+}
+
+impl Ground {
+    fn space(&self) -> MutexGuard<'_, Space> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How full an arena is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Its size, bytes.
+    pub bytes: usize,
+    /// Bytes that are not free, those in quarantine among them.
+    pub in_use: usize,
+    /// The most that were ever in use.
+    pub peak: usize,
+    /// Runs that are out.
+    pub runs: usize,
+    /// Bytes whose server may still read or write them.
+    pub quarantined: usize,
+    /// Runs that found no room, since the start.
+    pub refused: u64,
+}
+
+impl Arena {
+    /// An arena of at least so many bytes, given out in slots: a power of two of bytes, the unit of every run.
+    pub fn new(kind: Kind<'_>, bytes: usize, slot: usize) -> Result<Self, Error> {
+        let whole = bytes.checked_next_multiple_of(slot.max(PAGE));
+        let whole = whole.filter(|whole| slot.is_power_of_two() && slot >= run::ALIGN && *whole > 0);
+        let whole = whole.ok_or(Error::Size { bytes, slot })?;
+        let memory = match kind {
+            Kind::Heap => Memory::heap(whole)?,
+            Kind::Shared { node, name, access } => Memory::shared(node, name, access, whole)?,
+        };
+        let space = Mutex::new(Space::new(whole / slot));
+        Ok(Self { ground: Arc::new(Ground { memory, slot, space }), zeroing: false })
+    }
+
+    /// The same arena; runs from this handle are zeroed first, so that nobody reads what another left.
+    pub fn zeroing(&self) -> Self {
+        Self { zeroing: true, ..self.clone() }
+    }
+
+    /// Room for so many rows of inputs with so many bytes a row. `None`: there is none, or nothing to put there.
+    pub fn run(&self, bytes_per_row: &[usize], rows: u32) -> Option<Run> {
+        let extent = Extent::take(&self.ground, bytes_per_row, rows)?;
+        Some(Run::new(extent, self.zeroing))
+    }
+
+    /// The name under which a model server finds the arena (`shm_open`, `key` of its register call); `None`: it cannot. To be
+    /// registered whole, from its beginning.
+    pub fn key(&self) -> Option<&str> {
+        self.ground.memory.key()
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.ground.memory.bytes()
+    }
+
+    /// How full it is.
+    pub fn occupancy(&self) -> Occupancy {
+        let (slot, space) = (self.ground.slot, self.ground.space());
+        Occupancy {
+            bytes: self.ground.memory.bytes(),
+            in_use: space.in_use * slot,
+            peak: space.peak * slot,
+            runs: space.runs,
+            quarantined: space.quarantined() * slot,
+            refused: space.refused,
+        }
+    }
+
+    /// The server to which runs were handed over is gone, or has taken back the region: whatever it has not returned is free
+    /// again. To be called before anything is handed to its successor. Returns how many bytes that freed at once.
+    pub fn amnesty(&self) -> usize {
+        self.ground.space().amnesty() * self.ground.slot
+    }
+}
