@@ -14,6 +14,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
+use penstock_inference::orca::pb::OrcaLoadReport;
+use penstock_inference::orca::service::{self, OrcaLoadReportRequest};
+use penstock_proxy::oob;
 use penstock_tests::testkit::certificates::{Authority, Leaf, spiffe};
 use penstock_tests::testkit::gpu::SimulatedGpu;
 use penstock_tests::testkit::load::Load;
@@ -21,6 +25,11 @@ use penstock_tests::testkit::peers::{listens, peers, script};
 use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::proxy::{Proxy, Static};
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tonic::transport::Endpoint;
+use tonic::{Code, Streaming};
+use tower::service_fn;
 
 /// What a request takes. Together they can do 312 requests a second, alone the slow one 62.
 const FAST: Duration = Duration::from_millis(4);
@@ -73,18 +82,25 @@ impl Replicas {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stock_grpc_client_shifts_load_to_the_faster_server_by_our_reports() {
+    grpc_shifts_load(&[]).await;
+}
+
+/// A client that asks for reports out of band takes no notice of those on responses (gRFC A58).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_grpc_client_shifts_load_by_the_reports_that_it_subscribes_to() {
+    grpc_shifts_load(&["--out-of-band"]).await;
+}
+
+async fn grpc_shifts_load(how: &[&str]) {
     let Some(bin) = peers() else { return };
     let folder = tempfile::tempdir().unwrap();
     let replicas = Replicas::start().await;
     replicas.write_credentials(folder.path());
     let seconds = 8;
     let output = tokio::process::Command::new(bin.join("python"))
-        .args([
-            script("weighted_client.py"),
-            folder.path().to_str().unwrap().to_owned(),
-            RATE.to_string(),
-            seconds.to_string(),
-        ])
+        .arg(script("weighted_client.py"))
+        .args(how)
+        .args([folder.path().to_str().unwrap().to_owned(), RATE.to_string(), seconds.to_string()])
         .args(replicas.addresses().iter().map(SocketAddr::to_string))
         .kill_on_drop(true)
         .output();
@@ -100,6 +116,12 @@ async fn a_stock_grpc_client_shifts_load_to_the_faster_server_by_our_reports() {
     let share = of("fast") / (of("fast") + of("slow"));
     assert!(share > SHIFTED, "the fast server got {:.0} % of the calls: {said}", share * 1e2);
     assert!(of("slow") > 0.0, "the slow server is slow, not gone: {said}");
+    for sidecar in &replicas.sidecars {
+        wait_until("the client's subscriptions have ended with it", PATIENCE, async || {
+            sidecar.metric("penstock_report_streams", &[]).await == 0.0
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,6 +152,95 @@ async fn a_real_envoy_shifts_load_to_the_faster_server_by_our_reports() {
     .await;
     assert!(share < 1.0, "the slow server is slow, not gone");
     load.finish().await.has_no_failure();
+}
+
+/// Asks a sidecar for its reports, with that certificate and as often.
+async fn subscribe(
+    sidecar: &Proxy,
+    authority: &Authority,
+    account: &str,
+    interval: Duration,
+) -> Result<Streaming<OrcaLoadReport>, tonic::Status> {
+    let tls = authority.client(Some(&authority.leaf(account)), &[b"h2"]);
+    let front = sidecar.front();
+    let connect = service_fn(move |_| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(front).await?;
+            tls.connect("localhost".try_into().unwrap(), stream).await.map(TokioIo::new)
+        }
+    });
+    let channel = Endpoint::from_static("http://work.test").connect_with_connector(connect).await.unwrap();
+    let report_interval = Some(interval.try_into().unwrap());
+    let question = OrcaLoadReportRequest { report_interval, ..Default::default() };
+    Ok(service::Client::new(channel).stream_core_metrics(question).await?.into_inner())
+}
+
+/// A sidecar that lets one client in.
+async fn sidecar(server: &SimulatedGpu, authority: &Authority) -> Proxy {
+    Static::new("server")
+        .identity(&authority.leaf("server"), authority)
+        .listener("http", Some(&["client"]), "application")
+        .upstream("application", &[server.address], "same", None)
+        .start()
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_subscribes_sees_requests_come_and_go_and_hears_when_the_server_leaves() {
+    let server = SimulatedGpu::start("slow", Duration::from_millis(300)).await;
+    let authority = Authority::default();
+    let mut sidecar = sidecar(&server, &authority).await;
+    let outbound = Static::new("client")
+        .identity(&authority.leaf("client"), &authority)
+        .listener("http", None, "server")
+        .upstream("server", &[sidecar.front()], "same", Some("server"))
+        .start()
+        .await;
+    // More often than anybody is told.
+    let mut reports = subscribe(&sidecar, &authority, "client", Duration::from_millis(1)).await.unwrap();
+    let in_flight = |report: &OrcaLoadReport| report.named_metrics["in_flight"];
+    let first = reports.message().await.unwrap().unwrap();
+    assert_eq!(in_flight(&first), 0.0, "{first:?}");
+    let began = Instant::now();
+    for _ in 0..5 {
+        reports.message().await.unwrap().unwrap();
+    }
+    let took = began.elapsed();
+    assert!(took >= oob::LEAST_INTERVAL * 4, "five reports in {took:?}");
+
+    let load = Load::start(outbound.front(), "work.test", 3, Duration::ZERO);
+    let mut seen = 0.0;
+    while seen < 3.0 {
+        seen = in_flight(&timeout(PATIENCE, reports.message()).await.unwrap().unwrap().unwrap());
+    }
+    assert_eq!(sidecar.metric("penstock_report_streams", &[]).await, 1.0);
+    load.finish().await.has_no_failure();
+    while seen > 0.0 {
+        seen = in_flight(&timeout(PATIENCE, reports.message()).await.unwrap().unwrap().unwrap());
+    }
+
+    // A stream is nothing that the drain waits for: it ends the stream.
+    sidecar.process.terminate();
+    let end = loop {
+        match timeout(PATIENCE, reports.message()).await.unwrap() {
+            Ok(report) => assert!(report.is_some(), "a stream ends with a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.code(), Code::Unavailable, "{end}");
+    assert!(end.message().contains("is leaving"), "{end}");
+    let status = sidecar.process.ended(Duration::from_secs(10)).await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_use_the_port_hears_nothing_of_its_load() {
+    let server = SimulatedGpu::start("slow", SLOW).await;
+    let authority = Authority::default();
+    let sidecar = sidecar(&server, &authority).await;
+    let refused = subscribe(&sidecar, &authority, "stranger", oob::LEAST_INTERVAL).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
 }
 
 /// Envoy with the policy, in mutual TLS to the sidecars; times are shortened as in the gRPC client.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use penstock_api::reason::{Blame, Reason};
 use penstock_proxy::config::{Policy, RetryPolicy, Timeouts, store};
 use penstock_proxy::limits::{self, Limits};
+use penstock_proxy::oob;
 use penstock_proxy::telemetry::metric;
 
 const NAMES: &str = include_str!("../../../control/api/src/names.rs");
@@ -293,6 +294,16 @@ fn limits() -> String {
             "destination idle",
             format!("{:?}", store::IDLE),
             "A destination that nobody used for so long is forgotten.",
+        ),
+        row(
+            "report streams",
+            oob::STREAMS.to_string(),
+            "Clients that are told the load out of band, of one worker; further ones are answered RESOURCE_EXHAUSTED.",
+        ),
+        row(
+            "report interval",
+            format!("{:?}", oob::LEAST_INTERVAL),
+            "Who asks for a shorter one is told so often.",
         ),
     ]);
     table(&["limit", "default", "meaning"], &rows)

@@ -1,8 +1,8 @@
 """A stock gRPC client with the policy weighted_round_robin. Calls at a constant rate, whether or not answers keep up, and prints
 for each second how many calls each server answered, as one line of JSON.
 
-Usage: weighted_client.py FOLDER RATE SECONDS HOST:PORT...
-FOLDER has anchors.pem, leaf.pem and key.pem; servers prove to be `localhost` and answer with their names.
+Usage: weighted_client.py [--out-of-band] FOLDER RATE SECONDS HOST:PORT...
+With --out-of-band it subscribes to load reports (gRFC A51) and takes no notice of those on responses. FOLDER has anchors.pem, leaf.pem and key.pem; servers prove to be `localhost` and answer with their names.
 """
 
 import collections
@@ -13,7 +13,10 @@ import time
 
 import grpc
 
-folder, rate, seconds, servers = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+arguments = sys.argv[1:]
+out_of_band = arguments[0] == "--out-of-band"
+folder, rate, seconds, *servers = arguments[out_of_band:]
+rate, seconds = float(rate), int(seconds)
 
 
 def read(name):
@@ -23,6 +26,8 @@ def read(name):
 
 # The defaults of gRFC A58, but for the times: 10 s of blackout and an update each second are for servers that stay.
 POLICY = {"weighted_round_robin": {"blackoutPeriod": "0.5s", "weightUpdatePeriod": "0.1s"}}
+if out_of_band:
+    POLICY["weighted_round_robin"] |= {"enableOobLoadReport": True, "oobReportingPeriod": "0.1s"}
 channel = grpc.secure_channel(
     "ipv4:" + ",".join(servers),
     grpc.ssl_channel_credentials(read("anchors.pem"), read("key.pem"), read("leaf.pem")),
