@@ -1,0 +1,199 @@
+"""Becomes one of the real model servers: python3 launch.py triton|mlserver|torchserve --dir DIR --ip IP --models JSON
+
+Writes what the server needs (its model repository, its settings) into DIR and then executes the server in its place, so
+that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
+on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
+"width", "instances"}, all but the name optional: `batches` says whether the server batches by itself, up to `max_batch`
+rows and no longer than `delay_us`. Fails with exit status 3 if the server is not installed.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import sysconfig
+import zipfile
+
+from install import venv
+
+HERE = pathlib.Path(__file__).resolve().parent
+NOT_INSTALLED = 3
+HTTP, GRPC, METRICS, MANAGEMENT = 8000, 8001, 8002, 8003
+PR_SET_PDEATHSIG = 1
+
+
+def parameters(model):
+    """What `rowsum` takes, as text."""
+    return {key: str(model[key]) for key in ("fixed_us", "row_us", "poison") if model.get(key) is not None}
+
+
+def triton(args, home):
+    """Triton itself, from the wheel of PyTriton, with its Python backend and nothing of PyTriton's around it."""
+    site = next(home.glob("lib/python3.*/site-packages"))
+    wheel = site / "pytriton/tritonserver"
+    backends = args.dir / "backends"
+    if not backends.exists():
+        shutil.copytree(wheel / "backends", backends)
+        # The backend's worker links the library of the Python that runs it: this one's.
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+    for model in args.models:
+        folder = args.dir / "models" / model["name"]
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(HERE / "triton_model.py", folder / "1/model.py")
+        (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
+    environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": f"{site}:{HERE}"}
+    flags = {
+        "model-repository": args.dir / "models",
+        "backend-directory": backends,
+        "http-address": args.ip,
+        "http-port": HTTP,
+        "grpc-address": args.ip,
+        "grpc-port": GRPC,
+        "metrics-address": args.ip,
+        "metrics-port": METRICS,
+        "allow-gpu-metrics": "false",
+        "exit-timeout-secs": 3,
+    }
+    return [str(wheel / "bin/tritonserver"), *(f"--{name}={value}" for name, value in flags.items())], environment
+
+
+def config(model):
+    width = model.get("width", -1)
+    batch = model.get("max_batch", 32)
+    tensors = {
+        "input": [("values", "TYPE_FP32", width), ("factor", "TYPE_INT64", 1), ("label", "TYPE_STRING", 1)],
+        "output": [("total", "TYPE_INT64", 1), ("scaled", "TYPE_FP32", width), ("note", "TYPE_STRING", 1)],
+    }
+    text = [f'backend: "python"\nmax_batch_size: {batch}']
+    for kind, members in tensors.items():
+        for name, datatype, dims in members:
+            optional = ", optional: true" if name in ("factor", "label") else ""
+            text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: [ {dims} ]{optional} }}')
+    text.append(f"instance_group {{ kind: KIND_CPU, count: {model.get('instances', 1)} }}")
+    if model.get("batches"):
+        text.append(f"dynamic_batching {{ max_queue_delay_microseconds: {model.get('delay_us', 0)} }}")
+    for key, value in parameters(model).items():
+        text.append(f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}')
+    return "\n".join(text) + "\n"
+
+
+def mlserver(args, home):
+    """MLServer without workers of its own: with them, its batching would be as it is here, in the parent."""
+    settings = {
+        "host": args.ip,
+        "http_port": HTTP,
+        "grpc_port": GRPC,
+        "metrics_port": METRICS,
+        "parallel_workers": 0,
+        "debug": False,
+        "metrics_dir": str(args.dir / "metrics"),
+    }
+    (args.dir / "metrics").mkdir(exist_ok=True)
+    (args.dir / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    for model in args.models:
+        folder = args.dir / "models" / model["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {
+            "name": model["name"],
+            "implementation": "mlserver_model.RowsumRuntime",
+            "parameters": {"version": "1", "extra": parameters(model)},
+        }
+        if model.get("batches"):
+            own["max_batch_size"] = model.get("max_batch", 32)
+            own["max_batch_time"] = model.get("delay_us", 0) / 1e6
+        (folder / "model-settings.json").write_text(json.dumps(own), encoding="utf-8")
+    return [str(home / "bin/mlserver"), "start", str(args.dir)], {"PYTHONPATH": str(HERE)}
+
+
+def torchserve(args, home):
+    """TorchServe's Java server itself, since its launcher goes into the background; tokens are off."""
+    store = args.dir / "store"
+    scratch = args.dir / "tmp"
+    store.mkdir(exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    models = {}
+    for model in args.models:
+        archive(store / f"{model['name']}.mar", model)
+        models[model["name"]] = {
+            "1.0": {
+                "defaultVersion": True,
+                "marName": f"{model['name']}.mar",
+                "minWorkers": model.get("instances", 1),
+                "maxWorkers": model.get("instances", 1),
+                "batchSize": model.get("max_batch", 32) if model.get("batches") else 1,
+                "maxBatchDelay": max(1, model.get("delay_us", 0) // 1000),
+                "responseTimeout": 60,
+            }
+        }
+    snapshot = {"name": "tests", "modelCount": len(models), "created": 0, "models": models}
+    properties = {
+        "inference_address": f"http://{args.ip}:{HTTP}",
+        "management_address": f"http://{args.ip}:{MANAGEMENT}",
+        "metrics_address": f"http://{args.ip}:{METRICS}",
+        "grpc_inference_address": args.ip,
+        "grpc_management_address": args.ip,
+        "grpc_inference_port": GRPC,
+        "grpc_management_port": MANAGEMENT + 1,
+        "model_store": store,
+        "disable_token_authorization": "true",
+        "disable_system_metrics": "true",
+        "install_py_dep_per_model": "false",
+        "number_of_netty_threads": 2,
+        "model_snapshot": json.dumps(snapshot),
+    }
+    text = "".join(f"{key}={value}\n" for key, value in properties.items())
+    (args.dir / "config.properties").write_text(text, encoding="utf-8")
+    site = next(home.glob("lib/python3.*/site-packages"))
+    java = shutil.which("java", path=os.environ.get("JAVA_HOME", "") + "/bin:" + os.environ["PATH"])
+    if java is None:
+        print("there is no java, which TorchServe runs on; run `make tools`, which installs Java 17", file=sys.stderr)
+        sys.exit(NOT_INSTALLED)
+    # Workers are reached over sockets in the folder for temporary files: another server's would have the same names.
+    command = [java, f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={scratch}", "-Xmx512m"]
+    command += ["-cp", f"{site}/ts/frontend/*", "org.pytorch.serve.ModelServer", "--python", str(home / "bin/python")]
+    command += ["-f", str(args.dir / "config.properties"), "-s", str(store), "-w", str(store), "-ncs"]
+    environment = {"LOG_LOCATION": str(args.dir), "METRICS_LOCATION": str(args.dir), "TEMP": str(scratch)}
+    return command, {**environment, "PYTHONPATH": f"{HERE}:{site}"}
+
+
+def archive(file, model):
+    """A model archive, which is a zip file with a manifest."""
+    manifest = {
+        "runtime": "python",
+        "archiverVersion": "0.12.0",
+        "model": {"modelName": model["name"], "modelVersion": "1.0", "handler": "torchserve_handler.py"},
+    }
+    with zipfile.ZipFile(file, "w") as mar:
+        mar.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        mar.write(HERE / "torchserve_handler.py", "torchserve_handler.py")
+        mar.writestr("rowsum.json", json.dumps(parameters(model)))
+
+
+def main():
+    servers = {"triton": triton, "mlserver": mlserver, "torchserve": torchserve}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("server", choices=servers)
+    parser.add_argument("--dir", type=pathlib.Path, required=True)
+    parser.add_argument("--ip", required=True)
+    parser.add_argument("--models", type=json.loads, required=True)
+    args = parser.parse_args()
+    args.dir = args.dir.resolve()
+    home = venv(args.server)
+    if home is None:
+        print(f"{args.server} is not installed; run `make tools`", file=sys.stderr)
+        sys.exit(NOT_INSTALLED)
+    command, environment = servers[args.server](args, home)
+    # The server ends with whoever started it, even if that one is killed; this outlives the change of program.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.chdir(args.dir)
+    os.execve(command[0], command, {**os.environ, **environment, "PYTHONUNBUFFERED": "1"})
+
+
+if __name__ == "__main__":
+    main()
