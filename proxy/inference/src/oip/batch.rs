@@ -4,9 +4,13 @@
 //! whose rows are theirs one after the other, its data in the pieces that they came in. The other way the answer is cut by
 //! rows; the cuts are slices of it.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message as _;
 
-use super::{Datatype, Error, InferRequest, InferResponse, Tensor, rest};
+use super::{Datatype, Error, InferRequest, InferResponse, Tensor, grpc, rest};
+
+/// The key of `raw_input_contents` in a `ModelInferRequest`: its number, 7, and that a length follows.
+const RAW_INPUT_CONTENTS: u8 = 7 << 3 | 2;
 
 /// Several requests as one.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +41,7 @@ pub fn join<'a>(requests: impl IntoIterator<Item = &'a InferRequest>) -> Option<
             if rest != own || other.datatype != input.datatype {
                 return None;
             }
-            *all += rows;
+            *all = all.checked_add(*rows)?;
             data[at].push(other.data.clone());
         }
     }
@@ -48,6 +52,37 @@ impl Joined {
     /// The body of a REST request, binary, of which nothing was copied.
     pub fn rest(&self) -> Result<rest::Body, Error> {
         rest::encode_scattered(&self.head, &self.data)
+    }
+
+    /// The body of a `ModelInfer` call, with its length before it ("Length-Prefixed-Message" of gRPC over HTTP/2), of which
+    /// nothing was copied. An empty version lets the server choose.
+    ///
+    /// A message's fields may come in any order (Protocol Buffers, "Encoding"), so that raw contents can follow all else:
+    /// each its key, its length, and then its pieces as they are.
+    pub fn grpc_frames(&self, model: &str, version: &str) -> Result<Vec<Bytes>, Error> {
+        let mut message = grpc::encode_request(model, version, self.head.clone(), grpc::Contents::Raw)?;
+        message.raw_input_contents.clear();
+        let sizes = self.data.iter().map(|pieces| pieces.iter().map(Bytes::len).sum::<usize>());
+        let raw: usize = sizes.clone().map(|size| 1 + prost::length_delimiter_len(size) + size).sum();
+        let length = message.encoded_len() + raw;
+        let prefix = u32::try_from(length).map_err(|_| Error::TooLong(length))?;
+
+        let mut head = BytesMut::with_capacity(5 + message.encoded_len() + 11 * self.data.len());
+        head.put_u8(0);
+        head.put_u32(prefix);
+        // A buffer that grows is never full, here and below.
+        let _ = message.encode(&mut head);
+        let mut frames = Vec::new();
+        for (pieces, size) in self.data.iter().zip(sizes) {
+            head.put_u8(RAW_INPUT_CONTENTS);
+            let _ = prost::encode_length_delimiter(size, &mut head);
+            frames.push(head.split().freeze());
+            frames.extend(pieces.iter().filter(|piece| !piece.is_empty()).cloned());
+        }
+        if !head.is_empty() {
+            frames.push(head.freeze());
+        }
+        Ok(frames)
     }
 
     /// The same as one request. Copies, unless there was only one.
@@ -167,8 +202,25 @@ mod tests {
             let body = joined.rest().unwrap();
             let length = body.header_length;
             let sent = rest::decode_request(&body.into_bytes(), length).unwrap();
-            prop_assert_eq!(&sent, &joined.whole());
-            let answers = split(&echo(sent), &rows).unwrap();
+            // And over gRPC.
+            let frames = joined.grpc_frames("m", "3").unwrap();
+            let (sizes, message) = (frames.iter().map(Bytes::len).sum::<usize>(), frames.concat());
+            prop_assert_eq!(&message[..5], [&[0][..], &(sizes as u32 - 5).to_be_bytes()].concat());
+            let message = grpc::ModelInferRequest::decode(Bytes::from(message).slice(5..)).unwrap();
+            prop_assert_eq!((&message.model_name[..], &message.model_version[..]), ("m", "3"));
+            prop_assert_eq!(&grpc::decode_request(message).unwrap(), &sent);
+            prop_assert_eq!(&sent, &joined.clone().whole());
+            // Nothing was copied on the way.
+            for piece in joined.data.iter().flatten().filter(|piece| !piece.is_empty()) {
+                prop_assert!(frames.iter().any(|frame| frame.as_ptr() == piece.as_ptr()));
+            }
+
+            let answer = grpc::encode_response(echo(sent), grpc::Contents::Raw).unwrap();
+            let answer = grpc::decode_response(answer).unwrap();
+            let body = rest::encode_response(&answer, |_| true).unwrap();
+            let length = body.header_length;
+            prop_assert_eq!(&rest::decode_response(&body.into_bytes(), length).unwrap(), &answer);
+            let answers = split(&answer, &rows).unwrap();
             for (answer, request) in answers.into_iter().zip(requests) {
                 prop_assert_eq!(answer.outputs, request.inputs);
             }
@@ -193,6 +245,19 @@ mod tests {
         other.inputs.pop();
         assert_eq!(join([&request(1, 1), &other]), None);
         assert_eq!(join([]), None);
+    }
+
+    #[test]
+    fn inputs_without_bytes_and_requests_without_inputs_can_be_sent() {
+        let empty =
+            InferRequest { inputs: vec![Tensor::fp32("x", vec![1, 0], [])], ..InferRequest::default() };
+        for request in [empty, InferRequest::default()] {
+            let frames = join([&request]).unwrap().grpc_frames("m", "").unwrap().concat();
+            let message = grpc::ModelInferRequest::decode(&frames[5..]).unwrap();
+            assert_eq!(message.raw_input_contents.len(), request.inputs.len());
+            let read = grpc::decode_request(message).unwrap();
+            assert_eq!(read, request);
+        }
     }
 
     #[test]

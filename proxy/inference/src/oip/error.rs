@@ -69,6 +69,9 @@ pub enum Error {
         /// Tensors.
         tensors: usize,
     },
+    /// More than a gRPC message can have.
+    #[error("the message would have {0} bytes, and one of gRPC has less than 4 GiB; send fewer rows at once")]
+    TooLong(usize),
     /// A parameter without a value.
     #[error("parameter {0:?} has no value")]
     EmptyParameter(String),

@@ -6,7 +6,7 @@
 
 use super::{
     Datatype, Error, InferRequest, InferResponse, MAX_TENSORS, ModelMetadata, Parameter, Parameters, Problem,
-    RequestedOutput, Side, Tensor, TensorMetadata, strings, tensor,
+    RequestedOutput, Side, Tensor, TensorMetadata, shm, shm::nowhere, strings, tensor,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeMap;
@@ -22,6 +22,11 @@ pub use pb::grpc_inference_service_server::{
     GrpcInferenceService as Service, GrpcInferenceServiceServer as Server,
 };
 pub use pb::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
+pub use pb::{
+    SystemSharedMemoryRegisterRequest, SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest,
+    SystemSharedMemoryStatusResponse, SystemSharedMemoryUnregisterRequest,
+    SystemSharedMemoryUnregisterResponse,
+};
 
 use pb::infer_parameter::ParameterChoice;
 use pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -41,7 +46,7 @@ pub enum Contents {
 pub fn decode_request(message: ModelInferRequest) -> Result<InferRequest, Error> {
     let wire = message.inputs.into_iter();
     let wire = wire.map(|t| (t.name, t.datatype, t.shape, t.parameters, t.contents)).collect();
-    let inputs = tensors(wire, Side::Input, message.raw_input_contents)?;
+    let inputs = tensors(wire, Side::Input, message.raw_input_contents, nowhere)?;
     let outputs = message.outputs.into_iter().map(|output| {
         Ok(RequestedOutput { name: output.name, parameters: parameters_in(output.parameters)? })
     });
@@ -55,6 +60,14 @@ pub fn decode_request(message: ModelInferRequest) -> Result<InferRequest, Error>
 
 /// Reads a response.
 pub fn decode_response(message: ModelInferResponse) -> Result<InferResponse, Error> {
+    decode_placed(message, nowhere)
+}
+
+/// Reads a response of which the server has put outputs into shared memory: where, says `placed` of an output's name.
+pub fn decode_placed(
+    message: ModelInferResponse,
+    placed: impl Fn(&str) -> Option<Bytes>,
+) -> Result<InferResponse, Error> {
     let wire = message.outputs.into_iter();
     let wire = wire.map(|t| (t.name, t.datatype, t.shape, t.parameters, t.contents)).collect();
     Ok(InferResponse {
@@ -62,7 +75,7 @@ pub fn decode_response(message: ModelInferResponse) -> Result<InferResponse, Err
         model_version: message.model_version,
         id: Some(message.id).filter(|id| !id.is_empty()),
         parameters: parameters_in(message.parameters)?,
-        outputs: tensors(wire, Side::Output, message.raw_output_contents)?,
+        outputs: tensors(wire, Side::Output, message.raw_output_contents, placed)?,
     })
 }
 
@@ -179,8 +192,14 @@ fn parameters_out(parameters: Parameters) -> WireParameters {
 
 type WireTensor = (String, String, Vec<i64>, WireParameters, Option<InferTensorContents>);
 
-/// Gives each tensor its data: its raw contents, or what its typed contents say.
-fn tensors(wire: Vec<WireTensor>, side: Side, raw: Vec<Bytes>) -> Result<Vec<Tensor>, Error> {
+/// Gives each tensor its data: its raw contents, or what its typed contents say, or what lies where it was to be placed
+/// if it has neither. Raw contents of such a one are there, and empty.
+fn tensors(
+    wire: Vec<WireTensor>,
+    side: Side,
+    raw: Vec<Bytes>,
+    placed: impl Fn(&str) -> Option<Bytes>,
+) -> Result<Vec<Tensor>, Error> {
     if wire.len() > MAX_TENSORS {
         return Err(Error::TooManyTensors(wire.len()));
     }
@@ -194,9 +213,16 @@ fn tensors(wire: Vec<WireTensor>, side: Side, raw: Vec<Bytes>) -> Result<Vec<Ten
         let read = || {
             let datatype: Datatype = datatype.parse()?;
             let shape = tensor::shape(&shape)?;
-            let data = match (raw.next(), contents) {
+            let contents = contents.filter(|contents| *contents != InferTensorContents::default());
+            let raw = raw.next();
+            let place = if contents.is_none() && raw.as_ref().is_none_or(Bytes::is_empty) {
+                placed(&name)
+            } else {
+                None
+            };
+            let data = match (raw, contents) {
+                _ if let Some(place) = place => shm::lying(datatype, &shape, &place)?,
                 (Some(data), None) => data,
-                (Some(data), Some(contents)) if contents == InferTensorContents::default() => data,
                 (Some(_), Some(_)) => return Err(Problem::Contents(datatype)),
                 (None, contents) => typed_in(datatype, &shape, contents.unwrap_or_default())?,
             };
@@ -290,6 +316,7 @@ fn contents_out(
     raw: &mut Vec<Bytes>,
 ) -> Result<Option<InferTensorContents>, Error> {
     match contents {
+        _ if tensor.in_shared_memory() => Ok(None),
         Contents::Raw => {
             raw.push(tensor.data.clone());
             Ok(None)

@@ -6,7 +6,7 @@
 use super::json::{self, Elements};
 use super::{
     Datatype, Error, InferRequest, InferResponse, MAX_TENSORS, Parameter, Parameters, Problem,
-    RequestedOutput, Side, Tensor, TensorMetadata, tensor,
+    RequestedOutput, Side, Tensor, TensorMetadata, shm, shm::nowhere, tensor,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName};
@@ -64,12 +64,21 @@ pub fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
 pub fn decode_request(body: &Bytes, header_length: Option<usize>) -> Result<InferRequest, Error> {
     let (header, binary) = split(body, header_length)?;
     let wire: RequestIn<'_> = parse(&header)?;
-    let inputs = tensors(wire.inputs, Side::Input, binary)?;
+    let inputs = tensors(wire.inputs, Side::Input, binary, nowhere)?;
     Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
 }
 
 /// Reads a response.
 pub fn decode_response(body: &Bytes, header_length: Option<usize>) -> Result<InferResponse, Error> {
+    decode_placed(body, header_length, nowhere)
+}
+
+/// Reads a response of which the server has put outputs into shared memory: where, says `placed` of an output's name.
+pub fn decode_placed(
+    body: &Bytes,
+    header_length: Option<usize>,
+    placed: impl Fn(&str) -> Option<Bytes>,
+) -> Result<InferResponse, Error> {
     let (header, binary) = split(body, header_length)?;
     let wire: ResponseIn<'_> = parse(&header)?;
     Ok(InferResponse {
@@ -77,7 +86,7 @@ pub fn decode_response(body: &Bytes, header_length: Option<usize>) -> Result<Inf
         model_version: wire.model_version,
         id: wire.id,
         parameters: wire.parameters,
-        outputs: tensors(wire.outputs, Side::Output, binary)?,
+        outputs: tensors(wire.outputs, Side::Output, binary, placed)?,
     })
 }
 
@@ -167,15 +176,20 @@ fn parse<'a, T: Deserialize<'a>>(header: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(header).map_err(|problem| Error::Json(problem.to_string()))
 }
 
-/// Gives each tensor its data: elements of the JSON, or the next bytes behind it.
-fn tensors(wire: Vec<TensorIn<'_>>, side: Side, mut binary: Bytes) -> Result<Vec<Tensor>, Error> {
+/// Gives each tensor its data: elements of the JSON, or the next bytes behind it, or what lies where it was placed.
+fn tensors(
+    wire: Vec<TensorIn<'_>>,
+    side: Side,
+    mut binary: Bytes,
+    placed: impl Fn(&str) -> Option<Bytes>,
+) -> Result<Vec<Tensor>, Error> {
     if wire.len() > MAX_TENSORS {
         return Err(Error::TooManyTensors(wire.len()));
     }
     let mut tensors = Vec::with_capacity(wire.len());
     for wire in wire {
         let name = wire.name.clone();
-        let read = read(wire, side, &mut binary);
+        let read = read(wire, &mut binary, &placed);
         tensors.push(read.map_err(|problem| Error::Tensor { side, name, problem })?);
     }
     if !binary.is_empty() {
@@ -184,17 +198,21 @@ fn tensors(wire: Vec<TensorIn<'_>>, side: Side, mut binary: Bytes) -> Result<Vec
     Ok(tensors)
 }
 
-fn read(wire: TensorIn<'_>, side: Side, binary: &mut Bytes) -> Result<Tensor, Problem> {
+fn read(
+    wire: TensorIn<'_>,
+    binary: &mut Bytes,
+    placed: impl Fn(&str) -> Option<Bytes>,
+) -> Result<Tensor, Problem> {
     let datatype: Datatype = wire.datatype.parse()?;
     let shape = tensor::shape(&wire.shape)?;
     let mut parameters = wire.parameters;
     let data = match (wire.data, parameters.remove(BINARY_DATA_SIZE)) {
         (Some(_), Some(_)) => return Err(Problem::TwoData),
-        // A server says where it has put an output; what lies there is not ours to judge.
-        (None, None) if side == Side::Output && parameters.contains_key(super::shm::REGION) => {
-            return Ok(Tensor { name: wire.name, datatype, shape, parameters, data: Bytes::new() });
+        (None, None) => {
+            let place = placed(&wire.name).ok_or(Problem::NoData)?;
+            shm::forget(&mut parameters);
+            shm::lying(datatype, &shape, &place)?
         }
-        (None, None) => return Err(Problem::NoData),
         (Some(data), None) => json::read(data.get(), datatype)?,
         (None, Some(Parameter::Int(wanted @ 0..))) => {
             let (wanted, left) = (wanted as u64, binary.len() as u64);
