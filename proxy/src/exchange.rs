@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::uri::Authority;
 use penstock_api::reason::Blame;
-use penstock_api::v1::Direction;
+use penstock_api::v1::{Decision, Direction};
 use penstock_api::{Reason, SpiffeId};
 use penstock_balance::estimate::Watched;
 use penstock_balance::{LoadReport, Outcome as How, Sent};
@@ -55,6 +55,7 @@ pub struct Exchange {
     place: RefCell<Option<Place>>,
     asked: RefCell<Option<Asked>>,
     details: OnceCell<Box<Details>>,
+    decision: RefCell<Option<Box<Decision>>>,
 }
 
 /// Where the current try goes, and where it counts.
@@ -101,6 +102,7 @@ impl Exchange {
             place: RefCell::new(None),
             asked: RefCell::new(None),
             details: OnceCell::new(),
+            decision: RefCell::new(None),
         })
     }
 
@@ -188,6 +190,11 @@ impl Exchange {
         cluster.in_flight.fetch_add(1, Relaxed);
         let place = Place { outcome, cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), sent };
         *self.place.borrow_mut() = Some(place);
+    }
+
+    /// How the endpoint of the current try was chosen, if somebody asked.
+    pub fn explained(&self, decision: Option<Box<Decision>>) {
+        self.decision.replace(decision);
     }
 
     /// The request came back unsent from a connection that was closing: that was no try.
@@ -394,6 +401,7 @@ impl Drop for Exchange {
             if details.server.is_none() {
                 details.server = server;
             }
+            details.decision = self.decision.take();
             details
         });
         if details.is_some() || end.reason.is_some() {

@@ -173,9 +173,10 @@ where
     cluster.budget.request(worker.now());
     let mut tried = Vec::new();
     let server = loop {
-        let Choice { endpoint, sent, .. } =
+        let Choice { endpoint, sent, decision, .. } =
             crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
+        exchange.explained(decision);
         exchange.secured(endpoint.identity.is_some());
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {
             Ok(server) => {

@@ -387,3 +387,32 @@ async fn stat_and_tap_show_what_the_load_does() {
     }
     load.finish().await.has_no_failure();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tap_explains_a_choice_while_somebody_asks() {
+    let (mesh, _origins) = split_over_two(Mesh::default(), "shop-v1=50,shop-v2=50", 2).await;
+    let load = load(&mesh);
+    load.more(100).await;
+    let tapped = async |query: &str| {
+        let mut tap = Wire::connect(mesh.api()).await;
+        let request = format!("GET /tap?limit=3{query} HTTP/1.1\r\nhost: c\r\nconnection: close\r\n\r\n");
+        tap.send(request).await.unwrap();
+        let events = tap.response().await.unwrap().text();
+        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Tap>>()
+    };
+    for event in tapped("&service=test/shop&direction=outbound&explain=true").await {
+        let decision = event.decision.clone().unwrap();
+        assert_eq!((decision.policy.as_str(), decision.endpoints), ("gpu", 2), "{event:?}");
+        let picked: Vec<_> = decision.candidates.iter().filter(|candidate| candidate.picked).collect();
+        assert_eq!(picked.len(), 1, "{event:?}");
+        assert_eq!(picked[0].endpoint, event.endpoint, "{event:?}");
+        assert_eq!(decision.candidates.len(), 2, "{event:?}");
+        assert!(picked[0].predicted_ms.is_some() && picked[0].report_age_ms.is_some(), "{event:?}");
+    }
+    for query in ["&direction=outbound", "&direction=inbound&explain=true"] {
+        for event in tapped(query).await {
+            assert_eq!(event.decision, None, "{event:?}");
+        }
+    }
+    load.finish().await.has_no_failure();
+}

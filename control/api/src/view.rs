@@ -236,7 +236,7 @@ pub struct ProxyCertificates {
     pub error: Option<String>,
 }
 
-/// `GET /tap?service=&direction=&limit=`: one live request a line.
+/// `GET /tap?service=&direction=&limit=&explain=`: one live request a line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tap {
     /// The proxy that saw it.
@@ -281,4 +281,45 @@ pub struct Tap {
     pub request_bytes: u64,
     /// Bytes of the response's body.
     pub response_bytes: u64,
+    /// How the endpoint of the last try was chosen, if that was asked for; only the client's proxy knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+}
+
+/// How an endpoint was chosen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The policy.
+    pub policy: String,
+    /// Why the winner, in a word: `soonest-served`.
+    pub why: String,
+    /// Endpoints that there were.
+    pub endpoints: u32,
+    /// Those that were looked at, the best score first; if none was, the winner.
+    pub candidates: Vec<Candidate>,
+}
+
+/// An endpoint that was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// `<namespace>/<pod>`.
+    pub endpoint: String,
+    /// It won.
+    pub picked: bool,
+    /// What decided, the least wins: milliseconds for `gpu` and `prefix`, requests in flight for `least-request`.
+    pub score: Option<f64>,
+    /// Milliseconds until the first byte, as predicted.
+    pub predicted_ms: Option<f64>,
+    /// Of that, for the request itself.
+    pub own_ms: Option<f64>,
+    /// Requests in flight, ours and others'.
+    pub in_flight: f64,
+    /// The age of the load report that this stands on; absent: only our own requests are known.
+    pub report_age_ms: Option<f64>,
+    /// Units of the request's work that it has already.
+    pub matched: f64,
+    /// `cold`, `hot` or `new`.
+    pub heat: String,
+    /// Looked at for the prompt or the key, not by the draw.
+    pub affine: bool,
 }

@@ -1,6 +1,6 @@
 //! `penstock tap`: live requests, one a line, as the proxies see them.
 
-use penstock_api::view::{RouteRow, Tap};
+use penstock_api::view::{Decision, RouteRow, Tap};
 
 use crate::control::Control;
 use crate::failure::{Failure, exit};
@@ -8,7 +8,7 @@ use crate::interruption::Interruption;
 use crate::output::{Format, Output};
 use crate::service::Selection;
 use crate::table::{Cell, Table, cells};
-use crate::terminal::Tone;
+use crate::terminal::{Terminal, Tone};
 use crate::units;
 
 /// Whose view of a request.
@@ -34,20 +34,23 @@ pub(crate) struct Args {
     /// End after so many requests [default: never]
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+    /// Show beneath each request how the client's proxy chose the endpoint
+    #[arg(long)]
+    explain: bool,
 }
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
     let mut interruption = Interruption::listen()?;
-    let service = match args.service {
+    let service = match &args.service {
         None => None,
         given => {
             let rows: Vec<RouteRow> = control.get("/routes").await?;
             let known = rows.iter().flat_map(|row| [row.service.as_str(), row.backend.as_str()]);
-            Selection::of(given).resolve(known)?
+            Selection::of(given.clone()).resolve(known)?
         }
     };
-    let mut lines = control.lines(&path(service.as_deref(), args.direction, args.limit)).await?;
+    let mut lines = control.lines(&path(service.as_deref(), &args)).await?;
     let mut table = Table::new(&[
         "TIME",
         "PROXY",
@@ -79,6 +82,9 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
                     output.text(&format!("{}\n", table.heading(output.terminal)))?;
                 }
                 output.text(&format!("{}\n", table.stream(&row(&tap), output.terminal)))?;
+                if let Some(decision) = &tap.decision {
+                    output.text(&explanation(decision, output.terminal))?;
+                }
             }
             Format::Json | Format::Yaml => output.object(&tap)?,
         }
@@ -89,8 +95,8 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
     }
 }
 
-fn path(service: Option<&str>, direction: Direction, limit: Option<u64>) -> String {
-    let direction = match direction {
+fn path(service: Option<&str>, args: &Args) -> String {
+    let direction = match args.direction {
         Direction::Outbound => "outbound",
         Direction::Inbound => "inbound",
         Direction::Both => "both",
@@ -99,8 +105,11 @@ fn path(service: Option<&str>, direction: Direction, limit: Option<u64>) -> Stri
     if let Some(service) = service {
         path.push_str(&format!("&service={service}"));
     }
-    if let Some(limit) = limit {
+    if let Some(limit) = args.limit {
         path.push_str(&format!("&limit={limit}"));
+    }
+    if args.explain {
+        path.push_str("&explain=true");
     }
     path
 }
@@ -136,6 +145,65 @@ fn row(tap: &Tap) -> [Cell; 14] {
     ]
 }
 
+/// The choice of an endpoint: a sentence, and a table of those that were looked at, the best first.
+fn explanation(decision: &Decision, terminal: Terminal) -> String {
+    let looked = decision.candidates.iter().filter(|candidate| candidate.score.is_some()).count();
+    let why = decision.why.replace('-', " ");
+    let mut text = match looked {
+        0 => format!("  {}: {why}, of {} endpoints\n", decision.policy, decision.endpoints),
+        _ => format!("  {}: {why}, looked at {looked} of {}\n", decision.policy, decision.endpoints),
+    };
+    let timed = decision.candidates.iter().any(|candidate| candidate.predicted_ms.is_some());
+    let mut table = if timed {
+        Table::new(&[
+            "",
+            "ENDPOINT",
+            ">SCORE",
+            ">FIRST BYTE",
+            ">ITS OWN WORK",
+            ">IN FLIGHT",
+            ">REPORT",
+            ">MATCHED",
+            "HEAT",
+        ])
+    } else {
+        Table::new(&["", "ENDPOINT", ">IN FLIGHT"])
+    };
+    for candidate in &decision.candidates {
+        let mark = Cell::toned(Tone::Good, if candidate.picked { "→" } else { "" });
+        let endpoint = Cell::from(candidate.endpoint.as_str());
+        let in_flight = Cell::from(format!("{:.0}", candidate.in_flight));
+        if !timed {
+            table.row([mark, endpoint, in_flight]);
+            continue;
+        }
+        let ms = |value| Cell::from(units::or_dash(value, units::milliseconds));
+        let matched =
+            if candidate.matched > 0.0 { format!("{:.0}", candidate.matched) } else { String::new() };
+        let heat = match candidate.heat.as_str() {
+            "cold" => Cell::from("cold"),
+            heat => Cell::toned(Tone::Warn, heat),
+        };
+        table.row([
+            mark,
+            endpoint,
+            ms(candidate.score),
+            ms(candidate.predicted_ms),
+            ms(candidate.own_ms),
+            in_flight,
+            Cell::from(units::or_dash(candidate.report_age_ms, units::ago)),
+            Cell::from(matched),
+            heat,
+        ]);
+    }
+    for line in table.render(terminal).lines() {
+        text.push_str("  ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
 /// `12:03:10.123456` of an RFC 3339 time; the day is today.
 fn time_of_day(at: &str) -> &str {
     at.split_once('T').map_or(at, |(_, time)| time.trim_end_matches('Z'))
@@ -156,7 +224,7 @@ fn account(identity: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::terminal::Terminal;
+    use penstock_api::view::Candidate;
 
     fn tap() -> Tap {
         Tap {
@@ -193,11 +261,61 @@ mod tests {
     }
 
     #[test]
-    fn the_question_carries_only_what_was_asked() {
-        assert_eq!(path(None, Direction::Outbound, None), "/tap?direction=outbound");
+    fn a_choice_is_a_table_of_those_that_were_looked_at() {
+        let candidate = |endpoint: &str, score: f64, picked: bool| Candidate {
+            endpoint: endpoint.to_owned(),
+            picked,
+            score: Some(score),
+            predicted_ms: Some(score),
+            own_ms: Some(3.0),
+            in_flight: 2.0,
+            report_age_ms: picked.then_some(12.0),
+            matched: if picked { 512.0 } else { 0.0 },
+            heat: if picked { "cold" } else { "hot" }.to_owned(),
+            affine: false,
+        };
+        let decision = Decision {
+            policy: "gpu".to_owned(),
+            why: "soonest-served".to_owned(),
+            endpoints: 5,
+            candidates: vec![candidate("demo/a", 4.2, true), candidate("demo/bb", 31.0, false)],
+        };
         assert_eq!(
-            path(Some("demo/digits"), Direction::Both, Some(5)),
-            "/tap?direction=both&service=demo/digits&limit=5"
+            explanation(&decision, Terminal::PLAIN),
+            "  gpu: soonest served, looked at 2 of 5
+\x20    ENDPOINT    SCORE  FIRST BYTE  ITS OWN WORK  IN FLIGHT     REPORT  MATCHED  HEAT
+\x20 →  demo/a    4.20 ms     4.20 ms       3.00 ms          2  12 ms ago      512  cold
+\x20    demo/bb   31.0 ms     31.0 ms       3.00 ms          2          –           hot
+"
+        );
+    }
+
+    #[test]
+    fn a_turn_looks_at_nobody() {
+        let winner = Candidate { endpoint: "demo/a".to_owned(), picked: true, ..Candidate::default() };
+        let decision = Decision {
+            policy: "round-robin".to_owned(),
+            why: "turn".to_owned(),
+            endpoints: 3,
+            candidates: vec![winner],
+        };
+        assert_eq!(
+            explanation(&decision, Terminal::PLAIN),
+            "  round-robin: turn, of 3 endpoints
+\x20    ENDPOINT  IN FLIGHT
+\x20 →  demo/a            0
+"
+        );
+    }
+
+    #[test]
+    fn the_question_carries_only_what_was_asked() {
+        let args = Args { service: None, direction: Direction::Outbound, limit: None, explain: false };
+        assert_eq!(path(None, &args), "/tap?direction=outbound");
+        let args = Args { direction: Direction::Both, limit: Some(5), explain: true, ..args };
+        assert_eq!(
+            path(Some("demo/digits"), &args),
+            "/tap?direction=both&service=demo/digits&limit=5&explain=true"
         );
     }
 }

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use penstock_api::view::{
-    EndpointRow, Failure, Problem, ProxyCertificates, ProxyStatus, RouteRow, Stat, StatRow, Status, Tap,
+    Candidate, Decision, EndpointRow, Failure, Problem, ProxyCertificates, ProxyStatus, RouteRow, Stat,
+    StatRow, Status, Tap,
 };
 use serde::Serialize;
 
@@ -199,6 +200,22 @@ fn tap_ends_at_its_limit_with_one_line_a_request() {
     let ndjson = text(&penstock(&url, &["tap", "digits", "--limit", "2", "-o", "json"]).stdout);
     let taps: Vec<Tap> = ndjson.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(taps.iter().map(|tap| tap.status).collect::<Vec<_>>(), [200, 201]);
+}
+
+#[test]
+fn tap_explains_how_an_endpoint_was_chosen() {
+    let winner = Candidate { endpoint: "demo/a".to_owned(), picked: true, ..Candidate::default() };
+    let (policy, why) = ("round-robin".to_owned(), "turn".to_owned());
+    let decision = Some(Decision { policy, why, endpoints: 3, candidates: vec![winner] });
+    let line = json(&Tap { status: 200, decision: decision.clone(), ..Tap::default() }) + "\n";
+    let url = control(vec![("/tap?direction=outbound&limit=1&explain=true", line)]);
+    let table = text(&penstock(&url, &["tap", "--explain", "--limit", "1"]).stdout);
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines[2..].len(), 3, "heading, request, and then the choice: {table}");
+    assert_eq!((lines[2], lines[4]), ("  round-robin: turn, of 3 endpoints", "  →  demo/a            0"));
+    let object = text(&penstock(&url, &["tap", "--explain", "--limit", "1", "-o", "json"]).stdout);
+    let tap: Tap = serde_json::from_str(&object).unwrap();
+    assert_eq!(tap.decision, decision);
 }
 
 #[test]

@@ -160,6 +160,8 @@ struct TapQuery {
     service: Option<String>,
     direction: Option<String>,
     limit: Option<u64>,
+    #[serde(default)]
+    explain: bool,
 }
 
 async fn tap(State(facts): State<Facts>, Query(query): Query<TapQuery>) -> Result<Response, ApiError> {
@@ -176,7 +178,7 @@ async fn tap(State(facts): State<Facts>, Query(query): Query<TapQuery>) -> Resul
             return Err(bad(format!("direction={other:?} is none; write outbound, inbound or both")));
         }
     };
-    let tap = facts.fleet.tap(TapFilter { service, direction });
+    let tap = facts.fleet.tap(TapFilter { service, direction, explain: query.explain });
     let left = query.limit.unwrap_or(u64::MAX);
     let lines = futures_util::stream::unfold((tap, left, facts.stop), |(mut tap, left, stop)| async move {
         if left == 0 {

@@ -366,5 +366,28 @@ fn tap_view(node: &str, event: v1::TapEvent) -> view::Tap {
         mtls: event.mtls,
         request_bytes: event.request_bytes,
         response_bytes: event.response_bytes,
+        decision: event.decision.map(decision_view),
+    }
+}
+
+fn decision_view(decision: v1::Decision) -> view::Decision {
+    let mut candidates: Vec<_> = decision.candidates.into_iter().map(candidate_view).collect();
+    let score = |candidate: &view::Candidate| candidate.score.unwrap_or(f64::INFINITY);
+    candidates.sort_by(|a, b| score(a).total_cmp(&score(b)));
+    view::Decision { policy: decision.policy, why: decision.why, endpoints: decision.endpoints, candidates }
+}
+
+fn candidate_view(candidate: v1::Candidate) -> view::Candidate {
+    view::Candidate {
+        endpoint: candidate.endpoint,
+        picked: candidate.picked,
+        score: candidate.score.map(f64::from),
+        predicted_ms: candidate.predicted_ms.map(f64::from),
+        own_ms: candidate.own_ms.map(f64::from),
+        in_flight: candidate.in_flight.into(),
+        report_age_ms: candidate.report_age_ms.map(f64::from),
+        matched: candidate.matched.into(),
+        heat: candidate.heat,
+        affine: candidate.affine,
     }
 }

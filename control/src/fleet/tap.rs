@@ -27,6 +27,8 @@ pub struct TapFilter {
     pub service: String,
     /// `None` = both.
     pub direction: Option<Direction>,
+    /// Say how endpoints are chosen.
+    pub explain: bool,
 }
 
 /// Open taps.
@@ -74,6 +76,7 @@ fn start(id: u64, filter: &TapFilter) -> ControlMessage {
         direction: filter.direction.unwrap_or_default().into(),
         both: filter.direction.is_none(),
         events_per_second: EVENTS_PER_SECOND,
+        explain: filter.explain,
     };
     ControlMessage { kind: Some(control_message::Kind::TapStart(start)) }
 }

@@ -32,7 +32,7 @@ pub use load::{EndpointState, Outcome, Sent};
 pub use members::Members;
 pub use outlier::OutlierPolicy;
 pub use pick::{Candidate, NonePicked, Policy};
-pub use pool::{Ask, Explained, Picked, Pool, Quality, Settings, Why};
+pub use pool::{Ask, Explained, Heat, Look, Picked, Pool, Quality, Settings, Why};
 pub use report::{GpuHealth, LoadReport};
 
 fn millis(time: Duration) -> u64 {

@@ -21,6 +21,20 @@ pub enum Policy {
     OrcaWrr,
 }
 
+impl Policy {
+    /// Its name, as the annotation has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Prefix => "prefix",
+            Self::LeastRequest => "least-request",
+            Self::RoundRobin => "round-robin",
+            Self::RingHash => "ring-hash",
+            Self::OrcaWrr => "orca-wrr",
+        }
+    }
+}
+
 /// Something that can be picked.
 pub trait Candidate {
     /// Its state.

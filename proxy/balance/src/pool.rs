@@ -122,6 +122,23 @@ pub enum Why {
     Found,
 }
 
+impl Why {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Turn => "turn",
+            Self::FewestRequests => "fewest-requests",
+            Self::SoonestServed => "soonest-served",
+            Self::Affinity => "affinity",
+            Self::LeastHot => "least-hot",
+            Self::Explored => "explored",
+            Self::Home => "home",
+            Self::NextHome => "next-home",
+            Self::Found => "found",
+        }
+    }
+}
+
 /// An endpoint was picked, and the request counts as sent there.
 #[derive(Clone, Copy, Debug)]
 pub struct Picked {
@@ -146,6 +163,17 @@ pub enum Heat {
     Hot,
     /// It has as much as its few answers so far allow.
     New,
+}
+
+impl Heat {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Hot => "hot",
+            Self::New => "new",
+        }
+    }
 }
 
 /// One endpoint that was looked at.

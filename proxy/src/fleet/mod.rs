@@ -221,7 +221,8 @@ fn tap(start: &TapStart, events: mpsc::Sender<TapEvent>) -> Result<Tap, String> 
         name => Some(name.parse().map_err(|error| format!("{error}"))?),
     };
     let direction = if start.both { None } else { Some(start.direction()) };
-    Ok(Tap::new(start.tap, service, direction, start.events_per_second, events))
+    let tap = Tap::new(start.tap, service, direction, start.events_per_second, events);
+    Ok(tap.explained(start.explain))
 }
 
 fn outcome(row: &Row) -> Outcome {

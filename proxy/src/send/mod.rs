@@ -14,8 +14,9 @@ use std::time::Duration;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::reason::Blame;
+use penstock_api::v1::Decision;
 use penstock_api::{Reason, ServiceName};
-use penstock_balance::{Ask, Picked, Sent};
+use penstock_balance::{Ask, Explained, Picked, Sent};
 use tokio::time::Instant;
 
 use crate::body::{RequestBody, RequestBroken};
@@ -24,6 +25,7 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{self, Form};
 use crate::probe;
+use crate::telemetry::decision::decision;
 use crate::work::{BLOCK_UNITS, Work};
 use crate::worker::Worker;
 
@@ -80,11 +82,12 @@ pub async fn send(
     let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
-        let Choice { endpoint, sent, little_known } = pick(worker, cluster, &policy, work, &tried)?;
+        let Choice { endpoint, sent, little_known, decision } = pick(worker, cluster, &policy, work, &tried)?;
         if let Some(endpoint) = little_known {
             probe::ask(worker, cluster, endpoint, &work.model);
         }
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
+        exchange.explained(decision);
         if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
             replay = Replay::keep(&mut outgoing, exchange, retry);
         }
@@ -209,6 +212,8 @@ pub struct Choice {
     pub sent: Sent,
     /// Another, of which it would be worth to know more.
     pub little_known: Option<Arc<Endpoint>>,
+    /// How it was chosen, if somebody asked.
+    pub decision: Option<Box<Decision>>,
 }
 
 /// Picks an endpoint, where the request counts as sent from then on; those whose ids are in `tried` only if nothing
@@ -233,11 +238,20 @@ pub fn pick(
         avoid: &avoid,
         now: worker.now(),
     };
-    match worker.with_random(|random| cluster.pool.pick(&endpoints, &policy.balance, &ask, random)) {
+    let settings = &policy.balance;
+    let mut looks = Explained::default();
+    let picked =
+        worker.with_random(|random| cluster.pool.explain(&endpoints, settings, &ask, random, &mut looks));
+    match picked {
         Ok(Picked { index, sent, worth_asking, .. }) => Ok(Choice {
             endpoint: Arc::clone(&endpoints[index]),
             sent,
             little_known: worth_asking.and_then(|index| endpoints.get(index)).map(Arc::clone),
+            decision: if worker.telemetry.wants_decisions() {
+                decision(&endpoints, settings.policy, &looks)
+            } else {
+                None
+            },
         }),
         Err(none) => Err(Failure::unprocessed(
             Reason::NoEndpoint,

@@ -249,6 +249,7 @@ mod tests {
             server: None,
             trace: None,
             flags: "URX",
+            decision: None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`Details`] and hand them to [`Telemetry::finish`], which never waits: what cannot be taken at once is dropped
 //! and counted.
 
+pub mod decision;
 pub mod ledger;
 pub mod level;
 pub mod log;
@@ -21,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Version};
 use penstock_api::SpiffeId;
-use penstock_api::v1::Direction;
+use penstock_api::v1::{Decision, Direction};
 use tokio::time::Instant;
 
 pub use outcome::{End, Labels, Outcome, Outcomes};
@@ -77,6 +78,8 @@ pub struct Details {
     pub trace: Option<trace::Span>,
     /// Flags beyond the reason's own, comma-separated; empty: none.
     pub flags: &'static str,
+    /// How the endpoint of the last try was chosen, if somebody asked.
+    pub decision: Option<Box<Decision>>,
 }
 
 impl Details {
@@ -92,6 +95,7 @@ impl Details {
             server: None,
             trace: None,
             flags: "",
+            decision: None,
         }
     }
 }
@@ -122,6 +126,8 @@ pub const fn direction_word(direction: Direction) -> &'static str {
 
 const OUTBOUND: u8 = 1;
 const INBOUND: u8 = 2;
+/// Somebody wants choices explained.
+const EXPLAINED: u8 = 4;
 
 const fn bit(direction: Direction) -> u8 {
     match direction {
@@ -135,7 +141,7 @@ const fn bit(direction: Direction) -> u8 {
 pub struct Telemetry {
     /// The cells that the request path counts into.
     pub outcomes: Outcomes,
-    /// Directions whose requests somebody looks at, as bits.
+    /// Directions whose requests somebody looks at, and whether choices are to be explained, as bits.
     wanted: AtomicU8,
     /// Directions that are wanted whether or not a tap is open.
     always: u8,
@@ -176,6 +182,11 @@ impl Telemetry {
     /// Whether somebody looks at single requests of this direction.
     pub fn wants_details(&self, direction: Direction) -> bool {
         self.wanted.load(Relaxed) & bit(direction) != 0
+    }
+
+    /// Whether somebody wants to know how endpoints are chosen.
+    pub fn wants_decisions(&self) -> bool {
+        self.wanted.load(Relaxed) & EXPLAINED != 0
     }
 
     /// A span for a request, child of what its headers say; `None` when nothing is traced, and the headers pass as

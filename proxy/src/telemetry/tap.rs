@@ -12,7 +12,7 @@ use penstock_api::ServiceName;
 use penstock_api::v1::{Direction, TapEvent};
 use tokio::sync::mpsc::Sender;
 
-use super::{Details, End, Labels, bit, log, metric};
+use super::{Details, EXPLAINED, End, Labels, bit, log, metric};
 
 /// Events a second unless control says otherwise.
 const DEFAULT_RATE: u32 = 100;
@@ -25,6 +25,8 @@ pub struct Tap {
     /// `None`: both.
     direction: Option<Direction>,
     rate: u32,
+    /// It shows how endpoints were chosen.
+    explain: bool,
     /// The second that is running, and the events in it.
     window: AtomicU64,
     events: Sender<TapEvent>,
@@ -41,7 +43,18 @@ impl Tap {
         events: Sender<TapEvent>,
     ) -> Self {
         let rate = if rate == 0 { DEFAULT_RATE } else { rate };
-        Self { number, service, direction, rate, window: AtomicU64::new(0), events }
+        Self { number, service, direction, rate, explain: false, window: AtomicU64::new(0), events }
+    }
+
+    /// The same tap, which also shows how endpoints were chosen, if `explain`.
+    pub fn explained(self, explain: bool) -> Self {
+        Self { explain, ..self }
+    }
+
+    /// What it wants to be kept of requests, as bits.
+    fn wants(&self) -> u8 {
+        let directions = self.direction.map_or(bit(Direction::Outbound) | bit(Direction::Inbound), bit);
+        directions | if self.explain { EXPLAINED } else { 0 }
     }
 
     fn matches(&self, labels: &Labels) -> bool {
@@ -77,7 +90,7 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Opens a tap; returns the directions that are tapped now, as bits.
+    /// Opens a tap; returns what is wanted now, as bits.
     pub(super) fn open(&self, tap: Tap) -> u8 {
         let tap = Arc::new(tap);
         self.change(|taps| {
@@ -86,7 +99,7 @@ impl Taps {
         })
     }
 
-    /// Closes one or all; returns the directions that are tapped now, as bits.
+    /// Closes one or all; returns what is wanted now, as bits.
     pub(super) fn close(&self, number: Option<u64>) -> u8 {
         self.change(|taps| taps.retain(|tap| number.is_some_and(|number| tap.number != number)))
     }
@@ -97,8 +110,7 @@ impl Taps {
             change(&mut taps);
             taps
         });
-        let both = bit(Direction::Outbound) | bit(Direction::Inbound);
-        self.open.load().iter().fold(0, |bits, tap| bits | tap.direction.map_or(both, bit))
+        self.open.load().iter().fold(0, |bits, tap| bits | tap.wants())
     }
 
     /// Shows a request to every tap that it matches.
@@ -139,6 +151,12 @@ fn event(tap: &Tap, labels: &Labels, end: &End, details: &Details) -> TapEvent {
         request_bytes: end.request_bytes,
         response_bytes: end.response_bytes,
         flags: log::flags(end, Some(details)),
+        // Inbound there is nothing to choose from.
+        decision: details
+            .decision
+            .as_deref()
+            .filter(|_| tap.explain && labels.direction == Direction::Outbound)
+            .cloned(),
     }
 }
 
@@ -146,6 +164,7 @@ fn event(tap: &Tap, labels: &Labels, end: &End, details: &Details) -> TapEvent {
 mod tests {
     use std::time::{Duration, SystemTime};
 
+    use penstock_api::v1::Decision;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -179,6 +198,7 @@ mod tests {
             server: None,
             trace: None,
             flags: "",
+            decision: Some(Box::new(Decision { why: "turn".to_owned(), ..Decision::default() })),
         };
         (labels, end, details)
     }
@@ -204,6 +224,20 @@ mod tests {
         assert_eq!(rx.try_recv().unwrap().service, "a/other", "a split led to it");
         assert!(rx.try_recv().is_err());
         assert_eq!(taps.close(Some(7)), 0);
+    }
+
+    #[test]
+    fn choices_are_explained_to_those_who_asked_and_for_the_side_that_chooses() {
+        let (taps, (tx, mut rx), (plain, mut others)) =
+            (Taps::default(), mpsc::channel(16), mpsc::channel(16));
+        assert_eq!(taps.open(Tap::new(1, None, None, 0, plain)) & EXPLAINED, 0);
+        assert_ne!(taps.open(Tap::new(2, None, None, 0, tx).explained(true)) & EXPLAINED, 0);
+        offer(&taps, Direction::Outbound, "a/x", "a/x", 1);
+        offer(&taps, Direction::Inbound, "a/x", "a/x", 1);
+        assert_eq!(rx.try_recv().unwrap().decision.unwrap().why, "turn");
+        assert_eq!(rx.try_recv().unwrap().decision, None, "inbound");
+        assert_eq!(others.try_recv().unwrap().decision, None, "not asked for");
+        assert_eq!(taps.close(Some(2)) & EXPLAINED, 0, "nobody asks any more");
     }
 
     #[test]

@@ -53,6 +53,7 @@ fn details() -> Details {
         server: None,
         trace: None,
         flags: "",
+        decision: None,
     }
 }
 

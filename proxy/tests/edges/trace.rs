@@ -93,6 +93,7 @@ async fn a_sampled_request_becomes_a_span_with_its_ids_and_reason() {
             server: None,
             trace,
             flags: "",
+            decision: None,
         };
         telemetry.finish(&labels, &end, Some(details));
         trace.unwrap()
