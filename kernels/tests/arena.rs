@@ -162,6 +162,10 @@ fn what_a_server_never_returned_is_not_given_to_others() {
     let lease = filled(&arena, &["back"; 1024]).hand_over();
     assert_eq!(lease.returned().bytes(0, 0..1).unwrap(), "back");
     assert_eq!(arena.occupancy().quarantined, 0);
+    // Another server that went has nothing to do with it.
+    drop(filled(&arena, &["hers"; 4]).hand_over_to(7));
+    assert_eq!((arena.amnesty(), arena.occupancy().quarantined), (0, SLOT));
+    assert_eq!(arena.amnesty_of(7), SLOT);
     // Lent before the server went, dropped after.
     let late = filled(&arena, &["late"; 4]).hand_over();
     arena.amnesty();

@@ -3,15 +3,11 @@
 //! Inputs follow one another; the rows of one are contiguous, which is what a server and a kernel want of a tensor.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Ground;
 use super::run::ALIGN;
-use super::space::Slots;
-
-/// No era: it was never lent, or it was returned.
-const NOT_LENT: u64 = u64::MAX;
+use super::space::{Lent, Slots};
 
 /// Slots, and what lies in them.
 #[derive(Debug)]
@@ -20,8 +16,8 @@ pub(super) struct Extent {
     slots: Slots,
     inputs: Box<[Input]>,
     pub(super) rows: u32,
-    /// When it was handed to a server that has not returned it.
-    lent: AtomicU64,
+    /// To whom it was handed who has not returned it.
+    lent: Mutex<Option<Lent>>,
 }
 
 /// Where an input lies, from the beginning of the arena.
@@ -47,7 +43,7 @@ impl Extent {
         let slots = ground.space().take(end.div_ceil(ground.slot))?;
         inputs.iter_mut().for_each(|input| input.begin += slots.start * ground.slot);
         let ground = Arc::clone(ground);
-        Some(Self { ground, slots, inputs: inputs.into(), rows, lent: AtomicU64::new(NOT_LENT) })
+        Some(Self { ground, slots, inputs: inputs.into(), rows, lent: Mutex::new(None) })
     }
 
     /// All of it.
@@ -67,20 +63,21 @@ impl Extent {
         inside.then(|| begin + rows.start as usize * row..begin + rows.end as usize * row)
     }
 
-    /// It is a server's now.
-    pub(super) fn lend(&self) {
-        self.lent.store(self.ground.space().era(), Relaxed);
+    /// It is that server's now.
+    pub(super) fn lend(&self, server: u64) {
+        let lent = self.ground.space().lend(server);
+        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
     }
 
     /// It is ours again.
     pub(super) fn returned(&self) {
-        self.lent.store(NOT_LENT, Relaxed);
+        *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 impl Drop for Extent {
     fn drop(&mut self) {
-        let lent = Some(*self.lent.get_mut()).filter(|era| *era != NOT_LENT);
+        let lent = self.lent.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         self.ground.space().give(self.slots.clone(), lent);
     }
 }

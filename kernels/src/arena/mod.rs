@@ -212,9 +212,14 @@ impl Arena {
         }
     }
 
-    /// The server to which runs were handed over is gone, or has taken back the region: whatever it has not returned is free
-    /// again. To be called before anything is handed to its successor. Returns how many bytes that freed at once.
+    /// The model server is gone, or has taken back the region: whatever it has not returned is free again. To be called before
+    /// anything is handed to its successor. Returns how many bytes that freed at once.
     pub fn amnesty(&self) -> usize {
-        self.ground.space().amnesty() * self.ground.slot
+        self.amnesty_of(0)
+    }
+
+    /// The same for what was [handed over](Sealed::hand_over_to) to one of several servers.
+    pub fn amnesty_of(&self, server: u64) -> usize {
+        self.ground.space().amnesty(server) * self.ground.slot
     }
 }

@@ -187,9 +187,14 @@ impl Sealed {
         Frozen(self.0)
     }
 
-    /// A model server reads it, or writes it, from now on.
+    /// The model server reads it, or writes it, from now on.
     pub fn hand_over(self) -> Lease {
-        self.0.lend();
+        self.hand_over_to(0)
+    }
+
+    /// The same, where an arena has several servers; each has a number, which is the caller's to choose.
+    pub fn hand_over_to(self, server: u64) -> Lease {
+        self.0.lend(server);
         Lease(self.0)
     }
 }

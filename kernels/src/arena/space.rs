@@ -4,18 +4,27 @@
 //! Slots whose reader may still be reading stay in quarantine until an amnesty. The lowest gap that is large enough is
 //! taken, which keeps the upper end free for large runs; a gap list is as long as there are runs, some tens.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A range of slots.
 pub(super) type Slots = Range<usize>;
+
+/// To whom slots were handed, and after how many amnesties of his.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lent {
+    server: u64,
+    era: u64,
+}
 
 /// The slots of an arena.
 #[derive(Debug)]
 pub(super) struct Space {
     /// Ascending; no two touch.
     gaps: Vec<Slots>,
-    quarantine: Vec<Slots>,
-    era: u64,
+    quarantine: Vec<(Lent, Slots)>,
+    /// How many amnesties each server has had, if any.
+    eras: BTreeMap<u64, u64>,
     /// Slots that are not free, those in quarantine among them.
     pub(super) in_use: usize,
     /// The most that were ever in use.
@@ -30,7 +39,7 @@ impl Space {
     pub(super) fn new(slots: usize) -> Self {
         let whole = 0..slots;
         let gaps = if whole.is_empty() { Vec::new() } else { vec![whole] };
-        Self { gaps, quarantine: Vec::new(), era: 0, in_use: 0, peak: 0, runs: 0, refused: 0 }
+        Self { gaps, quarantine: Vec::new(), eras: BTreeMap::new(), in_use: 0, peak: 0, runs: 0, refused: 0 }
     }
 
     /// So many slots in a row, at least one; `None`: there are none.
@@ -52,35 +61,33 @@ impl Space {
         Some(taken)
     }
 
-    /// Slots come back. `lent`: the era in which they were handed to somebody who never gave them back.
-    pub(super) fn give(&mut self, slots: Slots, lent: Option<u64>) {
+    /// Slots come back. `lent`: to somebody who never gave them back.
+    pub(super) fn give(&mut self, slots: Slots, lent: Option<Lent>) {
         self.runs -= 1;
-        if lent == Some(self.era) {
-            self.quarantine.push(slots);
-        } else {
-            self.free(slots);
+        match lent.filter(|lent| *lent == self.lend(lent.server)) {
+            Some(lent) => self.quarantine.push((lent, slots)),
+            None => self.free(slots),
         }
     }
 
-    /// Goes up with each amnesty.
-    pub(super) fn era(&self) -> u64 {
-        self.era
+    /// What is handed to this server now.
+    pub(super) fn lend(&self, server: u64) -> Lent {
+        Lent { server, era: self.eras.get(&server).copied().unwrap_or_default() }
     }
 
     /// Slots in quarantine.
     pub(super) fn quarantined(&self) -> usize {
-        self.quarantine.iter().map(ExactSizeIterator::len).sum()
+        self.quarantine.iter().map(|(_, slots)| slots.len()).sum()
     }
 
-    /// Whoever had something is gone: what is in quarantine is free again, and what was handed out before today will not
+    /// This server is gone: what is in quarantine because of it is free again, and what it was handed until now will not
     /// enter it. Returns how many slots that freed.
-    pub(super) fn amnesty(&mut self) -> usize {
-        self.era += 1;
-        let slots = self.quarantined();
-        for slots in std::mem::take(&mut self.quarantine) {
-            self.free(slots);
-        }
-        slots
+    pub(super) fn amnesty(&mut self, server: u64) -> usize {
+        *self.eras.entry(server).or_default() += 1;
+        let freed: Vec<_> = self.quarantine.extract_if(.., |(lent, _)| lent.server == server).collect();
+        let before = self.in_use;
+        freed.into_iter().for_each(|(_, slots)| self.free(slots));
+        before - self.in_use
     }
 
     fn free(&mut self, mut slots: Slots) {
@@ -117,13 +124,15 @@ mod tests {
 
     #[test]
     fn what_was_lent_and_not_returned_waits_for_an_amnesty() {
+        const ONE: u64 = 1;
         let mut space = Space::new(4);
         let (old, new) = (space.take(2).unwrap(), space.take(1).unwrap());
-        space.give(old, Some(space.era()));
+        let before = space.lend(ONE);
+        space.give(old, Some(before));
         assert_eq!((space.quarantined(), space.in_use, space.runs), (2, 3, 1));
         assert_eq!(space.take(2), None);
-        let before = space.era();
-        assert_eq!(space.amnesty(), 2);
+        assert_eq!(space.amnesty(2), 0, "another server's");
+        assert_eq!(space.amnesty(ONE), 2);
         // Handed to the one that is gone, noticed only afterwards.
         space.give(new, Some(before));
         assert_eq!((space.quarantined(), space.in_use, space.runs), (0, 0, 0));
@@ -134,16 +143,16 @@ mod tests {
     enum Step {
         Take(usize),
         Give(prop::sample::Index),
-        Lose(prop::sample::Index),
-        Amnesty,
+        Lose(prop::sample::Index, u64),
+        Amnesty(u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => (0usize..9).prop_map(Step::Take),
             3 => any::<prop::sample::Index>().prop_map(Step::Give),
-            1 => any::<prop::sample::Index>().prop_map(Step::Lose),
-            1 => Just(Step::Amnesty),
+            1 => (any::<prop::sample::Index>(), 0u64..2).prop_map(|(which, to)| Step::Lose(which, to)),
+            1 => (0u64..2).prop_map(Step::Amnesty),
         ]
     }
 
@@ -153,12 +162,12 @@ mod tests {
         #[test]
         fn nothing_overlaps_and_all_that_comes_back_is_free(steps in prop::collection::vec(step(), 0..200)) {
             let mut space = Space::new(32);
-            let (mut out, mut lost): (Vec<Slots>, Vec<Slots>) = (Vec::new(), Vec::new());
+            let (mut out, mut lost): (Vec<Slots>, Vec<(u64, Slots)>) = (Vec::new(), Vec::new());
             for step in steps {
                 match step {
                     Step::Take(slots) => {
                         let taken = space.take(slots);
-                        let all = || out.iter().chain(&lost);
+                        let all = || out.iter().chain(lost.iter().map(|(_, slots)| slots));
                         match taken {
                             Some(taken) => {
                                 prop_assert!(taken.end <= 32 && taken.len() == slots.max(1));
@@ -179,23 +188,26 @@ mod tests {
                         let slots = out.swap_remove(which.index(out.len()));
                         space.give(slots, None);
                     }
-                    Step::Lose(which) if !out.is_empty() => {
+                    Step::Lose(which, to) if !out.is_empty() => {
                         let slots = out.swap_remove(which.index(out.len()));
-                        space.give(slots.clone(), Some(space.era()));
-                        lost.push(slots);
+                        let lent = space.lend(to);
+                        space.give(slots.clone(), Some(lent));
+                        lost.push((to, slots));
                     }
-                    Step::Amnesty => {
-                        let slots: usize = lost.drain(..).map(|slots| slots.len()).sum();
-                        prop_assert_eq!(space.amnesty(), slots);
+                    Step::Amnesty(to) => {
+                        let freed: usize = lost.extract_if(.., |(of, _)| *of == to).map(|(_, slots)| slots.len()).sum();
+                        prop_assert_eq!(space.amnesty(to), freed);
                     }
-                    Step::Give(_) | Step::Lose(_) => {}
+                    Step::Give(_) | Step::Lose(..) => {}
                 }
-                let used: usize = out.iter().chain(&lost).map(ExactSizeIterator::len).sum();
+                let used: usize = out.iter().chain(lost.iter().map(|(_, slots)| slots)).map(ExactSizeIterator::len).sum();
                 prop_assert_eq!((space.in_use, space.runs), (used, out.len()));
                 prop_assert!(space.peak >= used);
             }
             out.into_iter().for_each(|slots| space.give(slots, None));
-            space.amnesty();
+            for to in 0..2 {
+                space.amnesty(to);
+            }
             prop_assert_eq!(space.take(32), Some(0..32));
         }
     }
