@@ -40,8 +40,12 @@ test: ## unit, property, integration and doc tests of every crate
 	$(CARGO) test $(LOCKED) --workspace --lib --bins $(addprefix --test ,$(CRATE_TESTS))
 	$(CARGO) test $(LOCKED) --workspace --doc
 
+.PHONY: tools
+tools: ## install the real model servers and clients of the tests, once: 1.3 GB, about 2 minutes
+	python3 tests/tests/servers/install.py
+
 .PHONY: e2e
-e2e: ## the real programs together: the system tests, and the demo's promises
+e2e: tools ## the real programs together: the system tests, and the demo's promises
 	$(CARGO) build $(LOCKED) --workspace --bins --tests
 	# PENSTOCK_LONG: control stays away for a minute instead of some seconds.
 	PENSTOCK_LONG=1 $(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
@@ -69,6 +73,11 @@ bench-control: ## how soon a pushed weight is in force everywhere
 bench-mesh: ## who balances best over simulated GPUs, beside Envoy, HAProxy, nginx and LLM routers
 	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
 	"$(TARGET)/release/penstock-bench" mesh $(ARGS)
+
+.PHONY: bench-batch
+bench-batch: tools ## what batching saves in front of real model servers, beside their own and KServe's
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
+	"$(TARGET)/release/penstock-bench" batch $(ARGS)
 
 .PHONY: bench-balance
 bench-balance: ## balancing policies on simulated GPUs, beside the peers' (docs/BALANCING.md)

@@ -15,6 +15,7 @@ pub mod origin;
 pub mod peers;
 pub mod process;
 pub mod proxy;
+pub mod servers;
 pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -58,6 +58,8 @@ def triton(args, home):
         "metrics-address": args.ip,
         "metrics-port": METRICS,
         "allow-gpu-metrics": "false",
+        # A name by which whoever ends it finds what it may leave behind in /dev/shm.
+        "backend-config": f"python,shm-region-prefix-name=triton-python-{os.getpid()}-",
         "exit-timeout-secs": 3,
     }
     return [str(wheel / "bin/tritonserver"), *(f"--{name}={value}" for name, value in flags.items())], environment
@@ -152,7 +154,7 @@ def torchserve(args, home):
     site = next(home.glob("lib/python3.*/site-packages"))
     java = shutil.which("java", path=os.environ.get("JAVA_HOME", "") + "/bin:" + os.environ["PATH"])
     if java is None:
-        print("there is no java, which TorchServe runs on; run `make tools`, which installs Java 17", file=sys.stderr)
+        print("there is no java, which TorchServe runs on; install Java 17 (openjdk-17-jre-headless)", file=sys.stderr)
         sys.exit(NOT_INSTALLED)
     # Workers are reached over sockets in the folder for temporary files: another server's would have the same names.
     command = [java, f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={scratch}", "-Xmx512m"]
