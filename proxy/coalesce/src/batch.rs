@@ -3,14 +3,16 @@
 //! Comes in: requests ([`Former::join`]) that leave again ([`Former::leave`]), executions that end ([`Former::done`]), the
 //! time. Goes out: [`Formed`] batches, and members for whom it is too late. Requests of one [`Key`] can share an execution;
 //! they wait in one line, the most urgent first, and among equals as start-time fair queueing orders them (Goyal et al.,
-//! SIGCOMM '96), so that a tenant who asks much delays nobody but himself by more than a batch.
+//! SIGCOMM '96), so that a tenant who asks much delays nobody but himself by more than a batch. That holds between lines
+//! as well: virtual time is the turn of the first member of the batch that was sent last.
 //!
 //! The server is never left idle to wait for more: with fewer batches in flight than [`Limits::concurrent`] whatever waits
-//! is sent at once. While it is busy lines grow, and a batch is as large as the limits allow when its turn comes. It is sent
-//! to a busy server all the same when its first member has waited for [`Limits::delay`], or when a deadline would be missed.
-//! Who is served is decided when a batch is sent and not before, so that who leaves leaves no hole.
+//! is sent at once. While it is busy lines grow, and a batch is as large as the limits, and the deadlines of its members,
+//! allow when its turn comes. It is sent to a busy server all the same when its first member has waited for
+//! [`Limits::delay`], or when a deadline would be missed. Who is served is decided when a batch is sent and not before, so
+//! that who leaves leaves no hole.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ahash::AHashMap;
@@ -18,12 +20,15 @@ use ahash::AHashMap;
 /// Requests that may share an execution have the same.
 pub type Key = u128;
 
-/// Lines at once; a request that would need another is refused.
-pub const MAX_LINES: usize = 1024;
-/// Requests that may wait, all lines together.
+/// Requests that may wait, all of them together.
 pub const MAX_WAITING: usize = 16_384;
+/// A tenant may have as many waiting as this times the places that are free, so that one who floods leaves some to the
+/// others (dynamic thresholds: Choudhury and Hahne, IEEE/ACM ToN 1998); alone it gets 8/9 of [`MAX_WAITING`].
+const SHARE: usize = 8;
 /// For delays and deadlines a busy server is sent more than its share, but not more than this many times.
 const OVERCOMMIT: usize = 4;
+/// Tenants that are remembered though nothing of theirs waits.
+const REMEMBERED: usize = 1024;
 
 /// How large batches may be, and how many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +64,7 @@ pub struct Takes {
 
 impl Takes {
     fn of(self, rows: u32) -> Duration {
-        self.fixed + self.row * rows
+        self.fixed.saturating_add(self.row.saturating_mul(rows))
     }
 }
 
@@ -82,12 +87,12 @@ pub struct Ask {
     pub priority: u8,
 }
 
-/// A member's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A member's place. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
 /// A batch in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
 
 /// Too many wait already.
@@ -157,46 +162,94 @@ pub enum Left {
     Last(BatchId),
 }
 
+/// Who goes first: the most urgent, then whose turn it is in virtual time, then who came first.
+type Order = (u8, u64, Ticket);
+
 #[derive(Debug)]
 struct Waiting<M> {
-    ticket: Ticket,
     ask: Ask,
     member: M,
     since: Duration,
-    /// When its turn is, in virtual time.
-    turn: u64,
 }
 
-impl<M> Waiting<M> {
-    fn order(&self) -> (u8, u64, u64) {
-        (self.ask.priority, self.turn, self.ticket.0)
+/// Where one that waits is found.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    key: Key,
+    order: Order,
+    rows: u32,
+    since: Duration,
+}
+
+/// A tenant.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// When its last row is done, in virtual time.
+    done: u64,
+    waiting: usize,
+}
+
+/// Virtual time, in which a row of any tenant is one.
+#[derive(Debug)]
+struct Turns {
+    now: u64,
+    flows: AHashMap<u64, Flow>,
+    /// How many may be remembered before the next look at whom to forget.
+    forget_at: usize,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { now: 0, flows: AHashMap::new(), forget_at: REMEMBERED }
     }
 }
 
-/// Requests with one key.
-#[derive(Debug)]
-struct Line<M> {
-    key: Key,
-    waiting: VecDeque<Waiting<M>>,
+impl Turns {
+    /// The turn of another request of a tenant.
+    fn take(&mut self, tenant: u64, rows: u32) -> u64 {
+        let flow = self.flows.entry(tenant).or_default();
+        let begins = flow.done.max(self.now);
+        flow.done = begins + u64::from(rows);
+        flow.waiting += 1;
+        begins
+    }
+
+    /// It is the turn of a batch whose first member has this one. What the batch takes of later turns out of its own line
+    /// must not put off the other lines' tenants, and those who come now.
+    fn pass(&mut self, turn: u64) {
+        self.now = self.now.max(turn);
+    }
+
+    /// One of a tenant's does not wait any more: it is served, or gives its turn back.
+    fn over(&mut self, tenant: u64, given_back: u32) {
+        let Some(flow) = self.flows.get_mut(&tenant) else { return };
+        flow.waiting = flow.waiting.saturating_sub(1);
+        flow.done = flow.done.saturating_sub(given_back.into());
+        if self.flows.len() > self.forget_at {
+            let now = self.now;
+            self.flows.retain(|_, flow| flow.waiting > 0 || flow.done > now);
+            // Looking costs as much as there are, so it is done the more rarely.
+            self.forget_at = REMEMBERED.max(2 * self.flows.len());
+        }
+    }
 }
 
-/// Virtual time in which a row of any tenant is one.
-#[derive(Debug, Default)]
-struct Turns {
-    now: u64,
-    /// When the last row of each tenant is done.
-    done: AHashMap<u64, u64>,
-}
-
-/// Forms the batches of one model.
+/// Forms the batches of one model. Each call costs the logarithm of what waits; a batch, that for each of its members.
 #[derive(Debug)]
 pub struct Former<M> {
     limits: Limits,
-    /// Rows of a batch, as adapted.
+    /// Rows of a batch, as adapted, and the last batch that was sent before it was made smaller.
     rows: f32,
+    shrunk: BatchId,
     takes: Takes,
-    lines: Vec<Line<M>>,
-    waiting: usize,
+    /// Those that wait, by key.
+    lines: AHashMap<Key, BTreeMap<Order, Waiting<M>>>,
+    /// The first of each line.
+    fronts: BTreeSet<(Order, Key)>,
+    /// Those that wait, the oldest first.
+    places: BTreeMap<Ticket, Place>,
+    /// Those of them that have one.
+    deadlines: BTreeSet<(Duration, Ticket)>,
     turns: Turns,
     flying: AHashMap<BatchId, Flying>,
     aboard: AHashMap<Ticket, BatchId>,
@@ -217,9 +270,12 @@ impl<M> Former<M> {
         Self {
             rows: limits.rows as f32,
             limits,
+            shrunk: BatchId(0),
             takes: Takes::default(),
-            lines: Vec::new(),
-            waiting: 0,
+            lines: AHashMap::new(),
+            fronts: BTreeSet::new(),
+            places: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             turns: Turns::default(),
             flying: AHashMap::new(),
             aboard: AHashMap::new(),
@@ -227,12 +283,13 @@ impl<M> Former<M> {
         }
     }
 
-    /// Follows other limits from now on.
+    /// Follows other limits from now on. What was found out of the best number of rows holds while it is for the same
+    /// aim.
     pub fn set(&mut self, limits: Limits) {
-        if limits != self.limits {
+        if (limits.rows, limits.target) != (self.limits.rows, self.limits.target) {
             self.rows = limits.rows as f32;
-            self.limits = limits;
         }
+        self.limits = limits;
     }
 
     /// What executions are expected to take from now on.
@@ -247,7 +304,7 @@ impl<M> Former<M> {
 
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.places.len()
     }
 
     /// Batches in flight.
@@ -255,28 +312,28 @@ impl<M> Former<M> {
         self.flying.len()
     }
 
-    /// Another request. Ask [`Former::next`] afterwards.
+    /// Another request. Ask [`Former::next`] afterwards. One that has more rows than a batch may have goes alone.
     pub fn join(&mut self, ask: Ask, member: M, now: Duration) -> Result<Ticket, Full> {
-        if self.waiting >= MAX_WAITING {
+        let free = MAX_WAITING.saturating_sub(self.places.len());
+        let own = self.turns.flows.get(&ask.tenant).map_or(0, |flow| flow.waiting);
+        if free == 0 || own >= SHARE * free {
             return Err(Full);
         }
-        let at = match self.lines.iter().position(|line| line.key == ask.key) {
-            Some(at) => at,
-            None if self.lines.len() >= MAX_LINES => return Err(Full),
-            None => {
-                self.lines.push(Line { key: ask.key, waiting: VecDeque::new() });
-                self.lines.len() - 1
-            }
-        };
         let ticket = Ticket(self.serial());
-        let begins =
-            self.turns.done.get(&ask.tenant).map_or(self.turns.now, |done| self.turns.now.max(*done));
-        self.turns.done.insert(ask.tenant, begins + u64::from(ask.rows));
-        let waiting = Waiting { ticket, ask, member, since: now, turn: begins };
-        let line = &mut self.lines[at].waiting;
-        let place = line.partition_point(|other| other.order() < waiting.order());
-        line.insert(place, waiting);
-        self.waiting += 1;
+        let order = (ask.priority, self.turns.take(ask.tenant, ask.rows), ticket);
+        let line = self.lines.entry(ask.key).or_default();
+        let front = line.first_key_value().map(|(front, _)| *front);
+        if front.is_none_or(|front| order < front) {
+            if let Some(front) = front {
+                self.fronts.remove(&(front, ask.key));
+            }
+            self.fronts.insert((order, ask.key));
+        }
+        line.insert(order, Waiting { ask, member, since: now });
+        self.places.insert(ticket, Place { key: ask.key, order, rows: ask.rows, since: now });
+        if let Some(deadline) = ask.deadline {
+            self.deadlines.insert((deadline, ticket));
+        }
         Ok(ticket)
     }
 
@@ -287,15 +344,10 @@ impl<M> Former<M> {
             flying.members -= 1;
             return if flying.members == 0 { Left::Last(batch) } else { Left::Others };
         }
-        for line in &mut self.lines {
-            if let Some(at) = line.waiting.iter().position(|waiting| waiting.ticket == ticket) {
-                line.waiting.remove(at);
-                self.waiting -= 1;
-                self.tidy();
-                return Left::Waiting;
-            }
+        match self.take(ticket, false) {
+            Some(_) => Left::Waiting,
+            None => Left::Others,
         }
-        Left::Others
     }
 
     /// A batch is over and took so long; `failed` says nothing about what the server can do.
@@ -304,124 +356,153 @@ impl<M> Former<M> {
         for ticket in &flying.tickets {
             self.aboard.remove(ticket);
         }
-        // Additive increase, multiplicative decrease (Clipper, NSDI '17, 4.3.1).
+        // Additive increase, multiplicative decrease (Clipper, NSDI '17, 4.3.1). Batches that were in flight together
+        // are slow together, and that is one reason and not several.
         if let Some(target) = self.limits.target.filter(|_| !failed) {
-            if took > target {
-                self.rows = (self.rows * 0.9).max(1.0);
-            } else if flying.rows >= self.rows() {
+            if took <= target && flying.rows >= self.rows() {
                 self.rows = (self.rows + 1.0).min(self.limits.rows as f32);
+            } else if took > target && batch > self.shrunk {
+                self.rows = (self.rows * 0.9).max(1.0);
+                self.shrunk = BatchId(self.next);
             }
         }
     }
 
     /// What is to be done now. Ask until there is nothing more.
     pub fn next(&mut self, now: Duration) -> Option<Formed<M>> {
-        if self.waiting == 0 {
-            return None;
+        if let Some((deadline, ticket)) = self.deadlines.first().copied()
+            && self.places.get(&ticket).is_some_and(|place| self.is_late(now, place.rows, deadline))
+        {
+            return self.take(ticket, false).map(|gone| Formed::Late(gone.member));
         }
-        let (at, closed) = self.due(now)?;
-        let (rows, limits, takes) = (self.rows(), self.limits, self.takes);
-        let late = |ask: &Ask| ask.deadline.is_some_and(|end| now + takes.of(ask.rows) > end);
-        let line = &mut self.lines[at].waiting;
-        let (mut taken, mut bytes, mut elements, mut since) = (0, 0_u64, 0_u64, now);
-        let mut members = Vec::with_capacity(line.len().min(rows as usize));
-        while let Some(first) = line.front() {
-            let ask = first.ask;
+        let (key, closed) = self.due(now)?;
+        let (mut taken, mut bytes, mut elements) = (0_u32, 0_u64, 0_u64);
+        let (mut since, mut end, mut full) = (now, Duration::MAX, false);
+        let mut members = Vec::new();
+        while let Some((front, turn, ask)) = self.front(key) {
+            let deadline = ask.deadline.unwrap_or(Duration::MAX);
             // Nobody is sent whom it does not help.
-            if late(&ask) {
-                if taken > 0 {
+            if self.is_late(now, ask.rows, deadline) {
+                if !members.is_empty() {
                     break;
                 }
-                let gone = line.pop_front()?;
-                self.waiting -= 1;
-                self.tidy();
-                return Some(Formed::Late(gone.member));
+                return self.take(front, false).map(|gone| Formed::Late(gone.member));
             }
-            let fits = taken + ask.rows <= rows
-                && bytes.saturating_add(ask.bytes) <= limits.bytes
-                && elements.saturating_add(ask.elements) <= limits.elements;
+            let rows = taken.saturating_add(ask.rows);
+            let fits = rows <= self.rows()
+                && bytes.saturating_add(ask.bytes) <= self.limits.bytes
+                && elements.saturating_add(ask.elements) <= self.limits.elements;
+            // A batch that became larger would be too late for one of its members.
+            let in_time = !self.is_late(now, rows, end.min(deadline));
+            full = !fits || in_time && rows == self.rows();
             // Who is too large for any batch goes alone.
-            if !fits && taken > 0 {
+            if (!fits || !in_time) && !members.is_empty() {
                 break;
             }
-            let Some(first) = line.pop_front() else { break };
-            taken += ask.rows;
+            if members.is_empty() {
+                self.turns.pass(turn);
+            }
+            let Some(waiting) = self.take(front, true) else { break };
+            (taken, end) = (rows, end.min(deadline));
             bytes = bytes.saturating_add(ask.bytes);
             elements = elements.saturating_add(ask.elements);
-            since = since.min(first.since);
-            self.turns.now = self.turns.now.max(first.turn);
-            members.push((first.ticket, first.member));
-            if !fits {
+            since = since.min(waiting.since);
+            members.push((front, waiting.member));
+            if full {
                 break;
             }
         }
-        let full = taken >= rows || !line.is_empty();
-        self.waiting -= members.len();
         let id = BatchId(self.serial());
         let tickets: Vec<Ticket> = members.iter().map(|(ticket, _)| *ticket).collect();
         self.aboard.extend(tickets.iter().map(|ticket| (*ticket, id)));
         self.flying.insert(id, Flying { rows: taken, members: tickets.len(), tickets });
-        self.tidy();
         let closed = if full && closed == Closed::Idle { Closed::Full } else { closed };
         Some(Formed::Batch(Batch { id, members, rows: taken, closed, waited: now.saturating_sub(since) }))
     }
 
     /// When a request that joins now is sent at the latest: ask again then. [`Former::wake`] says it of all that wait.
     pub fn wake_for(&self, ask: &Ask, now: Duration) -> Option<Duration> {
-        self.sent_by(ask, now)
+        let delay = self.limits.delay.map(|delay| now.saturating_add(delay));
+        let deadline = ask.deadline.map(|deadline| self.sent_for(deadline, ask.rows));
+        delay.into_iter().chain(deadline).min()
     }
 
     /// When to ask again, if nothing happens before.
     pub fn wake(&self) -> Option<Duration> {
-        if self.flying.len() >= self.limits.concurrent * OVERCOMMIT {
-            return None;
+        if !self.is_at_most() {
+            return self.pressing().map(|(by, ..)| by);
         }
-        let all = self.lines.iter().flat_map(|line| &line.waiting);
-        all.filter_map(|waiting| self.sent_by(&waiting.ask, waiting.since)).min()
+        // Nothing is sent; but who is too late can be told so.
+        let (deadline, ticket) = self.deadlines.first()?;
+        let place = self.places.get(ticket)?;
+        Some(deadline.saturating_sub(self.takes.of(place.rows)).saturating_add(Duration::from_nanos(1)))
     }
 
     /// The line whose turn it is.
-    fn due(&self, now: Duration) -> Option<(usize, Closed)> {
-        let flying = self.flying.len();
-        let lines = self.lines.iter().enumerate().filter_map(|(at, line)| Some((at, line.waiting.front()?)));
-        if flying < self.limits.concurrent.max(1) {
-            return lines.min_by_key(|(_, first)| first.order()).map(|(at, _)| (at, Closed::Idle));
+    fn due(&self, now: Duration) -> Option<(Key, Closed)> {
+        if self.flying.len() < self.limits.concurrent.max(1) {
+            return self.fronts.first().map(|(_, key)| (*key, Closed::Idle));
         }
-        if flying >= self.limits.concurrent.max(1) * OVERCOMMIT {
-            return None;
-        }
-        let mut pressed = lines.filter_map(|(at, _)| {
-            let line = self.lines[at].waiting.iter();
-            let pressed =
-                line.filter(|waiting| self.sent_by(&waiting.ask, waiting.since).is_some_and(|by| by <= now));
-            pressed.map(|waiting| (at, waiting)).next()
+        let (by, ticket, closed) = self.pressing().filter(|_| !self.is_at_most())?;
+        let place = self.places.get(&ticket).filter(|_| by <= now)?;
+        Some((place.key, closed))
+    }
+
+    /// Whether nothing more is sent, whatever presses.
+    fn is_at_most(&self) -> bool {
+        self.flying.len() >= self.limits.concurrent.max(1).saturating_mul(OVERCOMMIT)
+    }
+
+    /// Who must be sent first however busy the server is, by when, and why.
+    fn pressing(&self) -> Option<(Duration, Ticket, Closed)> {
+        let oldest = self.places.first_key_value();
+        let delayed = self
+            .limits
+            .delay
+            .zip(oldest)
+            .map(|(delay, (ticket, place))| (place.since.saturating_add(delay), *ticket, Closed::Delay));
+        let deadline = self.deadlines.first().and_then(|(deadline, ticket)| {
+            let rows = self.places.get(ticket)?.rows;
+            Some((self.sent_for(*deadline, rows), *ticket, Closed::Deadline))
         });
-        pressed.next().map(|(at, waiting)| {
-            let delay = self.limits.delay.is_some_and(|delay| waiting.since + delay <= now);
-            (at, if delay { Closed::Delay } else { Closed::Deadline })
-        })
+        delayed.into_iter().chain(deadline).min_by_key(|(by, ..)| *by)
     }
 
-    /// When a member must be sent, however busy the server is.
-    fn sent_by(&self, ask: &Ask, since: Duration) -> Option<Duration> {
-        let delay = self.limits.delay.map(|delay| since + delay);
-        let takes = self.takes.of(self.rows());
-        let deadline = ask.deadline.map(|deadline| deadline.saturating_sub(takes));
-        match (delay, deadline) {
-            (Some(delay), Some(deadline)) => Some(delay.min(deadline)),
-            (one, other) => one.or(other),
+    /// When a batch must be sent for a deadline of one of its members, whatever its size will be.
+    fn sent_for(&self, deadline: Duration, rows: u32) -> Duration {
+        deadline.saturating_sub(self.takes.of(self.rows().max(rows)))
+    }
+
+    fn is_late(&self, now: Duration, rows: u32, deadline: Duration) -> bool {
+        now.saturating_add(self.takes.of(rows)) > deadline
+    }
+
+    /// The first of a line.
+    fn front(&self, key: Key) -> Option<(Ticket, u64, Ask)> {
+        let ((_, turn, ticket), waiting) = self.lines.get(&key)?.first_key_value()?;
+        Some((*ticket, *turn, waiting.ask))
+    }
+
+    /// Takes one out of its line: to be served, or else it gives its turn back.
+    fn take(&mut self, ticket: Ticket, served: bool) -> Option<Waiting<M>> {
+        let Place { key, order, .. } = self.places.remove(&ticket)?;
+        let line = self.lines.get_mut(&key)?;
+        let waiting = line.remove(&order)?;
+        let front = line.first_key_value().map(|(front, _)| *front);
+        if self.fronts.remove(&(order, key)) {
+            match front {
+                Some(front) => drop(self.fronts.insert((front, key))),
+                None => drop(self.lines.remove(&key)),
+            }
         }
-    }
-
-    /// Forgets what nobody waits for.
-    fn tidy(&mut self) {
-        self.lines.retain(|line| !line.waiting.is_empty());
-        if self.waiting == 0 {
+        if let Some(deadline) = waiting.ask.deadline {
+            self.deadlines.remove(&(deadline, ticket));
+        }
+        self.turns.over(waiting.ask.tenant, if served { 0 } else { waiting.ask.rows });
+        if self.places.is_empty() {
             self.turns = Turns::default();
-        } else if self.turns.done.len() > MAX_LINES {
-            let now = self.turns.now;
-            self.turns.done.retain(|_, done| *done > now);
         }
+        Some(waiting)
     }
 
     fn serial(&mut self) -> u64 {
