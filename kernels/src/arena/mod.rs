@@ -28,7 +28,7 @@ mod run;
 mod space;
 
 pub use file::sweep;
-pub use run::{Frozen, Lease, Misfit, RowsMut, Run, Sealed};
+pub use run::{Frozen, Lease, Misfit, Region, RowsMut, Run, Sealed};
 
 use std::io;
 use std::path::PathBuf;
