@@ -57,7 +57,8 @@ pub mod annotation {
     pub const INJECT: &str = "penstock.io/inject";
     /// Service: `resnet-v1=90,resnet-v2=10`.
     pub const TRAFFIC_SPLIT: &str = "penstock.io/traffic-split";
-    /// Service: `gpu`, `prefix`, `least-request` or `round-robin`.
+    /// Service: `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`; further
+    /// `gpu,choices=4,explore=2%,hot=90%`, `prefix,choices=4,explore=2%`, `ring-hash,bound=1.5`.
     pub const BALANCE: &str = "penstock.io/balance";
     /// Service: `header:<name>` or `cookie:<name>`; one user stays on one version.
     pub const STICKY: &str = "penstock.io/sticky";

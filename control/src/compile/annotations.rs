@@ -17,7 +17,12 @@ type Setting = (&'static str, fn(&str, &mut v1::Policy) -> Parsed<()>);
 
 /// The annotations that make up a Service's policy.
 pub const OF_POLICY: [Setting; 8] = [
-    (annotation::BALANCE, |text, policy| balance(text).map(|balance| policy.set_balance(balance))),
+    (annotation::BALANCE, |text, policy| {
+        balance(text).map(|(balance, tuning)| {
+            policy.set_balance(balance);
+            policy.tuning = tuning;
+        })
+    }),
     (annotation::STICKY, |text, policy| sticky(text).map(|sticky| policy.sticky = Some(sticky))),
     (annotation::TIMEOUT, |text, policy| timeouts(text).map(|timeouts| policy.timeouts = Some(timeouts))),
     (annotation::RETRY, |text, policy| retry(text).map(|retry| policy.retry = Some(retry))),
@@ -27,19 +32,41 @@ pub const OF_POLICY: [Setting; 8] = [
     (annotation::COALESCE, |text, policy| coalesce(text).map(|coalesce| policy.coalesce = Some(coalesce))),
 ];
 
-/// `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`.
-pub fn balance(text: &str) -> Parsed<Balance> {
-    match text.trim() {
-        "gpu" => Ok(Balance::Gpu),
-        "prefix" => Ok(Balance::Prefix),
-        "least-request" => Ok(Balance::LeastRequest),
-        "round-robin" => Ok(Balance::RoundRobin),
-        "ring-hash" => Ok(Balance::RingHash),
-        "orca-wrr" => Ok(Balance::OrcaWrr),
-        other => Err(format!(
-            "{other:?} is not a way to balance; write gpu, prefix, least-request, round-robin, ring-hash or orca-wrr"
-        )),
+/// `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`; and how it is tuned, as
+/// `gpu,choices=4,explore=2%,hot=90%`, `prefix,choices=4,explore=0` or `ring-hash,bound=1.5`.
+pub fn balance(text: &str) -> Parsed<(Balance, Option<v1::Tuning>)> {
+    let (name, rest) = text.split_once(',').map_or((text, None), |(name, rest)| (name, Some(rest)));
+    let (balance, known): (_, &[&str]) = match name.trim() {
+        "gpu" => (Balance::Gpu, &["choices", "explore", "hot"]),
+        "prefix" => (Balance::Prefix, &["choices", "explore"]),
+        "ring-hash" => (Balance::RingHash, &["bound"]),
+        "least-request" => (Balance::LeastRequest, &[]),
+        "round-robin" => (Balance::RoundRobin, &[]),
+        "orca-wrr" => (Balance::OrcaWrr, &[]),
+        other => {
+            return Err(format!(
+                "{other:?} is not a way to balance; write gpu, prefix, least-request, round-robin, ring-hash or orca-wrr"
+            ));
+        }
+    };
+    let Some(rest) = rest else { return Ok((balance, None)) };
+    if known.is_empty() {
+        return Err(format!("{} has no settings; write it alone", name.trim()));
     }
+    let mut tuning = v1::Tuning::default();
+    settings(rest, known, |key, value| {
+        match key {
+            "choices" => tuning.choices = Some(number(value, 2, 8)?),
+            "explore" => tuning.explore_permille = Some(permille(value)?),
+            "hot" => tuning.hot_permille = Some(permille(value)?),
+            _ => match thousandths(value) {
+                Some(bound @ 1_000..=100_000) => tuning.bound_permille = Some(bound),
+                _ => return Err(format!("{value:?} is not from 1 to 100; write for example 1.25")),
+            },
+        }
+        Ok(())
+    })?;
+    Ok((balance, Some(tuning)))
 }
 
 /// `header:<name>` or `cookie:<name>`.
@@ -311,6 +338,28 @@ fn percent(text: &str) -> Parsed<u32> {
     }
 }
 
+/// A share of all, `2%` or `0.02`, in thousandths.
+fn permille(text: &str) -> Parsed<u32> {
+    let share = match text.strip_suffix('%') {
+        Some(percent) => thousandths(percent).filter(|share| share % 100 == 0).map(|share| share / 100),
+        None => thousandths(text),
+    };
+    share
+        .filter(|share| *share <= 1_000)
+        .ok_or_else(|| format!("{text:?} is not a share in whole thousandths; write for example 2% or 0.02"))
+}
+
+/// A decimal number of at most three places, in thousandths.
+fn thousandths(text: &str) -> Option<u32> {
+    let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(places) || places.len() > 3 {
+        return None;
+    }
+    let places: u32 = format!("{places:0<3}").parse().ok()?;
+    whole.parse::<u32>().ok()?.checked_mul(1_000)?.checked_add(places)
+}
+
 /// A size in the form of a Kubernetes quantity without fractions.
 fn bytes(text: &str) -> Parsed<u64> {
     let units = [
@@ -340,7 +389,7 @@ mod tests {
     #[test]
     fn a_policy_is_read_whole() {
         let table = [
-            (annotation::BALANCE, "round-robin"),
+            (annotation::BALANCE, "gpu, choices=4,explore=2.5%,hot=0.9"),
             (annotation::STICKY, "header:X-User"),
             (annotation::TIMEOUT, "connect=1s, request=30s,per-try=10s,idle=1m30s"),
             (annotation::RETRY, "attempts=2,on=503+429,budget=20%,buffer=64Ki"),
@@ -358,7 +407,13 @@ mod tests {
             read(text, &mut policy).unwrap();
         }
         let expected = v1::Policy {
-            balance: Balance::RoundRobin as i32,
+            balance: Balance::Gpu as i32,
+            tuning: Some(v1::Tuning {
+                choices: Some(4),
+                explore_permille: Some(25),
+                hot_permille: Some(900),
+                bound_permille: None,
+            }),
             sticky: Some(Sticky { key: Some(sticky::Key::Header("x-user".into())) }),
             timeouts: Some(v1::Timeouts {
                 connect_ms: Some(1_000),
@@ -405,8 +460,20 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let table: [(&str, &str, &str); 26] = [
+        let table: [(&str, &str, &str); 38] = [
             (annotation::BALANCE, "random", "write gpu, prefix"),
+            (annotation::BALANCE, "gpu,", "empty part"),
+            (annotation::BALANCE, "gpu,choices=1", "choices: \"1\" is not a whole number from 2 to 8"),
+            (annotation::BALANCE, "gpu,choices=9", "from 2 to 8"),
+            (annotation::BALANCE, "gpu,explore=1.5", "not a share"),
+            (annotation::BALANCE, "gpu,explore=0.01%", "whole thousandths"),
+            (annotation::BALANCE, "gpu,hot=-1", "not a share"),
+            (annotation::BALANCE, "gpu,hot=110%", "not a share"),
+            (annotation::BALANCE, "gpu,bound=2", "the settings are choices, explore, hot"),
+            (annotation::BALANCE, "prefix,hot=90%", "the settings are choices, explore"),
+            (annotation::BALANCE, "ring-hash,bound=0.9", "not from 1 to 100"),
+            (annotation::BALANCE, "round-robin,choices=2", "round-robin has no settings"),
+            (annotation::BALANCE, "gpu,choices", "choices has no value"),
             (annotation::STICKY, "user", "header:<name> or cookie:<name>"),
             (annotation::STICKY, "header:a b", "not a header name"),
             (annotation::STICKY, "cookie:", "names no key"),
@@ -441,6 +508,25 @@ mod tests {
             let (_, read) = OF_POLICY.iter().find(|(known, _)| *known == name).unwrap();
             let error = read(text, &mut v1::Policy::default()).expect_err(text);
             assert!(error.contains(words), "{name} {text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_policy_alone_leaves_its_settings_to_the_proxy() {
+        assert_eq!(balance(" round-robin "), Ok((Balance::RoundRobin, None)));
+        let bound = v1::Tuning { bound_permille: Some(1_500), ..v1::Tuning::default() };
+        assert_eq!(balance("ring-hash,bound=1.5"), Ok((Balance::RingHash, Some(bound))));
+    }
+
+    #[test]
+    fn shares_are_percent_or_parts_of_one() {
+        let table =
+            [("2%", 20), ("0.02", 20), ("0.5%", 5), ("100%", 1_000), ("1", 1_000), ("0", 0), ("0.125", 125)];
+        for (text, share) in table {
+            assert_eq!(permille(text), Ok(share), "{text}");
+        }
+        for bad in ["", "%", ".5", "1.", "0.0001", "1e-2", "+1", "4294968"] {
+            assert!(permille(bad).is_err(), "{bad}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use penstock_api::v1::{self, Protocol};
 use penstock_api::{ServiceName, SpiffeId};
+use penstock_balance::pool::LOOKS;
 use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
@@ -258,6 +259,8 @@ pub fn policy(from: Option<&v1::Policy>) -> Policy {
     let said = timeouts(from.timeouts.as_ref());
     let limits = from.limits.unwrap_or_default();
     let outlier = from.outlier.unwrap_or_default();
+    let tuning = from.tuning.unwrap_or_default();
+    let share = |permille: Option<u32>, default: f32| permille.map_or(default, |share| share as f32 / 1e3);
     let or = |ms: Option<u64>, default: Duration| ms.map_or(default, Duration::from_millis);
     Policy {
         balance: Settings {
@@ -273,7 +276,13 @@ pub fn policy(from: Option<&v1::Policy>) -> Policy {
                 .max_ejected_percent
                 .unwrap_or(default.outlier.max_ejected_percent)
                 .min(100),
-            ..default.balance
+            choices: tuning
+                .choices
+                .map_or(default.balance.choices, |choices| choices as usize)
+                .clamp(2, LOOKS),
+            explore_permille: tuning.explore_permille.unwrap_or(default.balance.explore_permille).min(1_000),
+            hot_quantile: share(tuning.hot_permille, default.balance.hot_quantile).min(1.0),
+            bound: share(tuning.bound_permille, default.balance.bound).max(1.0),
         },
         connect_timeout: said.connect.unwrap_or(default.connect_timeout),
         timeouts: Timeouts {
@@ -487,6 +496,35 @@ mod tests {
         assert_eq!(own.retry.as_ref().unwrap().attempts, 0);
         assert_eq!(own.timeouts.request, Some(Duration::from_millis(50)));
         assert_eq!(own.timeouts.per_try, Some(Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn a_policy_is_tuned_within_its_bounds_and_by_its_defaults() {
+        let tuned = |tuning| policy(Some(&v1::Policy { tuning, ..v1::Policy::default() })).balance;
+        assert_eq!(tuned(None), Settings::default());
+        assert_eq!(tuned(Some(v1::Tuning::default())), Settings::default());
+        let all = v1::Tuning {
+            choices: Some(4),
+            explore_permille: Some(0),
+            hot_permille: Some(900),
+            bound_permille: Some(1_500),
+        };
+        let expected = Settings {
+            choices: 4,
+            explore_permille: 0,
+            hot_quantile: 0.9,
+            bound: 1.5,
+            ..Settings::default()
+        };
+        assert_eq!(tuned(Some(all)), expected);
+        let wild = v1::Tuning {
+            choices: Some(1_000),
+            explore_permille: Some(5_000),
+            hot_permille: Some(5_000),
+            bound_permille: Some(0),
+        };
+        let Settings { choices, explore_permille, hot_quantile, bound, .. } = tuned(Some(wild));
+        assert_eq!((choices, explore_permille, hot_quantile, bound), (LOOKS, 1_000, 1.0, 1.0));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use penstock_api::reason::{Blame, Reason};
+use penstock_balance::Settings;
 use penstock_proxy::config::{Policy, RetryPolicy, Timeouts, store};
 use penstock_proxy::limits::{self, Limits};
 use penstock_proxy::oob;
@@ -190,7 +191,7 @@ fn without_links(text: &str) -> String {
 /// The defaults of a Service's policy. A field that is new does not compile here until it is documented.
 fn policy() -> String {
     let Policy {
-        balance,
+        balance: Settings { policy, choices, hot_quantile, explore_permille, max_ejected_percent: _, bound },
         connect_timeout,
         timeouts: Timeouts { connect: _, request, per_try, idle },
         retry: RetryPolicy { attempts, codes, buffer },
@@ -206,11 +207,23 @@ fn policy() -> String {
     let row =
         |setting: &str, default: String, meaning: &str| vec![code(setting), default, meaning.to_owned()];
     let rows = [
+        row("balance", policy.as_str().to_owned(), "how an endpoint is chosen (BALANCING.md)"),
         row(
-            "balance",
-            format!("{balance:?}"),
-            "how an endpoint is chosen: of two drawn at random, the one with less work",
+            "balance choices",
+            choices.to_string(),
+            "`gpu`, `prefix`: endpoints that are drawn at random, 2 to 8",
         ),
+        row(
+            "balance explore",
+            format!("{} %", f64::from(explore_permille) / 10.0),
+            "`gpu`, `prefix`: requests that may go to an endpoint only because nothing was heard of it lately",
+        ),
+        row(
+            "balance hot",
+            format!("{:.0} %", hot_quantile * 100.0),
+            "`gpu`: who has more work in flight than so many of those seen lately is left alone",
+        ),
+        row("balance bound", bound.to_string(), "`ring-hash`: how much more than the mean may be in flight"),
         row("timeout connect", time(connect_timeout), "to a usable connection, TLS included"),
         row(
             "timeout request",
