@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::uri::Authority;
+use http::{HeaderMap, HeaderValue};
 use penstock_api::reason::Blame;
 use penstock_api::v1::{Decision, Direction};
 use penstock_api::{Reason, SpiffeId};
@@ -25,6 +25,7 @@ use crate::body::RequestBroken;
 use crate::config::{Cluster, Endpoint, Rule};
 use crate::failure::Failure;
 use crate::headers::LOAD_REPORT_FORMAT;
+use crate::loaded::Loaded;
 use crate::models::Model;
 use crate::telemetry::Details;
 use crate::telemetry::outcome::{End, Outcome};
@@ -254,6 +255,15 @@ impl Exchange {
     pub fn told(&self, report: LoadReport) {
         if let Some(place) = &*self.place.borrow() {
             place.cluster.pool.told(&place.endpoint.state, report, self.worker.now());
+        }
+    }
+
+    /// The current try's endpoint has said what it has loaded.
+    pub fn told_models(&self, value: &HeaderValue) {
+        if let Some(place) = &*self.place.borrow()
+            && let Some(models) = Loaded::of_header(value)
+        {
+            place.cluster.told_models(&place.endpoint, models, self.worker.now());
         }
     }
 

@@ -23,6 +23,8 @@ pub const ERROR: HeaderName = HeaderName::from_static(names::header::ERROR);
 pub const UNTOUCHED: HeaderName = HeaderName::from_static(names::header::UNTOUCHED);
 /// Asks a sidecar for the load of a model.
 pub const PROBE: HeaderName = HeaderName::from_static(names::header::PROBE);
+/// What a sidecar's application has loaded.
+pub const MODELS: HeaderName = HeaderName::from_static(names::header::MODELS);
 /// Load report, text.
 pub const LOAD_REPORT: HeaderName = HeaderName::from_static(names::header::LOAD_REPORT);
 /// Load report, serialised.
@@ -67,6 +69,7 @@ pub fn look(headers: &HeaderMap) -> Found {
             || *name == ERROR
             || *name == UNTOUCHED
             || *name == PROBE
+            || *name == MODELS
         {
             found.ours = true;
         }
@@ -146,6 +149,7 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
         headers.remove(ERROR);
         headers.remove(UNTOUCHED);
         headers.remove(PROBE);
+        headers.remove(MODELS);
     }
 }
 

@@ -238,6 +238,9 @@ pub async fn request(
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
     exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
     report::stamp(&exchange, response.headers_mut());
+    if connection.sidecar {
+        report::list_models(&connection.worker, &connection.last_told, response.headers_mut());
+    }
     Ok(response)
 }
 

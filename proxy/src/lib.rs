@@ -23,6 +23,7 @@ pub mod identity;
 pub mod inbound;
 pub mod kept;
 pub mod limits;
+pub mod loaded;
 pub mod local;
 pub mod models;
 pub mod oob;

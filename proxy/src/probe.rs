@@ -14,8 +14,9 @@ use penstock_inference::orca::Load;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::config::{Cluster, Endpoint};
-use crate::headers::PROBE;
-use crate::report;
+use crate::headers::{MODELS, PROBE};
+use crate::loaded::Loaded;
+use crate::report::{self, LastTold};
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
@@ -61,6 +62,9 @@ async fn send(
     *request.uri_mut() = http::Uri::from_static("http://penstock.probe/");
     request.headers_mut().insert(PROBE, model);
     let response = sender.send_request(request).await.ok()?;
+    if let Some(models) = response.headers().get(MODELS).and_then(Loaded::of_header) {
+        cluster.told_models(endpoint, models, worker.now());
+    }
     let load = Load::from_headers(response.headers())?;
     cluster.pool.told(&endpoint.state, report::told(&load), worker.now());
     Some(())
@@ -76,5 +80,6 @@ pub fn answer(worker: &Worker, model: &str) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     report::load(worker, &worker.model(model)).stamp(response.headers_mut(), &mut worker.scratch());
+    report::list_models(worker, &LastTold::default(), response.headers_mut());
     response
 }

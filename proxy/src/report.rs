@@ -10,7 +10,7 @@ use penstock_inference::orca::{self, Load};
 use tokio::time::Instant;
 
 use crate::exchange::Exchange;
-use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN};
+use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN, MODELS};
 use crate::models::Model;
 use crate::worker::Worker;
 
@@ -53,18 +53,42 @@ fn load_of(exchange: &Exchange) -> Load {
 /// change no choice; at tens of thousands of responses a second it would cost more than the rest of the way.
 const EVERY: Duration = Duration::from_millis(1);
 
+/// How often a sidecar is told which models are loaded, on each of its connections: loading one takes seconds.
+const MODELS_EVERY: Duration = Duration::from_secs(1);
+
 /// When a connection's client was last told.
 #[derive(Debug, Default)]
-pub struct LastTold(Cell<Option<Instant>>);
+pub struct LastTold {
+    load: Cell<Option<Instant>>,
+    models: Cell<Option<Instant>>,
+}
 
 impl LastTold {
-    /// Whether it is time again; if so, it counts as told.
+    /// Whether it is time again for the load; if so, it counts as told.
     pub fn is_due(&self, now: Instant) -> bool {
-        let due = self.0.get().is_none_or(|told| now.saturating_duration_since(told) >= EVERY);
-        if due {
-            self.0.set(Some(now));
-        }
-        due
+        due(&self.load, now, EVERY)
+    }
+
+    /// The same for the models.
+    fn models_are_due(&self, now: Instant) -> bool {
+        due(&self.models, now, MODELS_EVERY)
+    }
+}
+
+fn due(last: &Cell<Option<Instant>>, now: Instant, every: Duration) -> bool {
+    let due = last.get().is_none_or(|told| now.saturating_duration_since(told) >= every);
+    if due {
+        last.set(Some(now));
+    }
+    due
+}
+
+/// Inbound: tells a sidecar now and then what the model server has loaded, if that is known.
+pub fn list_models(worker: &Worker, last: &LastTold, headers: &mut HeaderMap) {
+    if last.models_are_due(Instant::now())
+        && let Some(models) = worker.shared.signals.models(worker.now())
+    {
+        headers.insert(MODELS, models);
     }
 }
 
@@ -94,6 +118,11 @@ pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
 pub fn take(exchange: &Exchange, headers: &mut HeaderMap, found: Found) {
     if found.report {
         read(exchange, headers);
+    }
+    if found.ours
+        && let Some(models) = headers.remove(MODELS)
+    {
+        exchange.told_models(&models);
     }
     if found.ours
         && let Some(word) = headers.remove(ENDPOINT)
@@ -170,6 +199,9 @@ mod tests {
         assert!(!last.is_due(Instant::now()));
         tokio::time::advance(EVERY).await;
         assert!(last.is_due(Instant::now()));
+        assert!(last.models_are_due(Instant::now()), "each has a time of its own");
+        tokio::time::advance(EVERY).await;
+        assert!(!last.models_are_due(Instant::now()));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub mod header {
     pub const CLIENT_ID: &str = "penstock-client-id";
     /// Between sidecars: asks for the load of the model of that name; the application does not see it.
     pub const PROBE: &str = "penstock-probe";
+    /// Between sidecars, on a response: hashes of the models and adapters that the application has loaded, if it is vLLM.
+    pub const MODELS: &str = "penstock-models";
     /// Set by a client: the session (a conversation, a user) whose requests should stay where their state is.
     pub const SESSION: &str = "penstock-session";
     /// Set by a client: how urgent its request is, `high`, `normal` or `low`.

@@ -11,16 +11,17 @@ pub mod store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ahash::AHashMap;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::{HeaderName, HeaderValue, StatusCode};
 use penstock_api::v1::Protocol;
 use penstock_api::{ServiceName, SpiffeId};
-use penstock_balance::{EndpointState, Members, Pool, RetryBudget, Settings};
+use penstock_balance::{Ask, EndpointState, Members, Pool, RetryBudget, Settings};
 
+use crate::loaded::{self, Loaded};
 pub use store::Store;
 
 /// Everything the data path needs, at one moment.
@@ -261,6 +262,8 @@ pub struct Cluster {
     pub budget: RetryBudget,
     /// What the choices of an endpoint share.
     pub pool: Pool,
+    /// Some endpoint has said what it has loaded.
+    lists: AtomicBool,
 }
 
 impl Cluster {
@@ -276,7 +279,22 @@ impl Cluster {
             pending: AtomicU32::new(0),
             budget: RetryBudget::default(),
             pool: Pool::default(),
+            lists: AtomicBool::new(false),
         }
+    }
+
+    /// An endpoint has said what it has loaded.
+    pub fn told_models(&self, endpoint: &Endpoint, models: Loaded, now: Duration) {
+        let same = endpoint.loaded.load().as_ref().is_some_and(|told| told.0 == models && told.is_new(now));
+        if !same {
+            endpoint.loaded.store(Some(Arc::new(Told(models, now))));
+        }
+        self.lists.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether any endpoint has said what it has loaded; if not, names need not be compared.
+    pub fn lists_models(&self) -> bool {
+        self.lists.load(Ordering::Relaxed)
     }
 
     /// The endpoints now.
@@ -323,6 +341,21 @@ pub struct Endpoint {
     number: u64,
     /// Load, ejection, drain.
     pub state: EndpointState,
+    loaded: ArcSwapOption<Told>,
+}
+
+/// What an endpoint has loaded, and when it said so.
+#[derive(Debug)]
+struct Told(Loaded, Duration);
+
+impl Told {
+    fn is_new(&self, now: Duration) -> bool {
+        now.saturating_sub(self.1) < loaded::BELIEVED / 4
+    }
+
+    fn is_believed(&self, now: Duration) -> bool {
+        now.saturating_sub(self.1) < loaded::BELIEVED
+    }
 }
 
 /// The HTTP version to speak to a server that is no sidecar.
@@ -354,7 +387,8 @@ impl Endpoint {
         let mut hasher = blake3::Hasher::new();
         hasher.update(name.as_bytes()).update(&target_port.to_le_bytes());
         let number = hasher.finalize().as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
-        Self { number, id, name, address, target_port, identity, sidecar, speak, state }
+        let loaded = ArcSwapOption::empty();
+        Self { number, id, name, address, target_port, identity, sidecar, speak, state, loaded }
     }
 }
 
@@ -365,6 +399,12 @@ impl penstock_balance::Candidate for Endpoint {
 
     fn name(&self) -> u64 {
         self.number
+    }
+
+    fn serves(&self, ask: &Ask<'_>) -> bool {
+        // Who has not said what it has may have everything.
+        let has = |told: &Arc<Told>| !told.is_believed(ask.now) || told.0.has(ask.model);
+        ask.model == 0 || self.loaded.load().as_ref().is_none_or(has)
     }
 }
 

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use penstock_api::reason::Blame;
 use penstock_api::v1::Decision;
 use penstock_api::{Reason, ServiceName};
-use penstock_balance::{Ask, Explained, Picked, Sent};
+use penstock_balance::{Ask, Candidate as _, Explained, Picked, Sent};
 use tokio::time::Instant;
 
 use crate::body::{RequestBody, RequestBroken};
@@ -24,6 +24,7 @@ use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{self, Form};
+use crate::loaded;
 use crate::probe;
 use crate::telemetry::decision::decision;
 use crate::work::{BLOCK_UNITS, Work};
@@ -234,14 +235,20 @@ pub fn pick(
         key: work.key,
         blocks: &work.blocks,
         block_units: BLOCK_UNITS,
-        model: 0,
+        model: if cluster.lists_models() && !work.model.is_empty() { loaded::hash(&work.model) } else { 0 },
         avoid: &avoid,
         now: worker.now(),
     };
     let settings = &policy.balance;
     let mut looks = Explained::default();
-    let picked =
-        worker.with_random(|random| cluster.pool.explain(&endpoints, settings, &ask, random, &mut looks));
+    let mut choose = |ask: &Ask<'_>| {
+        worker.with_random(|random| cluster.pool.explain(&endpoints, settings, ask, random, &mut looks))
+    };
+    let picked = choose(&ask).or_else(|none| {
+        // What nobody has is somebody's to refuse, in its own words.
+        let unknown = none.unfit > 0 && !endpoints.iter().any(|endpoint| endpoint.serves(&ask));
+        if unknown { choose(&Ask { model: 0, ..ask }) } else { Err(none) }
+    });
     match picked {
         Ok(Picked { index, sent, worth_asking, .. }) => Ok(Choice {
             endpoint: Arc::clone(&endpoints[index]),

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use penstock_inference::page::{Rates, Reading};
+use penstock_inference::page::{Kind, Rates, Reading};
 use tokio::time::Instant;
 
 use super::fetch::{FetchError, Fetcher};
 use super::find::{self, Fruitless, Patience, Target, Where};
 use super::source::Source;
 use super::{Config, Port, ServerSeen, Signals};
+use crate::loaded::{self, Loaded};
 
 /// A look that took a tenth of the time would cost the server as much as a small tenant.
 const REST: u32 = 10;
@@ -20,6 +21,9 @@ const BELIEVED: Duration = Duration::from_secs(2);
 const LOST: Duration = Duration::from_secs(5);
 /// How often a change of the pod's ports is noticed while nothing is found.
 const NOTICE: Duration = Duration::from_secs(1);
+
+/// How often a server is asked what it has loaded.
+const MODELS_EVERY: Duration = Duration::from_secs(2);
 
 /// Finds the page and looks at it, for ever.
 pub(super) async fn watch(config: &Config, signals: &Signals, ports: impl Fn() -> Vec<Port>, epoch: Instant) {
@@ -108,6 +112,7 @@ async fn follow(
 ) {
     let mut history = History::default();
     let mut seen_at = Instant::now();
+    let (mut lists, mut listed_at) = (Fetcher::new(target.address.to_string()), None);
     loop {
         let began = Instant::now();
         let fetched = fetcher.get(&target.path, config.timeout).await;
@@ -122,6 +127,15 @@ async fn follow(
                     let kind = reading.kind.map_or("a model server", |kind| kind.name());
                     format!("reading the metrics of {kind} at {target}")
                 });
+                if reading.kind == Some(Kind::Vllm)
+                    && listed_at.is_none_or(|at: Instant| at.elapsed() >= MODELS_EVERY)
+                {
+                    listed_at = Some(seen_at);
+                    let page = lists.get(loaded::PAGE, config.timeout).await.ok();
+                    if let Some(header) = page.and_then(Loaded::of_page).and_then(|list| list.to_header()) {
+                        signals.set_models(header, epoch.elapsed() + MODELS_EVERY * 3);
+                    }
+                }
             }
             failed => {
                 let story = || story(target, failed);
@@ -174,7 +188,6 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_inference::page::Kind;
 
     #[test]
     fn rates_are_taken_over_a_second_or_two() {

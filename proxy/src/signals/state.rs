@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use http::HeaderValue;
 use penstock_inference::orca::load::Load;
 use penstock_inference::orca::{GpuHealth, GpuId};
 use penstock_inference::page::{Rates, Reading};
@@ -14,6 +15,14 @@ use penstock_inference::page::{Rates, Reading};
 pub struct Signals {
     server: ArcSwap<ServerSeen>,
     gpu: ArcSwap<GpuSeen>,
+    models: ArcSwapOption<ModelsSeen>,
+}
+
+/// What the model server has loaded, as other sidecars are told.
+#[derive(Debug)]
+struct ModelsSeen {
+    header: HeaderValue,
+    until: Duration,
 }
 
 /// The model server, at the last look.
@@ -69,6 +78,17 @@ impl Signals {
     /// The GPUs, as last seen; see [`GpuSeen::until`].
     pub fn gpu(&self) -> Guard<Arc<GpuSeen>> {
         self.gpu.load()
+    }
+
+    /// What the model server has loaded, for other sidecars; `None`: not known.
+    pub fn models(&self, now: Duration) -> Option<HeaderValue> {
+        let models = self.models.load();
+        models.as_ref().filter(|models| now < models.until).map(|models| models.header.clone())
+    }
+
+    /// Takes in a look at what is loaded, which is believed until then.
+    pub fn set_models(&self, header: HeaderValue, until: Duration) {
+        self.models.store(Some(Arc::new(ModelsSeen { header, until })));
     }
 
     /// Takes in a look at the server.
