@@ -1,9 +1,11 @@
 //! `penstock-bench`: what Penstock costs, measured beside other proxies on the same two cores.
 //!
-//! `proxy` is the bed that `make bench` runs, `control` that of `make bench-control` and `mesh` that of `make bench-mesh`; `load` and `upstream` are its two ends, processes of their own so
-//! that they can be pinned. Exit status 0 if the bed ran to its end (a subject that failed is a row that says
+//! `proxy` is the bed that `make bench` runs, `control` that of `make bench-control`, `mesh` that of `make bench-mesh` and
+//! `batch` that of `make bench-batch`; `load` and `upstream`, `model` and `kserve-batcher` are ends and peers of beds, processes of
+//! their own so that they can be pinned and watched. Exit status 0 if the bed ran to its end (a subject that failed is a row that says
 //! so), 1 if it could not, 2 for a wrong command line, 130 if it was interrupted.
 
+mod batch;
 mod bed;
 mod case;
 mod certificates;
@@ -39,6 +41,7 @@ Examples:
   penstock-bench proxy --cases h1-small,rest --runs 1 --seconds 1 --once --out /tmp/try.json
   penstock-bench control --proxies 200             20 weights pushed to 200 proxies, three times
   penstock-bench mesh --quick                      every balancer over simulated GPUs, in two minutes
+  penstock-bench batch --runs 1                    batching before Triton and MLServer, in five minutes
   penstock-bench upstream                          prints its addresses and serves
   penstock-bench load --address 127.0.0.1:8000 --seconds 2
 
@@ -54,6 +57,13 @@ enum Command {
     /// Compare who balances best over simulated GPUs; writes target/bench/mesh.json
     #[command(after_help = mesh::case_list())]
     Mesh(mesh::MeshArgs),
+    /// Compare what batching saves before real model servers; writes target/bench/batch.json
+    #[command(after_help = batch::case_list())]
+    Batch(batch::BatchArgs),
+    /// Serve a simulated model, as a server that the batching bed puts others before
+    Model(batch::model::ModelArgs),
+    /// Batch as KServe's agent does
+    KserveBatcher(batch::kserve::BatcherArgs),
     /// Send requests to one address and print what was measured
     Load(load::LoadArgs),
     /// Serve the short answer that stands behind every proxy
@@ -90,6 +100,9 @@ async fn run(command: Command) -> Result<ExitCode> {
             Command::Proxy(args) => bed::run(args).await,
             Command::Control(args) => control::run(args).await,
             Command::Mesh(args) => mesh::run(args).await,
+            Command::Batch(args) => batch::run(args).await,
+            Command::Model(args) => batch::model::run(args).await,
+            Command::KserveBatcher(args) => batch::kserve::run(args).await,
             Command::Load(args) => load::run(args).await,
             Command::Upstream(args) => upstream::run(args).await,
         }

@@ -36,6 +36,13 @@ impl Request {
         };
         Self { head: head.into_bytes(), chunk: vec![b'p'; CHUNK.min(body)], body }
     }
+
+    /// A request whose bytes are given, head and body.
+    pub(crate) fn of_bytes(mut bytes: Vec<u8>) -> Self {
+        let head = bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
+        let chunk = bytes.split_off(head);
+        Self { head: bytes, body: chunk.len(), chunk }
+    }
 }
 
 /// One connection and what was read of it.
@@ -177,6 +184,13 @@ mod tests {
         let mut connection = Connection::new(near);
         let (answer, _far) = tokio::join!(connection.exchange(&request), server);
         assert_eq!(answer.unwrap().status, 200);
+    }
+
+    #[test]
+    fn a_request_in_bytes_is_sent_as_it_is() {
+        let request = Request::of_bytes(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc".to_vec());
+        assert!(request.head.ends_with(b"\r\n\r\n"));
+        assert_eq!((request.chunk.as_slice(), request.body), (b"abc".as_slice(), 3));
     }
 
     #[test]

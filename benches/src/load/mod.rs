@@ -79,6 +79,9 @@ pub(crate) struct LoadArgs {
     /// Bytes of request body; 0 means GET
     #[arg(long, default_value_t = 0)]
     body: usize,
+    /// Send the bytes of this file, an HTTP/1.1 request with its head and body
+    #[arg(long, value_name = "FILE", conflicts_with = "body")]
+    request: Option<PathBuf>,
     /// Requests a second, sent when due whether or not the answers keep up; 0 means as fast as answered
     #[arg(long, default_value_t = 0)]
     rate: u32,
@@ -139,7 +142,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
 
 async fn measure(args: LoadArgs) -> Result<Measured> {
     ensure!(
-        args.protocol == Protocol::H1 || args.body == 0,
+        args.protocol == Protocol::H1 || (args.body == 0 && args.request.is_none()),
         "bodies are sent over h1 only, --protocol is h2"
     );
     ensure!(
@@ -234,12 +237,18 @@ impl Target {
             Some(dir) => Some(certificates::connector(dir, Some("client"), args.protocol.alpn())?),
             None => None,
         };
+        let request = match &args.request {
+            Some(file) => {
+                h1::Request::of_bytes(std::fs::read(file).with_context(|| format!("{}", file.display()))?)
+            }
+            None => h1::Request::new("/", args.body),
+        };
         Ok(Self {
             address: args.address,
             protocol: args.protocol,
             streams: args.streams,
             open: args.rate > 0,
-            request: h1::Request::new("/", args.body),
+            request,
             tls,
         })
     }

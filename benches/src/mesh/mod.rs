@@ -11,11 +11,11 @@
 //! measured and told.
 
 mod case;
-mod client;
+pub(crate) mod client;
 mod figures;
-mod fleet;
+pub(crate) mod fleet;
 mod peers;
-mod sidecars;
+pub(crate) mod sidecars;
 mod stage;
 mod subject;
 mod workload;

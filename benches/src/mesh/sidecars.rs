@@ -25,17 +25,17 @@ use crate::control;
 use crate::process::{self, Process};
 
 /// The namespace of everything.
-const NAMESPACE: &str = "bench";
+pub(crate) const NAMESPACE: &str = "bench";
 /// The last byte of the first client's address.
 const FIRST_CLIENT: u8 = 31;
 /// How long a sidecar may take to be ready.
 const READY: Duration = Duration::from_secs(30);
 
 /// A pod.
-struct Pod {
-    name: String,
-    ip: Ipv4Addr,
-    account: &'static str,
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) account: &'static str,
 }
 
 /// A running mesh.
@@ -114,12 +114,14 @@ impl Sidecars {
 }
 
 impl Pod {
-    fn at(&self, port: u16) -> SocketAddr {
+    /// An address of it.
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(self.ip), port)
     }
 }
 
-fn arguments(pod: &Pod, push: SocketAddr, anchors: &Path, token: &Path) -> Vec<OsString> {
+/// The command line of a pod's sidecar.
+pub(crate) fn arguments(pod: &Pod, push: SocketAddr, anchors: &Path, token: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["run".into()];
     let mut flag = |name: &str, value: OsString| args.extend([format!("--{name}").into(), value]);
     flag("control", push.to_string().into());
@@ -140,7 +142,8 @@ fn arguments(pod: &Pod, push: SocketAddr, anchors: &Path, token: &Path) -> Vec<O
     args
 }
 
-async fn ready(pod: &Pod, process: &mut Process) -> Result<()> {
+/// Waits until a pod's sidecar is ready.
+pub(crate) async fn ready(pod: &Pod, process: &mut Process) -> Result<()> {
     let deadline = Instant::now() + READY;
     let admin = pod.at(port::ADMIN);
     loop {

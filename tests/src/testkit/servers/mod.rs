@@ -26,7 +26,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use tempfile::TempDir;
@@ -52,6 +52,8 @@ const MANAGEMENT: u16 = 8003;
 const START: Duration = Duration::from_secs(60);
 /// How long a server may take to end in good order.
 const END: Duration = Duration::from_secs(8);
+/// How often it is asked whether it has.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The model `rowsum` under a name of its own: exact arithmetic on rows (`tests/servers/rowsum.py`).
 ///
@@ -209,14 +211,16 @@ impl Server {
 }
 
 impl Drop for Server {
+    #[allow(clippy::disallowed_methods, reason = "nothing can be awaited in a destructor")]
     fn drop(&mut self) {
         // A server that is killed leaves its workers, and their shared memory, to find out by themselves.
         if self.process.runs() {
             self.process.terminate();
         }
-        let deadline = Instant::now() + END;
-        while self.process.runs() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
+        let mut looks = END.as_millis() / LOOK.as_millis();
+        while self.process.runs() && looks > 0 {
+            std::thread::sleep(LOOK);
+            looks -= 1;
         }
         self.process.kill();
         // Nobody is harmed by a file that stays.
