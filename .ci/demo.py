@@ -17,6 +17,7 @@ PROMISES = [
     ("certificates were rotated on the way", "certificates_rotated", lambda n: n > 0),
     ("a replica was restarted", "replicas_restarted", lambda n: n == 1),
     ("a replica was killed", "replicas_killed", lambda n: n == 1),
+    ("a crowd's requests shared executions", "sharing", lambda shared: shared["executions"] < 0.7 * shared["members"]),
 ]
 
 

@@ -16,6 +16,7 @@ mod load;
 mod phases;
 pub(crate) mod processes;
 mod screen;
+mod sharing;
 mod stage;
 mod summary;
 mod topology;

@@ -1,5 +1,6 @@
 //! The script: what happens to the mesh while the client goes on asking.
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use penstock_api::view::Stat;
@@ -8,8 +9,9 @@ use tokio::time::{Instant, sleep};
 
 use super::certificates::Watch;
 use super::digits;
-use super::load::{Load, exchange};
+use super::load::{Counts, Load, exchange};
 use super::screen::Screen;
+use super::sharing::Sharing;
 use super::stage::Stage;
 use super::summary::{Findings, Phase, Summary, milliseconds};
 use super::topology::{HOST, KILLED, NAMESPACE, Presence, RESTARTED, SERVICE, WHOLE};
@@ -19,6 +21,10 @@ use crate::units;
 
 /// Keep-alive connections of the client: enough that a slow answer holds up no other.
 const CONNECTIONS: usize = 16;
+/// Of the crowd at the end, which asks as fast as it is answered, for so long.
+const CROWD: usize = 64;
+const CROWD_RATE: u32 = 1_000_000;
+const CROWD_STAYS: Duration = Duration::from_secs(2);
 /// Weights between two phases, so that the demo's percentiles of a push rest on three times as many.
 const RAMP_STEPS: u32 = 34;
 /// How long a ramp may take; on a slow machine it takes fewer steps.
@@ -66,7 +72,7 @@ pub(super) async fn play(
 ) -> Result<Summary, Failure> {
     start(stage, screen).await?;
     let admins: Vec<_> = (0..stage.topology.pods.len()).map(|pod| stage.sidecar(pod).admin).collect();
-    let certificates = Watch::start(admins);
+    let certificates = Watch::start(admins.iter().copied());
     let load = client(stage, CONNECTIONS, rate)?;
     screen.load(load.counts());
     let began = Instant::now();
@@ -87,7 +93,33 @@ pub(super) async fn play(
         .map(|mark| Phase::of(mark.name, mark.event, mark.asked, &counts.segment(mark.segment), mark.lasted))
         .collect();
     findings.certificates_rotated = certificates.rotated();
-    Ok(Summary::of(findings, &counts.total(), counts.reasons(), lasted))
+    screen.phase("a crowd", 1.0);
+    let (crowd, sharing) = crowd(stage, &admins).await?;
+    screen.say(&format!(
+        "a crowd of {CROWD} asked {} times in {} s; the model ran {} times, {:.1} digits at once",
+        units::count(crowd.total().requests),
+        CROWD_STAYS.as_secs(),
+        units::count(sharing.executions),
+        sharing.rows_per_batch()
+    ));
+    findings.sharing = sharing;
+    findings.crowd = crowd.total();
+    let mut reasons = counts.reasons();
+    for (reason, failures) in crowd.reasons() {
+        *reasons.entry(reason).or_default() += failures;
+    }
+    Ok(Summary::of(findings, &counts.total(), reasons, lasted))
+}
+
+/// Many clients at once, all asking the same version: their requests share executions.
+async fn crowd(stage: &Stage, admins: &[SocketAddrV4]) -> Result<(Counts, Sharing), Failure> {
+    let before = Sharing::read(admins).await;
+    let mut load = client(stage, CROWD, CROWD_RATE)?;
+    sleep(CROWD_STAYS).await;
+    load.finish().await;
+    // The pages are a second old at most.
+    sleep(Duration::from_millis(2200)).await;
+    Ok((load.counts(), Sharing::read(admins).await.since(before)))
 }
 
 /// The client application: so many connections to its sidecar, together so many requests a second.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::load::Tally;
+use super::sharing::Sharing;
 use crate::table::{Cell, Table, cells};
 use crate::terminal::{Terminal, Tone};
 use crate::units;
@@ -46,6 +47,8 @@ pub(crate) struct Summary {
     pub(crate) replicas_restarted: u64,
     /// Replicas killed without warning.
     pub(crate) replicas_killed: u64,
+    /// What the crowd at the end shared.
+    pub(crate) sharing: Sharing,
     /// How long there was load.
     pub(crate) seconds: f64,
     /// The phases, in order.
@@ -138,6 +141,10 @@ pub(crate) struct Findings {
     pub(crate) replicas_restarted: u64,
     /// Replicas killed.
     pub(crate) replicas_killed: u64,
+    /// What the crowd asked, and shared.
+    pub(crate) crowd: Tally,
+    /// As above.
+    pub(crate) sharing: Sharing,
 }
 
 impl Summary {
@@ -151,8 +158,8 @@ impl Summary {
         let mut pushes = findings.pushes;
         pushes.sort_by(f64::total_cmp);
         Self {
-            requests: total.requests,
-            failed: total.failed,
+            requests: total.requests + findings.crowd.requests,
+            failed: total.failed + findings.crowd.failed,
             failed_on_killed_replica: total.failed_on_killed_replica,
             failures: reasons,
             share_error_max: findings.phases.iter().map(Phase::share_error).fold(0.0, f64::max),
@@ -167,6 +174,7 @@ impl Summary {
             certificates_rotated: findings.certificates_rotated,
             replicas_restarted: findings.replicas_restarted,
             replicas_killed: findings.replicas_killed,
+            sharing: findings.sharing,
             seconds: lasted.as_secs_f64(),
             phases: findings.phases,
         }
@@ -290,6 +298,16 @@ impl Summary {
                     units::count(self.failed_on_killed_replica)
                 ),
             ),
+            (
+                "Sharing",
+                format!(
+                    "a crowd at the end: {} requests, {:.1} digits to a batch, {} in flight already; {} executions saved",
+                    units::count(self.sharing.members + self.sharing.coalesced),
+                    self.sharing.rows_per_batch(),
+                    units::count(self.sharing.coalesced),
+                    units::count(self.sharing.saved())
+                ),
+            ),
         ]
     }
 }
@@ -340,6 +358,8 @@ mod tests {
             certificates_rotated: 7,
             replicas_restarted: 1,
             replicas_killed: 1,
+            crowd: Tally::default(),
+            sharing: Sharing { members: 100, batches: 10, rows: 100, coalesced: 5, executions: 10 },
         };
         let mut total = tally(1885, 115);
         total.failed_on_killed_replica = 1;
@@ -418,6 +438,9 @@ mod tests {
         assert!(page.starts_with("2,001 requests in 2 s: none failed.\n\nPHASE "), "{page}");
         assert!(page.contains("v2 at 10 %    10.0 %   11.5 %"), "{page}");
         assert!(page.contains("\nNew weights  100 pushed;"), "{page}");
+        assert!(
+            page.contains("105 requests, 10.0 digits to a batch, 5 in flight already; 95 executions saved")
+        );
         assert!(page.ends_with("\nFailures: 1 × upstream-reset.\n"), "{page}");
         assert!(page.lines().all(|line| !line.ends_with(' ')), "{page}");
     }

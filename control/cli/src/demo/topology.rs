@@ -27,10 +27,12 @@ const PORT_TRIES: u16 = 40;
 
 /// What a careful user asks of every client of a version. Inference changes nothing on the server, so an answer that
 /// was lost may be asked for again.
-const CARE: [(&str, &str); 3] = [
+const CARE: [(&str, &str); 5] = [
     (annotation::RETRY, "attempts=2,on=502+503+504,budget=20%,buffer=64Ki"),
     (annotation::TIMEOUT, "connect=1s,request=10s,per-try=3s,idle=5m"),
     (annotation::OUTLIER, "failures=3,base=1s,max=30s,ejected=50%"),
+    (annotation::BATCH, "max=32"),
+    (annotation::COALESCE, "single-flight"),
 ];
 
 /// What the EndpointSlice says of a pod.
