@@ -21,6 +21,9 @@ pub struct Limits {
     pub streams: u32,
     /// A request's body, bytes; 0 = none. Bodies are streamed, so this protects the application, not the proxy.
     pub body_bytes: u64,
+    /// Shared memory for tensors, bytes, taken when a model server first offers to read it; 0 = none, they go as bytes.
+    /// Three batches of 32 images of 600 KB and their outputs have room.
+    pub arena_bytes: usize,
 }
 
 impl Default for Limits {
@@ -34,6 +37,7 @@ impl Default for Limits {
             detect_time: Duration::from_millis(200),
             streams: 256,
             body_bytes: 0,
+            arena_bytes: 128 << 20,
         }
     }
 }

@@ -115,6 +115,9 @@ struct Run {
     /// Largest request body, bytes; 0 = no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     max_body: u64,
+    /// Shared memory in which tensors are handed to a model server that reads it (Triton), bytes; 0 = none
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().arena_bytes)]
+    arena: usize,
     /// How long a request's headers may take to arrive, and a connection may rest between two requests
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     header_timeout: Duration,
@@ -368,6 +371,7 @@ fn limits(options: &Run) -> Limits {
     Limits {
         connections: options.max_connections,
         body_bytes: options.max_body,
+        arena_bytes: options.arena,
         header_time: options.header_timeout,
         ..Limits::default()
     }

@@ -412,7 +412,7 @@ async fn together(flight: &Flight, way: Way, members: &[Member]) -> Answers {
     let known = batcher.known.load_full().unwrap_or_default();
     let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
     let requests = members.iter().map(|member| &member.request);
-    let answered = handover::infer(worker, &way, name, version, requests, executed.rows, &known).await;
+    let answered = handover::infer(worker, &way, name, version, requests, &known).await;
     let answer = match answered {
         Ok(answer) => answer,
         Err(trouble) => {
@@ -447,6 +447,6 @@ pub async fn alone(
 ) -> Result<Told, Failure> {
     let rows = request.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
     let executed = worker.shared.sharing.tally.execution(u32::try_from(rows).unwrap_or(u32::MAX));
-    let answer = handover::infer(worker, way, model, version, [request], executed.rows, known).await;
+    let answer = handover::infer(worker, way, model, version, [request], known).await;
     Ok(Told { answer, executed })
 }

@@ -83,6 +83,20 @@ pub async fn infer(
     if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer) }
 }
 
+/// The same, where the tensors of the request are in shared memory already.
+pub async fn infer_placed(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: &str,
+    version: &str,
+    request: Joined,
+) -> Result<InferResponse, Trouble> {
+    let body = rest::encode_request(&request.head, true)
+        .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    let answer = whole(worker, way, posted(model, version, body)).await?;
+    read_rest(way, answer)
+}
+
 /// What a request of our own is made of; it can be made anew when a connection turns out to be closed.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -107,6 +121,10 @@ fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> R
         rest::encode_request(&request.whole(), false)
     };
     let body = body.map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    Ok(posted(model, version, body))
+}
+
+fn posted(model: &str, version: &str, body: rest::Body) -> Outgoing {
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
     if let Some(length) = body.header_length {
@@ -116,7 +134,7 @@ fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> R
         "" => format!("/v2/models/{model}/infer"),
         version => format!("/v2/models/{model}/versions/{version}/infer"),
     };
-    Ok(Outgoing { method: Method::POST, path, headers, parts: body.parts.into() })
+    Outgoing { method: Method::POST, path, headers, parts: body.parts.into() }
 }
 
 fn over_grpc(model: &str, version: &str, request: InferRequest) -> Result<Outgoing, Failure> {

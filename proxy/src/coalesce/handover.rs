@@ -1,15 +1,139 @@
-//! How the tensors of an execution reach the server: as the pieces that they came in, or by shared memory.
+//! How the tensors of an execution reach the model server: in shared memory, or as the pieces that they came in.
+//!
+//! A server that offers Triton's system shared memory extension is told the arena once, as one region. From then on large
+//! inputs are written once, from where they came in to their rows of the batch, and the server reads them there; outputs
+//! whose size is known before are written there by the server, and sliced. Small tensors, strings, servers that are asked
+//! over gRPC, and everything while the arena is full, go as bytes: as pieces behind a JSON header, of which nothing is
+//! joined.
+//!
+//! A server that was handed memory may use it until it answers. So such an execution is not given up half-way when its
+//! clients leave: it goes on as a task of its own, and its memory is free when the answer is there. If there will be none
+//! the memory stays in quarantine until the server has been told the region anew.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http::{HeaderMap, Method};
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
-use penstock_inference::oip::{InferRequest, InferResponse};
+use penstock_inference::oip::shm::{self, Span};
+use penstock_inference::oip::{InferRequest, InferResponse, Parameter, RequestedOutput, TensorMetadata};
+use penstock_kernels::arena::{Access, Arena, Kind, Lease};
+use tokio::time::Instant;
 
-use super::call::{self, Trouble, Way};
+use super::call::{self, Outgoing, Trouble, Way};
 use super::learn::Known;
 use crate::failure::Failure;
 use crate::worker::Worker;
+
+/// Below, the way through shared memory costs more than it saves, bytes.
+const WORTH_IT: usize = 16 << 10;
+/// The unit of the arena: small enough that little is lost, large enough that there are few.
+const SLOT: usize = 4096;
+/// After a server refused the region it is asked again.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// The arena, and who has been told of it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    arena: OnceLock<Option<Arena>>,
+    told: Mutex<HashMap<SocketAddr, Standing>>,
+}
+
+/// How a server stands to the region.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Standing {
+    /// It is being told.
+    Asked,
+    /// It knows it.
+    Knows,
+    /// It does not want it.
+    Refused(Instant),
+}
+
+impl Memory {
+    /// The arena, made when it is first needed.
+    fn arena(&self, worker: &Worker) -> Option<&Arena> {
+        let make = || {
+            let bytes = worker.shared.limits.arena_bytes;
+            if bytes == 0 {
+                return None;
+            }
+            let node = worker.shared.node.replace('/', "-");
+            let kind = Kind::Shared { node: &node, name: "tensors", access: Access::Group(None) };
+            Arena::new(kind, bytes, SLOT)
+                .inspect_err(|error| tracing::warn!(%error, "tensors go to the model server as bytes"))
+                .ok()
+        };
+        self.arena.get_or_init(make).as_ref()
+    }
+
+    /// How full the arena is, if there is one.
+    pub fn occupancy(&self) -> Option<penstock_kernels::arena::Occupancy> {
+        self.arena.get()?.as_ref().map(Arena::occupancy)
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<SocketAddr, Standing>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether that server knows the region. One that has not been asked is asked now, and others do not wait for that.
+    async fn is_known(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr, arena: &Arena) -> bool {
+        {
+            let mut told = self.told();
+            match told.get(&server) {
+                Some(Standing::Knows) => return true,
+                Some(Standing::Asked) => return false,
+                Some(Standing::Refused(at)) if at.elapsed() < REFUSED_FOR => return false,
+                Some(Standing::Refused(_)) | None => drop(told.insert(server, Standing::Asked)),
+            }
+        }
+        let standing = match register(worker, way, arena).await {
+            Ok(()) => {
+                // Whoever had the memory before has forgotten it with the region.
+                arena.amnesty();
+                Standing::Knows
+            }
+            Err(why) => {
+                tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
+                Standing::Refused(Instant::now())
+            }
+        };
+        self.told().insert(server, standing);
+        standing == Standing::Knows
+    }
+
+    /// The server may have been replaced by another.
+    fn forget(&self, server: SocketAddr) {
+        self.told().remove(&server);
+    }
+}
+
+/// The name of the region, which no other sidecar of the same server has.
+fn region(arena: &Arena) -> String {
+    arena.key().unwrap_or_default().trim_start_matches('/').to_owned()
+}
+
+async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<(), String> {
+    let key = arena.key().ok_or("the arena is in no shared memory")?;
+    let (path, body) = shm::register(&region(arena), key, arena.bytes() as u64);
+    let post = |path: String, body: Bytes| {
+        let outgoing =
+            Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
+        call::whole(worker, way, outgoing)
+    };
+    // What an earlier process of the same name has left there.
+    let _ = post(shm::unregister(&region(arena)), Bytes::from_static(b"{}")).await;
+    let answer = post(path, body).await.map_err(|failure| failure.to_string())?;
+    match answer.status {
+        200 => Ok(()),
+        status => Err(format!("{status}: {}", String::from_utf8_lossy(&answer.body))),
+    }
+}
 
 /// Asks the model for all of these together.
 pub async fn infer<'a>(
@@ -18,26 +142,189 @@ pub async fn infer<'a>(
     model: &str,
     version: &str,
     requests: impl IntoIterator<Item = &'a InferRequest>,
-    rows: u32,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
-        Failure::new(
-            Reason::Internal,
-            "requests were to share an execution that differ in more than their rows",
-        )
+        let story = "requests were to share an execution that differ in more than their rows";
+        Failure::new(Reason::Internal, story)
     })?;
-    let _ = rows;
-    by_bytes(worker, way, model, version, joined, known).await
+    match place(worker, way, &joined, known).await {
+        Some(placed) => by_memory(worker, way, model, version, joined, placed, known).await,
+        None => call::infer(worker, way, model, version, joined, known.binary).await,
+    }
 }
 
-async fn by_bytes(
+/// A batch whose inputs are in their place.
+struct Placed {
+    head: InferRequest,
+    inputs: Lease,
+    outputs: Option<Outputs>,
+    server: SocketAddr,
+}
+
+/// Where a server is to write.
+struct Outputs {
+    lease: Lease,
+    names: Vec<String>,
+    rows: u32,
+}
+
+/// Writes the inputs into the arena, and makes room for the outputs. `None`: they go as bytes.
+async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -> Option<Placed> {
+    let bytes: usize = joined.data.iter().flatten().map(Bytes::len).sum();
+    if way.grpc || !known.shared_memory || bytes < WORTH_IT {
+        return None;
+    }
+    let rows = u32::try_from(*joined.head.inputs.first()?.shape.first()?).ok()?;
+    // Rows of strings differ in length.
+    let row = |input: &penstock_inference::oip::Tensor| {
+        let size = input.datatype.size()?;
+        (input.shape.first() == Some(&u64::from(rows))).then_some(())?;
+        input.shape[1..].iter().try_fold(size, |bytes, dimension| bytes.checked_mul(*dimension as usize))
+    };
+    let per_row: Vec<usize> = joined.head.inputs.iter().map(row).collect::<Option<_>>()?;
+    let memory = &worker.shared.sharing.memory;
+    let arena = memory.arena(worker)?;
+    let server = way.endpoint().ok()?.address;
+    if !memory.is_known(worker, way, server, arena).await {
+        return None;
+    }
+    let run = arena.run(&per_row, rows)?;
+    let mut place = run.rows(0, rows)?;
+    for (input, pieces) in joined.data.iter().enumerate() {
+        let pieces: Vec<&[u8]> = pieces.iter().map(Bytes::as_ref).collect();
+        place.write_all(input, pieces).ok()?;
+    }
+    drop(place);
+    let inputs = run.seal()?.hand_over();
+    let name = region(arena);
+    let mut head = joined.head.clone();
+    for (at, input) in head.inputs.iter_mut().enumerate() {
+        let span = span(&inputs, at, rows)?;
+        input.parameters.extend(shm::place(&name, span));
+    }
+    let outputs = outputs(arena, &name, &mut head, rows, known);
+    Some(Placed { head, inputs, outputs, server })
+}
+
+fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {
+    let region = lease.region(at, 0..rows)?;
+    Some(Span { offset: region.offset, bytes: region.bytes })
+}
+
+/// Room for the outputs, if it is known how large they will be; the request says where it is.
+fn outputs(
+    arena: &Arena,
+    region: &str,
+    head: &mut InferRequest,
+    rows: u32,
+    known: &Known,
+) -> Option<Outputs> {
+    let wanted: Vec<&TensorMetadata> = match head.outputs.is_empty() {
+        true => known.metadata.outputs.iter().collect(),
+        false => head
+            .outputs
+            .iter()
+            .map(|wanted| known.metadata.outputs.iter().find(|output| output.name == wanted.name))
+            .collect::<Option<_>>()?,
+    };
+    let row = |output: &TensorMetadata| {
+        let (first, rest) = output.shape.split_first()?;
+        (*first == -1).then_some(())?;
+        rest.iter().try_fold(output.datatype.size()?, |bytes, dimension| {
+            bytes.checked_mul(usize::try_from(*dimension).ok()?)
+        })
+    };
+    let per_row: Vec<usize> = wanted.iter().map(|output| row(output)).collect::<Option<_>>()?;
+    if per_row.iter().sum::<usize>() * (rows as usize) < WORTH_IT {
+        return None;
+    }
+    let lease = arena.run(&per_row, rows)?.seal()?.hand_over();
+    let names: Vec<String> = wanted.iter().map(|output| output.name.clone()).collect();
+    let places: Option<Vec<Span>> = (0..names.len()).map(|at| span(&lease, at, rows)).collect();
+    let Some(places) = places else {
+        // Nobody was told of it.
+        drop(lease.returned());
+        return None;
+    };
+    let before = std::mem::take(&mut head.outputs);
+    head.outputs = names
+        .iter()
+        .zip(places)
+        .map(|(name, span)| {
+            let said = before.iter().find(|wanted| wanted.name == *name);
+            let mut parameters = said.map(|wanted| wanted.parameters.clone()).unwrap_or_default();
+            parameters.remove("binary_data");
+            parameters.extend(shm::place(region, span));
+            RequestedOutput { name: name.clone(), parameters }
+        })
+        .collect();
+    Some(Outputs { lease, names, rows })
+}
+
+async fn by_memory(
     worker: &Rc<Worker>,
     way: &Way,
     model: &str,
     version: &str,
     joined: Joined,
+    placed: Placed,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
-    call::infer(worker, way, model, version, joined, known.binary).await
+    let Placed { mut head, inputs, outputs, server } = placed;
+    if outputs.is_none() {
+        head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+    }
+    let pieces = vec![Vec::new(); head.inputs.len()];
+    let request = Joined { head, data: pieces };
+    // On its own, so that memory that the server may still read is not forgotten when nobody waits any more.
+    let call = {
+        let (worker, way) = (Rc::clone(worker), way.clone());
+        let (model, version) = (model.to_owned(), version.to_owned());
+        tokio::task::spawn_local(async move {
+            let answer = call::infer_placed(&worker, &way, &model, &version, request).await;
+            // A server that has said anything is done with it; of one that has not, nobody knows.
+            if !matches!(&answer, Err(Trouble::Way(failure)) if !failure.unprocessed) {
+                drop(inputs.returned());
+                let outputs = outputs.map(|Outputs { lease, names, rows }| (lease.returned(), names, rows));
+                return answer.map(|answer| (answer, outputs));
+            }
+            answer.map(|answer| (answer, None))
+        })
+    };
+    let lost = |_| Failure::new(Reason::Internal, "an execution was lost");
+    let memory = &worker.shared.sharing.memory;
+    let (mut answer, outputs) = match call.await.map_err(lost)? {
+        Ok(answered) => answered,
+        Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
+            // It was started anew and knows the region no more: told again it will, and until then there are bytes.
+            memory.forget(server);
+            return call::infer(worker, way, model, version, joined, known.binary).await;
+        }
+        Err(trouble) => {
+            if matches!(trouble, Trouble::Way(_)) {
+                memory.forget(server);
+            }
+            return Err(trouble);
+        }
+    };
+    for output in &mut answer.outputs {
+        let Some(taken) = shm::taken(output) else { continue };
+        let place = outputs.as_ref().and_then(|(frozen, names, rows)| {
+            let at = names.iter().position(|name| *name == output.name)?;
+            frozen.bytes(at, 0..*rows)
+        });
+        let data = place.and_then(|place| {
+            let taken = usize::try_from(taken).ok()?;
+            (taken <= place.len()).then(|| place.slice(..taken))
+        });
+        output.parameters.retain(|name, _| !name.starts_with("shared_memory_"));
+        output.data = data.unwrap_or_default();
+        output.check().map_err(|problem| {
+            let story =
+                format!("{} wrote an output to shared memory that is none: {problem}", way.cluster.service);
+            Failure::new(Reason::UpstreamProtocol, story)
+        })?;
+    }
+    Ok(answer)
 }

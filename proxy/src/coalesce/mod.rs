@@ -64,6 +64,8 @@ pub struct Sharing {
     records: text::Records,
     cache: Mutex<Option<(u64, Arc<Cache<Stored>>)>>,
     held: AtomicU64,
+    /// Memory that the model server reads too.
+    pub memory: handover::Memory,
     /// What it was worth.
     pub tally: Tally,
 }

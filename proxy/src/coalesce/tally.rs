@@ -6,6 +6,7 @@ use std::time::Duration;
 use penstock_coalesce::batch::{Batch, Closed};
 
 use super::batcher::{Executed, Member};
+use super::handover::Memory;
 use crate::telemetry::metric;
 
 /// A counter.
@@ -63,7 +64,15 @@ impl Tally {
     }
 
     /// Tells the metrics.
-    pub fn tell(&self) {
+    pub fn tell(&self, memory: &Memory) {
+        if let Some(occupancy) = memory.occupancy() {
+            for (state, bytes) in
+                [("used", occupancy.in_use - occupancy.quarantined), ("quarantined", occupancy.quarantined)]
+            {
+                metrics::gauge!(metric::ARENA_BYTES.name, "state" => state).set(bytes as f64);
+            }
+            metrics::counter!(metric::ARENA_REFUSED.name).absolute(occupancy.refused);
+        }
         let count = |metric: &metric::Metric, count: &Counter| {
             metrics::counter!(metric.name).absolute(count.get());
         };

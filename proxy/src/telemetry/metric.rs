@@ -84,6 +84,10 @@ penstock_api::metrics! {
         "Requests on ports that coalesce: hit (answered from the cache), coalesced (by one in flight that was the same) or miss.";
     COALESCE_PASSED Counter "penstock_coalesce_passed_total" []
         "Requests that could not be shared and passed as they came: not understood, too large, too slow, or too much was held already.";
+    ARENA_BYTES Gauge "penstock_arena_bytes" ["state"]
+        "Shared memory for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
+    ARENA_REFUSED Counter "penstock_arena_refused_total" []
+        "Batches that went as bytes because the arena was full.";
     LOG_DROPPED Counter "penstock_log_dropped_total" []
         "Access log lines that were dropped because standard output was too slow.";
     TAP_DROPPED Counter "penstock_tap_dropped_total" []
