@@ -1,0 +1,191 @@
+//! Requests share executions of a real Triton, in shared memory and as bytes: everybody gets what he would have got alone,
+//! a bad row fails alone, and Triton may be killed.
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use penstock_api::names::annotation;
+use penstock_inference::oip::{Datatype, InferRequest, InferResponse, Tensor, rest};
+use penstock_tests::testkit::mesh::Mesh;
+use penstock_tests::testkit::process::Process;
+use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::wire::{Message, Wire, get};
+use penstock_tests::testkit::wait_until;
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tempfile::TempDir;
+
+const SERVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/launch.py");
+const START: Duration = Duration::from_secs(60);
+
+struct Bed {
+    mesh: Mesh,
+    triton: Process,
+    folder: TempDir,
+    models: String,
+}
+
+impl Bed {
+    async fn start(models: &str, annotations: &[(&'static str, &str)]) -> Self {
+        let mesh = Mesh::default().pod("client", None).service("model", annotations).pod("a", Some("model"));
+        let folder = tempfile::tempdir().unwrap();
+        let triton = triton(&mesh, folder.path(), models);
+        let mesh = mesh.start().await;
+        let bed = Self { mesh, triton, folder, models: models.to_owned() };
+        bed.is_ready().await;
+        bed
+    }
+
+    async fn is_ready(&self) {
+        wait_until("Triton answers through both sidecars", START, async || {
+            let mut client = self.mesh.client("client").await;
+            let ask = "GET /v2/health/ready HTTP/1.1\r\nhost: model.test\r\n\r\n";
+            get(self.mesh.application("a"), "/v2/health/ready").await.is_ok_and(|answer| answer.status() == 200)
+                && client.ask(ask).await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        // What the model takes is learned at the first request for it.
+        ask(&mut self.mesh.client("client").await, "rowsum", &request(0, 1, 4), "").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    fn restart(&mut self) {
+        self.triton.kill();
+        self.triton = triton(&self.mesh, self.folder.path(), &self.models);
+    }
+
+    async fn counted(&self, name: &str) -> f64 {
+        tokio::time::sleep(Duration::from_millis(2200)).await;
+        metric(self.mesh.admin("a"), name, &[]).await
+    }
+}
+
+fn triton(mesh: &Mesh, folder: &Path, models: &str) -> Process {
+    let ip = mesh.application("a").ip().to_string();
+    let dir = folder.to_str().unwrap();
+    let args = [SERVERS, "triton", "--dir", dir, "--ip", &ip, "--models", models];
+    Process::start("triton", Path::new("python3"), &args, folder)
+}
+
+/// Rows of whole numbers that no other seed has.
+fn request(seed: u64, rows: u64, width: u64) -> InferRequest {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let values = (0..rows * width).map(|_| f32::from(random.random_range(-1000_i16..1000)));
+    let values: Vec<f32> = values.collect();
+    let factors: Vec<u8> = (0..rows as i64).flat_map(|row| (row + 1).to_le_bytes()).collect();
+    InferRequest {
+        id: Some(format!("id-{seed}")),
+        inputs: vec![
+            Tensor::fp32("values", vec![rows, width], values),
+            Tensor {
+                name: "factor".into(),
+                datatype: Datatype::Int64,
+                shape: vec![rows, 1],
+                parameters: Default::default(),
+                data: factors.into(),
+            },
+        ],
+        ..InferRequest::default()
+    }
+}
+
+async fn ask(client: &mut Wire, model: &str, request: &InferRequest, headers: &str) -> Message {
+    let body = rest::encode_request(request, true).unwrap();
+    let head = format!(
+        "POST /v2/models/{model}/infer HTTP/1.1\r\nhost: model.test\r\n{headers}\
+         inference-header-content-length: {}\r\ncontent-length: {}\r\n\r\n",
+        body.header_length.unwrap(),
+        body.length(),
+    );
+    client.ask([head.as_bytes(), &body.into_bytes()].concat()).await.unwrap()
+}
+
+fn answer(message: &Message) -> InferResponse {
+    assert_eq!(message.status(), 200, "{}", message.text());
+    let length = message.head.get("inference-header-content-length").map(|length| length.parse().unwrap());
+    let mut answer = rest::decode_response(&message.body.clone().into(), length).unwrap();
+    answer.outputs.sort_by(|a, b| a.name.cmp(&b.name));
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_executions_give_the_same_bits() {
+    let models = r#"[{"name": "rowsum", "fixed_us": 3000, "row_us": 50}]"#;
+    let bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    let clients = (0..16_u64).map(|client| {
+        let mesh = &bed.mesh;
+        async move {
+            let (mut wire, mut rows) = (mesh.client("client").await, Vec::new());
+            for nth in 0..12 {
+                let seed = client * 1000 + nth;
+                // Two widths that can share, one of them large enough for shared memory.
+                let width = [4, 8192][(seed % 2) as usize];
+                let request = request(seed, 1 + seed % 4, width);
+                let message = ask(&mut wire, "rowsum", &request, "penstock-batch: show\r\n").await;
+                let alone = ask(&mut wire, "rowsum", &request, "penstock-batch: off\r\n").await;
+                let (together, alone) = (answer(&message), answer(&alone));
+                assert_eq!(together.id.as_deref(), Some(format!("id-{seed}").as_str()));
+                assert_eq!(together, alone, "request {seed}");
+                let shown = message.head.get("penstock-batch").unwrap();
+                rows.push(shown.split_once(";rows=").unwrap().1.parse::<u32>().unwrap());
+            }
+            rows
+        }
+    });
+    let rows: Vec<u32> = futures_util::future::join_all(clients).await.concat();
+    assert!(rows.iter().any(|rows| *rows > 8), "{rows:?}");
+    assert!(rows.iter().all(|rows| *rows <= 32), "{rows:?}");
+    // Nothing of the arena is left behind.
+    assert!(bed.counted("penstock_arena_bytes").await < 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poisoned_row_fails_alone_with_tritons_own_words() {
+    let models = r#"[{"name": "rowsum", "fixed_us": 20000, "poison": 4096}]"#;
+    let bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    let asked = (0..20_u64).map(|seed| {
+        let mesh = &bed.mesh;
+        async move {
+            let mut request = request(seed, 1, 4);
+            if seed % 10 == 3 {
+                request.inputs[0] = Tensor::fp32("values", vec![1, 4], [1.0, 4096.0, 2.0, 3.0]);
+            }
+            ask(&mut mesh.client("client").await, "rowsum", &request, "").await
+        }
+    });
+    for (seed, message) in futures_util::future::join_all(asked).await.iter().enumerate() {
+        if seed % 10 == 3 {
+            assert_eq!(message.status(), 500, "{}", message.text());
+            assert!(message.text().contains("hold the poison value"), "{}", message.text());
+        } else {
+            answer(message);
+        }
+    }
+    assert!(bed.counted("penstock_batch_bisections_total").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn triton_may_be_killed_and_come_back() {
+    let models = r#"[{"name": "rowsum", "fixed_us": 5000}]"#;
+    let mut bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    for round in 0..2 {
+        let asked = (0..8_u64).map(|seed| {
+            let mesh = &bed.mesh;
+            async move {
+                let mut client = mesh.client("client").await;
+                for nth in 0..5 {
+                    let request = request(seed * 100 + nth, 1, 8192);
+                    answer(&ask(&mut client, "rowsum", &request, "").await);
+                }
+            }
+        });
+        futures_util::future::join_all(asked).await;
+        if round == 0 {
+            bed.restart();
+            bed.is_ready().await;
+        }
+    }
+    assert!(bed.counted("penstock_arena_bytes").await < 1.0);
+}
