@@ -3,70 +3,53 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::path::Path;
 use std::time::Duration;
 
 use penstock_api::names::annotation;
 use penstock_inference::oip::{Datatype, InferRequest, InferResponse, Tensor, rest};
 use penstock_tests::testkit::mesh::Mesh;
-use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::proxy::metric;
-use penstock_tests::testkit::wire::{Message, Wire, get};
-use penstock_tests::testkit::wait_until;
+use penstock_tests::testkit::servers::{Model, Triton};
+use penstock_tests::testkit::wire::{Message, Wire};
+use penstock_tests::testkit::{PATIENCE, wait_until};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use tempfile::TempDir;
 
-const SERVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/launch.py");
-const START: Duration = Duration::from_secs(60);
-
+/// A client, and Triton behind a sidecar.
 struct Bed {
     mesh: Mesh,
-    triton: Process,
-    folder: TempDir,
-    models: String,
+    triton: Option<Triton>,
+    models: Vec<Model>,
 }
 
 impl Bed {
-    async fn start(models: &str, annotations: &[(&'static str, &str)]) -> Self {
+    async fn start(model: Model, annotations: &[(&'static str, &str)]) -> Self {
         let mesh = Mesh::default().pod("client", None).service("model", annotations).pod("a", Some("model"));
-        let folder = tempfile::tempdir().unwrap();
-        let triton = triton(&mesh, folder.path(), models);
-        let mesh = mesh.start().await;
-        let bed = Self { mesh, triton, folder, models: models.to_owned() };
-        bed.is_ready().await;
+        let mut bed = Self { mesh: mesh.start().await, triton: None, models: vec![model] };
+        bed.restart().await;
         bed
     }
 
-    async fn is_ready(&self) {
-        wait_until("Triton answers through both sidecars", START, async || {
+    async fn restart(&mut self) {
+        // Without a word, and before its successor takes its ports.
+        if let Some(mut triton) = self.triton.take() {
+            triton.process().kill();
+        }
+        self.triton = Some(Triton::start_at(self.mesh.application("a").ip(), &self.models).await);
+        wait_until("the model answers through both sidecars", PATIENCE, async || {
+            // What it takes is learned at the first request for it.
             let mut client = self.mesh.client("client").await;
-            let ask = "GET /v2/health/ready HTTP/1.1\r\nhost: model.test\r\n\r\n";
-            get(self.mesh.application("a"), "/v2/health/ready").await.is_ok_and(|answer| answer.status() == 200)
-                && client.ask(ask).await.is_ok_and(|answer| answer.status() == 200)
+            ask(&mut client, "rowsum", &request(0, 1, 4), "").await.status() == 200
         })
         .await;
-        // What the model takes is learned at the first request for it.
-        ask(&mut self.mesh.client("client").await, "rowsum", &request(0, 1, 4), "").await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
-    fn restart(&mut self) {
-        self.triton.kill();
-        self.triton = triton(&self.mesh, self.folder.path(), &self.models);
-    }
-
     async fn counted(&self, name: &str) -> f64 {
+        // Counts are told once a second, and the page is a second old at most.
         tokio::time::sleep(Duration::from_millis(2200)).await;
         metric(self.mesh.admin("a"), name, &[]).await
     }
-}
-
-fn triton(mesh: &Mesh, folder: &Path, models: &str) -> Process {
-    let ip = mesh.application("a").ip().to_string();
-    let dir = folder.to_str().unwrap();
-    let args = [SERVERS, "triton", "--dir", dir, "--ip", &ip, "--models", models];
-    Process::start("triton", Path::new("python3"), &args, folder)
 }
 
 /// Rows of whole numbers that no other seed has.
@@ -112,8 +95,8 @@ fn answer(message: &Message) -> InferResponse {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shared_executions_give_the_same_bits() {
-    let models = r#"[{"name": "rowsum", "fixed_us": 3000, "row_us": 50}]"#;
-    let bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    let model = Model::new("rowsum").takes(Duration::from_millis(3), Duration::from_micros(50));
+    let bed = Bed::start(model, &[(annotation::BATCH, "max=32")]).await;
     let clients = (0..16_u64).map(|client| {
         let mesh = &bed.mesh;
         async move {
@@ -137,14 +120,15 @@ async fn shared_executions_give_the_same_bits() {
     let rows: Vec<u32> = futures_util::future::join_all(clients).await.concat();
     assert!(rows.iter().any(|rows| *rows > 8), "{rows:?}");
     assert!(rows.iter().all(|rows| *rows <= 32), "{rows:?}");
-    // Nothing of the arena is left behind.
+    // What is large went through shared memory, and nothing of it is left behind.
+    assert!(bed.counted("penstock_executions_placed_total").await > 10.0);
     assert!(bed.counted("penstock_arena_bytes").await < 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_poisoned_row_fails_alone_with_tritons_own_words() {
-    let models = r#"[{"name": "rowsum", "fixed_us": 20000, "poison": 4096}]"#;
-    let bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    let model = Model::new("rowsum").takes(Duration::from_millis(20), Duration::ZERO).poison(4096.0);
+    let bed = Bed::start(model, &[(annotation::BATCH, "max=32")]).await;
     let asked = (0..20_u64).map(|seed| {
         let mesh = &bed.mesh;
         async move {
@@ -168,8 +152,8 @@ async fn a_poisoned_row_fails_alone_with_tritons_own_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn triton_may_be_killed_and_come_back() {
-    let models = r#"[{"name": "rowsum", "fixed_us": 5000}]"#;
-    let mut bed = Bed::start(models, &[(annotation::BATCH, "max=32")]).await;
+    let model = Model::new("rowsum").takes(Duration::from_millis(5), Duration::ZERO);
+    let mut bed = Bed::start(model, &[(annotation::BATCH, "max=32")]).await;
     for round in 0..2 {
         let asked = (0..8_u64).map(|seed| {
             let mesh = &bed.mesh;
@@ -183,8 +167,7 @@ async fn triton_may_be_killed_and_come_back() {
         });
         futures_util::future::join_all(asked).await;
         if round == 0 {
-            bed.restart();
-            bed.is_ready().await;
+            bed.restart().await;
         }
     }
     assert!(bed.counted("penstock_arena_bytes").await < 1.0);

@@ -16,7 +16,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use penstock_api::Reason;
 use penstock_inference::oip::batch::Joined;
-use penstock_inference::oip::grpc::{self, Contents};
+use penstock_inference::oip::grpc;
 use penstock_inference::oip::{InferRequest, InferResponse, Parameter, rest};
 use prost::Message as _;
 
@@ -75,26 +75,19 @@ pub async fn infer(
     binary: bool,
 ) -> Result<InferResponse, Trouble> {
     let outgoing = if way.grpc {
-        over_grpc(model, version, request.whole())?
+        over_grpc(model, version, &request)?
     } else {
         over_rest(model, version, request, binary)?
     };
     let answer = whole(worker, way, outgoing).await?;
-    if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer) }
+    if way.grpc { read_grpc(way, answer) } else { read_rest(way, &answer, |_| None) }
 }
 
-/// The same, where the tensors of the request are in shared memory already.
-pub async fn infer_placed(
-    worker: &Rc<Worker>,
-    way: &Way,
-    model: &str,
-    version: &str,
-    request: Joined,
-) -> Result<InferResponse, Trouble> {
-    let body = rest::encode_request(&request.head, true)
+/// A request whose tensors are in shared memory already.
+pub fn placed(model: &str, version: &str, head: &InferRequest) -> Result<Outgoing, Failure> {
+    let body = rest::encode_request(head, true)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
-    let answer = whole(worker, way, posted(model, version, body)).await?;
-    read_rest(way, answer)
+    Ok(posted(model, version, body))
 }
 
 /// What a request of our own is made of; it can be made anew when a connection turns out to be closed.
@@ -137,14 +130,14 @@ fn posted(model: &str, version: &str, body: rest::Body) -> Outgoing {
     Outgoing { method: Method::POST, path, headers, parts: body.parts.into() }
 }
 
-fn over_grpc(model: &str, version: &str, request: InferRequest) -> Result<Outgoing, Failure> {
-    let message = grpc::encode_request(model, version, request, Contents::Raw)
+fn over_grpc(model: &str, version: &str, request: &Joined) -> Result<Outgoing, Failure> {
+    let frames = request
+        .grpc_frames(model, version)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    let parts = VecDeque::from([wire::framed(&message)]);
-    Ok(Outgoing { method: Method::POST, path: MODEL_INFER.to_owned(), headers, parts })
+    Ok(Outgoing { method: Method::POST, path: MODEL_INFER.to_owned(), headers, parts: frames.into() })
 }
 
 /// An answer, whole.
@@ -266,13 +259,18 @@ pub fn join(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
     joined.freeze()
 }
 
-fn read_rest(way: &Way, answer: Answer) -> Result<InferResponse, Trouble> {
+/// Reads an answer; `place` says where the server has put an output, by its name.
+pub fn read_rest(
+    way: &Way,
+    answer: &Answer,
+    place: impl Fn(&str) -> Option<Bytes>,
+) -> Result<InferResponse, Trouble> {
     if answer.status != 200 {
         return Err(Trouble::Model(ModelError::of_rest(answer.status, &answer.body)));
     }
     let length = rest::header_length(&answer.headers);
     length
-        .and_then(|length| rest::decode_response(&answer.body, length))
+        .and_then(|length| rest::decode_placed(&answer.body, length, place))
         .map_err(|error| strange(way, &error.to_string()))
 }
 

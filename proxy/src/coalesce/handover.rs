@@ -11,7 +11,7 @@
 //! the memory stays in quarantine until the server has been told the region anew.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use http::{HeaderMap, Method};
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
-use penstock_inference::oip::{InferRequest, InferResponse, Parameter, RequestedOutput, TensorMetadata};
+use penstock_inference::oip::{InferRequest, InferResponse, Parameter, Tensor, TensorMetadata};
 use penstock_kernels::arena::{Access, Arena, Kind, Lease};
 use tokio::time::Instant;
 
@@ -95,7 +95,7 @@ impl Memory {
         let standing = match register(worker, way, arena).await {
             Ok(()) => {
                 // Whoever had the memory before has forgotten it with the region.
-                arena.amnesty();
+                arena.amnesty_of(number(server));
                 Standing::Knows
             }
             Err(why) => {
@@ -111,6 +111,15 @@ impl Memory {
     fn forget(&self, server: SocketAddr) {
         self.told().remove(&server);
     }
+}
+
+/// What the arena knows a server by.
+fn number(server: SocketAddr) -> u64 {
+    let ip = match server.ip() {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits() as u64,
+    };
+    (ip << 16) | u64::from(server.port())
 }
 
 /// The name of the region, which no other sidecar of the same server has.
@@ -177,7 +186,7 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
     }
     let rows = u32::try_from(*joined.head.inputs.first()?.shape.first()?).ok()?;
     // Rows of strings differ in length.
-    let row = |input: &penstock_inference::oip::Tensor| {
+    let row = |input: &Tensor| {
         let size = input.datatype.size()?;
         (input.shape.first() == Some(&u64::from(rows))).then_some(())?;
         input.shape[1..].iter().try_fold(size, |bytes, dimension| bytes.checked_mul(*dimension as usize))
@@ -196,14 +205,21 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
         place.write_all(input, pieces).ok()?;
     }
     drop(place);
-    let inputs = run.seal()?.hand_over();
-    let name = region(arena);
+    let inputs = run.seal()?.hand_over_to(number(server));
+    let outputs = outputs(arena, &joined.head, rows, known, server);
+    let places: Option<Vec<Span>> = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect();
+    let wanted = outputs.as_ref().map(Outputs::places).unwrap_or_default();
+    let (Some(places), Some(wanted)) = (places, wanted) else {
+        // Nobody has been told of it.
+        drop(inputs.returned());
+        drop(outputs.map(|outputs| outputs.lease.returned()));
+        return None;
+    };
     let mut head = joined.head.clone();
-    for (at, input) in head.inputs.iter_mut().enumerate() {
-        let span = span(&inputs, at, rows)?;
-        input.parameters.extend(shm::place(&name, span));
+    if outputs.is_none() {
+        head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
     }
-    let outputs = outputs(arena, &name, &mut head, rows, known);
+    let head = shm::request_over_shm(head, &region(arena), places, wanted);
     Some(Placed { head, inputs, outputs, server })
 }
 
@@ -212,53 +228,39 @@ fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {
     Some(Span { offset: region.offset, bytes: region.bytes })
 }
 
-/// Room for the outputs, if it is known how large they will be; the request says where it is.
+impl Outputs {
+    fn places(&self) -> Option<Vec<(&str, Span)>> {
+        let places = self.names.iter().enumerate();
+        places.map(|(at, name)| Some((name.as_str(), span(&self.lease, at, self.rows)?))).collect()
+    }
+}
+
+/// Room for the outputs, if it is known how large they will be, and worth it.
 fn outputs(
     arena: &Arena,
-    region: &str,
-    head: &mut InferRequest,
+    head: &InferRequest,
     rows: u32,
     known: &Known,
+    server: SocketAddr,
 ) -> Option<Outputs> {
+    let of = |name: &str| known.metadata.outputs.iter().find(|output| output.name == name);
     let wanted: Vec<&TensorMetadata> = match head.outputs.is_empty() {
         true => known.metadata.outputs.iter().collect(),
-        false => head
-            .outputs
-            .iter()
-            .map(|wanted| known.metadata.outputs.iter().find(|output| output.name == wanted.name))
-            .collect::<Option<_>>()?,
+        false => head.outputs.iter().map(|wanted| of(&wanted.name)).collect::<Option<_>>()?,
     };
-    let row = |output: &TensorMetadata| {
+    let row = |output: &&TensorMetadata| {
         let (first, rest) = output.shape.split_first()?;
         (*first == -1).then_some(())?;
         rest.iter().try_fold(output.datatype.size()?, |bytes, dimension| {
             bytes.checked_mul(usize::try_from(*dimension).ok()?)
         })
     };
-    let per_row: Vec<usize> = wanted.iter().map(|output| row(output)).collect::<Option<_>>()?;
-    if per_row.iter().sum::<usize>() * (rows as usize) < WORTH_IT {
+    let per_row: Vec<usize> = wanted.iter().map(row).collect::<Option<_>>()?;
+    if per_row.iter().sum::<usize>().checked_mul(rows as usize)? < WORTH_IT {
         return None;
     }
-    let lease = arena.run(&per_row, rows)?.seal()?.hand_over();
-    let names: Vec<String> = wanted.iter().map(|output| output.name.clone()).collect();
-    let places: Option<Vec<Span>> = (0..names.len()).map(|at| span(&lease, at, rows)).collect();
-    let Some(places) = places else {
-        // Nobody was told of it.
-        drop(lease.returned());
-        return None;
-    };
-    let before = std::mem::take(&mut head.outputs);
-    head.outputs = names
-        .iter()
-        .zip(places)
-        .map(|(name, span)| {
-            let said = before.iter().find(|wanted| wanted.name == *name);
-            let mut parameters = said.map(|wanted| wanted.parameters.clone()).unwrap_or_default();
-            parameters.remove("binary_data");
-            parameters.extend(shm::place(region, span));
-            RequestedOutput { name: name.clone(), parameters }
-        })
-        .collect();
+    let lease = arena.run(&per_row, rows)?.seal()?.hand_over_to(number(server));
+    let names = wanted.iter().map(|output| output.name.clone()).collect();
     Some(Outputs { lease, names, rows })
 }
 
@@ -271,60 +273,36 @@ async fn by_memory(
     placed: Placed,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
-    let Placed { mut head, inputs, outputs, server } = placed;
-    if outputs.is_none() {
-        head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
-    }
-    let pieces = vec![Vec::new(); head.inputs.len()];
-    let request = Joined { head, data: pieces };
-    // On its own, so that memory that the server may still read is not forgotten when nobody waits any more.
+    let Placed { head, inputs, outputs, server } = placed;
+    worker.shared.sharing.tally.placed.add(1);
+    // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
     let call = {
         let (worker, way) = (Rc::clone(worker), way.clone());
-        let (model, version) = (model.to_owned(), version.to_owned());
+        let outgoing = call::placed(model, version, &head)?;
         tokio::task::spawn_local(async move {
-            let answer = call::infer_placed(&worker, &way, &model, &version, request).await;
+            let answer = call::whole(&worker, &way, outgoing).await;
             // A server that has said anything is done with it; of one that has not, nobody knows.
-            if !matches!(&answer, Err(Trouble::Way(failure)) if !failure.unprocessed) {
+            let done = answer.as_ref().map_or_else(|failure| failure.unprocessed, |_| true);
+            let outputs = done.then(|| {
                 drop(inputs.returned());
-                let outputs = outputs.map(|Outputs { lease, names, rows }| (lease.returned(), names, rows));
-                return answer.map(|answer| (answer, outputs));
-            }
-            answer.map(|answer| (answer, None))
+                outputs.map(|Outputs { lease, names, rows }| (lease.returned(), names, rows))
+            });
+            answer.map(|answer| (answer, outputs.flatten()))
         })
     };
     let lost = |_| Failure::new(Reason::Internal, "an execution was lost");
     let memory = &worker.shared.sharing.memory;
-    let (mut answer, outputs) = match call.await.map_err(lost)? {
-        Ok(answered) => answered,
-        Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
-            // It was started anew and knows the region no more: told again it will, and until then there are bytes.
-            memory.forget(server);
-            return call::infer(worker, way, model, version, joined, known.binary).await;
-        }
-        Err(trouble) => {
-            if matches!(trouble, Trouble::Way(_)) {
-                memory.forget(server);
-            }
-            return Err(trouble);
-        }
+    let (answer, outputs) = call.await.map_err(lost)?.inspect_err(|_| memory.forget(server))?;
+    let place = |name: &str| {
+        let (frozen, names, rows) = outputs.as_ref()?;
+        frozen.bytes(names.iter().position(|known| known == name)?, 0..*rows)
     };
-    for output in &mut answer.outputs {
-        let Some(taken) = shm::taken(output) else { continue };
-        let place = outputs.as_ref().and_then(|(frozen, names, rows)| {
-            let at = names.iter().position(|name| *name == output.name)?;
-            frozen.bytes(at, 0..*rows)
-        });
-        let data = place.and_then(|place| {
-            let taken = usize::try_from(taken).ok()?;
-            (taken <= place.len()).then(|| place.slice(..taken))
-        });
-        output.parameters.retain(|name, _| !name.starts_with("shared_memory_"));
-        output.data = data.unwrap_or_default();
-        output.check().map_err(|problem| {
-            let story =
-                format!("{} wrote an output to shared memory that is none: {problem}", way.cluster.service);
-            Failure::new(Reason::UpstreamProtocol, story)
-        })?;
+    match call::read_rest(way, &answer, place) {
+        Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
+            // It was started anew and knows the region no more: it is told again, and until then there are bytes.
+            memory.forget(server);
+            call::infer(worker, way, model, version, joined, known.binary).await
+        }
+        answer => answer,
     }
-    Ok(answer)
 }

@@ -30,6 +30,8 @@ impl Counter {
 pub struct Tally {
     /// Executions at the model server.
     pub executions: Counter,
+    /// Those of them whose tensors were handed over in shared memory.
+    pub placed: Counter,
     /// Batches by why they were sent, in the order of [`Closed::ALL`].
     batches: [Counter; 4],
     rows: Counter,
@@ -84,6 +86,7 @@ impl Tally {
         let waited = Duration::from_micros(self.waited_us.get());
         metrics::counter!(metric::BATCH_WAIT.name).absolute(waited.as_secs());
         count(&metric::EXECUTIONS, &self.executions);
+        count(&metric::EXECUTIONS_PLACED, &self.placed);
         count(&metric::BATCH_BISECTIONS, &self.bisected);
         count(&metric::BATCH_CANCELLED, &self.cancelled);
         for (result, counter) in [("hit", &self.hits), ("miss", &self.misses), ("coalesced", &self.coalesced)]

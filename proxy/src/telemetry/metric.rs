@@ -68,6 +68,8 @@ penstock_api::metrics! {
         "Clients that are told the load out of band (gRFC A51) now.";
     EXECUTIONS Counter "penstock_executions_total" []
         "Executions that the model server was asked for on behalf of requests that may share them; what was answered without is saved.";
+    EXECUTIONS_PLACED Counter "penstock_executions_placed_total" []
+        "Executions whose tensors were handed over in shared memory.";
     BATCHES Counter "penstock_batches_total" ["closed"]
         "Batches by why they were sent: idle (the server had room), full, delay or deadline.";
     BATCH_MEMBERS Counter "penstock_batch_members_total" []

@@ -162,9 +162,14 @@ struct Server {
 }
 
 impl Server {
-    /// Starts one and waits until `ready` answers.
+    /// Starts one at an address of its own and waits until `ready` answers.
     async fn start(name: &str, models: &[Model], ready: &str) -> Self {
-        let (folder, ip) = (tempfile::tempdir().unwrap(), IpAddr::V4(own_ip()));
+        Self::start_at(IpAddr::V4(own_ip()), name, models, ready).await
+    }
+
+    /// The same at an address.
+    async fn start_at(ip: IpAddr, name: &str, models: &[Model], ready: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let launch = file("launch.py");
         let args = [
             launch.to_str().unwrap(),

@@ -1,6 +1,6 @@
 //! Triton 2.51 from the wheel of PyTriton: HTTP with binary tensors, gRPC, system shared memory, metrics.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
@@ -23,7 +23,15 @@ pub struct Triton {
 impl Triton {
     /// Starts it with these models and waits until all of them are ready.
     pub async fn start(models: &[Model]) -> Self {
-        let server = Server::start("triton", models, "/v2/health/ready").await;
+        Self::of(Server::start("triton", models, "/v2/health/ready").await)
+    }
+
+    /// The same at an address, a pod's say.
+    pub async fn start_at(ip: IpAddr, models: &[Model]) -> Self {
+        Self::of(Server::start_at(ip, "triton", models, "/v2/health/ready").await)
+    }
+
+    fn of(server: Server) -> Self {
         let (http, grpc, metrics) = (server.at(HTTP), server.at(GRPC), server.at(METRICS));
         Self { server, http, grpc, metrics }
     }
