@@ -3,14 +3,28 @@
 //! Same is what has the same BLAKE3 hash over: who asks (where clients do not share), the model, its version and which load
 //! of it, and all that decides the answer: input names, datatypes, shapes and bytes, parameters, the outputs asked for, and
 //! the headers that the configuration names. What only says how the answer travels (the id, binary or not) is no part of it,
-//! so that REST and gRPC clients meet. Every field is written with its length before it, so that no two lists of fields
-//! read the same.
+//! so that REST and gRPC clients meet.
+//!
+//! What is hashed, so that no two requests that differ read the same: `n` is a number, 8 bytes, little-endian; `f` a
+//! field, its length as `n` and then its bytes; a list is how many there are as `n` and then each.
+//!
+//! ```text
+//! tensors = f "penstock tensors 2", scope, parameters, outputs, list of input (by name)
+//! json    = f "penstock json 2", scope, f path, f the document in its one form
+//! batch   = f "penstock batch 2", scope without headers, n class, parameters, outputs, list of input without data
+//! scope   = f client, f model, f version, n load, list of (f header name, list of f value)
+//! input   = f name, f datatype, list of n dimension (in a batch: but the first), parameters, f data (in a batch: none)
+//! outputs = list of (f name, parameters)
+//! parameters = list of (f name, f value), by name, without binary_data, binary_data_size and binary_data_output;
+//!           value = one byte for the type (0 bool, 1 int, 2 uint, 3 double, 4 string) and its bytes, little-endian
+//! ```
 
 use http::HeaderMap;
 use penstock_inference::oip::{InferRequest, Parameter, Parameters, Tensor};
 use serde_json::Value;
 
 use crate::batch;
+use crate::json::Document;
 
 /// What was asked.
 pub type Hash = [u8; 32];
@@ -54,7 +68,9 @@ impl Writer {
             self.field(text.as_bytes());
         }
         self.number(scope.load);
+        self.number(scope.headers.len() as u64);
         for name in scope.headers {
+            self.field(name.as_str().as_bytes());
             let values = headers.get_all(name);
             self.number(values.iter().count() as u64);
             values.iter().for_each(|value| self.field(value.as_bytes()));
@@ -109,10 +125,11 @@ fn sorted(request: &InferRequest) -> Vec<&Tensor> {
 
 /// What a request for tensors asks.
 pub fn of_tensors(request: &InferRequest, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
-    let mut writer = Writer::new("penstock tensors 1");
+    let mut writer = Writer::new("penstock tensors 2");
     writer.scope(scope, headers);
     writer.parameters(&request.parameters);
     writer.outputs(request);
+    writer.number(request.inputs.len() as u64);
     for input in sorted(request) {
         writer.tensor(input, true);
         writer.field(&input.data);
@@ -120,9 +137,30 @@ pub fn of_tensors(request: &InferRequest, scope: &Scope<'_>, headers: &HeaderMap
     writer.0.finalize().into()
 }
 
-/// What a request in JSON asks, in whatever order and with whatever spaces it was written.
+/// Whether an execution of the request is good for another that is the same: it belongs to no sequence, whose state each
+/// execution changes, and leaves nothing in memory that the client shares with the server, where another execution, or
+/// none, would leave something else.
+pub fn is_repeatable(request: &InferRequest) -> bool {
+    let of_inputs = request.inputs.iter().map(|input| &input.parameters);
+    let of_outputs = request.outputs.iter().map(|output| &output.parameters);
+    let mut all = of_inputs.chain(of_outputs).chain([&request.parameters]);
+    let ties = |name: &String| name.starts_with("sequence_") || name.starts_with("shared_memory_");
+    !all.any(|parameters| parameters.keys().any(ties))
+}
+
+/// What a request in JSON asks.
+pub fn of_document(path: &str, body: &Document, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
+    let mut writer = Writer::new("penstock json 2");
+    writer.scope(scope, headers);
+    writer.field(path.as_bytes());
+    writer.field(body.form());
+    writer.0.finalize().into()
+}
+
+/// What a request in JSON asks, in whatever order and with whatever spaces it was written. A [`Value`] knows no numbers
+/// above 64 bits, and of a member that is named twice the last only: [`of_document`] loses neither.
 pub fn of_json(path: &str, body: &Value, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
-    let mut writer = Writer::new("penstock json 1");
+    let mut writer = Writer::new("penstock value 2");
     writer.scope(scope, headers);
     writer.field(path.as_bytes());
     // The keys of an object are in order: a `Value` keeps them in a tree.
@@ -158,11 +196,12 @@ pub fn compatible(request: &InferRequest, scope: &Scope<'_>, class: u64) -> Opti
         return None;
     }
     let rows = u32::try_from(rows).ok()?;
-    let mut writer = Writer::new("penstock batch 1");
+    let mut writer = Writer::new("penstock batch 2");
     writer.scope(&Scope { headers: &[], ..*scope }, &HeaderMap::new());
     writer.number(class);
     writer.parameters(&request.parameters);
     writer.outputs(request);
+    writer.number(request.inputs.len() as u64);
     for input in sorted(request) {
         writer.tensor(input, false);
     }
@@ -243,6 +282,43 @@ mod tests {
             headers.append("x-tone", "warm".parse().unwrap());
             assert!(seen.insert(of_tensors(&request(), &Scope { headers: &tone, ..SCOPE }, &headers)));
         }
+    }
+
+    #[test]
+    fn a_header_is_not_another_of_the_same_value() {
+        let hash = |name: &'static str| {
+            let headers = HeaderMap::from_iter([(http::HeaderName::from_static(name), "v".parse().unwrap())]);
+            let names = [http::HeaderName::from_static(name)];
+            of_tensors(&request(), &Scope { headers: &names, ..SCOPE }, &headers)
+        };
+        assert_ne!(hash("x-tone"), hash("x-taste"));
+    }
+
+    #[test]
+    fn what_leaves_more_than_an_answer_cannot_be_had_from_another() {
+        assert!(is_repeatable(&request()));
+        type Change = fn(&mut InferRequest);
+        let changes: [Change; 4] = [
+            |r| drop(r.parameters.insert("sequence_id".into(), Parameter::Int(1))),
+            |r| drop(r.parameters.insert("sequence_end".into(), Parameter::Bool(true))),
+            |r| drop(r.inputs[1].parameters.insert("shared_memory_offset".into(), Parameter::Int(0))),
+            |r| drop(r.outputs[0].parameters.insert("shared_memory_region".into(), Parameter::Bool(true))),
+        ];
+        for (at, change) in changes.iter().enumerate() {
+            let mut changed = request();
+            change(&mut changed);
+            assert!(!is_repeatable(&changed), "change {at}");
+        }
+    }
+
+    #[test]
+    fn a_document_is_asked_of_a_path() {
+        let hash = |path: &str, text: &str| {
+            of_document(path, &Document::read(text.as_bytes()).unwrap(), &SCOPE, &HeaderMap::new())
+        };
+        assert_eq!(hash("/a", r#"{"x":1,"y":2}"#), hash("/a", r#"{"y":2, "x":1}"#));
+        assert_ne!(hash("/a", r#"{"x":1}"#), hash("/b", r#"{"x":1}"#));
+        assert_ne!(hash("/a", r#"{"x":1}"#), hash("/a", r#"{"x":2}"#));
     }
 
     #[test]
