@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use penstock_api::names::annotation;
-use penstock_api::view::{EndpointRow, Problem, Stat, Tap};
+use penstock_api::view::{Decision, EndpointRow, Problem, Stat, Tap};
 use penstock_tests::testkit::load::Load;
 use penstock_tests::testkit::mesh::{Listed, Mesh};
 use penstock_tests::testkit::origin::Origin;
@@ -388,20 +389,21 @@ async fn stat_and_tap_show_what_the_load_does() {
     load.finish().await.has_no_failure();
 }
 
+/// Some requests, as taps show them.
+async fn tapped(mesh: &Mesh, query: &str) -> Vec<Tap> {
+    let mut tap = Wire::connect(mesh.api()).await;
+    let request = format!("GET /tap?limit=20{query} HTTP/1.1\r\nhost: c\r\nconnection: close\r\n\r\n");
+    tap.send(request).await.unwrap();
+    let events = tap.response().await.unwrap().text();
+    events.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tap_explains_a_choice_while_somebody_asks() {
     let (mesh, _origins) = split_over_two(Mesh::default(), "shop-v1=50,shop-v2=50", 2).await;
     let load = load(&mesh);
     load.more(100).await;
-    let tapped = async |query: &str| {
-        let mut tap = Wire::connect(mesh.api()).await;
-        let request = format!("GET /tap?limit=3{query} HTTP/1.1\r\nhost: c\r\nconnection: close\r\n\r\n");
-        tap.send(request).await.unwrap();
-        let events = tap.response().await.unwrap().text();
-        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Tap>>()
-    };
-    for event in tapped("&service=test/shop&direction=outbound&explain=true").await {
-        let decision = event.decision.clone().unwrap();
+    for (event, decision) in explained(&mesh, "&service=test/shop").await {
         assert_eq!((decision.policy.as_str(), decision.endpoints), ("gpu", 2), "{event:?}");
         let picked: Vec<_> = decision.candidates.iter().filter(|candidate| candidate.picked).collect();
         assert_eq!(picked.len(), 1, "{event:?}");
@@ -410,9 +412,113 @@ async fn tap_explains_a_choice_while_somebody_asks() {
         assert!(picked[0].predicted_ms.is_some() && picked[0].report_age_ms.is_some(), "{event:?}");
     }
     for query in ["&direction=outbound", "&direction=inbound&explain=true"] {
-        for event in tapped(query).await {
+        for event in tapped(&mesh, query).await {
             assert_eq!(event.decision, None, "{event:?}");
         }
     }
     load.finish().await.has_no_failure();
+}
+
+/// The same with how their endpoints were chosen; those that had begun before the tap was opened do not tell.
+async fn explained(mesh: &Mesh, query: &str) -> Vec<(Tap, Decision)> {
+    let events = tapped(mesh, &format!("{query}&direction=outbound&explain=true")).await;
+    let explained: Vec<_> =
+        events.into_iter().filter_map(|tap| tap.decision.clone().map(|decision| (tap, decision))).collect();
+    assert!(explained.len() >= 10, "{explained:?}");
+    explained
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_and_its_parameters_are_changed_under_load_without_a_failure() {
+    let (mut mesh, _origins) = replicas(Mesh::default(), &["a", "b", "c"], Duration::from_millis(2)).await;
+    let load = load(&mesh);
+    for (balance, policy, looked_at) in [
+        ("gpu,choices=2,explore=0,hot=90%", "gpu", 2),
+        ("least-request", "least-request", 2),
+        ("prefix,choices=2,explore=0", "prefix", 2),
+        ("ring-hash,bound=1.5", "ring-hash", 1),
+        ("orca-wrr", "orca-wrr", 1),
+        ("round-robin", "round-robin", 1),
+        ("gpu", "gpu", 3),
+    ] {
+        mesh.annotate("shop", &[(annotation::BALANCE, balance)]);
+        mesh.apply().await;
+        load.more(50).await;
+        for (event, decision) in explained(&mesh, "").await {
+            assert_eq!(
+                (decision.policy.as_str(), decision.candidates.len()),
+                (policy, looked_at),
+                "{event:?}"
+            );
+        }
+    }
+    // What makes no sense is named, and what was in force stays so.
+    mesh.annotate("shop", &[(annotation::BALANCE, "gpu,choices=1")]);
+    mesh.write();
+    wait_until("control complains", PATIENCE, async || {
+        let status = mesh.status().await;
+        status.problems.iter().any(|problem| problem.message.contains("choices: \"1\" is not"))
+    })
+    .await;
+    load.more(50).await;
+    load.finish().await.has_no_failure();
+}
+
+/// A server that plays vLLM with one adapter, and answers with its name.
+async fn vllm(address: SocketAddr, name: &'static str, adapter: &'static str) -> Origin {
+    let models = format!(r#"{{"object":"list","data":[{{"id":"base"}},{{"id":"{adapter}"}}]}}"#);
+    Origin::start_at(address, move |mut client| {
+        let models = models.clone();
+        async move {
+            while let Ok(request) = client.request().await {
+                let body = match request.head.first.split(' ').nth(1) {
+                    Some("/metrics") => "vllm:num_requests_waiting 0\nvllm:num_requests_running 0\n",
+                    Some("/v1/models") => models.as_str(),
+                    _ => name,
+                };
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                if client.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_goes_where_its_adapter_is_loaded() {
+    let mesh =
+        Mesh::default().pod("client", None).service("llm", &CARE).pod("a", Some("llm")).pod("b", Some("llm"));
+    let _servers =
+        [vllm(mesh.application("a"), "a", "sql").await, vllm(mesh.application("b"), "b", "poetry").await];
+    let mesh = mesh.start().await;
+    mesh.reaches("client", "llm").await;
+    let mut client = mesh.client("client").await;
+    let mut ask = async |model: &str| {
+        let body = format!(r#"{{"model":"{model}","prompt":"x","max_tokens":1}}"#);
+        let request = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: llm.test\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.ask(request).await.unwrap().text()
+    };
+    // The sidecars find the pages, are asked, and tell.
+    let mut right = 0;
+    wait_until("ten pairs in a row go to the right ones", PATIENCE, async || {
+        right = if ask("sql").await == "a" && ask("poetry").await == "b" { right + 1 } else { 0 };
+        right >= 10
+    })
+    .await;
+    for model in ["base", "nobody-has-this"] {
+        let mut by = [ask(model).await, ask(model).await];
+        for _ in 0..40 {
+            if by.iter().any(|name| name == "a") && by.iter().any(|name| name == "b") {
+                break;
+            }
+            by[1] = ask(model).await;
+        }
+        by.sort();
+        assert_eq!(by, ["a", "b"], "{model} is everybody's");
+    }
 }
