@@ -39,6 +39,12 @@ demo: ## the whole mesh on this machine, in a minute; ARGS=--stay keeps it runni
 test: ## unit, property, integration and doc tests of every crate
 	$(CARGO) test $(LOCKED) --workspace --lib --bins $(addprefix --test ,$(CRATE_TESTS))
 	$(CARGO) test $(LOCKED) --workspace --doc
+	@$(MAKE) loom
+
+.PHONY: loom
+loom: ## every interleaving of what workers share without a lock
+	# A configuration of its own, so a directory of its own.
+	RUSTFLAGS="--cfg loom" $(CARGO) test $(LOCKED) -p penstock-balance --lib --release --target-dir "$(TARGET)/loom" loom
 
 .PHONY: tools
 tools: ## install the real model servers and clients of the tests, once: 1.3 GB, about 2 minutes

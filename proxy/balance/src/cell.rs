@@ -114,7 +114,7 @@ impl Latch {
     }
 }
 
-/// `RUSTFLAGS="--cfg loom" cargo test -p penstock-balance --lib --release loom`
+/// `make loom`
 #[cfg(all(test, loom))]
 mod interleavings {
     use ::loom::sync::Arc;
