@@ -1,6 +1,6 @@
 //! What a model server says of a model: whether it takes batches, how large, how many at once, and in which forms.
 //!
-//! Asked over REST as Triton and MLServer answer it (`v2`, `v2/models/{m}`, `v2/models/{m}/config`); what a server does
+//! Asked over REST as Triton and MLServer answer it (`v2`, `v2/models/{m}`, `v2/models/{m}/config`, `v2/repository/index`); what a server does
 //! not say is left to the annotation. Learned when a model is first asked for, and again after a while, since a model
 //! can be loaded anew; until it is known for the first time, requests pass one by one.
 
@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Method};
 use penstock_inference::oip::{ModelMetadata, ServerMetadata};
 use serde::Deserialize;
@@ -34,6 +35,18 @@ pub struct Known {
     pub shared_memory: bool,
     /// Its inputs and outputs.
     pub metadata: ModelMetadata,
+    /// Its versions and their states, as the server's repository lists them.
+    pub index: Vec<Indexed>,
+}
+
+/// An entry of the repository's index.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Indexed {
+    name: String,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    state: String,
 }
 
 /// Triton's model configuration, as far as it matters here.
@@ -59,9 +72,12 @@ pub async fn ask(worker: &Rc<Worker>, way: &Way, model: &str, version: &str) -> 
         "" => format!("/v2/models/{model}"),
         version => format!("/v2/models/{model}/versions/{version}"),
     };
-    let server: ServerMetadata = get(worker, way, "/v2".to_owned()).await?.unwrap_or_default();
-    let metadata = get(worker, way, of_model.clone()).await?.unwrap_or_default();
-    let config: Option<Config> = get(worker, way, format!("{of_model}/config")).await?;
+    let get = Method::GET;
+    let server: ServerMetadata = page(worker, way, &get, "/v2").await?.unwrap_or_default();
+    let metadata = page(worker, way, &get, &of_model).await?.unwrap_or_default();
+    let config: Option<Config> = page(worker, way, &get, &format!("{of_model}/config")).await?;
+    let index: Option<Vec<Indexed>> = page(worker, way, &Method::POST, "/v2/repository/index").await?;
+    let index = index.unwrap_or_default().into_iter().filter(|entry| entry.name == model).collect();
     let can = |what: &str| server.extensions.iter().any(|extension| extension == what);
     Ok(Known {
         max_rows: config.as_ref().map(|config| config.max_batch_size),
@@ -72,17 +88,24 @@ pub async fn ask(worker: &Rc<Worker>, way: &Way, model: &str, version: &str) -> 
         binary: can("binary_tensor_data"),
         shared_memory: can("system_shared_memory"),
         metadata,
+        index,
     })
 }
 
 /// A page as JSON; `None`: the server has no such page.
-async fn get<T: for<'a> Deserialize<'a>>(
+async fn page<T: for<'a> Deserialize<'a>>(
     worker: &Rc<Worker>,
     way: &Way,
-    path: String,
+    method: &Method,
+    path: &str,
 ) -> Result<Option<T>, Failure> {
     let way = Way { grpc: false, ..way.clone() };
-    let outgoing = Outgoing { method: Method::GET, path, headers: HeaderMap::new(), parts: VecDeque::new() };
+    let parts = match *method {
+        Method::POST => VecDeque::from([Bytes::from_static(b"{}")]),
+        _ => VecDeque::new(),
+    };
+    let (method, path) = (method.clone(), path.to_owned());
+    let outgoing = Outgoing { method, path, headers: HeaderMap::new(), parts };
     let asked = tokio::time::timeout(PATIENCE, call::whole(worker, &way, outgoing)).await;
     let Ok(answer) = asked else { return Ok(None) };
     let Answer { status, body, .. } = answer?;
