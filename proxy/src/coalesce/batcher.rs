@@ -59,6 +59,8 @@ pub struct Executed {
     pub id: u64,
     /// Its rows.
     pub rows: u32,
+    /// The requests that it answers.
+    pub members: u32,
 }
 
 /// What a worker is asked to do by others.
@@ -406,7 +408,7 @@ async fn together(flight: &Flight, way: Way, members: &[Member]) -> Answers {
     let (worker, model) = (&flight.worker, &flight.model);
     let batcher = model.batcher();
     let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
-    let executed = worker.shared.sharing.tally.execution(rows.iter().sum());
+    let executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
     // A server that can be asked over REST takes tensors as pieces, and by shared memory.
     let way = members.iter().find(|member| !member.way.grpc).map_or(way, |member| member.way.clone());
     let known = batcher.known.load_full().unwrap_or_default();
@@ -446,7 +448,7 @@ pub async fn alone(
     known: &Known,
 ) -> Result<Told, Failure> {
     let rows = request.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
-    let executed = worker.shared.sharing.tally.execution(u32::try_from(rows).unwrap_or(u32::MAX));
+    let executed = worker.shared.sharing.tally.execution(u32::try_from(rows).unwrap_or(u32::MAX), 1);
     let answer = handover::infer(worker, way, model, version, [request], known).await;
     Ok(Told { answer, executed })
 }

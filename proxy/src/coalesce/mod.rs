@@ -230,12 +230,18 @@ pub async fn serve(
     let mut response = wire::write(&asked, answer, exchange);
     exchange.answered(response.status().as_u16());
     exchange.began();
+    exchange.shared(match how {
+        Some(How::Hit) => "hit",
+        Some(How::Coalesced) => "coalesced",
+        Some(How::Miss) | None if told.executed.members > 1 => "batched",
+        Some(How::Miss) | None => "",
+    });
     let headers = response.headers_mut();
     if let Some(how) = how {
         headers.insert(names::header::CACHE, HeaderValue::from_static(how.as_str()));
     }
     if wish.shown {
-        let Executed { id, rows } = told.executed;
+        let Executed { id, rows, .. } = told.executed;
         if let Ok(value) = HeaderValue::try_from(format!("{id};rows={rows}")) {
             headers.insert(names::header::BATCH, value);
         }

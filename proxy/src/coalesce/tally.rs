@@ -52,9 +52,9 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Something of so many rows is executed.
-    pub fn execution(&self, rows: u32) -> Executed {
-        Executed { id: self.executions.add(1), rows }
+    /// Something of so many rows is executed, for so many requests.
+    pub fn execution(&self, rows: u32, members: usize) -> Executed {
+        Executed { id: self.executions.add(1), rows, members: u32::try_from(members).unwrap_or(u32::MAX) }
     }
 
     /// A batch is sent.

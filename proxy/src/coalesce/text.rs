@@ -129,6 +129,7 @@ pub(super) async fn serve(
         counts(exchange, port, work)?;
         exchange.answered(text.head.0);
         exchange.began();
+        exchange.shared("hit");
         let body = ResponseBody::Shared(Share::new(text.parts.clone(), None, exchange));
         return Ok(Some(response(&text.head, How::Hit, body)));
     }
@@ -169,6 +170,7 @@ pub(super) async fn serve(
     };
     counts(exchange, port, work)?;
     exchange.answered(head.0);
+    exchange.shared(if leads { "" } else { "coalesced" });
     let body = ResponseBody::Replay(Replay::new(reader, exchange));
     Ok(Some(response(&head, how, body)))
 }
@@ -235,7 +237,7 @@ impl Pump {
     async fn pump(&self, worker: &Rc<Worker>, way: &Way, outgoing: &Outgoing) -> Result<(), Failure> {
         let endpoint = way.endpoint()?;
         let (response, _lease) = call::send(worker, way, &endpoint, outgoing).await?;
-        worker.shared.sharing.tally.execution(1);
+        worker.shared.sharing.tally.execution(1, 1);
         let (parts, mut body) = response.into_parts();
         self.record.head(parts.status.as_u16(), for_all(parts.headers));
         while let Some(frame) = body.frame().await {
