@@ -15,7 +15,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Datatype, InferRequest, Parameter, Parameters, Problem, RequestedOutput, Tensor, elements};
+use super::{Datatype, InferRequest, Parameter, Parameters, Problem, RequestedOutput, elements};
 
 /// The parameter that names the region.
 pub const REGION: &str = "shared_memory_region";
@@ -104,15 +104,6 @@ pub fn request_over_shm<'a>(
     head
 }
 
-/// How many bytes of its place a tensor takes, where a server says so (Triton does not); `None`: it does not.
-pub fn taken(tensor: &Tensor) -> Option<u64> {
-    match (tensor.parameters.get(REGION)?, tensor.parameters.get(SIZE)?) {
-        (Parameter::String(_), Parameter::Int(bytes)) => u64::try_from(*bytes).ok(),
-        (Parameter::String(_), Parameter::Uint(bytes)) => Some(*bytes),
-        _ => None,
-    }
-}
-
 /// Nothing was placed anywhere.
 pub(super) fn nowhere(_: &str) -> Option<Bytes> {
     None
@@ -147,7 +138,7 @@ pub(super) fn lying(datatype: Datatype, shape: &[u64], place: &Bytes) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oip::{grpc, rest};
+    use crate::oip::{Tensor, grpc, rest};
     use prost::Message as _;
 
     const AT: Span = Span { offset: 64, bytes: 16 };
