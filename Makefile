@@ -47,7 +47,7 @@ loom: ## every interleaving of what workers share without a lock
 	RUSTFLAGS="--cfg loom" $(CARGO) test $(LOCKED) -p penstock-balance --lib --release --target-dir "$(TARGET)/loom" loom
 
 .PHONY: tools
-tools: ## install the real model servers and clients of the tests, once: 1.3 GB, about 2 minutes
+tools: ## install the real model servers and clients of the tests, once: 1.3 GB, two or three minutes
 	python3 tests/tests/servers/install.py
 
 .PHONY: e2e

@@ -157,3 +157,61 @@ async fn execute(
         _ => bail!("the server did not answer each instance"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::case::Body;
+    use crate::batch::model::{self, ModelArgs};
+    use crate::batch::request;
+    use crate::load::h1;
+    use crate::mesh::client::ask;
+    use crate::subject::free_port;
+
+    fn somewhere() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()))
+    }
+
+    /// A connection, once somebody listens.
+    async fn connect(address: SocketAddr) -> TcpStream {
+        loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_together_are_executed_together() {
+        let (upstream, listen) = (somewhere(), somewhere());
+        let model = ModelArgs { listen: upstream, fixed: Duration::ZERO, row: Duration::ZERO, instances: 1 };
+        tokio::spawn(model::run(model));
+        tokio::spawn(run(BatcherArgs { listen, upstream, patience: Duration::from_millis(200) }));
+        drop(connect(upstream).await);
+        let one = async || {
+            let mut connection = h1::Connection::new(connect(listen).await);
+            let request = h1::Request::of_bytes(request::bytes("kserve", Body::Json { values: 9 }, true));
+            let answer = connection.exchange(&request).await.unwrap();
+            String::from_utf8(answer.body.to_vec()).unwrap()
+        };
+        let answers = tokio::join!(one(), one(), one());
+        for answer in [answers.0, answers.1, answers.2] {
+            assert_eq!(answer, r#"{"message":"","predictions":[22]}"#);
+        }
+        let limit = Duration::from_secs(5);
+        let stats = tokio::task::LocalSet::new()
+            .run_until(ask(
+                hyper::Method::GET,
+                upstream,
+                "model",
+                "/v2/models/rowsum/stats",
+                Bytes::new(),
+                limit,
+            ))
+            .await;
+        let stats: Value = serde_json::from_slice(&stats.unwrap().1).unwrap();
+        assert_eq!(stats["model_stats"][0]["execution_count"], 1);
+        assert_eq!(stats["model_stats"][0]["inference_count"], 3);
+    }
+}

@@ -31,16 +31,16 @@ const JSON_LENGTH: &str = "inference-header-content-length";
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
     #[arg(long)]
-    listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// What an execution takes
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
-    fixed: Duration,
+    pub(crate) fixed: Duration,
     /// What each of its rows takes
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
-    row: Duration,
+    pub(crate) row: Duration,
     /// Executions at once
     #[arg(long, default_value_t = 1)]
-    instances: u32,
+    pub(crate) instances: u32,
 }
 
 struct Model {

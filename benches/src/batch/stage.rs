@@ -12,13 +12,14 @@ use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::case::{Body, Case, Kind, Subject};
 use super::request::{self, MODEL};
 use super::sidecar;
 use crate::bed::PROXY_CORE;
 use crate::case::CASES as PROXY_CASES;
+use crate::load::{self, h1};
 use crate::mesh::client::ask;
 use crate::mesh::fleet;
 use crate::process::{self, Process};
@@ -32,6 +33,8 @@ const FIRST: u8 = 61;
 /// How long Python and a proxy may take to be ready, and a server to end in good order.
 const START: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(8);
+/// How much of a wrong answer is told.
+const TOLD: usize = 400;
 
 /// Where programs are.
 pub(crate) struct Tools {
@@ -188,31 +191,15 @@ impl Stage {
 
     /// One request, over the same bytes as the load's.
     pub(crate) async fn once(&self, body: Body) -> Result<()> {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut stream = crate::load::connect(self.front).await?;
-        stream.write_all(&request::bytes(&self.host, body, self.v1)).await?;
-        let mut answer = Vec::new();
-        let total = request::total(body.values()).to_string();
-        let right = |answer: &[u8]| {
-            let text = String::from_utf8_lossy(answer);
-            text.starts_with("HTTP/1.1 200") && text.contains(&format!("[{total}]"))
-        };
-        let read = async {
-            while !right(&answer) {
-                if stream.read_buf(&mut answer).await? == 0
-                    || !answer.starts_with(b"HTTP/1.1 200"[..answer.len().min(12)].as_ref())
-                {
-                    break;
-                }
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(START, read).await.context("no answer came")??;
-        let text = String::from_utf8_lossy(&answer);
+        let mut connection = h1::Connection::new(load::connect(self.front).await?);
+        let request = h1::Request::of_bytes(request::bytes(&self.host, body, self.v1));
+        let answer = timeout(START, connection.exchange(&request)).await.context("no answer came")??;
+        let (total, text) = (request::total(body.values()), String::from_utf8_lossy(answer.body));
         ensure!(
-            right(&answer),
-            "the total must be {total}; the answer was {}",
-            text.chars().take(600).collect::<String>()
+            answer.status == 200 && text.contains(&format!("[{total}]")),
+            "the total must be {total}; the answer was {}: {}",
+            answer.status,
+            text.chars().take(TOLD).collect::<String>()
         );
         Ok(())
     }

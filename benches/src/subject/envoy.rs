@@ -63,9 +63,10 @@ pub(super) fn config(role: &Role<'_>) -> String {
       cluster_name: next
       endpoints:
       - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {next}}}}}}}{upstream}
+        - endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {next}}}}}}}{upstream}
 ",
         listen = role.listen,
+        ip = role.next().ip(),
         next = role.next().port(),
         downstream = downstream.unwrap_or_default(),
         upstream = upstream.unwrap_or_default(),

@@ -13,7 +13,7 @@
 //! | Triton 2.51.0 | nvidia-pytriton 0.7.0 | 20 s, 351 MiB | 2 s | `tritonserver --model-repository=DIR/models --backend-directory=DIR/backends …`, Python backend only, its own shared memory and ours on |
 //! | MLServer 1.7.1 | mlserver 1.7.1 | 28 s, 295 MiB | 3 s | `mlserver start DIR`, no parallel workers |
 //! | TorchServe 0.12.0 | torchserve 0.12.0, Java 17 | 8 s, 159 MiB | 5 s | `java … org.pytorch.serve.ModelServer -f DIR/config.properties -ncs`, tokens off, no snapshots |
-//! | clients | tritonclient 2.73.0, kserve 0.21.0 | 45 s, 480 MiB | | a process each: their protobuf names collide |
+//! | clients | tritonclient 2.73.0, kserve 0.21.0 | 40 to 100 s, 462 MiB | | a process each: their protobuf names collide |
 //!
 //! What is odd about them, and stays so:
 //! - Triton answers errors of a model with status 500, TorchServe with 503 and "Prediction failed", MLServer with a 500 of
