@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
-use http::header::CACHE_CONTROL;
+use http::header::{CACHE_CONTROL, PRAGMA, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderName, StatusCode};
 use moka::sync::Cache as Kept;
 
-use crate::key::Hash;
+use crate::key::{self, Hash};
 
 /// What an entry takes besides its answer, bytes.
 const OVERHEAD: u64 = 256;
@@ -68,7 +68,7 @@ pub struct Control {
     pub no_cache: bool,
     /// For one client alone.
     pub private: bool,
-    /// Not older than that.
+    /// Not older than that. What is no number is no time at all (4.2.1).
     pub max_age: Option<Duration>,
 }
 
@@ -76,19 +76,29 @@ impl Control {
     /// Reads it; what is not known says nothing.
     pub fn of(headers: &HeaderMap) -> Self {
         let mut control = Self::default();
+        let mut shared = None;
         for value in headers.get_all(CACHE_CONTROL) {
             for word in value.to_str().unwrap_or_default().split(',') {
                 let (name, value) = word.trim().split_once('=').unwrap_or((word.trim(), ""));
-                match name.to_ascii_lowercase().as_str() {
+                let age = || Duration::from_secs(value.trim().trim_matches('"').parse().unwrap_or_default());
+                // Of two the shorter; the one for those who keep for several is above the other (5.2.2.10).
+                let least =
+                    |before: Option<Duration>| Some(before.map_or_else(age, |before| before.min(age())));
+                match name.trim().to_ascii_lowercase().as_str() {
                     "no-store" => control.no_store = true,
                     "no-cache" => control.no_cache = true,
                     "private" => control.private = true,
-                    "max-age" | "s-maxage" => {
-                        control.max_age = value.trim_matches('"').parse().ok().map(Duration::from_secs);
-                    }
+                    "max-age" => control.max_age = least(control.max_age),
+                    "s-maxage" => shared = least(shared),
                     _ => {}
                 }
             }
+        }
+        control.max_age = shared.or(control.max_age);
+        // The word of HTTP/1.0 counts where there is no other (5.4).
+        if !headers.contains_key(CACHE_CONTROL) {
+            let pragma = headers.get(PRAGMA).map(|value| value.as_bytes());
+            control.no_cache = pragma.is_some_and(|value| value.eq_ignore_ascii_case(b"no-cache"));
         }
         control
     }
@@ -99,6 +109,40 @@ impl Control {
         let age = self.max_age.map_or(configured, |age| age.min(configured));
         (!not && !age.is_zero()).then_some(age)
     }
+}
+
+/// On what terms a port's answers are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// For how long at most.
+    pub age: Duration,
+    /// Clients share what is kept.
+    pub shared: bool,
+    /// Headers of the request that are part of the key.
+    pub headers: &'a [HeaderName],
+}
+
+/// For how long an answer may be kept, by what its request and itself say; `None`: not at all. Only what is plainly good is:
+/// a 200 that is meant for nobody in particular and depends on no header that the key does not know.
+pub fn cacheable(
+    request: &HeaderMap,
+    response: &HeaderMap,
+    status: StatusCode,
+    terms: Terms<'_>,
+) -> Option<Duration> {
+    let asked = Control::of(request);
+    if status != StatusCode::OK || asked.no_store || response.contains_key(SET_COOKIE) {
+        return None;
+    }
+    let varies = response.get_all(VARY).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let known = |name: &[u8]| {
+        let name = HeaderName::from_bytes(name.trim_ascii()).ok();
+        name.is_some_and(|name| terms.headers.contains(&name) || key::always_counts(&name))
+    };
+    if !varies.into_iter().all(known) {
+        return None;
+    }
+    Control::of(response).keep(terms.age, terms.shared)
 }
 
 #[cfg(test)]
@@ -159,5 +203,52 @@ mod tests {
             assert_eq!(of(not).keep(s(30), true), None, "{not}");
         }
         assert_eq!(of("private").keep(s(30), false), Some(s(30)));
+    }
+
+    #[test]
+    fn of_two_ages_the_one_for_those_who_keep_for_several_counts_and_nonsense_is_no_time() {
+        let of = |text: &str| Control::of(&headers(&[("cache-control", text)])).keep(s(30), true);
+        assert_eq!(of("s-maxage=5, max-age=20"), Some(s(5)));
+        assert_eq!(of("max-age=5, s-maxage=20"), Some(s(20)));
+        assert_eq!(of("s-maxage=0, max-age=20"), None);
+        assert_eq!(of("max-age=20, max-age=10"), Some(s(10)));
+        assert_eq!(of("max-age=\"7\""), Some(s(7)));
+        for nonsense in ["max-age=x", "max-age", "max-age=-1", "max-age=1.5"] {
+            assert_eq!(of(nonsense), None, "{nonsense}");
+        }
+        let pragma = ("pragma", "no-cache");
+        assert!(Control::of(&headers(&[pragma])).no_cache);
+        assert!(!Control::of(&headers(&[pragma, ("cache-control", "max-age=5")])).no_cache);
+    }
+
+    #[test]
+    fn only_what_is_plainly_good_is_kept() {
+        let tone = [HeaderName::from_static("x-tone")];
+        let terms = Terms { age: s(30), shared: true, headers: &tone };
+        let of = |request: &[(&'static str, &str)], response: &[(&'static str, &str)], status: u16| {
+            let status = StatusCode::from_u16(status).unwrap();
+            cacheable(&headers(request), &headers(response), status, terms)
+        };
+        assert_eq!(of(&[], &[], 200), Some(s(30)));
+        assert_eq!(of(&[("cache-control", "no-cache")], &[], 200), Some(s(30)), "asked anew, and kept");
+        assert_eq!(
+            of(&[], &[("vary", "X-Tone, accept-encoding"), ("vary", "authorization")], 200),
+            Some(s(30))
+        );
+        for status in [201, 206, 400, 429, 503] {
+            assert_eq!(of(&[], &[], status), None, "{status}");
+        }
+        assert_eq!(of(&[("cache-control", "no-store")], &[], 200), None);
+        for not in [("cache-control", "private"), ("set-cookie", "a=b"), ("vary", "*"), ("vary", "x-other")] {
+            assert_eq!(of(&[], &[not], 200), None, "{not:?}");
+        }
+    }
+
+    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in all {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
     }
 }

@@ -163,4 +163,71 @@ mod tests {
         }
         assert_eq!(flights.join(KEY, || 0), Joined::Apart);
     }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Join(u8),
+        Leave(proptest::sample::Index),
+        Done(proptest::sample::Index),
+    }
+
+    proptest::proptest! {
+        /// Each flight has one leader, who is told so exactly once, and nobody is answered twice or forgotten.
+        #[test]
+        fn everybody_leads_or_is_answered_once(ops in proptest::collection::vec(op(), 1..80)) {
+            let mut flights = Flights::default();
+            // Who is aboard, by seat, and whether he leads.
+            let mut aboard: Vec<(Hash, Seat, u32, bool)> = Vec::new();
+            let mut next = 0;
+            for op in ops {
+                match op {
+                    Op::Join(key) => {
+                        let key = [key; 32];
+                        next += 1;
+                        let under_way = aboard.iter().any(|(other, ..)| *other == key);
+                        match flights.join(key, || next) {
+                            Joined::Lead(seat) if !under_way => aboard.push((key, seat, next, true)),
+                            Joined::Follow(seat) if under_way => aboard.push((key, seat, next, false)),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                    Op::Leave(at) if !aboard.is_empty() => {
+                        let (key, seat, _, led) = aboard.remove(at.index(aboard.len()));
+                        let oldest = aboard.iter_mut().find(|(other, ..)| *other == key);
+                        match (flights.leave(key, seat), oldest) {
+                            (Some((seat, waiter)), Some(oldest)) if led => {
+                                assert_eq!((oldest.1, oldest.2), (seat, waiter), "the oldest leads");
+                                oldest.3 = true;
+                            }
+                            (None, oldest) => assert!(!led || oldest.is_none(), "nobody leads"),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                    Op::Done(at) if !aboard.is_empty() => {
+                        let (key, seat, who, led) = aboard[at.index(aboard.len())];
+                        let answered: Vec<u32> = flights.done(key, seat).collect();
+                        if led {
+                            let of_key = aboard.iter().filter(|(other, _, other_who, _)| *other == key && *other_who != who);
+                            assert_eq!(answered, of_key.map(|(_, _, who, _)| *who).collect::<Vec<_>>());
+                            aboard.retain(|(other, ..)| *other != key);
+                        } else {
+                            assert!(answered.is_empty(), "a follower has no answer to give");
+                        }
+                    }
+                    Op::Leave(_) | Op::Done(_) => {}
+                }
+                let keys: std::collections::BTreeSet<_> = aboard.iter().map(|(key, ..)| *key).collect();
+                assert_eq!(flights.len(), keys.len());
+            }
+        }
+    }
+
+    fn op() -> impl proptest::strategy::Strategy<Value = Op> {
+        use proptest::prelude::*;
+        prop_oneof![
+            3 => (0..3_u8).prop_map(Op::Join),
+            1 => any::<prop::sample::Index>().prop_map(Op::Leave),
+            1 => any::<prop::sample::Index>().prop_map(Op::Done),
+        ]
+    }
 }

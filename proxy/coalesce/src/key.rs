@@ -9,17 +9,19 @@
 //! field, its length as `n` and then its bytes; a list is how many there are as `n` and then each.
 //!
 //! ```text
-//! tensors = f "penstock tensors 2", scope, parameters, outputs, list of input (by name)
-//! json    = f "penstock json 2", scope, f path, f the document in its one form
+//! tensors = f "penstock tensors 2", scope, credentials, parameters, outputs, list of input (by name)
+//! json    = f "penstock json 2", scope, credentials, accept-encoding, f path, f the document in its one form
 //! batch   = f "penstock batch 2", scope without headers, n class, parameters, outputs, list of input without data
-//! scope   = f client, f model, f version, n load, list of (f header name, list of f value)
+//! scope   = f client, f model, f version, n load, headers that the configuration names
+//! headers = list of (f name, list of f value); so are credentials (authorization, cookie, x-api-key, api-key)
 //! input   = f name, f datatype, list of n dimension (in a batch: but the first), parameters, f data (in a batch: none)
 //! outputs = list of (f name, parameters)
 //! parameters = list of (f name, f value), by name, without binary_data, binary_data_size and binary_data_output;
 //!           value = one byte for the type (0 bool, 1 int, 2 uint, 3 double, 4 string) and its bytes, little-endian
 //! ```
 
-use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE};
+use http::{HeaderMap, HeaderName};
 use penstock_inference::oip::{InferRequest, Parameter, Parameters, Tensor};
 use serde_json::Value;
 
@@ -41,7 +43,17 @@ pub struct Scope<'a> {
     /// Goes up whenever the model may have changed.
     pub load: u64,
     /// Headers that make a difference.
-    pub headers: &'a [http::HeaderName],
+    pub headers: &'a [HeaderName],
+}
+
+/// What a client proves to the application who it is with, always part of what is asked: an answer that the application
+/// gave to one who showed a key must not go to one who showed none.
+const CREDENTIALS: [HeaderName; 4] =
+    [AUTHORIZATION, COOKIE, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+
+/// Whether a header is part of what is asked in JSON, whatever the configuration says.
+pub(crate) fn always_counts(name: &HeaderName) -> bool {
+    CREDENTIALS.contains(name) || name == ACCEPT_ENCODING
 }
 
 struct Writer(blake3::Hasher);
@@ -68,8 +80,12 @@ impl Writer {
             self.field(text.as_bytes());
         }
         self.number(scope.load);
-        self.number(scope.headers.len() as u64);
-        for name in scope.headers {
+        self.headers(scope.headers, headers);
+    }
+
+    fn headers(&mut self, names: &[HeaderName], headers: &HeaderMap) {
+        self.number(names.len() as u64);
+        for name in names {
             self.field(name.as_str().as_bytes());
             let values = headers.get_all(name);
             self.number(values.iter().count() as u64);
@@ -127,6 +143,7 @@ fn sorted(request: &InferRequest) -> Vec<&Tensor> {
 pub fn of_tensors(request: &InferRequest, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
     let mut writer = Writer::new("penstock tensors 2");
     writer.scope(scope, headers);
+    writer.headers(&CREDENTIALS, headers);
     writer.parameters(&request.parameters);
     writer.outputs(request);
     writer.number(request.inputs.len() as u64);
@@ -152,6 +169,9 @@ pub fn is_repeatable(request: &InferRequest) -> bool {
 pub fn of_document(path: &str, body: &Document, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
     let mut writer = Writer::new("penstock json 2");
     writer.scope(scope, headers);
+    writer.headers(&CREDENTIALS, headers);
+    // The answer is passed on as the application encoded it.
+    writer.headers(&[ACCEPT_ENCODING], headers);
     writer.field(path.as_bytes());
     writer.field(body.form());
     writer.0.finalize().into()
@@ -162,6 +182,9 @@ pub fn of_document(path: &str, body: &Document, scope: &Scope<'_>, headers: &Hea
 pub fn of_json(path: &str, body: &Value, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
     let mut writer = Writer::new("penstock value 2");
     writer.scope(scope, headers);
+    writer.headers(&CREDENTIALS, headers);
+    // The answer is passed on as the application encoded it.
+    writer.headers(&[ACCEPT_ENCODING], headers);
     writer.field(path.as_bytes());
     // The keys of an object are in order: a `Value` keeps them in a tree.
     writer.field(body.to_string().as_bytes());
@@ -292,6 +315,24 @@ mod tests {
             of_tensors(&request(), &Scope { headers: &names, ..SCOPE }, &headers)
         };
         assert_ne!(hash("x-tone"), hash("x-taste"));
+    }
+
+    #[test]
+    fn who_shows_no_key_does_not_get_what_another_was_given_for_one() {
+        let body = Document::read(b"{}").unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for (name, value) in [
+            ("x-other", "1"),
+            ("authorization", "Bearer a"),
+            ("authorization", "Bearer b"),
+            ("x-api-key", "a"),
+            ("cookie", "a"),
+        ] {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())]);
+            assert!(seen.insert(of_tensors(&request(), &SCOPE, &headers)), "{name}");
+            assert!(seen.insert(of_document("/", &body, &SCOPE, &headers)), "{name}");
+        }
+        assert!(!seen.insert(of_tensors(&request(), &SCOPE, &HeaderMap::new())));
     }
 
     #[test]
