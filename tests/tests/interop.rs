@@ -27,7 +27,7 @@ use penstock_tests::testkit::proxy::{Proxy, Static};
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 use tower::service_fn;
 
@@ -154,26 +154,28 @@ async fn a_real_envoy_shifts_load_to_the_faster_server_by_our_reports() {
     load.finish().await.has_no_failure();
 }
 
-/// Asks a sidecar for its reports, with that certificate and as often.
-async fn subscribe(
-    sidecar: &Proxy,
-    authority: &Authority,
-    account: &str,
-    interval: Duration,
-) -> Result<Streaming<OrcaLoadReport>, tonic::Status> {
+/// A connection to a sidecar, with that certificate.
+async fn connect(sidecar: &Proxy, authority: &Authority, account: &str) -> Channel {
     let tls = authority.client(Some(&authority.leaf(account)), &[b"h2"]);
     let front = sidecar.front();
-    let connect = service_fn(move |_| {
+    let connector = service_fn(move |_| {
         let tls = tls.clone();
         async move {
             let stream = TcpStream::connect(front).await?;
             tls.connect("localhost".try_into().unwrap(), stream).await.map(TokioIo::new)
         }
     });
-    let channel = Endpoint::from_static("http://work.test").connect_with_connector(connect).await.unwrap();
+    Endpoint::from_static("http://work.test").connect_with_connector(connector).await.unwrap()
+}
+
+/// Asks for reports as often as that.
+async fn subscribe(
+    channel: &Channel,
+    interval: Duration,
+) -> Result<Streaming<OrcaLoadReport>, tonic::Status> {
     let report_interval = Some(interval.try_into().unwrap());
     let question = OrcaLoadReportRequest { report_interval, ..Default::default() };
-    Ok(service::Client::new(channel).stream_core_metrics(question).await?.into_inner())
+    Ok(service::Client::new(channel.clone()).stream_core_metrics(question).await?.into_inner())
 }
 
 /// A sidecar that lets one client in.
@@ -198,7 +200,8 @@ async fn who_subscribes_sees_requests_come_and_go_and_hears_when_the_server_leav
         .start()
         .await;
     // More often than anybody is told.
-    let mut reports = subscribe(&sidecar, &authority, "client", Duration::from_millis(1)).await.unwrap();
+    let mut reports =
+        subscribe(&connect(&sidecar, &authority, "client").await, Duration::from_millis(1)).await.unwrap();
     let in_flight = |report: &OrcaLoadReport| report.named_metrics["in_flight"];
     let first = reports.message().await.unwrap().unwrap();
     assert_eq!(in_flight(&first), 0.0, "{first:?}");
@@ -239,8 +242,32 @@ async fn who_may_not_use_the_port_hears_nothing_of_its_load() {
     let server = SimulatedGpu::start("slow", SLOW).await;
     let authority = Authority::default();
     let sidecar = sidecar(&server, &authority).await;
-    let refused = subscribe(&sidecar, &authority, "stranger", oob::LEAST_INTERVAL).await;
+    let refused = subscribe(&connect(&sidecar, &authority, "stranger").await, oob::LEAST_INTERVAL).await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_have_an_end_and_one_that_is_over_makes_room() {
+    let server = SimulatedGpu::start("slow", SLOW).await;
+    let authority = Authority::default();
+    let sidecar = sidecar(&server, &authority).await;
+    let mut open = Vec::new();
+    // One connection carries 256 streams.
+    let mut channel = connect(&sidecar, &authority, "client").await;
+    while open.len() < oob::STREAMS as usize {
+        if open.len() % 200 == 199 {
+            channel = connect(&sidecar, &authority, "client").await;
+        }
+        open.push(subscribe(&channel, Duration::from_secs(60)).await.unwrap());
+    }
+    let channel = connect(&sidecar, &authority, "client").await;
+    let refused = subscribe(&channel, Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    open.pop();
+    wait_until("there is room again", PATIENCE, async || {
+        subscribe(&channel, Duration::from_secs(60)).await.is_ok()
+    })
+    .await;
 }
 
 /// Envoy with the policy, in mutual TLS to the sidecars; times are shortened as in the gRPC client.
