@@ -72,10 +72,19 @@ impl Stage {
         let server = serve(case, subject, ip, tools, dir.path())?;
         let host = at.to_string();
         let mut stage = Self { front: at, host, v1: false, dir, server, at, proxies: Vec::new() };
-        stage.is_up().await?;
-        stage.put_before(case, subject, ip, tools).await?;
-        stage.answers(case.body).await?;
-        Ok(stage)
+        match stage.prepare(case, subject, ip, tools).await {
+            Ok(()) => Ok(stage),
+            Err(error) => {
+                stage.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare(&mut self, case: &Case, subject: Subject, ip: Ipv4Addr, tools: &Tools) -> Result<()> {
+        self.is_up().await?;
+        self.put_before(case, subject, ip, tools).await?;
+        self.answers(case.body).await
     }
 
     /// The processes whose CPU counts.

@@ -24,6 +24,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 NOT_INSTALLED = 3
 HTTP, GRPC, METRICS, MANAGEMENT = 8000, 8001, 8002, 8003
 PR_SET_PDEATHSIG = 1
+# What the Python backend's files in /dev/shm begin with.
+SHM = "triton-python-"
 
 
 def parameters(model):
@@ -48,6 +50,7 @@ def triton(args, home):
         (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
     libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
     environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": f"{site}:{HERE}"}
+    sweep()
     flags = {
         "model-repository": args.dir / "models",
         "backend-directory": backends,
@@ -58,11 +61,18 @@ def triton(args, home):
         "metrics-address": args.ip,
         "metrics-port": METRICS,
         "allow-gpu-metrics": "false",
-        # A name by which whoever ends it finds what it may leave behind in /dev/shm.
-        "backend-config": f"python,shm-region-prefix-name=triton-python-{os.getpid()}-",
+        "backend-config": f"python,shm-region-prefix-name={SHM}{os.getpid()}-",
         "exit-timeout-secs": 3,
     }
     return [str(wheel / "bin/tritonserver"), *(f"--{name}={value}" for name, value in flags.items())], environment
+
+
+def sweep():
+    """Removes what Tritons that were killed have left in shared memory: their process ids are in its names."""
+    for file in pathlib.Path("/dev/shm").glob(f"{SHM}*"):
+        pid = file.name.removeprefix(SHM).split("-")[0]
+        if not pathlib.Path("/proc", pid).exists():
+            file.unlink(missing_ok=True)
 
 
 def config(model):

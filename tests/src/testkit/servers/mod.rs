@@ -201,24 +201,13 @@ impl Server {
     fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, port)
     }
-
-    /// Removes what a server that was killed has left in shared memory.
-    fn sweep(&self) -> io::Result<()> {
-        let prefix = format!("triton-python-{}-", self.process.pid());
-        for entry in std::fs::read_dir("/dev/shm")? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Server {
     #[allow(clippy::disallowed_methods, reason = "nothing can be awaited in a destructor")]
     fn drop(&mut self) {
-        // A server that is killed leaves its workers, and their shared memory, to find out by themselves.
+        // A server that is killed leaves its workers to find out by themselves, and their shared memory to the next
+        // Triton that starts.
         if self.process.runs() {
             self.process.terminate();
         }
@@ -228,8 +217,6 @@ impl Drop for Server {
             looks -= 1;
         }
         self.process.kill();
-        // Nobody is harmed by a file that stays.
-        let _ = self.sweep();
     }
 }
 
