@@ -19,7 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::call::{Trouble, Way};
+use super::call::{self, Outgoing, Trouble, Way};
 use super::handover;
 use super::learn::{self, Known};
 use super::wire::ModelError;
@@ -77,8 +77,8 @@ pub enum Order {
 pub struct Batcher {
     state: Mutex<State>,
     known: ArcSwapOption<Known>,
-    /// Milliseconds since the epoch of when it was learned, plus one.
-    learned_at: AtomicU64,
+    /// Milliseconds since the epoch from when on the server is asked again.
+    learn_at: AtomicU64,
     learning: AtomicBool,
     /// Its outputs turned out to have no rows.
     without_rows: AtomicBool,
@@ -100,7 +100,7 @@ impl Default for Batcher {
         Self {
             state: Mutex::new(State { former, running: HashMap::new(), armed: None }),
             known: ArcSwapOption::empty(),
-            learned_at: AtomicU64::new(0),
+            learn_at: AtomicU64::new(0),
             learning: AtomicBool::new(false),
             without_rows: AtomicBool::new(false),
             load: AtomicU64::new(0),
@@ -124,33 +124,32 @@ impl Batcher {
         self.without_rows.store(false, Relaxed);
     }
 
-    /// What the server says of the model, if it has been asked yet; asks it if that is long ago.
+    /// What the server says of the model, once it has been asked; asks it if that is long ago.
     pub fn known(
         &self,
         worker: &Rc<Worker>,
         model: &Arc<Model>,
         ask: impl FnOnce() -> Learn,
     ) -> Option<Arc<Known>> {
-        let now = worker.now();
-        let learned = self.learned_at.load(Relaxed).checked_sub(1).map(Duration::from_millis);
-        let stale = learned.is_none_or(|at| now >= at + learn::BELIEVED);
-        if stale && !self.learning.swap(true, Relaxed) {
+        let due = worker.now().as_millis() as u64 >= self.learn_at.load(Relaxed);
+        if due && !self.learning.swap(true, Relaxed) {
             let (worker, model, ask) = (Rc::clone(worker), Arc::clone(model), ask());
             tokio::task::spawn_local(async move {
                 let batcher = model.batcher();
-                match learn::ask(&worker, &ask.way, &ask.model, &ask.version).await {
-                    Ok(known) => {
-                        let before = batcher.known.load_full();
-                        if before.is_some_and(|before| *before != known) {
-                            batcher.changed();
-                        }
-                        batcher.known.store(Some(Arc::new(known)));
-                        batcher.learned_at.store(worker.now().as_millis() as u64 + 1, Relaxed);
-                    }
+                let (known, believed) = match learn::ask(&worker, &ask.way, &ask.model, &ask.version).await {
+                    Ok(known) => (known, learn::BELIEVED),
+                    // A server that is asked over gRPC alone, or is not there yet.
                     Err(failure) => {
-                        tracing::info!(model = %model.name, %failure, "the model server was asked in vain")
+                        tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
+                        (Known::default(), learn::FAILED_FOR)
                     }
+                };
+                if batcher.known.load_full().is_some_and(|before| *before != known) {
+                    batcher.changed();
                 }
+                batcher.known.store(Some(Arc::new(known)));
+                let again = worker.now() + believed;
+                batcher.learn_at.store(again.as_millis() as u64, Relaxed);
                 batcher.learning.store(false, Relaxed);
             });
         }
@@ -438,17 +437,12 @@ async fn together(flight: &Flight, way: Way, members: &[Member]) -> Answers {
     }
 }
 
-/// One execution for one request.
-pub async fn alone(
-    worker: &Rc<Worker>,
-    way: &Way,
-    model: &str,
-    version: &str,
-    request: &InferRequest,
-    known: &Known,
-) -> Result<Told, Failure> {
-    let rows = request.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
-    let executed = worker.shared.sharing.tally.execution(u32::try_from(rows).unwrap_or(u32::MAX), 1);
-    let answer = handover::infer(worker, way, model, version, [request], known).await;
-    Ok(Told { answer, executed })
+/// One execution for one request, which goes as it came.
+pub async fn alone(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Told {
+    let executed = worker.shared.sharing.tally.execution(1, 1);
+    let answer = async {
+        let answer = call::whole(worker, way, outgoing).await?;
+        call::read(way, &answer)
+    };
+    Told { answer: answer.await, executed }
 }

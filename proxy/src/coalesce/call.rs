@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -80,7 +80,7 @@ pub async fn infer(
         over_rest(model, version, request, binary)?
     };
     let answer = whole(worker, way, outgoing).await?;
-    if way.grpc { read_grpc(way, answer) } else { read_rest(way, &answer, |_| None) }
+    read(way, &answer)
 }
 
 /// A request whose tensors are in shared memory already.
@@ -105,16 +105,23 @@ pub struct Outgoing {
 
 fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> Result<Outgoing, Failure> {
     let body = if binary {
-        request.head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
-        for output in &mut request.head.outputs {
-            output.parameters.remove("binary_data");
-        }
+        binary_outputs(&mut request.head);
         request.rest()
     } else {
         rest::encode_request(&request.whole(), false)
     };
     let body = body.map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
     Ok(posted(model, version, body))
+}
+
+/// Asks for outputs behind the JSON. Triton heeds what is said of all of them only where none is named.
+pub fn binary_outputs(head: &mut InferRequest) {
+    if head.outputs.is_empty() {
+        head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+    }
+    for output in &mut head.outputs {
+        output.parameters.insert("binary_data".to_owned(), Parameter::Bool(true));
+    }
 }
 
 fn posted(model: &str, version: &str, body: rest::Body) -> Outgoing {
@@ -259,7 +266,25 @@ pub fn join(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
     joined.freeze()
 }
 
-/// Reads an answer; `place` says where the server has put an output, by its name.
+/// Reads an answer in the form in which the server was asked.
+pub fn read(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
+    if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer, |_| None) }
+}
+
+/// A client's own request, as it came.
+pub fn original(parts: &Request<RequestBody>, body: Bytes) -> Outgoing {
+    let mut headers = parts.headers().clone();
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(TRANSFER_ENCODING);
+    let host = parts.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+    if let Some(host) = host {
+        headers.insert(HOST, host);
+    }
+    let path = parts.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    Outgoing { method: parts.method().clone(), path, headers, parts: VecDeque::from([body]) }
+}
+
+/// Reads an answer over REST; `place` says where the server has put an output, by its name.
 pub fn read_rest(
     way: &Way,
     answer: &Answer,
@@ -274,7 +299,7 @@ pub fn read_rest(
         .map_err(|error| strange(way, &error.to_string()))
 }
 
-fn read_grpc(way: &Way, answer: Answer) -> Result<InferResponse, Trouble> {
+fn read_grpc(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
     let status = |headers: &HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse::<u8>().ok();
     let said = answer.trailers.as_ref().filter(|trailers| status(trailers).is_some());
     let said = said.unwrap_or(&answer.headers);

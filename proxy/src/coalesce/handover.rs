@@ -21,7 +21,7 @@ use http::{HeaderMap, Method};
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
-use penstock_inference::oip::{InferRequest, InferResponse, Parameter, Tensor, TensorMetadata};
+use penstock_inference::oip::{InferRequest, InferResponse, Tensor, TensorMetadata};
 use penstock_kernels::arena::{Access, Arena, Kind, Lease};
 use tokio::time::Instant;
 
@@ -93,11 +93,12 @@ impl Memory {
             }
         }
         let standing = match register(worker, way, arena).await {
-            Ok(()) => {
+            Ok(Registered::Anew) => {
                 // Whoever had the memory before has forgotten it with the region.
                 arena.amnesty_of(number(server));
                 Standing::Knows
             }
+            Ok(Registered::Still) => Standing::Knows,
             Err(why) => {
                 tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
                 Standing::Refused(Instant::now())
@@ -127,7 +128,15 @@ fn region(arena: &Arena) -> String {
     arena.key().unwrap_or_default().trim_start_matches('/').to_owned()
 }
 
-async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<(), String> {
+/// How a server has come to know the region.
+enum Registered {
+    /// It has just been told.
+    Anew,
+    /// It knew it, and was using it, so that it would not forget it.
+    Still,
+}
+
+async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<Registered, String> {
     let key = arena.key().ok_or("the arena is in no shared memory")?;
     let (path, body) = shm::register(&region(arena), key, arena.bytes() as u64);
     let post = |path: String, body: Bytes| {
@@ -135,11 +144,14 @@ async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<(), S
             Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
         call::whole(worker, way, outgoing)
     };
-    // What an earlier process of the same name has left there.
-    let _ = post(shm::unregister(&region(arena)), Bytes::from_static(b"{}")).await;
+    // A connection that broke looks like a server that was started anew, and need not be one.
+    let forgotten = post(shm::unregister(&region(arena)), Bytes::from_static(b"{}")).await;
+    if forgotten.is_ok_and(|answer| answer.status >= 500) {
+        return Ok(Registered::Still);
+    }
     let answer = post(path, body).await.map_err(|failure| failure.to_string())?;
     match answer.status {
-        200 => Ok(()),
+        200 => Ok(Registered::Anew),
         status => Err(format!("{status}: {}", String::from_utf8_lossy(&answer.body))),
     }
 }
@@ -217,7 +229,7 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
     };
     let mut head = joined.head.clone();
     if outputs.is_none() {
-        head.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+        call::binary_outputs(&mut head);
     }
     let head = shm::request_over_shm(head, &region(arena), places, wanted);
     Some(Placed { head, inputs, outputs, server })

@@ -19,6 +19,8 @@ use crate::worker::Worker;
 
 /// How long what was learned is believed.
 pub const BELIEVED: Duration = Duration::from_secs(30);
+/// A server that could not be asked is asked again after so long.
+pub const FAILED_FOR: Duration = Duration::from_secs(5);
 /// How long a server may take to say it.
 const PATIENCE: Duration = Duration::from_secs(2);
 

@@ -26,16 +26,16 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use penstock_api::{Reason, names};
-use penstock_coalesce::batch::Ask;
+use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{Cache, Control};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::InferResponse;
+use penstock_inference::oip::{Datatype, InferResponse, Tensor};
 use tokio::sync::oneshot;
 
 use crate::admission::facts;
 use crate::body::{RequestBody, ResponseBody};
-use crate::config::WorkloadPort;
+use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -43,9 +43,8 @@ use crate::models::Model;
 use crate::work::Work;
 use crate::{kept, send};
 
-use batcher::{Batcher, Executed, Learn, Told};
-use call::{Trouble, Way};
-use learn::Known;
+use batcher::{Executed, Learn, Told};
+use call::{Outgoing, Trouble, Way};
 use tally::Tally;
 use wire::{Asked, Form, ModelError};
 
@@ -152,15 +151,27 @@ impl Wish {
 /// A request on its way through this stage.
 struct Sharer<'a> {
     exchange: &'a Rc<Exchange>,
-    port: &'a WorkloadPort,
     model: &'a Arc<Model>,
     way: Way,
     asked: &'a Asked,
-    headers: &'a HeaderMap,
+    /// As it came.
+    original: Outgoing,
     /// Whose it is; empty: not proven.
     client: &'a str,
-    wish: Wish,
-    deadline: Option<Duration>,
+    /// How it can share an execution; `None`: it goes alone.
+    together: Option<(Limits, Ask)>,
+}
+
+/// How a request can share an execution, if it can.
+fn together(limits: Limits, ask: Ask, asked: &Asked) -> Option<(Limits, Ask)> {
+    let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
+    let (rows, key) = key::compatible(&asked.request, &scope, 0)?;
+    (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
+}
+
+/// Whether JSON can hold it (the protocol, "Tensor Data": half-precision numbers travel as bytes alone).
+fn fits_json(input: &Tensor) -> bool {
+    !matches!(input.datatype, Datatype::Fp16 | Datatype::Bf16)
 }
 
 /// Whether anything is shared on a port.
@@ -193,6 +204,17 @@ pub async fn serve(
         sharing.tally.passed.add(1);
         Ok(None)
     };
+    let way = Way { cluster: Arc::clone(&port.cluster), grpc: form != Form::Rest };
+    let known = model.batcher().known(worker, model, || {
+        let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
+        Learn { way: way.clone(), model: name.to_owned(), version: version.to_owned() }
+    });
+    let rules = port.batch.as_ref().filter(|_| wish.batched);
+    let limits = rules.zip(known.as_ref()).and_then(|(rules, known)| model.batcher().limits(rules, known));
+    let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
+    if limits.is_none() && coalesced.is_none() {
+        return Ok(None);
+    }
     // What is shared must be known whole.
     let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
     let Some(pieces) = pieces else { return passed() };
@@ -202,25 +224,35 @@ pub async fn serve(
     let Some(asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
         return passed();
     };
+    let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
+    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
+    let ask = Ask {
+        key: 0,
+        rows: 0,
+        bytes: asked.request.inputs.iter().map(|input| input.data.len() as u64).sum(),
+        elements: asked.request.inputs.iter().map(|input| input.shape.iter().product::<u64>()).sum(),
+        deadline: timeout.map(|timeout| began + timeout),
+        tenant: facts::tenant(client, &worker.shared.hasher),
+        priority: facts::Priorities::default().of(client, request.headers()) as u8,
+    };
+    let binary = way.grpc || known.as_ref().is_some_and(|known| known.binary);
+    let limits = limits.filter(|_| binary || asked.request.inputs.iter().all(fits_json));
+    let together = limits.and_then(|limits| together(limits, ask, &asked));
+    if together.is_none() && coalesced.is_none() {
+        return Ok(None);
+    }
 
     // From here on it counts where it goes, as every request does.
     let choice = send::pick(worker, &port.cluster, &port.cluster.policy(), work, &[])?;
     exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
     exchange.sending();
-    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
-    let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
-    let sharer = Sharer {
-        exchange,
-        port,
-        model,
-        way: Way { cluster: Arc::clone(&port.cluster), grpc: form != Form::Rest },
-        asked: &asked,
-        headers: request.headers(),
-        client: connection.client.as_ref().map_or("", |(id, _)| id.as_str()),
-        wish,
-        deadline: timeout.map(|timeout| began + timeout),
+    let original = call::original(request, body);
+    let sharer = Sharer { exchange, model, way, asked: &asked, original, client, together };
+    let (told, how) = match coalesced {
+        Some(rules) => sharer.answer(rules).await.map(|(told, how)| (told, Some(how)))?,
+        None => (sharer.execute().await?, None),
     };
-    let (told, how) = sharer.answer().await?;
     exchange.secured(connection.client.is_some());
     let answer = match told.answer {
         Ok(answer) => Ok(answer),
@@ -271,34 +303,20 @@ impl How {
 }
 
 impl Sharer<'_> {
-    fn batcher(&self) -> &Batcher {
-        self.model.batcher()
-    }
-
-    fn known(&self) -> Option<Arc<Known>> {
-        self.batcher().known(&self.exchange.worker, self.model, || Learn {
-            way: self.way.clone(),
-            model: self.asked.model.clone(),
-            version: self.asked.version.clone(),
-        })
-    }
-
     /// The answer: from the cache, of one that is in flight, or of an execution.
-    async fn answer(&self) -> Result<(Told, Option<How>), Failure> {
-        let rules = self.port.coalesce.as_ref().filter(|_| self.wish.coalesced);
-        let Some(rules) = rules else { return Ok((self.execute().await?, None)) };
-        let worker = &self.exchange.worker;
+    async fn answer(self, rules: &Coalesce) -> Result<(Told, How), Failure> {
+        let worker = Rc::clone(&self.exchange.worker);
         let sharing = &worker.shared.sharing;
-        self.known();
+        let batcher = self.model.batcher();
         let scope = Scope {
             client: if rules.shared { "" } else { self.client },
             model: &self.asked.model,
             version: &self.asked.version,
-            load: self.batcher().load(),
+            load: batcher.load(),
             headers: &rules.headers,
         };
-        let key = key::of_tensors(&self.asked.request, &scope, self.headers);
-        let asked = Control::of(self.headers);
+        let key = key::of_tensors(&self.asked.request, &scope, &self.original.headers);
+        let asked = Control::of(&self.original.headers);
         let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
         if let Some((cache, _)) = &cache
             && !asked.no_cache
@@ -306,7 +324,7 @@ impl Sharer<'_> {
             && let Some(Stored::Tensors(answer)) = cache.get(&key, worker.now())
         {
             sharing.tally.hits.add(1);
-            return Ok((Told { answer: Ok(answer), executed: Executed::default() }, Some(How::Hit)));
+            return Ok((Told { answer: Ok(answer), executed: Executed::default() }, How::Hit));
         }
         let (told, how) = match rules.single_flight {
             true => self.once(key).await?,
@@ -319,18 +337,18 @@ impl Sharer<'_> {
         if how == How::Miss
             && let (Some((cache, age)), Ok(answer)) = (&cache, &told.answer)
             && let Some(age) = asked.keep(*age, rules.shared)
-            && self.batcher().load() == scope.load
+            && batcher.load() == scope.load
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
             // A slice would keep the whole batch's answer in memory.
             cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now() + age);
         }
-        Ok((told, Some(how)))
+        Ok((told, how))
     }
 
     /// Executed, unless one that is the same is in flight.
-    async fn once(&self, key: Hash) -> Result<(Told, How), Failure> {
-        let sharing = &self.exchange.worker.shared.sharing;
+    async fn once(self, key: Hash) -> Result<(Told, How), Failure> {
+        let sharing = &Arc::clone(&self.exchange.worker.shared.sharing);
         let (reply, word) = oneshot::channel();
         let joined = sharing.flights().join(key, || reply);
         let seat = match joined {
@@ -366,36 +384,15 @@ impl Sharer<'_> {
     }
 
     /// Executed: with others, if it can be, or alone.
-    async fn execute(&self) -> Result<Told, Failure> {
+    async fn execute(self) -> Result<Told, Failure> {
         let worker = &self.exchange.worker;
-        let (asked, model) = (self.asked, self.model);
-        let rules = self.port.batch.as_ref().filter(|_| self.wish.batched);
-        let known = self.known().unwrap_or_default();
-        if let Some(rules) = rules
-            && let Some(limits) = self.batcher().limits(rules, &known)
-        {
-            let scope =
-                Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
-            if let Some((rows, key)) = key::compatible(&asked.request, &scope, 0) {
-                let data = asked.request.inputs.iter().map(|input| input.data.len() as u64);
-                let elements = asked.request.inputs.iter().map(|input| input.shape.iter().product::<u64>());
-                let priority = facts::Priorities::default().of(self.client, self.headers);
-                let ask = Ask {
-                    key,
-                    rows,
-                    bytes: data.sum(),
-                    elements: elements.sum(),
-                    deadline: self.deadline,
-                    tenant: facts::tenant(self.client, &worker.shared.hasher),
-                    priority: priority as u8,
-                };
-                if rows <= limits.rows {
-                    let request = asked.request.clone();
-                    return batcher::execute(worker, model, limits, ask, request, self.way.clone()).await;
-                }
+        match self.together {
+            Some((limits, ask)) => {
+                let request = self.asked.request.clone();
+                batcher::execute(worker, self.model, limits, ask, request, self.way).await
             }
+            None => Ok(batcher::alone(worker, &self.way, self.original).await),
         }
-        batcher::alone(worker, &self.way, &asked.model, &asked.version, &asked.request, &known).await
     }
 }
 

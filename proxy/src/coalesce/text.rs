@@ -5,7 +5,6 @@
 //! (temperature 0, or a seed). An answer that is an error is shared only if it would be everybody's; otherwise who asked
 //! the same asks for himself.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -141,15 +140,7 @@ pub(super) async fn serve(
     if let Some(record) = to_pump {
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
         let way = Way { cluster: Arc::clone(&port.cluster), grpc: http2 };
-        let mut headers = request.headers().clone();
-        let host = request.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
-        if let Some(host) = host {
-            headers.insert(header::HOST, host);
-        }
-        headers.remove(header::CONTENT_LENGTH);
-        headers.remove(header::TRANSFER_ENCODING);
-        let path = request.uri().path_and_query().map_or_else(|| path.to_owned(), ToString::to_string);
-        let outgoing = Outgoing { method: Method::POST, path, headers, parts: VecDeque::from([body]) };
+        let outgoing = call::original(request, body);
         let keep = cache.and_then(|(cache, age)| Some((cache, asked.keep(age, rules.shared)?)));
         let pump =
             Pump { sharing: Arc::clone(sharing), key, record: Arc::clone(&record), shared: rules.shared };
