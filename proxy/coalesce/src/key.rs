@@ -23,7 +23,6 @@
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE};
 use http::{HeaderMap, HeaderName};
 use penstock_inference::oip::{InferRequest, Parameter, Parameters, Tensor};
-use serde_json::Value;
 
 use crate::batch;
 use crate::json::Document;
@@ -177,24 +176,15 @@ pub fn of_document(path: &str, body: &Document, scope: &Scope<'_>, headers: &Hea
     writer.0.finalize().into()
 }
 
-/// What a request in JSON asks, in whatever order and with whatever spaces it was written. A [`Value`] knows no numbers
-/// above 64 bits, and of a member that is named twice the last only: [`of_document`] loses neither.
-pub fn of_json(path: &str, body: &Value, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
-    let mut writer = Writer::new("penstock value 2");
-    writer.scope(scope, headers);
-    writer.headers(&CREDENTIALS, headers);
-    // The answer is passed on as the application encoded it.
-    writer.headers(&[ACCEPT_ENCODING], headers);
-    writer.field(path.as_bytes());
-    // The keys of an object are in order: a `Value` keeps them in a tree.
-    writer.field(body.to_string().as_bytes());
-    writer.0.finalize().into()
-}
-
-/// Whether a request to a language model fixes its own outcome: no temperature, or a seed.
-pub fn is_deterministic(body: &Value) -> bool {
-    let number = |name: &str| body.get(name).and_then(Value::as_f64);
-    number("temperature") == Some(0.0) || number("seed").is_some()
+/// Of these headers those that prove to the application who a client is.
+pub fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let mut proofs = HeaderMap::new();
+    for name in CREDENTIALS {
+        for value in headers.get_all(&name) {
+            proofs.append(&name, value.clone());
+        }
+    }
+    proofs
 }
 
 /// Parameters that tie a request to others, or that only the request itself can have (sequences, priorities of the
@@ -204,9 +194,12 @@ fn forbids_batches(name: &str) -> bool {
 }
 
 /// Rows of a request that can share an execution, and the key of those with which it can: the same model, input names,
-/// datatypes, dimensions but the first, parameters and outputs. `None`: it goes alone. `class` is what else must be
-/// equal.
-pub fn compatible(request: &InferRequest, scope: &Scope<'_>, class: u64) -> Option<(u32, batch::Key)> {
+/// datatypes, dimensions but the first, parameters, outputs and credentials. `None`: it goes alone.
+pub fn compatible(
+    request: &InferRequest,
+    scope: &Scope<'_>,
+    headers: &HeaderMap,
+) -> Option<(u32, batch::Key)> {
     let rows = *request.inputs.first()?.shape.first()?;
     let parts = request.inputs.iter().map(|input| &input.parameters);
     let mut parameters = parts.chain(request.outputs.iter().map(|output| &output.parameters));
@@ -221,7 +214,7 @@ pub fn compatible(request: &InferRequest, scope: &Scope<'_>, class: u64) -> Opti
     let rows = u32::try_from(rows).ok()?;
     let mut writer = Writer::new("penstock batch 2");
     writer.scope(&Scope { headers: &[], ..*scope }, &HeaderMap::new());
-    writer.number(class);
+    writer.headers(&CREDENTIALS, headers);
     writer.parameters(&request.parameters);
     writer.outputs(request);
     writer.number(request.inputs.len() as u64);
@@ -256,7 +249,7 @@ mod tests {
     }
 
     fn key(request: &InferRequest) -> Option<batch::Key> {
-        compatible(request, &SCOPE, 0).map(|(_, key)| key)
+        compatible(request, &SCOPE, &HeaderMap::new()).map(|(_, key)| key)
     }
 
     #[test]
@@ -367,7 +360,7 @@ mod tests {
         let mut other = request();
         other.inputs = vec![Tensor::fp32("x", vec![1, 2], [9.0, 9.0]), Tensor::fp32("y", vec![1, 1], [9.0])];
         assert_eq!(key(&other), key(&request()));
-        assert_eq!(compatible(&other, &SCOPE, 0).unwrap().0, 1);
+        assert_eq!(compatible(&other, &SCOPE, &HeaderMap::new()).unwrap().0, 1);
         type Change = fn(&mut InferRequest);
         let changes: [Change; 3] = [
             |r| r.inputs[0].shape = vec![2, 1, 2],
@@ -379,7 +372,10 @@ mod tests {
             change(&mut changed);
             assert_ne!(key(&changed), key(&request()));
         }
-        assert_ne!(compatible(&request(), &SCOPE, 1), compatible(&request(), &SCOPE, 0));
+        let mut proof = HeaderMap::new();
+        proof.insert("authorization", "Bearer x".parse().unwrap());
+        assert_eq!(credentials(&proof), proof);
+        assert_ne!(compatible(&request(), &SCOPE, &proof), compatible(&request(), &SCOPE, &HeaderMap::new()));
     }
 
     #[test]
@@ -404,18 +400,5 @@ mod tests {
             change(&mut changed);
             assert_eq!(key(&changed), None, "change {at}");
         }
-    }
-
-    #[test]
-    fn json_is_the_same_in_any_order_and_a_fixed_outcome_is_seen() {
-        let of = |text: &str| {
-            let body = serde_json::from_str(text).unwrap();
-            of_json("/v1/completions", &body, &SCOPE, &HeaderMap::new())
-        };
-        assert_eq!(of(r#"{"a":1,"b":[1,{"d":2,"c":3}]}"#), of(r#"{ "b":[1,{"c":3,"d":2}], "a":1}"#));
-        assert_ne!(of(r#"{"a":1}"#), of(r#"{"a":1.0}"#));
-        let fixed = |text: &str| is_deterministic(&serde_json::from_str(text).unwrap());
-        assert!(fixed(r#"{"temperature":0}"#) && fixed(r#"{"temperature":0.0}"#) && fixed(r#"{"seed":7}"#));
-        assert!(!fixed("{}") && !fixed(r#"{"temperature":1}"#) && !fixed(r#"{"seed":null}"#));
     }
 }

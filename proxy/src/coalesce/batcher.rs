@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use http::HeaderMap;
 use penstock_api::Reason;
 use penstock_coalesce::batch::{self, Ask, BatchId, Bisection, Formed, Former, Left, Limits, Takes, Ticket};
 use penstock_inference::oip::{InferRequest, InferResponse};
@@ -28,15 +29,24 @@ use crate::failure::Failure;
 use crate::models::Model;
 use crate::worker::Worker;
 
+/// What a member brings.
+#[derive(Debug)]
+pub struct Wants {
+    /// What it asks; its id stays with the client's request.
+    pub request: InferRequest,
+    /// How its own server is asked.
+    pub way: Way,
+    /// Headers that prove to the application who it is; the same for all of an execution.
+    pub credentials: HeaderMap,
+}
+
 /// One of a batch.
 #[derive(Debug)]
 pub struct Member {
-    /// What it asks; its id stays with the client's request.
-    pub request: InferRequest,
+    /// What it brings.
+    pub wants: Wants,
     /// Its rows.
     pub rows: u32,
-    /// How its own server is asked.
-    pub way: Way,
     /// Where its answer is waited for.
     pub reply: oneshot::Sender<Told>,
     /// Its worker.
@@ -200,11 +210,10 @@ pub async fn execute(
     model: &Arc<Model>,
     limits: Limits,
     ask: Ask,
-    request: InferRequest,
-    way: Way,
+    wants: Wants,
 ) -> Result<Told, Failure> {
     let (reply, told) = oneshot::channel();
-    let member = Member { request, rows: ask.rows, way, reply, home: worker.orders.clone() };
+    let member = Member { wants, rows: ask.rows, reply, home: worker.orders.clone() };
     let now = worker.now();
     let (ticket, look_at) = {
         let mut state = model.batcher().state();
@@ -375,7 +384,7 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
     while let Some(mut part) = parts.pop() {
         part.retain(|member| !member.reply.is_closed());
         let Some(first) = part.first() else { continue };
-        let answer = together(&flight, first.way.clone(), &part).await;
+        let answer = together(&flight, &first.wants, &part).await;
         flight.failed &= answer.is_err();
         match answer {
             Ok((answers, executed)) => {
@@ -403,17 +412,18 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
 type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
 
 /// One execution for all of these.
-async fn together(flight: &Flight, way: Way, members: &[Member]) -> Answers {
+async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers {
     let (worker, model) = (&flight.worker, &flight.model);
     let batcher = model.batcher();
     let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
     let executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
     // A server that can be asked over REST takes tensors as pieces, and by shared memory.
-    let way = members.iter().find(|member| !member.way.grpc).map_or(way, |member| member.way.clone());
+    let rest = members.iter().map(|member| &member.wants.way).find(|way| !way.grpc);
+    let way = rest.unwrap_or(&first.way);
     let known = batcher.known.load_full().unwrap_or_default();
     let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
-    let requests = members.iter().map(|member| &member.request);
-    let answered = handover::infer(worker, &way, name, version, requests, &known).await;
+    let requests = members.iter().map(|member| &member.wants.request);
+    let answered = handover::infer(worker, way, (name, version), requests, &first.credentials, &known).await;
     let answer = match answered {
         Ok(answer) => answer,
         Err(trouble) => {

@@ -65,29 +65,39 @@ impl From<Failure> for Trouble {
     }
 }
 
-/// Has a model asked. `binary`: the server takes tensors behind the JSON.
+/// Has a model, of that name and version, asked. `binary`: the server takes tensors behind the JSON.
 pub async fn infer(
     worker: &Rc<Worker>,
     way: &Way,
-    model: &str,
-    version: &str,
+    model: (&str, &str),
     request: Joined,
+    credentials: &HeaderMap,
     binary: bool,
 ) -> Result<InferResponse, Trouble> {
-    let outgoing = if way.grpc {
-        over_grpc(model, version, &request)?
-    } else {
-        over_rest(model, version, request, binary)?
-    };
+    let mut outgoing =
+        if way.grpc { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
+    add(&mut outgoing.headers, credentials);
     let answer = whole(worker, way, outgoing).await?;
     read(way, &answer)
 }
 
 /// A request whose tensors are in shared memory already.
-pub fn placed(model: &str, version: &str, head: &InferRequest) -> Result<Outgoing, Failure> {
+pub fn placed(
+    model: (&str, &str),
+    head: &InferRequest,
+    credentials: &HeaderMap,
+) -> Result<Outgoing, Failure> {
     let body = rest::encode_request(head, true)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
-    Ok(posted(model, version, body))
+    let mut outgoing = posted(model, body);
+    add(&mut outgoing.headers, credentials);
+    Ok(outgoing)
+}
+
+fn add(headers: &mut HeaderMap, more: &HeaderMap) {
+    for (name, value) in more {
+        headers.append(name, value.clone());
+    }
 }
 
 /// What a request of our own is made of; it can be made anew when a connection turns out to be closed.
@@ -103,7 +113,7 @@ pub struct Outgoing {
     pub parts: VecDeque<Bytes>,
 }
 
-fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> Result<Outgoing, Failure> {
+fn over_rest(model: (&str, &str), mut request: Joined, binary: bool) -> Result<Outgoing, Failure> {
     let body = if binary {
         binary_outputs(&mut request.head);
         request.rest()
@@ -111,7 +121,7 @@ fn over_rest(model: &str, version: &str, mut request: Joined, binary: bool) -> R
         rest::encode_request(&request.whole(), false)
     };
     let body = body.map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
-    Ok(posted(model, version, body))
+    Ok(posted(model, body))
 }
 
 /// Asks for outputs behind the JSON. Triton heeds what is said of all of them only where none is named.
@@ -124,7 +134,7 @@ pub fn binary_outputs(head: &mut InferRequest) {
     }
 }
 
-fn posted(model: &str, version: &str, body: rest::Body) -> Outgoing {
+fn posted((model, version): (&str, &str), body: rest::Body) -> Outgoing {
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
     if let Some(length) = body.header_length {
@@ -137,7 +147,7 @@ fn posted(model: &str, version: &str, body: rest::Body) -> Outgoing {
     Outgoing { method: Method::POST, path, headers, parts: body.parts.into() }
 }
 
-fn over_grpc(model: &str, version: &str, request: &Joined) -> Result<Outgoing, Failure> {
+fn over_grpc((model, version): (&str, &str), request: &Joined) -> Result<Outgoing, Failure> {
     let frames = request
         .grpc_frames(model, version)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;

@@ -156,13 +156,13 @@ async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<Regis
     }
 }
 
-/// Asks the model for all of these together.
+/// Asks a model, of that name and version, for all of these together.
 pub async fn infer<'a>(
     worker: &Rc<Worker>,
     way: &Way,
-    model: &str,
-    version: &str,
+    model: (&str, &str),
     requests: impl IntoIterator<Item = &'a InferRequest>,
+    credentials: &HeaderMap,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
@@ -170,8 +170,8 @@ pub async fn infer<'a>(
         Failure::new(Reason::Internal, story)
     })?;
     match place(worker, way, &joined, known).await {
-        Some(placed) => by_memory(worker, way, model, version, joined, placed, known).await,
-        None => call::infer(worker, way, model, version, joined, known.binary).await,
+        Some(placed) => by_memory(worker, way, model, joined, placed, credentials, known).await,
+        None => call::infer(worker, way, model, joined, credentials, known.binary).await,
     }
 }
 
@@ -279,10 +279,10 @@ fn outputs(
 async fn by_memory(
     worker: &Rc<Worker>,
     way: &Way,
-    model: &str,
-    version: &str,
+    model: (&str, &str),
     joined: Joined,
     placed: Placed,
+    credentials: &HeaderMap,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
     let Placed { head, inputs, outputs, server } = placed;
@@ -290,7 +290,7 @@ async fn by_memory(
     // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
     let call = {
         let (worker, way) = (Rc::clone(worker), way.clone());
-        let outgoing = call::placed(model, version, &head)?;
+        let outgoing = call::placed(model, &head, credentials)?;
         tokio::task::spawn_local(async move {
             let answer = call::whole(&worker, &way, outgoing).await;
             // A server that has said anything is done with it; of one that has not, nobody knows.
@@ -313,7 +313,7 @@ async fn by_memory(
         Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
             // It was started anew and knows the region no more: it is told again, and until then there are bytes.
             memory.forget(server);
-            call::infer(worker, way, model, version, joined, known.binary).await
+            call::infer(worker, way, model, joined, credentials, known.binary).await
         }
         answer => answer,
     }

@@ -160,12 +160,14 @@ struct Sharer<'a> {
     client: &'a str,
     /// How it can share an execution; `None`: it goes alone.
     together: Option<(Limits, Ask)>,
+    /// What it proves to the application who it is with; all of an execution prove the same.
+    credentials: HeaderMap,
 }
 
 /// How a request can share an execution, if it can.
-fn together(limits: Limits, ask: Ask, asked: &Asked) -> Option<(Limits, Ask)> {
+fn together(limits: Limits, ask: Ask, asked: &Asked, credentials: &HeaderMap) -> Option<(Limits, Ask)> {
     let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
-    let (rows, key) = key::compatible(&asked.request, &scope, 0)?;
+    let (rows, key) = key::compatible(&asked.request, &scope, credentials)?;
     (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
 }
 
@@ -238,7 +240,9 @@ pub async fn serve(
     };
     let binary = way.grpc || known.as_ref().is_some_and(|known| known.binary);
     let limits = limits.filter(|_| binary || asked.request.inputs.iter().all(fits_json));
-    let together = limits.and_then(|limits| together(limits, ask, &asked));
+    let credentials = key::credentials(request.headers());
+    let together = limits.and_then(|limits| together(limits, ask, &asked, &credentials));
+    let coalesced = coalesced.filter(|_| key::is_repeatable(&asked.request));
     if together.is_none() && coalesced.is_none() {
         return Ok(None);
     }
@@ -248,7 +252,7 @@ pub async fn serve(
     exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
     exchange.sending();
     let original = call::original(request, body);
-    let sharer = Sharer { exchange, model, way, asked: &asked, original, client, together };
+    let sharer = Sharer { exchange, model, way, asked: &asked, original, client, together, credentials };
     let (told, how) = match coalesced {
         Some(rules) => sharer.answer(rules).await.map(|(told, how)| (told, Some(how)))?,
         None => (sharer.execute().await?, None),
@@ -389,7 +393,8 @@ impl Sharer<'_> {
         match self.together {
             Some((limits, ask)) => {
                 let request = self.asked.request.clone();
-                batcher::execute(worker, self.model, limits, ask, request, self.way).await
+                let wants = batcher::Wants { request, way: self.way, credentials: self.credentials };
+                batcher::execute(worker, self.model, limits, ask, wants).await
             }
             None => Ok(batcher::alone(worker, &self.way, self.original).await),
         }

@@ -15,7 +15,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::BodyExt as _;
 use penstock_api::v1::Protocol;
 use penstock_api::{Reason, names};
-use penstock_coalesce::cache::{Cache, Control};
+use penstock_coalesce::cache::{self, Cache, Control, Terms};
+use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Hash, Scope};
 use penstock_inference::openai;
 
@@ -104,8 +105,8 @@ pub(super) async fn serve(
     };
     let length = pieces.iter().map(Bytes::len).sum();
     let body = call::join(pieces, length);
-    let Ok(value) = serde_json::from_slice(&body) else { return passed() };
-    if !rules.deterministic && !key::is_deterministic(&value) {
+    let Some(document) = Document::read(&body) else { return passed() };
+    if !rules.deterministic && !document.is_deterministic() {
         return Ok(None);
     }
     let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
@@ -117,7 +118,7 @@ pub(super) async fn serve(
         headers: &rules.headers,
     };
     let path = request.uri().path();
-    let key = key::of_json(path, &value, &scope, request.headers());
+    let key = key::of_document(path, &document, &scope, request.headers());
     let asked = Control::of(request.headers());
     let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
     let hit = cache.as_ref().filter(|_| !asked.no_cache && !asked.no_store);
@@ -141,9 +142,8 @@ pub(super) async fn serve(
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
         let way = Way { cluster: Arc::clone(&port.cluster), grpc: http2 };
         let outgoing = call::original(request, body);
-        let keep = cache.and_then(|(cache, age)| Some((cache, asked.keep(age, rules.shared)?)));
-        let pump =
-            Pump { sharing: Arc::clone(sharing), key, record: Arc::clone(&record), shared: rules.shared };
+        let keep = cache.map(|(cache, age)| Keep { cache, age, rules: rules.clone() });
+        let pump = Pump { sharing: Arc::clone(sharing), key, record: Arc::clone(&record) };
         let task = tokio::task::spawn_local(pump.run(Rc::clone(worker), way, outgoing, keep));
         record.pumped_by(task.abort_handle());
     }
@@ -191,7 +191,13 @@ struct Pump {
     sharing: Arc<Sharing>,
     key: Hash,
     record: Arc<Record>,
-    shared: bool,
+}
+
+/// Where and on what terms its answer is kept.
+struct Keep {
+    cache: Arc<Cache<Stored>>,
+    age: Duration,
+    rules: Coalesce,
 }
 
 impl Drop for Pump {
@@ -204,20 +210,15 @@ impl Drop for Pump {
 }
 
 impl Pump {
-    async fn run(
-        self,
-        worker: Rc<Worker>,
-        way: Way,
-        outgoing: Outgoing,
-        keep: Option<(Arc<Cache<Stored>>, Duration)>,
-    ) {
+    async fn run(self, worker: Rc<Worker>, way: Way, outgoing: Outgoing, keep: Option<Keep>) {
         let ended = self.pump(&worker, &way, &outgoing).await;
         let whole = ended.is_ok();
         self.record.end(ended);
-        if let Some((cache, age)) = keep.filter(|_| whole)
+        if let Some(Keep { cache, age, rules }) = keep.filter(|_| whole)
             && let Some((head, parts)) = self.record.whole()
-            && head.0 == 200
-            && let Some(age) = Control::of(&head.1).keep(age, self.shared)
+            && let Ok(status) = StatusCode::from_u16(head.0)
+            && let terms = (Terms { age, shared: rules.shared, headers: &rules.headers })
+            && let Some(age) = cache::cacheable(&outgoing.headers, &head.1, status, terms)
         {
             let bytes: usize = parts.iter().map(Bytes::len).sum();
             let text = Stored::Text(Arc::new(Text { head, parts }));

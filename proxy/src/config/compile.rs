@@ -401,9 +401,6 @@ fn batch(from: &v1::Batch) -> Batch {
     }
 }
 
-/// Headers by which servers tell users apart: what one of them was answered is never another's.
-const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "x-api-key", "openai-organization"];
-
 fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {
     let header = |name: &String| {
         HeaderName::try_from(name.as_str()).map_err(|_| format!("{name:?} is not the name of a header"))
@@ -413,11 +410,7 @@ fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {
         cache: (from.cache_bytes > 0).then(|| (from.cache_bytes, Duration::from_millis(from.cache_ms))),
         shared: from.shared,
         deterministic: from.deterministic,
-        headers: CREDENTIALS
-            .into_iter()
-            .map(|name| Ok(HeaderName::from_static(name)))
-            .chain(from.headers.iter().map(header))
-            .collect::<Result<_, String>>()?,
+        headers: from.headers.iter().map(header).collect::<Result<_, _>>()?,
     })
 }
 
