@@ -121,7 +121,7 @@ async fn shared_executions_give_the_same_bits() {
     assert!(rows.iter().any(|rows| *rows > 8), "{rows:?}");
     assert!(rows.iter().all(|rows| *rows <= 32), "{rows:?}");
     // What is large went through shared memory, and nothing of it is left behind.
-    assert!(bed.counted("penstock_executions_placed_total").await > 10.0);
+    assert!(bed.counted("penstock_executions_placed_total").await > 0.0);
     assert!(bed.counted("penstock_arena_bytes").await < 1.0);
 }
 
