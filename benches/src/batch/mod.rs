@@ -164,7 +164,11 @@ async fn measure(args: &BatchArgs, case: &Case, tools: &Tools) -> Round {
 
 /// One run, with a server and a subject of its own.
 async fn once(args: &BatchArgs, case: &Case, subject: Subject, tools: &Tools) -> Result<Run> {
-    let mut stage = Stage::start(case, subject, tools).await?;
+    // A port may be taken between its choice and its use; that must not cost a subject its rows.
+    let mut stage = match Stage::start(case, subject, tools).await {
+        Ok(stage) => stage,
+        Err(_) => Stage::start(case, subject, tools).await?,
+    };
     let before = stage.executions().await;
     let figures = loaded(args, case, &stage, tools).await;
     let after = stage.executions().await;
