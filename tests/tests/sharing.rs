@@ -16,6 +16,7 @@ use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::wire::{Message, get};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/repository");
 
@@ -46,6 +47,8 @@ impl Bed {
                 delay,
                 "--queue",
                 "1000",
+                "--threads",
+                "4",
             ],
             folder.path(),
         );
@@ -128,6 +131,23 @@ async fn rows_of_many_are_executed_together_and_each_gets_its_own() {
         largest = largest.max(rows);
     }
     assert!(largest > 8, "the largest execution had {largest} rows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_server_is_sent_what_has_waited_long_enough() {
+    let bed = Bed::start(&[(annotation::BATCH, "max=32,delay=100ms,concurrent=1")], "fixed=1s,row=0ms").await;
+    let begun = Instant::now();
+    let first = bed.ask_owned(image(1, 1));
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let message = bed.ask_owned(image(2, 1)).await;
+        (message, begun.elapsed())
+    };
+    let (first, (second, took)) = tokio::join!(first, second);
+    answer(&first);
+    answer(&second);
+    // It did not wait for the first, which was executing for a second, but no less than it was to.
+    assert!(took >= Duration::from_millis(1140) && took < Duration::from_millis(1800), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

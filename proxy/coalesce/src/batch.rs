@@ -420,13 +420,6 @@ impl<M> Former<M> {
         Some(Formed::Batch(Batch { id, members, rows: taken, closed, waited: now.saturating_sub(since) }))
     }
 
-    /// When a request that joins now is sent at the latest: ask again then. [`Former::wake`] says it of all that wait.
-    pub fn wake_for(&self, ask: &Ask, now: Duration) -> Option<Duration> {
-        let delay = self.limits.delay.map(|delay| now.saturating_add(delay));
-        let deadline = ask.deadline.map(|deadline| self.sent_for(deadline, ask.rows));
-        delay.into_iter().chain(deadline).min()
-    }
-
     /// When to ask again, if nothing happens before.
     pub fn wake(&self) -> Option<Duration> {
         if !self.is_at_most() {

@@ -214,23 +214,15 @@ pub async fn execute(
 ) -> Result<Told, Failure> {
     let (reply, told) = oneshot::channel();
     let member = Member { wants, rows: ask.rows, reply, home: worker.orders.clone() };
-    let now = worker.now();
-    let (ticket, look_at) = {
+    let ticket = {
         let mut state = model.batcher().state();
         state.former.set(limits);
-        let wake = state.former.wake_for(&ask, now);
-        let ticket = state.former.join(ask, member, now).map_err(|batch::Full| {
+        state.former.join(ask, member, worker.now()).map_err(|batch::Full| {
             let story = format!("{} requests wait for the model {}", batch::MAX_WAITING, model.name);
             Failure { retry_after: 1, ..Failure::unprocessed(Reason::QueueFull, story) }
-        })?;
-        let earlier = wake.filter(|wake| state.armed.is_none_or(|armed| *wake < armed));
-        state.armed = earlier.or(state.armed);
-        (ticket, earlier)
+        })?
     };
     let seat = Seat { model, ticket, worker, answered: false };
-    if let Some(at) = look_at {
-        look_later(worker, model, at);
-    }
     look(worker, model);
     let told = told.await;
     seat.answered();
@@ -277,20 +269,26 @@ pub fn obey(worker: &Rc<Worker>, order: Order) {
     }
 }
 
-/// Launches what is ready.
+/// Launches what is ready, and sees to it that somebody looks again when the next is.
 fn look(worker: &Rc<Worker>, model: &Arc<Model>) {
     let takes = model.estimator.cost().map_or_else(Takes::default, |cost| {
         let time = |ms: f32| Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default();
         Takes { fixed: time(cost.fixed_ms), row: time(cost.unit_ms) }
     });
     loop {
-        let formed = {
+        let now = worker.now();
+        let (formed, wake) = {
             let mut state = model.batcher().state();
             state.former.expect(takes);
-            state.former.next(worker.now())
+            let formed = state.former.next(now);
+            let wake = if formed.is_none() { state.former.wake() } else { None };
+            // What is due already waits for a batch to end, and then somebody looks.
+            let wake = wake.filter(|wake| *wake > now && state.armed.is_none_or(|armed| *wake < armed));
+            state.armed = wake.or(state.armed);
+            (formed, wake)
         };
         match formed {
-            None => return,
+            None => return wake.map_or((), |wake| look_later(worker, model, wake)),
             Some(Formed::Late(member)) => {
                 let story = format!("{} could not have answered before the request's deadline", model.name);
                 let answer = Err(Trouble::Way(Failure::unprocessed(Reason::TooLate, story)));
@@ -312,29 +310,13 @@ fn look(worker: &Rc<Worker>, model: &Arc<Model>) {
     }
 }
 
-/// Looks again when somebody's time is up.
+/// Looks again at that time, unless it is superseded by an earlier one.
 fn look_later(worker: &Rc<Worker>, model: &Arc<Model>, at: Duration) {
     let (worker, model) = (Rc::clone(worker), Arc::clone(model));
     tokio::task::spawn_local(async move {
-        let mut at = at;
-        loop {
-            tokio::time::sleep(at.saturating_sub(worker.now())).await;
-            {
-                let mut state = model.batcher().state();
-                if state.armed.is_none_or(|armed| armed < at) {
-                    return;
-                }
-                state.armed = None;
-            }
+        tokio::time::sleep(at.saturating_sub(worker.now())).await;
+        if model.batcher().state().armed.take_if(|armed| *armed == at).is_some() {
             look(&worker, &model);
-            let mut state = model.batcher().state();
-            let Some(next) = state.former.wake() else { return };
-            // What is due already waits for a batch to end.
-            if next <= worker.now() || state.armed.is_some() {
-                return;
-            }
-            state.armed = Some(next);
-            at = next;
         }
     });
 }

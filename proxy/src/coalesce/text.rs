@@ -186,6 +186,14 @@ fn is_for_all(status: u16) -> bool {
     status < 400 || matches!(status, 429 | 502..=504)
 }
 
+/// Whom an answer is for.
+enum For {
+    /// Who asks, whenever that is.
+    Anybody,
+    /// It set a cookie.
+    One,
+}
+
 /// Brings an answer in.
 struct Pump {
     sharing: Arc<Sharing>,
@@ -212,9 +220,9 @@ impl Drop for Pump {
 impl Pump {
     async fn run(self, worker: Rc<Worker>, way: Way, outgoing: Outgoing, keep: Option<Keep>) {
         let ended = self.pump(&worker, &way, &outgoing).await;
-        let whole = ended.is_ok();
-        self.record.end(ended);
-        if let Some(Keep { cache, age, rules }) = keep.filter(|_| whole)
+        let for_anybody = matches!(ended, Ok(For::Anybody));
+        self.record.end(ended.map(drop));
+        if let Some(Keep { cache, age, rules }) = keep.filter(|_| for_anybody)
             && let Some((head, parts)) = self.record.whole()
             && let Ok(status) = StatusCode::from_u16(head.0)
             && let terms = (Terms { age, shared: rules.shared, headers: &rules.headers })
@@ -226,11 +234,12 @@ impl Pump {
         }
     }
 
-    async fn pump(&self, worker: &Rc<Worker>, way: &Way, outgoing: &Outgoing) -> Result<(), Failure> {
+    async fn pump(&self, worker: &Rc<Worker>, way: &Way, outgoing: &Outgoing) -> Result<For, Failure> {
         let endpoint = way.endpoint()?;
         let (response, _lease) = call::send(worker, way, &endpoint, outgoing).await?;
         worker.shared.sharing.tally.execution(1, 1);
         let (parts, mut body) = response.into_parts();
+        let whom = if parts.headers.contains_key(header::SET_COOKIE) { For::One } else { For::Anybody };
         self.record.head(parts.status.as_u16(), for_all(parts.headers));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
@@ -241,7 +250,7 @@ impl Pump {
                 self.record.push(data).await;
             }
         }
-        Ok(())
+        Ok(whom)
     }
 }
 
