@@ -1,8 +1,8 @@
 //! One execution for many requests: what was answered lately is not executed again, what is in flight is executed once,
 //! and what differs only in its rows is executed together.
 //!
-//! In: a request for the application, and what its port's configuration asks for ([`config::Batch`],
-//! [`config::Coalesce`]). Out: its answer; or nothing, and then it goes its way as it came. What is not understood, too
+//! In: a request for the application, and what its port's configuration asks for ([`Batch`](crate::config::Batch),
+//! [`Coalesce`]). Out: its answer; or nothing, and then it goes its way as it came. What is not understood, too
 //! large or asked to be left alone passes untouched, and so does everything while too much is held already: sharing makes
 //! service better and is never the reason for a refusal.
 //!
