@@ -220,7 +220,7 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
     let inputs = run.seal()?.hand_over_to(number(server));
     let outputs = outputs(arena, &joined.head, rows, known, server);
     let places: Option<Vec<Span>> = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect();
-    let wanted = outputs.as_ref().map(Outputs::places).unwrap_or_default();
+    let wanted = outputs.as_ref().map_or(Some(Vec::new()), Outputs::places);
     let (Some(places), Some(wanted)) = (places, wanted) else {
         // Nobody has been told of it.
         drop(inputs.returned());
