@@ -37,10 +37,7 @@ pub fn failure(failure: &Failure, grpc: bool) -> Response<ResponseBody> {
         response = Response::new(ResponseBody::empty());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(u16::from(failure.reason.grpc_status())));
-        if let Ok(message) = HeaderValue::try_from(grpc_message(&failure.to_string())) {
-            headers.insert("grpc-message", message);
-        }
+        grpc_status(headers, failure.reason.grpc_status(), &failure.to_string());
     } else {
         let text = format!("{failure}\n");
         let length = text.len();
@@ -72,8 +69,16 @@ pub fn redirect(status: StatusCode, location: HeaderValue) -> Response<ResponseB
     response
 }
 
+/// Says, in headers or trailers, how a gRPC call ended.
+pub fn grpc_status(headers: &mut HeaderMap, status: u8, message: &str) {
+    headers.insert("grpc-status", HeaderValue::from(u16::from(status)));
+    if let Ok(message) = HeaderValue::try_from(grpc_message(message)) {
+        headers.insert("grpc-message", message);
+    }
+}
+
 /// Percent-encodes a gRPC message: printable ASCII but `%` stays (gRPC over HTTP/2, "Responses").
-pub fn grpc_message(text: &str) -> String {
+fn grpc_message(text: &str) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -45,8 +45,8 @@ pub struct Exchange {
     tries: Cell<u32>,
     headers: Cell<Duration>,
     began: Cell<bool>,
-    /// How it was answered, where that was not by an execution of its own: flags of the access log.
-    shared: Cell<&'static str>,
+    /// What the access log's flags say beyond the reason's.
+    flag: Cell<&'static str>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     mtls: Cell<bool>,
@@ -96,7 +96,7 @@ impl Exchange {
             tries: Cell::new(0),
             headers: Cell::new(Duration::ZERO),
             began: Cell::new(false),
-            shared: Cell::new(""),
+            flag: Cell::new(""),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
@@ -284,9 +284,9 @@ impl Exchange {
         }
     }
 
-    /// It was answered by sharing, which logs and taps show: `batched`, `coalesced` or `hit`.
-    pub fn shared(&self, how: &'static str) {
-        self.shared.set(how);
+    /// Logs and taps show this word among its flags.
+    pub fn flag(&self, word: &'static str) {
+        self.flag.set(word);
     }
 
     /// The first byte of the answer is here: the work that the request waited for is done. A server that streams sends
@@ -419,7 +419,7 @@ impl Drop for Exchange {
             if details.server.is_none() {
                 details.server = server;
             }
-            details.flags = self.shared.get();
+            details.flags = self.flag.get();
             details.decision = self.decision.take();
             details
         });

@@ -118,10 +118,7 @@ fn grpc(body: ResponseBody) -> Response<ResponseBody> {
 
 fn trailers(status: Status, story: &str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
-    trailers.insert("grpc-status", HeaderValue::from(status as u16));
-    if let Ok(message) = HeaderValue::try_from(answer::grpc_message(story)) {
-        trailers.insert("grpc-message", message);
-    }
+    answer::grpc_status(&mut trailers, status as u8, story);
     trailers
 }
 

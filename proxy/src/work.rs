@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use penstock_api::names;
+use penstock_inference::oip::grpc::MODEL_INFER;
 use penstock_inference::{oip, openai};
 
 use crate::body::RequestBody;
@@ -18,8 +19,6 @@ use crate::kept;
 /// How long the first piece of a body is waited for. A server could not begin without it either; a client that takes
 /// longer is served without being looked at.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// The path of the Open Inference Protocol's one inference call over gRPC.
-const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
 /// What a request asks for.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use penstock_api::Reason;
 use penstock_coalesce::batch::{self, Ask, BatchId, Bisection, Formed, Former, Left, Limits, Takes, Ticket};
-use penstock_inference::oip::{InferRequest, InferResponse};
+use penstock_inference::oip::{InferResponse, batch as rows_of};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use super::call::{self, Outgoing, Trouble, Way};
 use super::handover;
 use super::learn::{self, Known};
-use super::wire::ModelError;
+use super::wire::{Asked, ModelError};
 use crate::config;
 use crate::failure::Failure;
 use crate::models::Model;
@@ -32,8 +32,8 @@ use crate::worker::Worker;
 /// What a member brings.
 #[derive(Debug)]
 pub struct Wants {
-    /// What it asks; its id stays with the client's request.
-    pub request: InferRequest,
+    /// What it asks.
+    pub asked: Arc<Asked>,
     /// How its own server is asked.
     pub way: Way,
     /// Headers that prove to the application who it is; the same for all of an execution.
@@ -185,12 +185,6 @@ impl Batcher {
             target: rules.target,
         })
     }
-
-    /// Requests that wait, and batches in flight.
-    pub fn size(&self) -> (usize, usize) {
-        let state = self.state();
-        (state.former.waiting(), state.former.flying())
-    }
 }
 
 /// What is asked to learn of a model.
@@ -325,15 +319,8 @@ fn look_later(worker: &Rc<Worker>, model: &Arc<Model>, at: Duration) {
 fn launch(worker: &Rc<Worker>, model: &Arc<Model>, batch: batch::Batch<Member>) {
     worker.shared.sharing.tally.sent(&batch);
     let id = batch.id;
-    let flight = Flight {
-        model: Arc::clone(model),
-        orders: worker.orders.clone(),
-        id,
-        began: worker.now(),
-        failed: true,
-        worker: Rc::clone(worker),
-    };
-    // The task may be over before it is known here.
+    let flight =
+        Flight { model: Arc::clone(model), id, began: worker.now(), failed: true, worker: Rc::clone(worker) };
     let task = tokio::task::spawn_local(run(flight, batch));
     model.batcher().state().running.insert(id, task.abort_handle());
 }
@@ -342,7 +329,6 @@ fn launch(worker: &Rc<Worker>, model: &Arc<Model>, batch: batch::Batch<Member>) 
 struct Flight {
     worker: Rc<Worker>,
     model: Arc<Model>,
-    orders: UnboundedSender<Order>,
     id: BatchId,
     began: Duration,
     failed: bool,
@@ -355,7 +341,7 @@ impl Drop for Flight {
         state.running.remove(&self.id);
         state.former.done(self.id, took, self.failed);
         drop(state);
-        let _ = self.orders.send(Order::Look(Arc::clone(&self.model)));
+        let _ = self.worker.orders.send(Order::Look(Arc::clone(&self.model)));
     }
 }
 
@@ -400,11 +386,11 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
     let executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
     // A server that can be asked over REST takes tensors as pieces, and by shared memory.
-    let rest = members.iter().map(|member| &member.wants.way).find(|way| !way.grpc);
+    let rest = members.iter().map(|member| &member.wants.way).find(|way| !way.http2);
     let way = rest.unwrap_or(&first.way);
     let known = batcher.known.load_full().unwrap_or_default();
     let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
-    let requests = members.iter().map(|member| &member.wants.request);
+    let requests = members.iter().map(|member| &member.wants.asked.request);
     let answered = handover::infer(worker, way, (name, version), requests, &first.credentials, &known).await;
     let answer = match answered {
         Ok(answer) => answer,
@@ -416,7 +402,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
             return Err((trouble, executed));
         }
     };
-    match penstock_inference::oip::batch::split(&answer, &rows) {
+    match rows_of::split(&answer, &rows) {
         Ok(answers) => Ok((answers, executed)),
         Err(not_rows) if members.len() > 1 => {
             // From now on its requests go alone; these are asked one by one.

@@ -9,36 +9,34 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use penstock_api::Reason;
 use penstock_inference::oip::batch::Joined;
-use penstock_inference::oip::grpc;
-use penstock_inference::oip::{InferRequest, InferResponse, Parameter, rest};
+use penstock_inference::oip::grpc::{self, MODEL_INFER};
+use penstock_inference::oip::{self, InferRequest, InferResponse, Parameter, rest};
 use prost::Message as _;
 
-use super::wire::{self, MODEL_INFER, ModelError};
+use super::wire::{self, ModelError};
 use crate::body::RequestBody;
 use crate::config::{Cluster, Endpoint};
 use crate::failure::Failure;
-use crate::send::Lease;
+use crate::send::{Lease, STALE};
 use crate::worker::Worker;
 
 /// The most that an answer may have, bytes.
 pub const MAX_ANSWER: usize = 256 << 20;
-/// Closed connections that may be met in the pool before that is a failure.
-const STALE: u32 = 8;
 
 /// How a model server is asked.
 #[derive(Clone, Debug)]
 pub struct Way {
     /// The application, behind one of the pod's ports.
     pub cluster: Arc<Cluster>,
-    /// Over gRPC, or plain HTTP/2; else HTTP/1.1.
-    pub grpc: bool,
+    /// Over HTTP/2, and for tensors that means over gRPC; else HTTP/1.1.
+    pub http2: bool,
 }
 
 impl Way {
@@ -75,7 +73,7 @@ pub async fn infer(
     binary: bool,
 ) -> Result<InferResponse, Trouble> {
     let mut outgoing =
-        if way.grpc { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
+        if way.http2 { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
     add(&mut outgoing.headers, credentials);
     let answer = whole(worker, way, outgoing).await?;
     read(way, &answer)
@@ -190,7 +188,7 @@ pub async fn send(
     let pool = worker.pools.of(endpoint);
     let mut stale = 0;
     loop {
-        let (error, back) = if way.grpc {
+        let (error, back) = if way.http2 {
             let (mut sender, lease) = pool.http2(worker, endpoint, cluster, &policy).await?;
             match sender.try_send_request(request(endpoint, outgoing, true)?).await {
                 Ok(response) => return Ok((response, lease)),
@@ -247,10 +245,7 @@ fn request(
 async fn collect(mut body: Incoming, endpoint: &Endpoint) -> Result<(Bytes, Option<HeaderMap>), Failure> {
     let (mut pieces, mut length, mut trailers) = (Vec::new(), 0, None);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            let story = format!("{} closed in the middle of its response: {error}", endpoint.name);
-            Failure::new(Reason::UpstreamIncomplete, story)
-        })?;
+        let frame = frame.map_err(|error| broke_off(endpoint, &error))?;
         match frame.into_data() {
             Ok(data) => {
                 length += data.len();
@@ -263,35 +258,31 @@ async fn collect(mut body: Incoming, endpoint: &Endpoint) -> Result<(Bytes, Opti
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    Ok((join(pieces, length), trailers))
+    Ok((oip::whole(pieces), trailers))
 }
 
-/// Pieces in one; copies unless there is only one.
-pub fn join(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
-    if pieces.len() == 1 {
-        return pieces.remove(0);
-    }
-    let mut joined = BytesMut::with_capacity(length);
-    pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
-    joined.freeze()
+/// What it is when a response breaks off.
+pub fn broke_off(endpoint: &Endpoint, error: &hyper::Error) -> Failure {
+    let story = format!("{} closed in the middle of its response: {error}", endpoint.name);
+    Failure::new(Reason::UpstreamIncomplete, story)
 }
 
 /// Reads an answer in the form in which the server was asked.
 pub fn read(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
-    if way.grpc { read_grpc(way, answer) } else { read_rest(way, answer, |_| None) }
+    if way.http2 { read_grpc(way, answer) } else { read_rest(way, answer, |_| None) }
 }
 
 /// A client's own request, as it came.
-pub fn original(parts: &Request<RequestBody>, body: Bytes) -> Outgoing {
-    let mut headers = parts.headers().clone();
+pub fn original(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
+    let mut headers = request.headers().clone();
     headers.remove(CONTENT_LENGTH);
     headers.remove(TRANSFER_ENCODING);
-    let host = parts.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+    let host = request.uri().authority().and_then(|host| HeaderValue::try_from(host.as_str()).ok());
     if let Some(host) = host {
         headers.insert(HOST, host);
     }
-    let path = parts.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
-    Outgoing { method: parts.method().clone(), path, headers, parts: VecDeque::from([body]) }
+    let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    Outgoing { method: request.method().clone(), path, headers, parts: VecDeque::from([body]) }
 }
 
 /// Reads an answer over REST; `place` says where the server has put an output, by its name.

@@ -45,7 +45,7 @@ pub struct Memory {
 }
 
 /// How a server stands to the region.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 enum Standing {
     /// It is being told.
     Asked,
@@ -81,17 +81,25 @@ impl Memory {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether that server knows the region. One that has not been asked is asked now, and others do not wait for that.
-    async fn is_known(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr, arena: &Arena) -> bool {
-        {
-            let mut told = self.told();
-            match told.get(&server) {
-                Some(Standing::Knows) => return true,
-                Some(Standing::Asked) => return false,
-                Some(Standing::Refused(at)) if at.elapsed() < REFUSED_FOR => return false,
-                Some(Standing::Refused(_)) | None => drop(told.insert(server, Standing::Asked)),
-            }
+    /// Whether that server knows the region. One that has not been told is told now, as a task of its own: nobody waits for
+    /// that, and nobody's leaving stops it.
+    fn is_known(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr) -> bool {
+        let mut told = self.told();
+        match told.get(&server) {
+            Some(Standing::Knows) => return true,
+            Some(Standing::Asked) => return false,
+            Some(Standing::Refused(at)) if at.elapsed() < REFUSED_FOR => return false,
+            Some(Standing::Refused(_)) | None => drop(told.insert(server, Standing::Asked)),
         }
+        let (worker, way) = (Rc::clone(worker), way.clone());
+        tokio::task::spawn_local(async move {
+            worker.shared.sharing.memory.tell(&worker, &way, server).await;
+        });
+        false
+    }
+
+    async fn tell(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr) {
+        let Some(arena) = self.arena(worker) else { return };
         let standing = match register(worker, way, arena).await {
             Ok(Registered::Anew) => {
                 // Whoever had the memory before has forgotten it with the region.
@@ -105,7 +113,6 @@ impl Memory {
             }
         };
         self.told().insert(server, standing);
-        standing == Standing::Knows
     }
 
     /// The server may have been replaced by another.
@@ -169,7 +176,7 @@ pub async fn infer<'a>(
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
     })?;
-    match place(worker, way, &joined, known).await {
+    match place(worker, way, model, &joined, credentials, known) {
         Some(placed) => by_memory(worker, way, model, joined, placed, credentials, known).await,
         None => call::infer(worker, way, model, joined, credentials, known.binary).await,
     }
@@ -177,7 +184,7 @@ pub async fn infer<'a>(
 
 /// A batch whose inputs are in their place.
 struct Placed {
-    head: InferRequest,
+    outgoing: Outgoing,
     inputs: Lease,
     outputs: Option<Outputs>,
     server: SocketAddr,
@@ -191,9 +198,16 @@ struct Outputs {
 }
 
 /// Writes the inputs into the arena, and makes room for the outputs. `None`: they go as bytes.
-async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -> Option<Placed> {
+fn place(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: (&str, &str),
+    joined: &Joined,
+    credentials: &HeaderMap,
+    known: &Known,
+) -> Option<Placed> {
     let bytes: usize = joined.data.iter().flatten().map(Bytes::len).sum();
-    if way.grpc || !known.shared_memory || bytes < WORTH_IT {
+    if way.http2 || !known.shared_memory || bytes < WORTH_IT {
         return None;
     }
     let rows = u32::try_from(*joined.head.inputs.first()?.shape.first()?).ok()?;
@@ -207,7 +221,7 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
     let memory = &worker.shared.sharing.memory;
     let arena = memory.arena(worker)?;
     let server = way.endpoint().ok()?.address;
-    if !memory.is_known(worker, way, server, arena).await {
+    if !memory.is_known(worker, way, server) {
         return None;
     }
     let run = arena.run(&per_row, rows)?;
@@ -219,20 +233,23 @@ async fn place(worker: &Rc<Worker>, way: &Way, joined: &Joined, known: &Known) -
     drop(place);
     let inputs = run.seal()?.hand_over_to(number(server));
     let outputs = outputs(arena, &joined.head, rows, known, server);
-    let places: Option<Vec<Span>> = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect();
-    let wanted = outputs.as_ref().map_or(Some(Vec::new()), Outputs::places);
-    let (Some(places), Some(wanted)) = (places, wanted) else {
+    let outgoing = (|| {
+        let places = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect::<Option<Vec<_>>>()?;
+        let wanted = outputs.as_ref().map_or(Some(Vec::new()), Outputs::places)?;
+        let mut head = joined.head.clone();
+        if outputs.is_none() {
+            call::binary_outputs(&mut head);
+        }
+        let head = shm::request_over_shm(head, &region(arena), places, wanted);
+        call::placed(model, &head, credentials).ok()
+    })();
+    let Some(outgoing) = outgoing else {
         // Nobody has been told of it.
         drop(inputs.returned());
         drop(outputs.map(|outputs| outputs.lease.returned()));
         return None;
     };
-    let mut head = joined.head.clone();
-    if outputs.is_none() {
-        call::binary_outputs(&mut head);
-    }
-    let head = shm::request_over_shm(head, &region(arena), places, wanted);
-    Some(Placed { head, inputs, outputs, server })
+    Some(Placed { outgoing, inputs, outputs, server })
 }
 
 fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {
@@ -285,12 +302,11 @@ async fn by_memory(
     credentials: &HeaderMap,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
-    let Placed { head, inputs, outputs, server } = placed;
+    let Placed { outgoing, inputs, outputs, server } = placed;
     worker.shared.sharing.tally.placed.add(1);
     // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
     let call = {
         let (worker, way) = (Rc::clone(worker), way.clone());
-        let outgoing = call::placed(model, &head, credentials)?;
         tokio::task::spawn_local(async move {
             let answer = call::whole(&worker, &way, outgoing).await;
             // A server that has said anything is done with it; of one that has not, nobody knows.

@@ -1,8 +1,9 @@
 //! What a model server says of a model: whether it takes batches, how large, how many at once, and in which forms.
 //!
-//! Asked over REST as Triton and MLServer answer it (`v2`, `v2/models/{m}`, `v2/models/{m}/config`, `v2/repository/index`); what a server does
-//! not say is left to the annotation. Learned when a model is first asked for, and again after a while, since a model
-//! can be loaded anew; until it is known for the first time, requests pass one by one.
+//! Asked over REST as Triton and MLServer answer it (`v2`, `v2/models/{m}`, `v2/models/{m}/config`,
+//! `v2/repository/index`); what a server does not say is left to the annotation. Learned when a model is first asked for,
+//! and again after a while, since a model can be loaded anew; until it is known for the first time, requests pass one by
+//! one.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -101,7 +102,7 @@ async fn page<T: for<'a> Deserialize<'a>>(
     method: &Method,
     path: &str,
 ) -> Result<Option<T>, Failure> {
-    let way = Way { grpc: false, ..way.clone() };
+    let way = Way { http2: false, ..way.clone() };
     let parts = match *method {
         Method::POST => VecDeque::from([Bytes::from_static(b"{}")]),
         _ => VecDeque::new(),

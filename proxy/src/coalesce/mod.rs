@@ -24,13 +24,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use penstock_api::{Reason, names};
 use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{Cache, Control};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::{Datatype, InferResponse, Tensor};
+use penstock_inference::oip::{self, Datatype, InferResponse, Tensor};
 use tokio::sync::oneshot;
 
 use crate::admission::facts;
@@ -44,7 +45,7 @@ use crate::work::Work;
 use crate::{kept, send};
 
 use batcher::{Executed, Learn, Told};
-use call::{Outgoing, Trouble, Way};
+use call::{Trouble, Way};
 use tally::Tally;
 use wire::{Asked, Form, ModelError};
 
@@ -153,9 +154,10 @@ struct Sharer<'a> {
     exchange: &'a Rc<Exchange>,
     model: &'a Arc<Model>,
     way: Way,
-    asked: &'a Asked,
+    asked: Arc<Asked>,
     /// As it came.
-    original: Outgoing,
+    request: &'a Request<RequestBody>,
+    body: Bytes,
     /// Whose it is; empty: not proven.
     client: &'a str,
     /// How it can share an execution; `None`: it goes alone.
@@ -206,7 +208,7 @@ pub async fn serve(
         sharing.tally.passed.add(1);
         Ok(None)
     };
-    let way = Way { cluster: Arc::clone(&port.cluster), grpc: form != Form::Rest };
+    let way = Way { cluster: Arc::clone(&port.cluster), http2: form != Form::Rest };
     let known = model.batcher().known(worker, model, || {
         let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
         Learn { way: way.clone(), model: name.to_owned(), version: version.to_owned() }
@@ -220,9 +222,10 @@ pub async fn serve(
     // What is shared must be known whole.
     let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
     let Some(pieces) = pieces else { return passed() };
-    let length: usize = pieces.iter().map(bytes::Bytes::len).sum();
-    let Some(_held) = sharing.hold(length as u64) else { return passed() };
-    let body = call::join(pieces, length);
+    let Some(_held) = sharing.hold(pieces.iter().map(|piece| piece.len() as u64).sum()) else {
+        return passed();
+    };
+    let body = oip::whole(pieces);
     let Some(asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
         return passed();
     };
@@ -238,7 +241,7 @@ pub async fn serve(
         tenant: facts::tenant(client, &worker.shared.hasher),
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
-    let binary = way.grpc || known.as_ref().is_some_and(|known| known.binary);
+    let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
     let limits = limits.filter(|_| binary || asked.request.inputs.iter().all(fits_json));
     let credentials = key::credentials(request.headers());
     let together = limits.and_then(|limits| together(limits, ask, &asked, &credentials));
@@ -247,12 +250,20 @@ pub async fn serve(
         return Ok(None);
     }
 
-    // From here on it counts where it goes, as every request does.
-    let choice = send::pick(worker, &port.cluster, &port.cluster.policy(), work, &[])?;
-    exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
+    counts(exchange, port, work)?;
     exchange.sending();
-    let original = call::original(request, body);
-    let sharer = Sharer { exchange, model, way, asked: &asked, original, client, together, credentials };
+    let asked = Arc::new(asked);
+    let sharer = Sharer {
+        exchange,
+        model,
+        way,
+        asked: Arc::clone(&asked),
+        request,
+        body,
+        client,
+        together,
+        credentials,
+    };
     let (told, how) = match coalesced {
         Some(rules) => sharer.answer(rules).await.map(|(told, how)| (told, Some(how)))?,
         None => (sharer.execute().await?, None),
@@ -266,7 +277,7 @@ pub async fn serve(
     let mut response = wire::write(&asked, answer, exchange);
     exchange.answered(response.status().as_u16());
     exchange.began();
-    exchange.shared(match how {
+    exchange.flag(match how {
         Some(How::Hit) => "hit",
         Some(How::Coalesced) => "coalesced",
         Some(How::Miss) | None if told.executed.members > 1 => "batched",
@@ -283,6 +294,13 @@ pub async fn serve(
         }
     }
     Ok(Some(response))
+}
+
+/// From here on a request counts where it goes, as every request does.
+fn counts(exchange: &Exchange, port: &WorkloadPort, work: &Work) -> Result<(), Failure> {
+    let choice = send::pick(&exchange.worker, &port.cluster, &port.cluster.policy(), work, &[])?;
+    exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
+    Ok(())
 }
 
 /// Where an answer came from.
@@ -312,19 +330,20 @@ impl Sharer<'_> {
         let worker = Rc::clone(&self.exchange.worker);
         let sharing = &worker.shared.sharing;
         let batcher = self.model.batcher();
+        let (asked, headers) = (Arc::clone(&self.asked), self.request.headers());
         let scope = Scope {
             client: if rules.shared { "" } else { self.client },
-            model: &self.asked.model,
-            version: &self.asked.version,
+            model: &asked.model,
+            version: &asked.version,
             load: batcher.load(),
             headers: &rules.headers,
         };
-        let key = key::of_tensors(&self.asked.request, &scope, &self.original.headers);
-        let asked = Control::of(&self.original.headers);
+        let key = key::of_tensors(&asked.request, &scope, headers);
+        let control = Control::of(headers);
         let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
         if let Some((cache, _)) = &cache
-            && !asked.no_cache
-            && !asked.no_store
+            && !control.no_cache
+            && !control.no_store
             && let Some(Stored::Tensors(answer)) = cache.get(&key, worker.now())
         {
             sharing.tally.hits.add(1);
@@ -340,7 +359,7 @@ impl Sharer<'_> {
         };
         if how == How::Miss
             && let (Some((cache, age)), Ok(answer)) = (&cache, &told.answer)
-            && let Some(age) = asked.keep(*age, rules.shared)
+            && let Some(age) = control.keep(*age, rules.shared)
             && batcher.load() == scope.load
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
@@ -392,11 +411,11 @@ impl Sharer<'_> {
         let worker = &self.exchange.worker;
         match self.together {
             Some((limits, ask)) => {
-                let request = self.asked.request.clone();
-                let wants = batcher::Wants { request, way: self.way, credentials: self.credentials };
+                let wants =
+                    batcher::Wants { asked: self.asked, way: self.way, credentials: self.credentials };
                 batcher::execute(worker, self.model, limits, ask, wants).await
             }
-            None => Ok(batcher::alone(worker, &self.way, self.original).await),
+            None => Ok(batcher::alone(worker, &self.way, call::original(self.request, self.body)).await),
         }
     }
 }

@@ -18,11 +18,11 @@ use penstock_api::{Reason, names};
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::openai;
+use penstock_inference::{oip, openai};
 
 use super::call::{self, Outgoing, Way};
 use super::record::{Head, Reader, Record};
-use super::{How, PATIENCE, Sharing, Stored};
+use super::{How, PATIENCE, Sharing, Stored, counts, wire};
 use crate::body::{Replay, RequestBody, ResponseBody, Share};
 use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
@@ -31,7 +31,7 @@ use crate::failure::Failure;
 use crate::models::Model;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{headers, kept, send};
+use crate::{headers, kept};
 
 /// The largest request that is looked at, bytes: more than any context of text.
 const MAX_REQUEST: usize = 4 << 20;
@@ -103,8 +103,7 @@ pub(super) async fn serve(
     let Some(pieces) = kept::whole(request.body_mut(), exchange, MAX_REQUEST, PATIENCE).await else {
         return passed();
     };
-    let length = pieces.iter().map(Bytes::len).sum();
-    let body = call::join(pieces, length);
+    let body = oip::whole(pieces);
     let Some(document) = Document::read(&body) else { return passed() };
     if !rules.deterministic && !document.is_deterministic() {
         return Ok(None);
@@ -129,7 +128,7 @@ pub(super) async fn serve(
         counts(exchange, port, work)?;
         exchange.answered(text.head.0);
         exchange.began();
-        exchange.shared("hit");
+        exchange.flag("hit");
         let body = ResponseBody::Shared(Share::new(text.parts.clone(), None, exchange));
         return Ok(Some(response(&text.head, How::Hit, body)));
     }
@@ -140,7 +139,7 @@ pub(super) async fn serve(
     let leads = to_pump.is_some();
     if let Some(record) = to_pump {
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
-        let way = Way { cluster: Arc::clone(&port.cluster), grpc: http2 };
+        let way = Way { cluster: Arc::clone(&port.cluster), http2 };
         let outgoing = call::original(request, body);
         let keep = cache.map(|(cache, age)| Keep { cache, age, rules: rules.clone() });
         let pump = Pump { sharing: Arc::clone(sharing), key, record: Arc::clone(&record) };
@@ -161,16 +160,9 @@ pub(super) async fn serve(
     };
     counts(exchange, port, work)?;
     exchange.answered(head.0);
-    exchange.shared(if leads { "" } else { "coalesced" });
+    exchange.flag(if leads { "" } else { "coalesced" });
     let body = ResponseBody::Replay(Replay::new(reader, exchange));
     Ok(Some(response(&head, how, body)))
-}
-
-/// It counts where it goes, as every request does.
-fn counts(exchange: &Rc<Exchange>, port: &WorkloadPort, work: &Work) -> Result<(), Failure> {
-    let choice = send::pick(&exchange.worker, &port.cluster, &port.cluster.policy(), work, &[])?;
-    exchange.goes_to(&port.rule, &port.cluster.service, &port.cluster, &choice.endpoint, choice.sent);
-    Ok(())
 }
 
 fn response(head: &Head, how: How, body: ResponseBody) -> Response<ResponseBody> {
@@ -183,7 +175,7 @@ fn response(head: &Head, how: How, body: ResponseBody) -> Response<ResponseBody>
 
 /// Whether an answer is one that all who ask the same would get: not an error of this one execution.
 fn is_for_all(status: u16) -> bool {
-    status < 400 || matches!(status, 429 | 502..=504)
+    status < 400 || wire::is_unavailable(status)
 }
 
 /// Whom an answer is for.
@@ -242,10 +234,7 @@ impl Pump {
         let whom = if parts.headers.contains_key(header::SET_COOKIE) { For::One } else { For::Anybody };
         self.record.head(parts.status.as_u16(), for_all(parts.headers));
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                let story = format!("{} closed in the middle of its response: {error}", endpoint.name);
-                Failure::new(Reason::UpstreamIncomplete, story)
-            })?;
+            let frame = frame.map_err(|error| call::broke_off(&endpoint, &error))?;
             if let Ok(data) = frame.into_data() {
                 self.record.push(data).await;
             }

@@ -8,14 +8,13 @@ use std::rc::Rc;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use penstock_inference::oip::grpc::MODEL_INFER;
 use penstock_inference::oip::{self, InferRequest, InferResponse, grpc, rest};
 use prost::Message as _;
 
+use crate::answer;
 use crate::body::{ResponseBody, Share};
 use crate::exchange::Exchange;
-
-/// The path of the one inference call over gRPC.
-pub const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
 /// What a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,10 +138,20 @@ impl ModelError {
         Self { status, code, message }
     }
 
+    /// An answer that cannot be written in the form that was asked for.
+    fn unwritable(error: &oip::Error) -> Self {
+        Self { status: 400, code: 3, message: error.to_string() }
+    }
+
     /// Whether it says that the server could not work now, rather than what is wrong with the request.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self.status, 429 | 502..=504)
+        is_unavailable(self.status)
     }
+}
+
+/// Whether a status says that the server could not work now: whoever asked then would have been told so.
+pub fn is_unavailable(status: u16) -> bool {
+    matches!(status, 429 | 502..=504)
 }
 
 /// An answer with memory of its own: a part of a batch's answer is a slice of it, which would keep all of it.
@@ -162,60 +171,61 @@ pub fn write(
 ) -> Response<ResponseBody> {
     let answer = answer.map(|answer| InferResponse { id: asked.request.id.clone(), ..answer });
     match asked.form {
-        Form::Rest => {
-            let body = answer.and_then(|answer| {
-                rest::encode_response(&answer, |output| asked.request.wants_binary(&output.name))
-                    .map_err(|error| ModelError { status: 400, code: 3, message: error.to_string() })
-            });
-            match body {
-                Ok(body) => {
-                    let mut response = response(body.parts.clone(), None, exchange, body.content_type());
-                    if let Some(length) = body.header_length {
-                        response.headers_mut().insert(&rest::HEADER_LENGTH, length.into());
-                    }
-                    response
-                }
-                Err(error) => {
-                    let body = oip::ErrorBody { error: error.message };
-                    let text = serde_json::to_vec(&body).unwrap_or_default();
-                    let mut response = response(vec![text.into()], None, exchange, "application/json");
-                    *response.status_mut() =
-                        StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
-                    response
-                }
+        Form::Rest => write_rest(asked, answer, exchange),
+        Form::Grpc(contents) => write_grpc(contents, answer, exchange),
+    }
+}
+
+fn write_rest(
+    asked: &Asked,
+    answer: Result<InferResponse, ModelError>,
+    exchange: &Rc<Exchange>,
+) -> Response<ResponseBody> {
+    let binary = |output: &oip::Tensor| asked.request.wants_binary(&output.name);
+    let body = answer.and_then(|answer| {
+        rest::encode_response(&answer, binary).map_err(|error| ModelError::unwritable(&error))
+    });
+    match body {
+        Ok(body) => {
+            let (length, content_type) = (body.header_length, body.content_type());
+            let mut response = response(body.parts, None, exchange, content_type);
+            if let Some(length) = length {
+                response.headers_mut().insert(&rest::HEADER_LENGTH, length.into());
             }
+            response
         }
-        Form::Grpc(contents) => {
-            let message = answer.and_then(|answer| {
-                grpc::encode_response(answer, contents).map_err(|error| ModelError {
-                    status: 400,
-                    code: 3,
-                    message: error.to_string(),
-                })
-            });
-            match message {
-                Ok(message) => {
-                    let mut trailers = HeaderMap::with_capacity(4);
-                    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-                    let mut response =
-                        response(vec![framed(&message)], Some(trailers), exchange, "application/grpc");
-                    response.headers_mut().remove(CONTENT_LENGTH);
-                    response
-                }
-                Err(error) => {
-                    let mut response = response(Vec::new(), None, exchange, "application/grpc");
-                    let headers = response.headers_mut();
-                    headers.remove(CONTENT_LENGTH);
-                    headers.insert("grpc-status", HeaderValue::from(u16::from(error.code)));
-                    let message = crate::answer::grpc_message(&error.message);
-                    if let Ok(message) = HeaderValue::try_from(message) {
-                        headers.insert("grpc-message", message);
-                    }
-                    response
-                }
-            }
+        Err(error) => {
+            let body = oip::ErrorBody { error: error.message };
+            let text = serde_json::to_vec(&body).unwrap_or_default();
+            let mut response = response(vec![text.into()], None, exchange, "application/json");
+            *response.status_mut() = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
+            response
         }
     }
+}
+
+fn write_grpc(
+    contents: grpc::Contents,
+    answer: Result<InferResponse, ModelError>,
+    exchange: &Rc<Exchange>,
+) -> Response<ResponseBody> {
+    let message = answer.and_then(|answer| {
+        grpc::encode_response(answer, contents).map_err(|error| ModelError::unwritable(&error))
+    });
+    let mut response = match message {
+        Ok(message) => {
+            let mut trailers = HeaderMap::with_capacity(4);
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            response(vec![framed(&message)], Some(trailers), exchange, "application/grpc")
+        }
+        Err(error) => {
+            let mut response = response(Vec::new(), None, exchange, "application/grpc");
+            answer::grpc_status(response.headers_mut(), error.code, &error.message);
+            response
+        }
+    };
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response
 }
 
 fn response(

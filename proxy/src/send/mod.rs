@@ -59,7 +59,7 @@ pub struct Answered {
 
 /// Closed connections that a request may meet in the pools before one counts as a failure: after a restart of the
 /// server there can be several.
-const STALE: u32 = 8;
+pub const STALE: u32 = 8;
 
 /// Sends a request to the endpoints of a backend until one answers or nothing more may be tried.
 pub async fn send(

@@ -88,14 +88,8 @@ impl Joined {
     /// The same as one request. Copies, unless there was only one.
     pub fn whole(self) -> InferRequest {
         let mut request = self.head;
-        for (input, mut pieces) in request.inputs.iter_mut().zip(self.data) {
-            input.data = if pieces.len() == 1 {
-                pieces.remove(0)
-            } else {
-                let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-                pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
-                joined.freeze()
-            };
+        for (input, pieces) in request.inputs.iter_mut().zip(self.data) {
+            input.data = super::whole(pieces);
         }
         request
     }

@@ -33,6 +33,9 @@ use pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use pb::model_infer_response::InferOutputTensor;
 use pb::{InferParameter, InferTensorContents};
 
+/// The path of the one inference call that has one answer.
+pub const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
 /// How a message carries tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {

@@ -23,6 +23,8 @@ pub mod rest;
 pub mod shm;
 mod tensor;
 
+use bytes::{Bytes, BytesMut};
+
 pub use error::{Error, Problem, Side};
 pub use tensor::{Datatype, Tensor, elements, strings};
 
@@ -35,6 +37,16 @@ pub const MAX_RANK: usize = 16;
 
 /// The most tensors in one message.
 pub const MAX_TENSORS: usize = 256;
+
+/// Pieces in one. Copies, unless there is only one.
+pub fn whole(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+    whole.freeze()
+}
 
 /// Parameters of a request, a response or a tensor. Ordered by name.
 pub type Parameters = BTreeMap<String, Parameter>;

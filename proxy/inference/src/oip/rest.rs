@@ -8,7 +8,7 @@ use super::{
     Datatype, Error, InferRequest, InferResponse, MAX_TENSORS, Parameter, Parameters, Problem,
     RequestedOutput, Side, Tensor, TensorMetadata, shm, shm::nowhere, tensor,
 };
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -42,13 +42,8 @@ impl Body {
     }
 
     /// All parts in one. Copies, unless there is only one.
-    pub fn into_bytes(mut self) -> Bytes {
-        if self.parts.len() == 1 {
-            return self.parts.remove(0);
-        }
-        let mut joined = BytesMut::with_capacity(self.length());
-        self.parts.iter().for_each(|part| joined.put_slice(part));
-        joined.freeze()
+    pub fn into_bytes(self) -> Bytes {
+        super::whole(self.parts)
     }
 }
 
