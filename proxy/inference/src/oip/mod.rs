@@ -1,7 +1,7 @@
 //! The Open Inference Protocol v2: what a client asks of a model, and what it gets.
 //!
 //! One form for all wires: an [`InferRequest`] and an [`InferResponse`] hold their tensors as [`Tensor`]s, whose data is
-//! row-major, little-endian [`Bytes`](bytes::Bytes), whatever came in.
+//! row-major, little-endian [`Bytes`], whatever came in.
 //!
 //! - [`rest`]: JSON, and JSON with binary tensors behind it (`Inference-Header-Content-Length`). A binary tensor is a
 //!   slice of the body: nothing is copied.
