@@ -154,25 +154,32 @@ impl Share {
 #[derive(Debug)]
 pub struct Replay {
     reader: Reader,
-    exchange: Rc<Exchange>,
+    /// What this reading counts for; `None`: the request whose execution it is, which counts as the answer comes in.
+    exchange: Option<Rc<Exchange>>,
 }
 
 impl Replay {
     /// A body that is read there.
-    pub fn new(reader: Reader, exchange: &Rc<Exchange>) -> Self {
-        Self { reader, exchange: Rc::clone(exchange) }
+    pub fn new(reader: Reader, exchange: Option<&Rc<Exchange>>) -> Self {
+        Self { reader, exchange: exchange.cloned() }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let failure = match ready!(Pin::new(&mut self.reader).poll_next(cx)) {
-            Some(Ok(chunk)) => {
-                self.exchange.began();
-                self.exchange.received(chunk.len());
-                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        let next = ready!(Pin::new(&mut self.reader).poll_next(cx));
+        let exchange = self.exchange.as_deref();
+        let failure = match next {
+            Some(Ok(frame)) => {
+                if let Some((exchange, data)) = exchange.zip(frame.data_ref()) {
+                    exchange.began();
+                    exchange.received(data.len());
+                }
+                return Poll::Ready(Some(Ok(frame)));
             }
             None => {
-                self.exchange.began();
-                self.exchange.complete();
+                if let Some(exchange) = exchange {
+                    exchange.began();
+                    exchange.complete();
+                }
                 return Poll::Ready(None);
             }
             Some(Err(Cut::Broken(failure))) => failure,
@@ -181,7 +188,9 @@ impl Replay {
                 format!("the client reads {} bytes behind others that share the answer", record::KEPT),
             ),
         };
-        self.exchange.broken(failure.reason);
+        if let Some(exchange) = exchange {
+            exchange.broken(failure.reason);
+        }
         Poll::Ready(Some(Err(Broken(failure))))
     }
 }
@@ -218,7 +227,7 @@ impl Upstream {
 
 /// Why a response's body broke off.
 #[derive(Debug)]
-pub struct Broken(Failure);
+pub struct Broken(pub Failure);
 
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -67,7 +67,8 @@ struct Place {
     outcome: Arc<Outcome>,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
-    sent: Sent,
+    /// The request as it counts there; `None`: another's answer is shared, and nothing goes there.
+    sent: Option<Sent>,
 }
 
 /// The model that the application is asked, and how its work is watched.
@@ -192,8 +193,33 @@ impl Exchange {
         let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
         outcome.in_flight.fetch_add(1, Relaxed);
         cluster.in_flight.fetch_add(1, Relaxed);
+        self.place_at(outcome, cluster, endpoint, Some(sent));
+    }
+
+    fn place_at(
+        &self,
+        outcome: Arc<Outcome>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        sent: Option<Sent>,
+    ) {
         let place = Place { outcome, cluster: Arc::clone(cluster), endpoint: Arc::clone(endpoint), sent };
         *self.place.borrow_mut() = Some(place);
+    }
+
+    /// The request shares the answer of another that went to that endpoint: it counts as answered from there, and as no
+    /// load.
+    pub fn shares(
+        &self,
+        rule: &Rule,
+        asked: &penstock_api::ServiceName,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+    ) {
+        self.leave(How::Abandoned);
+        let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
+        outcome.in_flight.fetch_add(1, Relaxed);
+        self.place_at(outcome, cluster, endpoint, None);
     }
 
     /// How the endpoint of the current try was chosen, if somebody asked.
@@ -215,8 +241,10 @@ impl Exchange {
     fn leave(&self, how: How) -> Option<Arc<Outcome>> {
         let place = self.place.borrow_mut().take()?;
         place.outcome.in_flight.fetch_sub(1, Relaxed);
-        place.cluster.pool.over(&place.endpoint.state, place.sent, how, self.worker.now());
-        place.cluster.in_flight.fetch_sub(1, Relaxed);
+        if let Some(sent) = place.sent {
+            place.cluster.pool.over(&place.endpoint.state, sent, how, self.worker.now());
+            place.cluster.in_flight.fetch_sub(1, Relaxed);
+        }
         Some(place.outcome)
     }
 
@@ -297,8 +325,10 @@ impl Exchange {
             return;
         }
         let now = self.worker.now();
-        if let Some(place) = &mut *self.place.borrow_mut() {
-            place.cluster.pool.first_byte(&place.endpoint.state, &mut place.sent, now);
+        if let Some(place) = &mut *self.place.borrow_mut()
+            && let Some(sent) = &mut place.sent
+        {
+            place.cluster.pool.first_byte(&place.endpoint.state, sent, now);
         }
         if let Some(Asked { model, watched, took, .. }) = &mut *self.asked.borrow_mut() {
             let ms = model.estimator.started(watched, now);
@@ -317,6 +347,7 @@ impl Exchange {
         self.reason.set(Some(reason));
         if reason.blame() == Blame::Upstream
             && let Some(place) = &*self.place.borrow()
+            && place.sent.is_some()
         {
             let policy = place.cluster.policy();
             place.endpoint.state.ejection.failure(&policy.outlier, self.worker.now());

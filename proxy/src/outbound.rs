@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::Reason;
 use penstock_api::v1::{Direction, Protocol};
@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 use crate::accept::{self, Counted};
 use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
+use crate::coalesce::outbound::Shared;
 use crate::config::static_file::Listener;
+use crate::config::{Backend, Rule};
 use crate::connection::{Connection, To};
 use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
@@ -25,7 +27,7 @@ use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
 use crate::worker::Worker;
-use crate::{serve, tcp, upgrade, work};
+use crate::{coalesce, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "outbound";
 
@@ -135,7 +137,21 @@ async fn stages(
             work::keyed(&request)
         }
     };
-    let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
+    let mut outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
+
+    // Coalesce: what is on its way already is not sent again, where the Service asks for it.
+    let rules = backend.cluster.policy().coalesce.clone();
+    if let Some(rules) = rules.filter(|_| !upgrading) {
+        let way = coalesce::outbound::Way { rule, service: &service.name, backend, work: &work };
+        let shared = Box::pin(coalesce::outbound::serve(exchange, way, &rules, outgoing)).await?;
+        outgoing = match shared {
+            Shared::Answer(mut response) => {
+                change(response.headers_mut(), backend, rule);
+                return Ok(response);
+            }
+            Shared::Apart(outgoing) => outgoing,
+        };
+    }
 
     // Balance and send, and again where that is allowed.
     let answered = send::send(exchange, rule, &service.name, backend, &work, outgoing).await?;
@@ -151,12 +167,17 @@ async fn stages(
         return Ok(upgrade::join(client, parts, body, answered.lease, exchange));
     }
     headers::strip_hop(&mut parts.headers, found, false);
-    for filters in [&backend.filters, &rule.filters] {
-        headers::change(&mut parts.headers, &filters.response);
-    }
+    change(&mut parts.headers, backend, rule);
     parts.version = Version::HTTP_11;
     let body = Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::take_trailers);
     Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+}
+
+/// What the filters change of a response.
+fn change(headers: &mut HeaderMap, backend: &Backend, rule: &Rule) {
+    for filters in [&backend.filters, &rule.filters] {
+        headers::change(headers, &filters.response);
+    }
 }
 
 fn redirected(

@@ -94,7 +94,7 @@ pub async fn declared(worker: &Rc<Worker>, address: SocketAddr) -> Result<Protoc
 
 /// A destination with no routes: one cluster.
 pub fn alone(cluster: &Arc<Cluster>) -> Destination {
-    let itself = passing(cluster.service.as_str(), cluster);
+    let itself = Arc::new(passing(cluster.service.as_str(), cluster));
     let port =
         ServicePort { port: cluster.port, protocol: cluster.protocol, cluster: Arc::clone(cluster), itself };
     let service =
@@ -107,7 +107,7 @@ pub fn rule<'a>(
     destination: &'a Destination,
     host: &str,
     request: &http::request::Parts,
-) -> Result<(&'a Rule, &'a str), Failure> {
+) -> Result<(&'a Arc<Rule>, &'a str), Failure> {
     let Destination { service, port } = destination;
     let mut of_port =
         service.rules.iter().filter(|rule| rule.port.is_none_or(|only| only == *port)).peekable();
@@ -222,7 +222,7 @@ mod tests {
         let mut destination = alone(&cluster("a/svc"));
         assert_eq!(&*rule(&destination, "svc", &request("/x", &[])).unwrap().0.label, "a/svc");
         Arc::get_mut(&mut destination.service).unwrap().rules =
-            vec![rule_for("/v2/x", "a/x"), rule_for("/v2", "a/y")];
+            vec![Arc::new(rule_for("/v2/x", "a/x")), Arc::new(rule_for("/v2", "a/y"))];
         let label = |uri| {
             rule(&destination, "svc", &request(uri, &[]))
                 .map(|(rule, prefix)| (rule.label.to_string(), prefix))

@@ -13,6 +13,7 @@ use penstock_inference::oip::{InferRequest, InferResponse, Tensor, rest};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
 use penstock_tests::testkit::process::Process;
+use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::wire::{Message, get};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tempfile::TempDir;
@@ -297,4 +298,57 @@ async fn what_may_come_out_otherwise_is_asked_each_time() {
     let (one, other) = tokio::join!(complete(&mesh, body), complete(&mesh, body));
     assert_eq!((one.status(), other.status()), (200, 200));
     assert_eq!((one.head.get("penstock-cache"), asked.load(Relaxed)), (None, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_leaves_the_client_once() {
+    let annotations = [(annotation::COALESCE, "single-flight,outbound")];
+    let bed = Bed::start(&annotations, "fixed=300ms,row=0ms").await;
+    let shared = async || {
+        metric(bed.mesh.admin("client"), "penstock_coalesced_total", &["result=\"coalesced\""]).await
+    };
+    let (before, executed) = (shared().await, bed.executions().await);
+    let same = futures_util::future::join_all((0..50).map(|_| bed.ask_owned(image(7, 1)))).await;
+    assert_eq!(bed.executions().await - executed, 1);
+    assert_eq!(shared().await - before, 49.0, "the client's sidecar sent the same again");
+    let first = answer(&same[0]);
+    assert!(same.iter().all(|message| answer(message) == first));
+    // Another id is another request to the byte, and meets the first where the server is.
+    let mut other = image(7, 1);
+    other.id = Some("other".to_owned());
+    let executed = bed.executions().await;
+    let (one, two) = tokio::join!(bed.ask_owned(image(7, 1)), bed.ask_owned(other));
+    assert_eq!(bed.executions().await - executed, 1);
+    assert_eq!((answer(&one).id.as_deref(), answer(&two).id.as_deref()), (Some("id-7"), Some("other")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_leaves_the_client_once_and_goes_on_when_the_first_has_left() {
+    let (mesh, _origin, asked) = llm(&[(annotation::COALESCE, "single-flight,outbound")]).await;
+    let body = r#"{"model":"m","prompt":"why?","temperature":0,"stream":true}"#;
+    let whole: String = (0..10).map(|token| format!("data: {token}\n\n")).collect();
+    let first = tokio::time::timeout(Duration::from_millis(100), complete(&mesh, body));
+    let others = futures_util::future::join_all((1..10).map(|nth| {
+        let mesh = &mesh;
+        async move {
+            tokio::time::sleep(Duration::from_millis(10 * nth)).await;
+            complete(mesh, body).await
+        }
+    }));
+    let (first, others) = tokio::join!(first, others);
+    assert!(first.is_err(), "it was to leave");
+    assert_eq!(asked.load(Relaxed), 1);
+    for message in &others {
+        assert_eq!((message.status(), message.text()), (200, whole.clone()));
+        assert_eq!(message.head.get("penstock-cache"), Some("coalesced"));
+    }
+    // All of them leave, and the server learns it: what is asked after that is asked anew.
+    let left = tokio::time::timeout(Duration::from_millis(100), complete(&mesh, body)).await;
+    assert!(left.is_err());
+    wait_until("what nobody waits for is let go", PATIENCE, async || {
+        metric(mesh.admin("client"), "penstock_requests_in_flight", &[]).await == 0.0
+    })
+    .await;
+    assert_eq!(complete(&mesh, body).await.text(), whole);
+    assert_eq!(asked.load(Relaxed), 3);
 }

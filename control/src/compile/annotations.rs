@@ -199,12 +199,13 @@ pub fn batch(text: &str) -> Parsed<v1::Batch> {
     Ok(batch)
 }
 
-/// `single-flight,cache=256Mi/30s`; further `shared`, `deterministic`, `headers=accept-language+x-tone`.
+/// `single-flight,cache=256Mi/30s`; further `outbound`, `shared`, `deterministic`, `headers=accept-language+x-tone`.
 pub fn coalesce(text: &str) -> Parsed<v1::Coalesce> {
     let mut coalesce = v1::Coalesce::default();
     for word in words(text)? {
         match word.split_once('=') {
             None if word == "single-flight" => coalesce.single_flight = true,
+            None if word == "outbound" => coalesce.outbound = true,
             None if word == "shared" => coalesce.shared = true,
             None if word == "deterministic" => coalesce.deterministic = true,
             Some(("cache", cache)) => {
@@ -219,7 +220,8 @@ pub fn coalesce(text: &str) -> Parsed<v1::Coalesce> {
             }
             _ => {
                 return Err(format!(
-                    "{word:?} is not known; write single-flight, cache=<size>/<age>, shared, deterministic, \
+                    "{word:?} is not known; write single-flight, outbound, cache=<size>/<age>, shared, \
+                     deterministic, \
                      headers=<name>+<name>"
                 ));
             }
@@ -227,6 +229,9 @@ pub fn coalesce(text: &str) -> Parsed<v1::Coalesce> {
     }
     if !coalesce.single_flight && coalesce.cache_bytes == 0 {
         return Err("it shares nothing; write single-flight, cache=<size>/<age> or both".to_owned());
+    }
+    if coalesce.outbound && !coalesce.single_flight {
+        return Err("outbound says where single-flight holds too; write single-flight,outbound".to_owned());
     }
     Ok(coalesce)
 }
@@ -398,7 +403,7 @@ mod tests {
             (annotation::BATCH, "max=32,delay=2ms,bytes=64Mi,elements=9,concurrent=2,target=50ms"),
             (
                 annotation::COALESCE,
-                "single-flight,cache=256Mi/30s,shared,deterministic,headers=Accept-Language+x-tone",
+                "single-flight,outbound,cache=256Mi/30s,shared,deterministic,headers=Accept-Language+x-tone",
             ),
         ];
         let mut policy = v1::Policy::default();
@@ -452,6 +457,7 @@ mod tests {
                 cache_ms: 30_000,
                 shared: true,
                 deterministic: true,
+                outbound: true,
                 headers: vec!["accept-language".into(), "x-tone".into()],
             }),
         };
@@ -460,7 +466,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let table: [(&str, &str, &str); 38] = [
+        let table: [(&str, &str, &str); 39] = [
             (annotation::BALANCE, "random", "write gpu, prefix"),
             (annotation::BALANCE, "gpu,", "empty part"),
             (annotation::BALANCE, "gpu,choices=1", "choices: \"1\" is not a whole number from 2 to 8"),
@@ -503,6 +509,7 @@ mod tests {
             (annotation::BATCH, "target=0s", "no latency at all"),
             (annotation::COALESCE, "double-flight", "is not known"),
             (annotation::COALESCE, "shared", "shares nothing"),
+            (annotation::COALESCE, "outbound,cache=1Mi/1s", "write single-flight,outbound"),
         ];
         for (name, text, words) in table {
             let (_, read) = OF_POLICY.iter().find(|(known, _)| *known == name).unwrap();

@@ -11,6 +11,8 @@
 //! ```text
 //! tensors = f "penstock tensors 2", scope, credentials, parameters, outputs, list of input (by name)
 //! json    = f "penstock json 2", scope, credentials, accept-encoding, f path, f the document in its one form
+//! bytes   = f "penstock bytes 1", scope, credentials, list of (f name, list of f value) of the headers that say how to read
+//!           the body and what may be answered, f path and query, f body
 //! batch   = f "penstock batch 2", scope without headers, n class, parameters, outputs, list of input without data
 //! scope   = f client, f model, f version, n load, headers that the configuration names
 //! headers = list of (f name, list of f value); so are credentials (authorization, cookie, x-api-key, api-key)
@@ -176,6 +178,28 @@ pub fn of_document(path: &str, body: &Document, scope: &Scope<'_>, headers: &Hea
     writer.0.finalize().into()
 }
 
+/// Headers that say how a body is to be read, and in which form the answer may be.
+const FORM: [HeaderName; 6] = [
+    http::header::CONTENT_TYPE,
+    http::header::ACCEPT,
+    ACCEPT_ENCODING,
+    HeaderName::from_static("inference-header-content-length"),
+    HeaderName::from_static("grpc-accept-encoding"),
+    // Of ours: whether it is to be executed alone, and whether the client wants to see with how many it was.
+    HeaderName::from_static("penstock-batch"),
+];
+
+/// What a request asks, to the byte: its own id is part of it, so the same answer, as it came, is good for both.
+pub fn of_bytes(path: &str, body: &[u8], scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
+    let mut writer = Writer::new("penstock bytes 1");
+    writer.scope(scope, headers);
+    writer.headers(&CREDENTIALS, headers);
+    writer.headers(&FORM, headers);
+    writer.field(path.as_bytes());
+    writer.field(body);
+    writer.0.finalize().into()
+}
+
 /// Of these headers those that prove to the application who a client is.
 pub fn credentials(headers: &HeaderMap) -> HeaderMap {
     let mut proofs = HeaderMap::new();
@@ -297,6 +321,21 @@ mod tests {
         for _ in 0..2 {
             headers.append("x-tone", "warm".parse().unwrap());
             assert!(seen.insert(of_tensors(&request(), &Scope { headers: &tone, ..SCOPE }, &headers)));
+        }
+    }
+
+    #[test]
+    fn to_the_byte_everything_makes_a_difference() {
+        let mut seen = std::collections::HashSet::new();
+        let none = HeaderMap::new();
+        assert!(seen.insert(of_bytes("/a", b"body", &SCOPE, &none)));
+        assert!(!seen.insert(of_bytes("/a", b"body", &SCOPE, &none)));
+        assert!(seen.insert(of_bytes("/a?b", b"body", &SCOPE, &none)));
+        assert!(seen.insert(of_bytes("/ab", b"ody", &SCOPE, &none)));
+        assert!(seen.insert(of_bytes("/a", b"body", &Scope { model: "n", ..SCOPE }, &none)));
+        for name in FORM.iter().chain(&CREDENTIALS) {
+            let headers = HeaderMap::from_iter([(name.clone(), "v".parse().unwrap())]);
+            assert!(seen.insert(of_bytes("/a", b"body", &SCOPE, &headers)), "{name}");
         }
     }
 

@@ -175,7 +175,7 @@ fn service(service: &Service) -> Value {
         .collect();
     json!({
         "ports": ports,
-        "rules": service.rules.iter().map(rule).collect::<Vec<_>>(),
+        "rules": service.rules.iter().map(|from| rule(from)).collect::<Vec<_>>(),
         "sticky": service.sticky.as_ref().map(sticky),
     })
 }

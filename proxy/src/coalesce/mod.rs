@@ -7,13 +7,14 @@
 //! service better and is never the reason for a refusal.
 //!
 //! [`wire`] reads and writes what clients speak, [`batcher`] forms and runs batches, [`handover`] brings tensors to the
-//! server, [`learn`] asks it what it can, [`text`] shares what language models answer. What is decided is decided in the
-//! crate `penstock-coalesce`.
+//! server, [`learn`] asks it what it can, [`text`] shares what language models answer, [`outbound`] what an application
+//! asks of the mesh. What is decided is decided in the crate `penstock-coalesce`.
 
 pub mod batcher;
 pub mod call;
 pub mod handover;
 pub mod learn;
+pub mod outbound;
 pub mod record;
 pub mod tally;
 pub mod text;
@@ -60,8 +61,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Sharing {
     flights: Mutex<Flights<oneshot::Sender<Word>>>,
-    /// Answers of language models that come in.
-    records: text::Records,
+    /// Answers that come in and are read by all who asked the same.
+    records: record::Records,
     cache: Mutex<Option<(u64, Arc<Cache<Stored>>)>>,
     held: AtomicU64,
     /// Memory that the model server reads too.

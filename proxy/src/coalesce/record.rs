@@ -3,26 +3,106 @@
 //! A pump writes what the server sends, and each reader reads at its own place. What has come in is kept up to a bound;
 //! a reader that lags behind by more is cut, and nobody else notices. The pump goes ahead of the fastest reader by no more
 //! than another bound, so that clients that read slowly slow the server down, as they would alone. When the last reader
-//! leaves, the pump is stopped.
+//! leaves, the pump is stopped. [`Records`] is where those who ask the same find each other.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use ahash::AHashMap;
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::SET_COOKIE;
+use http_body::Frame;
+use penstock_api::Reason;
+use penstock_coalesce::key::Hash;
 use tokio::task::AbortHandle;
 
+use crate::config::Endpoint;
 use crate::failure::Failure;
+use crate::headers;
 
 /// Bytes of an answer that are kept for those who lag, and for those who come later.
 pub const KEPT: usize = 1 << 20;
 /// Bytes that the pump goes ahead of the fastest reader.
 const AHEAD: u64 = 256 << 10;
 
-/// Status and headers of an answer.
-pub type Head = (u16, HeaderMap);
+/// Answers that come in at once; above, requests go each its own way.
+const MAX_RECORDS: usize = 16_384;
+
+/// What comes before an answer's body.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The status.
+    pub status: u16,
+    /// The headers that every reader gets.
+    pub headers: HeaderMap,
+    /// It set a cookie: it was for one, and is not kept for others.
+    pub for_one: bool,
+    /// Who answered.
+    pub endpoint: Arc<Endpoint>,
+}
+
+impl Head {
+    /// Of an answer's own headers those that every reader gets: not those of the hop, nor what was meant for one alone.
+    pub fn for_all(status: u16, mut all: HeaderMap, endpoint: Arc<Endpoint>) -> Self {
+        let found = headers::look(&all);
+        headers::strip_hop(&mut all, found, false);
+        let for_one = all.remove(SET_COOKIE).is_some();
+        // Each reader's own load report is put there later; the server's own was about another moment.
+        all.remove(headers::LOAD_REPORT);
+        all.remove(headers::LOAD_REPORT_BIN);
+        Self { status, headers: all, for_one, endpoint }
+    }
+}
+
+/// Answers that come in, by what was asked.
+#[derive(Clone, Debug, Default)]
+pub struct Records(Arc<Mutex<AHashMap<Hash, Arc<Record>>>>);
+
+impl Records {
+    fn lock(&self) -> MutexGuard<'_, AHashMap<Hash, Arc<Record>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reader of the answer to that, and, for the first who asks, the pen: somebody has to see to it that the answer
+    /// comes. `None`: too many answers come in.
+    pub fn join(&self, key: Hash) -> Option<(Reader, Option<Pen>)> {
+        let mut records = self.lock();
+        if let Some(reader) = records.get(&key).and_then(Record::reader) {
+            return Some((reader, None));
+        }
+        if records.len() >= MAX_RECORDS {
+            return None;
+        }
+        let record = Arc::new(Record::default());
+        let reader = record.reader()?;
+        records.insert(key, Arc::clone(&record));
+        Some((reader, Some(Pen { records: self.clone(), key, record })))
+    }
+}
+
+/// What writes an answer. Dropping it ends the answer, and nobody finds it any more.
+#[derive(Debug)]
+pub struct Pen {
+    records: Records,
+    key: Hash,
+    /// What is written.
+    pub record: Arc<Record>,
+}
+
+impl Drop for Pen {
+    fn drop(&mut self) {
+        let mut records = self.records.lock();
+        if records.get(&self.key).is_some_and(|known| Arc::ptr_eq(known, &self.record)) {
+            records.remove(&self.key);
+        }
+        drop(records);
+        let story = "the answer was given up, since nobody read it";
+        self.record.end(Err(Failure::new(Reason::UpstreamIncomplete, story)));
+    }
+}
 
 /// An answer while it comes in.
 #[derive(Debug, Default)]
@@ -34,6 +114,7 @@ pub struct Record {
 struct State {
     head: Option<Head>,
     chunks: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
     /// Chunks that have been let go.
     gone: usize,
     kept: usize,
@@ -64,9 +145,9 @@ impl Record {
     }
 
     /// The headers have come.
-    pub fn head(&self, status: u16, headers: HeaderMap) {
+    pub fn head(&self, head: Head) {
         let mut state = self.state();
-        state.head = Some((status, headers));
+        state.head = Some(head);
         state.wake();
     }
 
@@ -96,6 +177,11 @@ impl Record {
         .await;
     }
 
+    /// The trailers have come.
+    pub fn trailers(&self, trailers: HeaderMap) {
+        self.state().trailers = Some(trailers);
+    }
+
     /// It is over, whole or not.
     pub fn end(&self, how: Result<(), Failure>) {
         let mut state = self.state();
@@ -103,11 +189,11 @@ impl Record {
         state.wake();
     }
 
-    /// All of it, once it is over, if all of it was kept.
+    /// All of it, once it is over, if all of it was kept and it is for anybody.
     pub fn whole(&self) -> Option<(Head, Vec<Bytes>)> {
         let state = self.state();
-        let complete = matches!(state.ended, Some(Ok(()))) && state.gone == 0;
-        let head = state.head.clone().filter(|_| complete)?;
+        let complete = matches!(state.ended, Some(Ok(()))) && state.gone == 0 && state.trailers.is_none();
+        let head = state.head.clone().filter(|head| complete && !head.for_one)?;
         Some((head, state.chunks.iter().cloned().collect()))
     }
 
@@ -119,7 +205,7 @@ impl Record {
         }
         state.readers += 1;
         drop(state);
-        Some(Reader { record: Arc::clone(self), at: 0, read: 0 })
+        Some(Reader { record: Arc::clone(self), at: 0, read: 0, at_end: false })
     }
 }
 
@@ -129,6 +215,7 @@ pub struct Reader {
     record: Arc<Record>,
     at: usize,
     read: u64,
+    at_end: bool,
 }
 
 /// Why a reader gets no further.
@@ -156,10 +243,13 @@ impl Reader {
         .await
     }
 
-    /// The next piece.
-    pub fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+    /// The next piece, and behind the last the trailers.
+    pub fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
         let mut state = this.record.state();
+        if this.at_end {
+            return Poll::Ready(None);
+        }
         let Some(at) = this.at.checked_sub(state.gone) else {
             return Poll::Ready(Some(Err(Cut::Lagged)));
         };
@@ -172,10 +262,13 @@ impl Reader {
                     pump.wake();
                 }
             }
-            return Poll::Ready(Some(Ok(chunk)));
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         match &state.ended {
-            Some(Ok(())) => Poll::Ready(None),
+            Some(Ok(())) => {
+                this.at_end = true;
+                Poll::Ready(state.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))))
+            }
             Some(Err(failure)) => Poll::Ready(Some(Err(Cut::Broken(failure.clone())))),
             None => {
                 state.waiting.push(cx.waker().clone());
@@ -201,17 +294,23 @@ impl Drop for Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_api::Reason;
     use std::future::poll_fn;
 
-    async fn next(reader: &mut Reader) -> Option<Result<Bytes, Cut>> {
+    /// What nobody asks who has sent it.
+    fn head() -> Head {
+        let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let endpoint = Endpoint::new("a/b".into(), nowhere, 1, None, false, crate::config::Speak::Same);
+        Head::for_all(200, HeaderMap::new(), Arc::new(endpoint))
+    }
+
+    async fn next(reader: &mut Reader) -> Option<Result<Frame<Bytes>, Cut>> {
         poll_fn(|cx| Pin::new(&mut *reader).poll_next(cx)).await
     }
 
     async fn all(mut reader: Reader) -> Result<Vec<u8>, Cut> {
         let mut bytes = Vec::new();
         while let Some(chunk) = next(&mut reader).await {
-            bytes.extend_from_slice(&chunk?);
+            bytes.extend_from_slice(&chunk?.into_data().unwrap());
         }
         Ok(bytes)
     }
@@ -220,7 +319,7 @@ mod tests {
     async fn everybody_reads_all_of_it_whenever_they_came() {
         let record = Arc::new(Record::default());
         let early = tokio::spawn(all(record.reader().unwrap()));
-        record.head(200, HeaderMap::new());
+        record.head(head());
         for piece in ["one ", "two ", "three"] {
             record.push(Bytes::from_static(piece.as_bytes())).await;
             tokio::task::yield_now().await;
@@ -228,7 +327,7 @@ mod tests {
         let late = record.reader().unwrap();
         record.end(Ok(()));
         assert_eq!(early.await.unwrap().unwrap(), b"one two three");
-        assert_eq!(late.head().await.unwrap().0, 200);
+        assert_eq!(late.head().await.unwrap().status, 200);
         assert_eq!(all(late).await.unwrap(), b"one two three");
         assert_eq!(record.whole().unwrap().1.len(), 3);
     }
@@ -270,7 +369,7 @@ mod tests {
     async fn what_breaks_off_breaks_off_for_all() {
         let record = Arc::new(Record::default());
         let reader = record.reader().unwrap();
-        record.head(200, HeaderMap::new());
+        record.head(head());
         record.push(Bytes::from_static(b"half")).await;
         record.end(Err(Failure::new(Reason::UpstreamIncomplete, "gone")));
         assert!(matches!(all(reader).await, Err(Cut::Broken(_))));
@@ -288,5 +387,36 @@ mod tests {
         assert!(!task.is_finished());
         drop(other);
         assert!(task.await.unwrap_err().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn trailers_come_last_and_to_everybody() {
+        let record = Arc::new(Record::default());
+        let readers = [record.reader().unwrap(), record.reader().unwrap()];
+        record.push(Bytes::from_static(b"x")).await;
+        let trailers: HeaderMap =
+            [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))]
+                .into_iter()
+                .collect();
+        record.trailers(trailers.clone());
+        record.end(Ok(()));
+        for mut reader in readers {
+            assert!(next(&mut reader).await.unwrap().unwrap().is_data());
+            assert_eq!(next(&mut reader).await.unwrap().unwrap().into_trailers().unwrap(), trailers);
+            assert!(next(&mut reader).await.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_writes_and_those_who_ask_the_same_read() {
+        let records = Records::default();
+        let (_first, pen) = records.join([1; 32]).unwrap();
+        let pen = pen.unwrap();
+        let (second, none) = records.join([1; 32]).unwrap();
+        assert!(none.is_none());
+        assert!(records.join([2; 32]).unwrap().1.is_some(), "another question has an answer of its own");
+        drop(pen);
+        assert!(second.head().await.is_err(), "given up");
+        assert!(records.join([1; 32]).unwrap().1.is_some(), "and asked anew by who comes later");
     }
 }

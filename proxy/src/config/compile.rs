@@ -40,7 +40,7 @@ pub fn service(
         .map(|from| {
             let number = port(from.port)?;
             let cluster = clusters(&name, number);
-            let itself = passing(&name.to_string(), &cluster);
+            let itself = Arc::new(passing(&name.to_string(), &cluster));
             Ok(ServicePort { port: number, protocol: from.protocol(), cluster, itself })
         })
         .collect::<Result<_, String>>()?;
@@ -61,6 +61,7 @@ pub fn service(
         said.per_try = said.per_try.or(own_timeouts.per_try);
         said.idle = said.idle.or(own_timeouts.idle);
     }
+    let rules = rules.into_iter().map(Arc::new).collect();
     Ok(Service { name, ports, rules, sticky })
 }
 
@@ -262,6 +263,8 @@ pub fn policy(from: Option<&v1::Policy>) -> Policy {
     let tuning = from.tuning.unwrap_or_default();
     let share = |permille: Option<u32>, default: f32| permille.map_or(default, |share| share as f32 / 1e3);
     let or = |ms: Option<u64>, default: Duration| ms.map_or(default, Duration::from_millis);
+    // Names of headers were looked at by control; with one that is none after all nothing is shared.
+    let coalesced = from.coalesce.as_ref().filter(|from| from.outbound).and_then(|from| coalesce(from).ok());
     Policy {
         balance: Settings {
             policy: match from.balance() {
@@ -312,6 +315,7 @@ pub fn policy(from: Option<&v1::Policy>) -> Policy {
         max_connections: limits.max_connections.unwrap_or(default.max_connections),
         max_pending: limits.max_pending.unwrap_or(default.max_pending),
         max_requests: limits.max_requests.unwrap_or(default.max_requests),
+        coalesce: coalesced.map(Arc::new),
     }
 }
 
@@ -407,6 +411,7 @@ fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {
     };
     Ok(Coalesce {
         single_flight: from.single_flight,
+        outbound: from.outbound,
         cache: (from.cache_bytes > 0).then(|| (from.cache_bytes, Duration::from_millis(from.cache_ms))),
         shared: from.shared,
         deterministic: from.deterministic,

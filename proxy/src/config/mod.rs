@@ -61,7 +61,7 @@ pub struct Service {
     /// Its ports, in the order of the Service.
     pub ports: Vec<ServicePort>,
     /// The rules of its routes, in order of precedence. Empty: requests go to the Service itself.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Arc<Rule>>,
     /// One user stays on one version, unless a rule says otherwise.
     pub sticky: Option<Sticky>,
 }
@@ -83,7 +83,7 @@ pub struct ServicePort {
     /// The endpoints behind it.
     pub cluster: Arc<Cluster>,
     /// The rule that applies where no route does: everything to the Service itself.
-    pub itself: Rule,
+    pub itself: Arc<Rule>,
 }
 
 /// One rule of a route.
@@ -219,6 +219,8 @@ pub struct Policy {
     pub max_connections: u32,
     pub max_pending: u32,
     pub max_requests: u32,
+    /// What clients' sidecars ask for once.
+    pub coalesce: Option<Arc<Coalesce>>,
 }
 
 impl Default for Policy {
@@ -239,6 +241,7 @@ impl Default for Policy {
             max_connections: 1024,
             max_pending: 1024,
             max_requests: 16_384,
+            coalesce: None,
         }
     }
 }
@@ -478,6 +481,8 @@ pub struct Batch {
 pub struct Coalesce {
     /// Requests that are the same, while one of them is in flight.
     pub single_flight: bool,
+    /// Already in the clients' sidecars.
+    pub outbound: bool,
     /// Answers that are kept: how many bytes of them, and for how long.
     pub cache: Option<(u64, Duration)>,
     /// Requests of different clients may share.

@@ -200,7 +200,9 @@ fn policy() -> String {
         max_connections,
         max_pending,
         max_requests,
+        coalesce,
     } = Policy::default();
+    assert_eq!(coalesce, None, "nothing is shared unasked");
     let time = |time: Duration| humantime::format_duration(time).to_string();
     let or_none = |limit: Option<Duration>| limit.map_or("none".to_owned(), time);
     let codes = if codes.is_empty() { "none".to_owned() } else { format!("{codes:?}") };
