@@ -29,6 +29,7 @@ use crate::loaded::Loaded;
 use crate::models::Model;
 use crate::telemetry::Details;
 use crate::telemetry::outcome::{End, Outcome};
+use crate::telemetry::trace::Span;
 use crate::work::Work;
 use crate::worker::Worker;
 
@@ -47,6 +48,8 @@ pub struct Exchange {
     began: Cell<bool>,
     /// What the access log's flags say beyond the reason's.
     flag: Cell<&'static str>,
+    /// The span of what was executed for it and others.
+    executed: Cell<Option<Span>>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     mtls: Cell<bool>,
@@ -98,6 +101,7 @@ impl Exchange {
             headers: Cell::new(Duration::ZERO),
             began: Cell::new(false),
             flag: Cell::new(""),
+            executed: Cell::new(None),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
@@ -317,6 +321,16 @@ impl Exchange {
         self.flag.set(word);
     }
 
+    /// Our span, if it is recorded.
+    pub fn span(&self) -> Option<Span> {
+        self.details.get()?.trace.filter(|span| span.sampled)
+    }
+
+    /// It was answered by an execution, or shares the answer of a request, that has a span of its own.
+    pub fn executed_in(&self, span: Option<Span>) {
+        self.executed.set(span);
+    }
+
     /// The first byte of the answer is here: the work that the request waited for is done. A server that streams sends
     /// its headers long before that, when it has only begun to work.
     pub fn began(&self) {
@@ -451,6 +465,7 @@ impl Drop for Exchange {
                 details.server = server;
             }
             details.flags = self.flag.get();
+            details.executed = self.executed.get();
             details.decision = self.decision.take();
             details
         });

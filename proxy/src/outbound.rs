@@ -147,7 +147,7 @@ async fn stages(
         outgoing = match shared {
             Shared::Answer(mut response) => {
                 change(response.headers_mut(), backend, rule);
-                return Ok(response);
+                return Ok(*response);
             }
             Shared::Apart(outgoing) => outgoing,
         };

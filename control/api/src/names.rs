@@ -83,7 +83,7 @@ pub mod annotation {
     pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
     /// Service: `max=32,delay=2ms`; further `bytes=64Mi,elements=65536,concurrent=2,target=50ms`.
     pub const BATCH: &str = "penstock.io/batch";
-    /// Service: `single-flight,cache=256Mi/30s`; further `shared,deterministic,headers=accept-language+x-tone`.
+    /// Service: `single-flight,cache=256Mi/30s`; further `outbound,shared,deterministic,headers=accept-language+x-tone`.
     pub const COALESCE: &str = "penstock.io/coalesce";
 }
 

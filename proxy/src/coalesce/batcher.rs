@@ -19,6 +19,7 @@ use penstock_inference::oip::{InferResponse, batch as rows_of};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::call::{self, Outgoing, Trouble, Way};
 use super::handover;
@@ -27,6 +28,7 @@ use super::wire::{Asked, ModelError};
 use crate::config;
 use crate::failure::Failure;
 use crate::models::Model;
+use crate::telemetry::trace::{Execution, Span};
 use crate::worker::Worker;
 
 /// What a member brings.
@@ -38,6 +40,8 @@ pub struct Wants {
     pub way: Way,
     /// Headers that prove to the application who it is; the same for all of an execution.
     pub credentials: HeaderMap,
+    /// Its span, if it is recorded.
+    pub span: Option<Span>,
 }
 
 /// One of a batch.
@@ -54,7 +58,7 @@ pub struct Member {
 }
 
 /// What a member is told.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Told {
     /// Its part of the answer.
     pub answer: Result<InferResponse, Trouble>,
@@ -71,6 +75,8 @@ pub struct Executed {
     pub rows: u32,
     /// The requests that it answers.
     pub members: u32,
+    /// Its span, if a request that it answers is recorded.
+    pub span: Option<Span>,
 }
 
 /// What a worker is asked to do by others.
@@ -377,6 +383,29 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
     }
 }
 
+/// An execution that is a part of somebody's trace.
+struct Traced {
+    span: Span,
+    of: Vec<Span>,
+    began: Instant,
+}
+
+impl Traced {
+    /// If any of the members is recorded.
+    fn begin(worker: &Worker, members: &[Member]) -> Option<Self> {
+        let of: Vec<Span> = members.iter().filter_map(|member| member.wants.span).collect();
+        let span = worker.with_random(|random| of.first().map(|first| first.child(random)))?;
+        Some(Self { span, of, began: Instant::now() })
+    }
+
+    fn end(self, worker: &Worker, model: &str, executed: &Executed, failed: bool) {
+        let Self { span, of, began } = self;
+        let Executed { id, rows, members, .. } = *executed;
+        let took = began.elapsed();
+        worker.telemetry.executed(&Execution { span, of: &of, model, id, rows, members, took, failed });
+    }
+}
+
 type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
 
 /// One execution for all of these.
@@ -384,14 +413,21 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let (worker, model) = (&flight.worker, &flight.model);
     let batcher = model.batcher();
     let rows: Vec<u32> = members.iter().map(|member| member.rows).collect();
-    let executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
+    let mut executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
+    let traced = Traced::begin(worker, members);
+    executed.span = traced.as_ref().map(|traced| traced.span);
     // A server that can be asked over REST takes tensors as pieces, and by shared memory.
     let rest = members.iter().map(|member| &member.wants.way).find(|way| !way.http2);
     let way = rest.unwrap_or(&first.way);
     let known = batcher.known.load_full().unwrap_or_default();
     let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
     let requests = members.iter().map(|member| &member.wants.asked.request);
-    let answered = handover::infer(worker, way, (name, version), requests, &first.credentials, &known).await;
+    let mut headers = first.credentials.clone();
+    executed.span.inspect(|span| span.apply(&mut headers));
+    let answered = handover::infer(worker, way, (name, version), requests, &headers, &known).await;
+    if let Some(traced) = traced {
+        traced.end(worker, &model.name, &executed, answered.is_err());
+    }
     let answer = match answered {
         Ok(answer) => answer,
         Err(trouble) => {

@@ -85,8 +85,8 @@ enum Stored {
 enum Word {
     /// The leader has left, it leads now.
     Lead(Seat),
-    /// The answer.
-    Answer(Result<InferResponse, Trouble>),
+    /// The answer, and in which execution it was given.
+    Answer(Told),
     /// The leader failed in a way that says nothing about others.
     Alone,
 }
@@ -270,6 +270,7 @@ pub async fn serve(
         None => (sharer.execute().await?, None),
     };
     exchange.secured(connection.client.is_some());
+    exchange.executed_in(told.executed.span.filter(|span| Some(*span) != exchange.span()));
     let answer = match told.answer {
         Ok(answer) => Ok(answer),
         Err(Trouble::Model(error)) => Err(error),
@@ -381,10 +382,7 @@ impl Sharer<'_> {
             Joined::Follow(seat) => {
                 let mut place = Aboard { sharing, key, seat };
                 match word.await {
-                    Ok(Word::Answer(answer)) => {
-                        let told = Told { answer, executed: Executed::default() };
-                        return Ok((told, How::Coalesced));
-                    }
+                    Ok(Word::Answer(told)) => return Ok((told, How::Coalesced)),
                     Ok(Word::Lead(seat)) => place.seat = seat,
                     Ok(Word::Alone) | Err(_) => return Ok((self.execute().await?, How::Miss)),
                 }
@@ -395,11 +393,14 @@ impl Sharer<'_> {
         let waiting: Vec<_> = sharing.flights().done(key, seat.seat).collect();
         for waiter in waiting {
             let word = match &told {
-                Ok(Told { answer: Ok(answer), .. }) => Word::Answer(Ok(answer.clone())),
-                Ok(Told { answer: Err(trouble), .. }) if is_for_all(trouble) => {
-                    Word::Answer(Err(trouble.clone()))
+                Ok(told @ Told { answer: Ok(_), .. }) => Word::Answer(told.clone()),
+                Ok(told @ Told { answer: Err(trouble), .. }) if is_for_all(trouble) => {
+                    Word::Answer(told.clone())
                 }
-                Err(failure) if failure.unprocessed => Word::Answer(Err(Trouble::Way(failure.clone()))),
+                Err(failure) if failure.unprocessed => Word::Answer(Told {
+                    answer: Err(Trouble::Way(failure.clone())),
+                    executed: Executed::default(),
+                }),
                 Ok(_) | Err(_) => Word::Alone,
             };
             let _ = waiter.send(word);
@@ -412,11 +413,21 @@ impl Sharer<'_> {
         let worker = &self.exchange.worker;
         match self.together {
             Some((limits, ask)) => {
-                let wants =
-                    batcher::Wants { asked: self.asked, way: self.way, credentials: self.credentials };
+                let wants = batcher::Wants {
+                    asked: self.asked,
+                    way: self.way,
+                    credentials: self.credentials,
+                    span: self.exchange.span(),
+                };
                 batcher::execute(worker, self.model, limits, ask, wants).await
             }
-            None => Ok(batcher::alone(worker, &self.way, call::original(self.request, self.body)).await),
+            None => {
+                let outgoing = call::original(self.request, self.body);
+                let mut told = batcher::alone(worker, &self.way, outgoing).await;
+                // Nothing but the request itself; who shares its answer links to it.
+                told.executed.span = self.exchange.span();
+                Ok(told)
+            }
         }
     }
 }

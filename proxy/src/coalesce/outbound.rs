@@ -51,7 +51,7 @@ pub struct Way<'a> {
 #[derive(Debug)]
 pub enum Shared {
     /// It is answered.
-    Answer(Response<ResponseBody>),
+    Answer(Box<Response<ResponseBody>>),
     /// It goes its own way.
     Apart(Box<Outgoing>),
 }
@@ -106,8 +106,9 @@ pub async fn serve(
         exchange.secured(head.endpoint.identity.is_some());
         exchange.answered(head.status);
         exchange.flag("coalesced");
+        exchange.executed_in(head.span);
         let body = ResponseBody::Replay(Replay::new(reader, Some(exchange)));
-        return Ok(Shared::Answer(text::response(&head, How::Coalesced, body)));
+        return Ok(Shared::Answer(Box::new(text::response(&head, How::Coalesced, body))));
     };
     sharing.tally.misses.add(1);
     let record = Arc::clone(&pen.record);
@@ -123,7 +124,7 @@ pub async fn serve(
     record.pumped_by(task.abort_handle());
     let head = reader.head().await?;
     let body = ResponseBody::Replay(Replay::new(reader, None));
-    Ok(Shared::Answer(text::response(&head, How::Miss, body)))
+    Ok(Shared::Answer(Box::new(text::response(&head, How::Miss, body))))
 }
 
 /// Whether an answer to the request is good for another that is the same.
@@ -169,7 +170,7 @@ impl Sending {
         let found = headers::look(&parts.headers);
         report::take(&exchange, &mut parts.headers, found);
         if let Some(endpoint) = endpoint {
-            pen.record.head(Head::for_all(status, parts.headers, endpoint));
+            pen.record.head(Head::for_all(status, parts.headers, endpoint, exchange.span()));
         }
         let upstream = Upstream::new(body, exchange, answered.lease, answered.idle, report::take_trailers);
         let mut body = Box::pin(ResponseBody::Upstream(upstream));

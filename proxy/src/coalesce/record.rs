@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use crate::config::Endpoint;
 use crate::failure::Failure;
 use crate::headers;
+use crate::telemetry::trace::Span;
 
 /// Bytes of an answer that are kept for those who lag, and for those who come later.
 pub const KEPT: usize = 1 << 20;
@@ -42,18 +43,20 @@ pub struct Head {
     pub for_one: bool,
     /// Who answered.
     pub endpoint: Arc<Endpoint>,
+    /// The span of the request that was sent, if it is recorded.
+    pub span: Option<Span>,
 }
 
 impl Head {
     /// Of an answer's own headers those that every reader gets: not those of the hop, nor what was meant for one alone.
-    pub fn for_all(status: u16, mut all: HeaderMap, endpoint: Arc<Endpoint>) -> Self {
+    pub fn for_all(status: u16, mut all: HeaderMap, endpoint: Arc<Endpoint>, span: Option<Span>) -> Self {
         let found = headers::look(&all);
         headers::strip_hop(&mut all, found, false);
         let for_one = all.remove(SET_COOKIE).is_some();
         // Each reader's own load report is put there later; the server's own was about another moment.
         all.remove(headers::LOAD_REPORT);
         all.remove(headers::LOAD_REPORT_BIN);
-        Self { status, headers: all, for_one, endpoint }
+        Self { status, headers: all, for_one, endpoint, span }
     }
 }
 
@@ -300,7 +303,7 @@ mod tests {
     fn head() -> Head {
         let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let endpoint = Endpoint::new("a/b".into(), nowhere, 1, None, false, crate::config::Speak::Same);
-        Head::for_all(200, HeaderMap::new(), Arc::new(endpoint))
+        Head::for_all(200, HeaderMap::new(), Arc::new(endpoint), None)
     }
 
     async fn next(reader: &mut Reader) -> Option<Result<Frame<Bytes>, Cut>> {

@@ -54,7 +54,8 @@ pub struct Tally {
 impl Tally {
     /// Something of so many rows is executed, for so many requests.
     pub fn execution(&self, rows: u32, members: usize) -> Executed {
-        Executed { id: self.executions.add(1), rows, members: u32::try_from(members).unwrap_or(u32::MAX) }
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        Executed { id: self.executions.add(1), rows, members, span: None }
     }
 
     /// A batch is sent.

@@ -28,6 +28,7 @@ use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::models::Model;
+use crate::telemetry::trace::Span;
 use crate::work::Work;
 use crate::worker::Worker;
 use crate::{headers, kept};
@@ -107,7 +108,8 @@ pub(super) async fn serve(
         let outgoing = call::original(request, body);
         let keep = cache.map(|(cache, age)| Keep { key, cache, age, rules: rules.clone() });
         let record = Arc::clone(&pen.record);
-        let task = tokio::task::spawn_local(bring_in(pen, Rc::clone(worker), way, outgoing, keep));
+        let task =
+            tokio::task::spawn_local(bring_in(pen, Rc::clone(worker), way, outgoing, exchange.span(), keep));
         record.pumped_by(task.abort_handle());
     }
     let head = match reader.head().await {
@@ -125,6 +127,7 @@ pub(super) async fn serve(
     counts(exchange, port, work)?;
     exchange.answered(head.status);
     exchange.flag(if leads { "" } else { "coalesced" });
+    exchange.executed_in(head.span.filter(|_| !leads));
     let body = ResponseBody::Replay(Replay::new(reader, Some(exchange)));
     Ok(Some(response(&head, how, body)))
 }
@@ -156,8 +159,15 @@ struct Keep {
 }
 
 /// Brings an answer in.
-async fn bring_in(pen: Pen, worker: Rc<Worker>, way: Way, outgoing: Outgoing, keep: Option<Keep>) {
-    let ended = pump(&pen, &worker, &way, &outgoing).await;
+async fn bring_in(
+    pen: Pen,
+    worker: Rc<Worker>,
+    way: Way,
+    outgoing: Outgoing,
+    span: Option<Span>,
+    keep: Option<Keep>,
+) {
+    let ended = pump(&pen, &worker, &way, &outgoing, span).await;
     pen.record.end(ended);
     if let Some(Keep { key, cache, age, rules }) = keep
         && let Some((head, parts)) = pen.record.whole()
@@ -171,14 +181,20 @@ async fn bring_in(pen: Pen, worker: Rc<Worker>, way: Way, outgoing: Outgoing, ke
     }
 }
 
-async fn pump(pen: &Pen, worker: &Rc<Worker>, way: &Way, outgoing: &Outgoing) -> Result<(), Failure> {
+async fn pump(
+    pen: &Pen,
+    worker: &Rc<Worker>,
+    way: &Way,
+    outgoing: &Outgoing,
+    span: Option<Span>,
+) -> Result<(), Failure> {
     let endpoint = way.endpoint()?;
     let (response, _lease) = call::send(worker, way, &endpoint, outgoing).await?;
     worker.shared.sharing.tally.execution(1, 1);
     let (mut parts, mut body) = response.into_parts();
     let found = headers::look(&parts.headers);
     headers::strip_ours(&mut parts.headers, found);
-    pen.record.head(Head::for_all(parts.status.as_u16(), parts.headers, Arc::clone(&endpoint)));
+    pen.record.head(Head::for_all(parts.status.as_u16(), parts.headers, Arc::clone(&endpoint), span));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| call::broke_off(&endpoint, &error))?;
         if let Ok(data) = frame.into_data() {

@@ -248,6 +248,7 @@ mod tests {
             client: Some("spiffe://cluster.local/ns/a/sa/b".parse().unwrap()),
             server: None,
             trace: None,
+            executed: None,
             flags: "URX",
             decision: None,
         }

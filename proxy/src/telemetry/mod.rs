@@ -76,6 +76,8 @@ pub struct Details {
     pub server: Option<SpiffeId>,
     /// Our span.
     pub trace: Option<trace::Span>,
+    /// The span of what was executed for it and for others, or of the request whose answer it shares.
+    pub executed: Option<trace::Span>,
     /// Flags beyond the reason's own, comma-separated; empty: none.
     pub flags: &'static str,
     /// How the endpoint of the last try was chosen, if somebody asked.
@@ -94,6 +96,7 @@ impl Details {
             client: client.cloned(),
             server: None,
             trace: None,
+            executed: None,
             flags: "",
             decision: None,
         }
@@ -194,6 +197,13 @@ impl Telemetry {
     pub fn start_span(&self, headers: &HeaderMap, rng: &mut impl rand::Rng) -> Option<trace::Span> {
         let traces = self.traces.as_ref()?;
         Some(trace::Span::start(headers, traces.sample, rng))
+    }
+
+    /// Tells of an execution that is over, if somebody recorded a request that it answered.
+    pub fn executed(&self, execution: &trace::Execution<'_>) {
+        if let Some(traces) = &self.traces {
+            traces.executed(execution);
+        }
     }
 
     /// Tells of a request that is over. Call it after [`Outcome::finish`] for requests whose details were kept, and

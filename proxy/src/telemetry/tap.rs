@@ -197,6 +197,7 @@ mod tests {
             client: None,
             server: None,
             trace: None,
+            executed: None,
             flags: "",
             decision: Some(Box::new(Decision { why: "turn".to_owned(), ..Decision::default() })),
         };

@@ -3,12 +3,15 @@
 //! A caller that sends a valid `traceparent` has decided whether its trace is sampled; that is followed. Without one
 //! a new trace begins, sampled by chance. `tracestate` belongs to the caller's trace: it passes untouched with a
 //! valid `traceparent`, and is removed with an invalid one, as the standard asks.
+//!
+//! What is executed for several requests is a span of its own ([`Execution`]), since it belongs to several traces: a child
+//! of the first request that is recorded, with links to all that are. Each of them links back to it.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
@@ -117,6 +120,21 @@ impl Span {
         }
     }
 
+    /// A child of this span, in the same trace.
+    pub fn child(&self, rng: &mut impl Rng) -> Self {
+        Self { id: rng.random_range(1..=u64::MAX), parent: self.id, ..*self }
+    }
+
+    fn context(&self) -> SpanContext {
+        SpanContext::new(
+            TraceId::from_bytes(self.trace.to_be_bytes()),
+            SpanId::from_bytes(self.id.to_be_bytes()),
+            if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() },
+            false,
+            TraceState::default(),
+        )
+    }
+
     /// `00-<trace>-<span>-<flags>`.
     pub fn traceparent(&self) -> [u8; LENGTH] {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
@@ -132,6 +150,37 @@ fn write_hex(digits: &mut [u8], mut number: u128) {
         *digit = b"0123456789abcdef"[(number & 15) as usize];
         number >>= 4;
     }
+}
+
+/// Links of a span at most (OpenTelemetry, "Span Limits").
+const MAX_LINKS: usize = 128;
+
+fn links(spans: &[Span]) -> SpanLinks {
+    let mut links = SpanLinks::default();
+    links.links.extend(spans.iter().take(MAX_LINKS).map(|span| Link::with_context(span.context())));
+    links.dropped_count = u32::try_from(spans.len().saturating_sub(MAX_LINKS)).unwrap_or(u32::MAX);
+    links
+}
+
+/// What a model executed for one or several requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Execution<'a> {
+    /// Its span.
+    pub span: Span,
+    /// The spans of the requests that it answered, as far as they are recorded.
+    pub of: &'a [Span],
+    /// The model.
+    pub model: &'a str,
+    /// Its number, as `penstock-batch` says it.
+    pub id: u64,
+    /// Its rows.
+    pub rows: u32,
+    /// The requests that it answered, recorded or not.
+    pub members: u32,
+    /// How long it took, until now.
+    pub took: Duration,
+    /// Whether it failed.
+    pub failed: bool,
 }
 
 /// Sends spans to a collector in batches, from a thread of its own. Spans that find its queue full are dropped.
@@ -167,6 +216,32 @@ impl Exporter {
     /// Queues the span of a request that is over.
     pub fn export(&self, span: &Span, labels: &Labels, end: &End, details: &Details) {
         self.processor.on_end(span_data(span, labels, end, details, self.scope.clone()));
+    }
+
+    /// Queues the span of an execution that is over.
+    pub fn executed(&self, execution: &Execution<'_>) {
+        let Execution { span, of, model, id, rows, members, took, failed } = *execution;
+        let end_time = SystemTime::now();
+        self.processor.on_end(SpanData {
+            span_context: span.context(),
+            parent_span_id: SpanId::from_bytes(span.parent.to_be_bytes()),
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Client,
+            name: Cow::Owned(format!("execute {model}")),
+            start_time: end_time.checked_sub(took).unwrap_or(end_time),
+            end_time,
+            attributes: vec![
+                KeyValue::new("gen_ai.request.model", model.to_owned()),
+                KeyValue::new("penstock.batch.id", i64::try_from(id).unwrap_or(i64::MAX)),
+                KeyValue::new("penstock.batch.rows", i64::from(rows)),
+                KeyValue::new("penstock.batch.requests", i64::from(members)),
+            ],
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: links(of),
+            status: if failed { Status::error("") } else { Status::Unset },
+            instrumentation_scope: self.scope.clone(),
+        });
     }
 
     /// Sends what waits, and stops.
@@ -206,15 +281,8 @@ fn span_data(
     add("penstock.client", details.client.as_ref().map(ToString::to_string));
     add("penstock.server", details.server.as_ref().map(ToString::to_string));
     add("error.type", end.reason.map(|reason| reason.to_string()));
-    let flags = if span.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
     SpanData {
-        span_context: SpanContext::new(
-            TraceId::from_bytes(span.trace.to_be_bytes()),
-            SpanId::from_bytes(span.id.to_be_bytes()),
-            flags,
-            false,
-            TraceState::default(),
-        ),
+        span_context: span.context(),
         parent_span_id: SpanId::from_bytes(span.parent.to_be_bytes()),
         parent_span_is_remote: true,
         span_kind: match labels.direction {
@@ -227,7 +295,7 @@ fn span_data(
         attributes,
         dropped_attributes_count: 0,
         events: SpanEvents::default(),
-        links: SpanLinks::default(),
+        links: links(details.executed.as_slice()),
         status: match end.reason {
             Some(reason) if end.failed => Status::error(reason.meaning()),
             None if end.failed => Status::error(""),

@@ -52,6 +52,7 @@ fn details() -> Details {
         client: Some(WEB.parse().unwrap()),
         server: None,
         trace: None,
+        executed: None,
         flags: "",
         decision: None,
     }

@@ -9,6 +9,7 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_api::Reason;
 use penstock_api::v1::Direction;
+use penstock_proxy::telemetry::trace::{Execution, Span};
 use penstock_proxy::telemetry::{Details, End, Labels, Options, Telemetry};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -92,6 +93,7 @@ async fn a_sampled_request_becomes_a_span_with_its_ids_and_reason() {
             client: None,
             server: None,
             trace,
+            executed: None,
             flags: "",
             decision: None,
         };
@@ -112,4 +114,34 @@ async fn a_sampled_request_becomes_a_span_with_its_ids_and_reason() {
     }
     assert!(!holds(b"secret"), "queries stay here");
     assert!(!holds(&unsampled.trace.to_be_bytes()), "what is not sampled is not sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_execution_for_several_links_to_all_who_are_recorded() {
+    let (url, mut requests) = collector().await;
+    let options = Options { otlp: Some(url), node: "a/web-1".into(), ..Options::default() };
+    let telemetry = Telemetry::new(&options).unwrap();
+    let mut rng = SmallRng::seed_from_u64(8);
+    let span = |trace, id| Span { trace, id, parent: 0, sampled: true };
+    let members = [span(0xaa11, 0xa1), span(0xbb22, 0xb2), span(0xcc33, 0xc3)];
+    let execution = Execution {
+        span: members[0].child(&mut rng),
+        of: &members,
+        model: "digits/1",
+        id: 17,
+        rows: 5,
+        members: 4,
+        took: Duration::from_millis(7),
+        failed: false,
+    };
+    assert_eq!((execution.span.trace, execution.span.parent), (0xaa11, 0xa1));
+    telemetry.executed(&execution);
+    let (_, body) = within(requests.recv()).await.unwrap();
+    let holds = |bytes: &[u8]| body.windows(bytes.len()).any(|window| window == bytes);
+    for member in members {
+        assert!(holds(&member.trace.to_be_bytes()) && holds(&member.id.to_be_bytes()), "{member:?}");
+    }
+    for text in ["execute digits/1", "penstock.batch.id", "penstock.batch.rows", "penstock.batch.requests"] {
+        assert!(holds(text.as_bytes()), "{text}");
+    }
 }
