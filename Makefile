@@ -51,7 +51,7 @@ tools: ## install the real model servers and clients of the tests, once: 1.3 GB,
 	python3 tests/tests/servers/install.py
 
 .PHONY: e2e
-e2e: tools ## the real programs together: the system tests, and the demo's promises
+e2e: tools ## the real programs together: the system tests, the demo's promises, and some fuzzing
 	$(CARGO) build $(LOCKED) --workspace --bins --tests
 	# PENSTOCK_LONG: control stays away for a minute instead of some seconds.
 	PENSTOCK_LONG=1 $(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
@@ -59,6 +59,32 @@ e2e: tools ## the real programs together: the system tests, and the demo's promi
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
+	@$(MAKE) fuzz SECONDS=10
+
+FUZZ_VERSION := 0.13.1
+FUZZ := $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION)/bin/cargo-fuzz
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+# What libFuzzer watches. An input of 64 KiB in two seconds, with everything checked and counted, is far from what a
+# reader needs that is linear, and far from enough for one that is not.
+FUZZ_LIMITS := -max_len=65536 -timeout=2 -rss_limit_mb=1024 -malloc_limit_mb=64
+
+.PHONY: fuzz
+fuzz: $(FUZZ) ## malformed bodies and headers, made up by libFuzzer: SECONDS=60 for each reader
+	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib
+	cd fuzz && $(FUZZ) build -s none --target-dir "$(TARGET)/fuzz"
+	# What it found worth keeping stays outside of the checkout, and the next run begins with it.
+	set -e; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p "$(CACHE)/fuzz/$$target"; \
+	  echo "$$target, $(or $(SECONDS),60) s"; \
+	  (cd fuzz && $(FUZZ) run -s none --target-dir "$(TARGET)/fuzz" $$target "$(CACHE)/fuzz/$$target" seeds/$$target -- \
+	    -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -verbosity=0 $(FUZZ_LIMITS)); \
+	done
+
+# Stable Rust will do: without sanitizers, libFuzzer needs only the coverage that rustc has.
+$(FUZZ):
+	@echo "cargo-fuzz $(FUZZ_VERSION) is built once, into $(CACHE): about a minute"
+	env -u CARGO_TARGET_DIR $(CARGO) install --locked --debug --version $(FUZZ_VERSION) \
+	  --root $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION) cargo-fuzz
 
 .PHONY: soak
 soak: ## an hour of changes in four minutes: certificates, weights, endpoints, memory
@@ -96,6 +122,7 @@ DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 .PHONY: lint
 lint: $(DENY) ## format, clippy, documentation, dependencies, length of files, links
 	$(CARGO) fmt --all --check
+	cd fuzz && $(CARGO) fmt --check
 	.ci/files
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	# --examples, of which there are none, makes cargo choose the features that clippy chose. Programs are named, since

@@ -3,6 +3,25 @@
 use super::{Datatype, MAX_RANK, MAX_TENSORS};
 use std::fmt;
 
+/// The longest part of a message that a sentence about it repeats, bytes: the sentence becomes a header in gRPC, and stands
+/// in logs, and must not be as long as what it speaks of.
+const LONGEST: usize = 200;
+
+/// The beginning of a text.
+pub(super) fn brief(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LONGEST)]
+}
+
+/// What serde says, which may repeat a whole string from the middle of the message: its beginning, and its end, where it
+/// says what was expected, and where.
+fn told(sentence: &str) -> String {
+    if sentence.len() <= 2 * LONGEST {
+        return sentence.to_owned();
+    }
+    let end = &sentence[sentence.ceil_char_boundary(sentence.len() - LONGEST)..];
+    format!("{} … {end}", brief(sentence))
+}
+
 /// Which list of a message a tensor stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -25,7 +44,7 @@ impl fmt::Display for Side {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A tensor is not sound.
-    #[error("{side} {name:?}: {problem}")]
+    #[error("{side} {:?}: {problem}", brief(name))]
     Tensor {
         /// Where it stands.
         side: Side,
@@ -35,10 +54,10 @@ pub enum Error {
         problem: Problem,
     },
     /// The JSON does not parse, or lacks a field.
-    #[error("the JSON does not parse as an inference message: {0}")]
+    #[error("the JSON does not parse as an inference message: {}", told(.0))]
     Json(String),
     /// `Inference-Header-Content-Length` is not a number.
-    #[error("Inference-Header-Content-Length is {0:?}, which is not a count of bytes")]
+    #[error("Inference-Header-Content-Length is {:?}, which is not a count of bytes", brief(.0))]
     HeaderNotANumber(String),
     /// `Inference-Header-Content-Length` says more than there is.
     #[error("Inference-Header-Content-Length is {header}, but the body has only {body} bytes")]
@@ -73,7 +92,7 @@ pub enum Error {
     #[error("the message would have {0} bytes, and one of gRPC has less than 4 GiB; send fewer rows at once")]
     TooLong(usize),
     /// A parameter without a value.
-    #[error("parameter {0:?} has no value")]
+    #[error("parameter {:?} has no value", brief(.0))]
     EmptyParameter(String),
 }
 
@@ -133,6 +152,9 @@ pub enum Problem {
     /// Both of them.
     #[error("there are both \"data\" and the parameter \"binary_data_size\"; send one of them")]
     TwoData,
+    /// Data, and a place in shared memory.
+    #[error("there are both data and the parameter \"shared_memory_region\"; send one of them")]
+    DataAndPlace,
     /// `binary_data_size` that is not a count.
     #[error("the parameter \"binary_data_size\" is not a count of bytes")]
     BinarySize,

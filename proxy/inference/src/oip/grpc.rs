@@ -223,6 +223,10 @@ fn tensors(
             } else {
                 None
             };
+            let has_data = contents.is_some() || raw.as_ref().is_some_and(|raw| !raw.is_empty());
+            if place.is_none() && parameters.contains_key(shm::REGION) {
+                return Err(if has_data { Problem::DataAndPlace } else { Problem::NoData });
+            }
             let data = match (raw, contents) {
                 _ if let Some(place) = place => shm::lying(datatype, &shape, &place)?,
                 (Some(data), None) => data,

@@ -29,6 +29,7 @@ pub use error::{Error, Problem, Side};
 pub use tensor::{Datatype, Tensor, elements, strings};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -68,30 +69,31 @@ pub enum Parameter {
 }
 
 impl<'de> Deserialize<'de> for Parameter {
+    /// By way of the text: as serde_json reads numbers, in favour of speed, the last bit of a fraction may be another, and
+    /// a request that is written anew for its batch would ask something else.
     fn deserialize<D: serde::Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl serde::de::Visitor<'_> for Visit {
-            type Value = Parameter;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a boolean, a number or a string as the value of a parameter")
+        use serde::de::{Error as _, Unexpected};
+        let text = <&RawValue>::deserialize(source)?.get();
+        if let Ok(value) = text.parse() {
+            return Ok(Self::Bool(value));
+        }
+        if text.starts_with('"') {
+            return serde_json::from_str(text).map(Self::String).map_err(D::Error::custom);
+        }
+        // `-0` is no integer: it would come out as `0`.
+        if text != "-0" {
+            if let Ok(value) = text.parse() {
+                return Ok(Self::Int(value));
             }
-            fn visit_bool<E>(self, value: bool) -> Result<Parameter, E> {
-                Ok(Parameter::Bool(value))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Parameter, E> {
-                Ok(Parameter::Int(value))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Parameter, E> {
-                Ok(i64::try_from(value).map_or(Parameter::Uint(value), Parameter::Int))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Parameter, E> {
-                Ok(Parameter::Double(value))
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Parameter, E> {
-                Ok(Parameter::String(value.to_owned()))
+            if let Ok(value) = text.parse() {
+                return Ok(Self::Uint(value));
             }
         }
-        source.deserialize_any(Visit)
+        let number = text.parse().ok().filter(|value: &f64| value.is_finite());
+        number.map(Self::Double).ok_or_else(|| {
+            let expected = "a boolean, a number or a string as the value of a parameter";
+            D::Error::invalid_value(Unexpected::Other(error::brief(text)), &expected)
+        })
     }
 }
 

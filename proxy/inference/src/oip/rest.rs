@@ -201,6 +201,12 @@ fn read(
     let datatype: Datatype = wire.datatype.parse()?;
     let shape = tensor::shape(&wire.shape)?;
     let mut parameters = wire.parameters;
+    // Written anew it would be in shared memory alone.
+    if parameters.contains_key(shm::REGION)
+        && (wire.data.is_some() || parameters.contains_key(BINARY_DATA_SIZE))
+    {
+        return Err(Problem::DataAndPlace);
+    }
     let data = match (wire.data, parameters.remove(BINARY_DATA_SIZE)) {
         (Some(_), Some(_)) => return Err(Problem::TwoData),
         (None, None) => {

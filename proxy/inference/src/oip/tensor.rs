@@ -233,7 +233,8 @@ pub fn strings(data: &[u8]) -> impl Iterator<Item = Result<&[u8], Problem>> {
 /// A shape as it came over a wire, where dimensions are signed.
 pub(super) fn shape(wire: &[i64]) -> Result<Vec<u64>, Problem> {
     let shape: Result<Vec<u64>, _> = wire.iter().map(|dimension| u64::try_from(*dimension)).collect();
-    let shape = shape.map_err(|_| Problem::NegativeDimension(wire.to_vec()))?;
+    let shape =
+        shape.map_err(|_| Problem::NegativeDimension(wire[..wire.len().min(MAX_RANK + 1)].to_vec()))?;
     elements(&shape).ok_or_else(|| too_large(&shape))?;
     Ok(shape)
 }
