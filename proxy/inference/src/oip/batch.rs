@@ -15,7 +15,8 @@ const RAW_INPUT_CONTENTS: u8 = 7 << 3 | 2;
 /// Several requests as one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Joined {
-    /// Names, datatypes, shapes, parameters and outputs; no id, and no data.
+    /// Names, datatypes, shapes, parameters and outputs, and no data. The id only of one that is alone, since servers name it
+    /// in what they say of errors.
     pub head: InferRequest,
     /// The pieces of each input's data, in the order of `head.inputs`.
     pub data: Vec<Vec<Bytes>>,
@@ -25,13 +26,14 @@ pub struct Joined {
 pub fn join<'a>(requests: impl IntoIterator<Item = &'a InferRequest>) -> Option<Joined> {
     let mut requests = requests.into_iter();
     let first = requests.next()?;
-    let mut head = InferRequest { id: None, ..first.clone() };
+    let mut head = first.clone();
     let mut data: Vec<Vec<Bytes>> =
         head.inputs.iter_mut().map(|input| vec![std::mem::take(&mut input.data)]).collect();
     for request in requests {
         if request.inputs.len() != head.inputs.len() {
             return None;
         }
+        head.id = None;
         for (at, input) in head.inputs.iter_mut().enumerate() {
             // Most clients of a model write its inputs in the same order.
             let same = request.inputs.get(at).filter(|other| other.name == input.name);
