@@ -54,6 +54,11 @@ impl Model {
         self.batcher.get_or_init(Batcher::default)
     }
 
+    /// Of its requests those that wait for an execution, and the batches that are on their way.
+    pub fn open_batches(&self) -> (usize, usize) {
+        self.batcher.get().map_or((0, 0), Batcher::open)
+    }
+
     /// Where its requests wait.
     pub fn gate(&self) -> Option<&Gate> {
         self.gate.get()

@@ -251,7 +251,7 @@ async fn tick(shared: Arc<Shared>) {
             cluster.endpoints().tend(now);
             tell(&cluster);
         }
-        shared.sharing.tally.tell(&shared.sharing.memory);
+        shared.sharing.tell(&shared.models);
         let workload = shared.store.snapshot().workload.clone();
         shared.models.follow(workload.and_then(|workload| workload.admission));
         ticks = ticks.wrapping_add(1);

@@ -504,26 +504,38 @@ impl<M> Former<M> {
     }
 }
 
-/// How a batch that failed is tried again: in halves, until the guilty are alone, within a budget of executions.
+/// How a batch that failed is tried again: in halves, until the guilty are alone; and when that has cost more than a few
+/// guilty ones explain, one by one, so that however many they are nobody gets another's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bisection {
     left: u32,
 }
 
+/// How members that failed together are parted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Into those before this place, and the others.
+    Half(usize),
+    /// Each on its own.
+    Each,
+}
+
 impl Bisection {
-    /// For a batch of so many members: enough to find two guilty ones, whatever the batch's size.
+    /// For a batch of so many members: halves for long enough to find two guilty ones, whatever the batch's size.
     pub fn of(members: usize) -> Self {
         let depth = members.max(1).ilog2() + 1;
         Self { left: 4 * depth }
     }
 
-    /// Where to cut `members` that failed together; `None`: they cannot be parted, or have cost enough, and all get the
-    /// error.
-    pub fn cut(&mut self, members: usize) -> Option<usize> {
-        if members < 2 || self.left < 2 {
+    /// How to part `members` that failed together; `None`: there is only one, and it gets the error.
+    pub fn cut(&mut self, members: usize) -> Option<Cut> {
+        if members < 2 {
             return None;
         }
+        if self.left < 2 {
+            return Some(Cut::Each);
+        }
         self.left -= 2;
-        Some(members / 2)
+        Some(Cut::Half(members / 2))
     }
 }

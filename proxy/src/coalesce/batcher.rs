@@ -14,7 +14,9 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use penstock_api::Reason;
-use penstock_coalesce::batch::{self, Ask, BatchId, Bisection, Formed, Former, Left, Limits, Takes, Ticket};
+use penstock_coalesce::batch::{
+    self, Ask, BatchId, Bisection, Cut, Formed, Former, Left, Limits, Takes, Ticket,
+};
 use penstock_inference::oip::{InferResponse, batch as rows_of};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -93,6 +95,8 @@ pub enum Order {
 pub struct Batcher {
     state: Mutex<State>,
     known: ArcSwapOption<Known>,
+    /// How the server is asked over REST, once a client has: the one way on which it tells what it can.
+    rest: ArcSwapOption<Way>,
     /// Milliseconds since the epoch from when on the server is asked again.
     learn_at: AtomicU64,
     learning: AtomicBool,
@@ -116,6 +120,7 @@ impl Default for Batcher {
         Self {
             state: Mutex::new(State { former, running: HashMap::new(), armed: None }),
             known: ArcSwapOption::empty(),
+            rest: ArcSwapOption::empty(),
             learn_at: AtomicU64::new(0),
             learning: AtomicBool::new(false),
             without_rows: AtomicBool::new(false),
@@ -140,27 +145,46 @@ impl Batcher {
         self.without_rows.store(false, Relaxed);
     }
 
+    /// Requests that wait for an execution, and batches that are on their way.
+    pub fn open(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.former.waiting(), state.former.flying())
+    }
+
     /// What the server says of the model, once it has been asked; asks it if that is long ago.
     pub fn known(
         &self,
         worker: &Rc<Worker>,
         model: &Arc<Model>,
+        way: &Way,
         ask: impl FnOnce() -> Learn,
     ) -> Option<Arc<Known>> {
+        // A server that speaks gRPC on a port of its own tells nothing there.
+        if !way.http2 {
+            let known = self.rest.load();
+            if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.cluster, &way.cluster)) {
+                self.rest.store(Some(Arc::new(way.clone())));
+                self.learn_at.store(0, Relaxed);
+            }
+        }
         let due = worker.now().as_millis() as u64 >= self.learn_at.load(Relaxed);
         if due && !self.learning.swap(true, Relaxed) {
             let (worker, model, ask) = (Rc::clone(worker), Arc::clone(model), ask());
+            let way = self.rest.load_full().map_or_else(|| way.clone(), |rest| Way::clone(&rest));
             tokio::task::spawn_local(async move {
                 let batcher = model.batcher();
-                let (known, believed) = match learn::ask(&worker, &ask.way, &ask.model, &ask.version).await {
+                let before = batcher.known.load_full();
+                let (known, believed) = match learn::ask(&worker, &way, &ask.model, &ask.version).await {
                     Ok(known) => (known, learn::BELIEVED),
-                    // A server that is asked over gRPC alone, or is not there yet.
+                    // A server that is asked over gRPC alone, or is not there yet; or one that is too busy to tell, and then
+                    // what it told before is more likely than nothing.
                     Err(failure) => {
                         tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
-                        (Known::default(), learn::FAILED_FOR)
+                        batcher.changed();
+                        (before.as_deref().cloned().unwrap_or_default(), learn::FAILED_FOR)
                     }
                 };
-                if batcher.known.load_full().is_some_and(|before| *before != known) {
+                if before.is_some_and(|before| *before != known) {
                     batcher.changed();
                 }
                 batcher.known.store(Some(Arc::new(known)));
@@ -196,8 +220,6 @@ impl Batcher {
 /// What is asked to learn of a model.
 #[derive(Debug)]
 pub struct Learn {
-    /// Where its server is.
-    pub way: Way,
     /// Its name.
     pub model: String,
     /// Its version; empty: none in particular.
@@ -368,11 +390,15 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
             }
             Err((trouble, executed)) => {
                 let guilt = matches!(&trouble, Trouble::Model(error) if !error.is_unavailable());
-                if guilt && let Some(at) = bisection.cut(part.len()) {
+                if guilt && let Some(cut) = bisection.cut(part.len()) {
                     flight.worker.shared.sharing.tally.bisected.add(1);
-                    let rest = part.split_off(at);
-                    parts.push(rest);
-                    parts.push(part);
+                    match cut {
+                        Cut::Half(at) => {
+                            let rest = part.split_off(at);
+                            parts.extend([rest, part]);
+                        }
+                        Cut::Each => parts.extend(part.into_iter().rev().map(|member| vec![member])),
+                    }
                     continue;
                 }
                 for member in part {
@@ -406,6 +432,13 @@ impl Traced {
     }
 }
 
+/// The way on which all of these can be asked together. A server that can be asked over REST takes tensors as pieces, and by
+/// shared memory; but one that knows no binary tensors there would have to be told in JSON, which cannot say everything that
+/// came over gRPC (NaN, FP16, bytes that are no text).
+fn best<'a>(mut ways: impl Iterator<Item = &'a Way>, binary: bool) -> Option<&'a Way> {
+    ways.find(|way| way.http2 != binary)
+}
+
 type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
 
 /// One execution for all of these.
@@ -416,11 +449,10 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let mut executed = worker.shared.sharing.tally.execution(rows.iter().sum(), rows.len());
     let traced = Traced::begin(worker, members);
     executed.span = traced.as_ref().map(|traced| traced.span);
-    // A server that can be asked over REST takes tensors as pieces, and by shared memory.
-    let rest = members.iter().map(|member| &member.wants.way).find(|way| !way.http2);
-    let way = rest.unwrap_or(&first.way);
     let known = batcher.known.load_full().unwrap_or_default();
-    let (name, version) = model.name.split_once('/').unwrap_or((&model.name, ""));
+    let way = best(members.iter().map(|member| &member.wants.way), known.binary).unwrap_or(&first.way);
+    // As they were asked for: what counts work reads of a name only what came in time.
+    let (name, version) = (first.asked.model.as_str(), first.asked.version.as_str());
     let requests = members.iter().map(|member| &member.wants.asked.request);
     let mut headers = first.credentials.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
@@ -444,7 +476,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
             // From now on its requests go alone; these are asked one by one.
             batcher.without_rows.store(true, Relaxed);
             tracing::warn!(model = %model.name, %not_rows, "its answers cannot be cut into rows, so it is not batched");
-            let error = ModelError { status: 500, code: 13, message: not_rows.to_string() };
+            let error = ModelError::of(500, 13, not_rows.to_string());
             Err((Trouble::Model(error), executed))
         }
         Err(_) => Ok((vec![answer], executed)),

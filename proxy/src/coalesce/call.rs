@@ -292,7 +292,7 @@ pub fn read_rest(
     place: impl Fn(&str) -> Option<Bytes>,
 ) -> Result<InferResponse, Trouble> {
     if answer.status != 200 {
-        return Err(Trouble::Model(ModelError::of_rest(answer.status, &answer.body)));
+        return Err(Trouble::Model(ModelError::of_rest(answer.status, &answer.headers, &answer.body)));
     }
     let length = rest::header_length(&answer.headers);
     length

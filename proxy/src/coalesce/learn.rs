@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use penstock_api::Reason;
 use penstock_inference::oip::{ModelMetadata, ServerMetadata};
 use serde::Deserialize;
 
@@ -95,7 +96,7 @@ pub async fn ask(worker: &Rc<Worker>, way: &Way, model: &str, version: &str) -> 
     })
 }
 
-/// A page as JSON; `None`: the server has no such page.
+/// A page as JSON; `None`: the server has no such page. One that does not say so in time may have it.
 async fn page<T: for<'a> Deserialize<'a>>(
     worker: &Rc<Worker>,
     way: &Way,
@@ -107,10 +108,10 @@ async fn page<T: for<'a> Deserialize<'a>>(
         Method::POST => VecDeque::from([Bytes::from_static(b"{}")]),
         _ => VecDeque::new(),
     };
-    let (method, path) = (method.clone(), path.to_owned());
-    let outgoing = Outgoing { method, path, headers: HeaderMap::new(), parts };
+    let method = method.clone();
+    let outgoing = Outgoing { method, path: path.to_owned(), headers: HeaderMap::new(), parts };
     let asked = tokio::time::timeout(PATIENCE, call::whole(worker, &way, outgoing)).await;
-    let Ok(answer) = asked else { return Ok(None) };
-    let Answer { status, body, .. } = answer?;
+    let late = |_| Failure::new(Reason::RequestTimeout, format!("no answer to {path} within {PATIENCE:?}"));
+    let Answer { status, body, .. } = asked.map_err(late)??;
     Ok((status == 200).then(|| serde_json::from_slice(&body).ok()).flatten())
 }

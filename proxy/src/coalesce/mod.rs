@@ -41,7 +41,8 @@ use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::models::Model;
+use crate::models::{Model, Models};
+use crate::telemetry::metric::{self, Metric};
 use crate::work::Work;
 use crate::{kept, send};
 
@@ -109,6 +110,22 @@ impl Sharing {
     fn hold(self: &Arc<Self>, bytes: u64) -> Option<Held> {
         let held = Held { sharing: Arc::clone(self), bytes };
         (self.held.fetch_add(bytes, Relaxed) + bytes <= MAX_HELD).then_some(held)
+    }
+
+    /// Tells the metrics what is held now, and what was counted.
+    pub fn tell(&self, models: &Models) {
+        self.tally.tell(&self.memory);
+        let (mut waiting, mut flying) = (0, 0);
+        for model in models.all().iter() {
+            let (waits, flies) = model.open_batches();
+            waiting += waits;
+            flying += flies;
+        }
+        let gauge = |metric: &Metric, value: u64| metrics::gauge!(metric.name).set(value as f64);
+        gauge(&metric::BATCH_WAITING, waiting as u64);
+        gauge(&metric::BATCHES_IN_FLIGHT, flying as u64);
+        gauge(&metric::COALESCE_HELD, self.held.load(Relaxed));
+        gauge(&metric::COALESCE_FLIGHTS, self.flights().len() as u64);
     }
 
     fn flights(&self) -> std::sync::MutexGuard<'_, Flights<oneshot::Sender<Word>>> {
@@ -210,14 +227,19 @@ pub async fn serve(
         Ok(None)
     };
     let way = Way { cluster: Arc::clone(&port.cluster), http2: form != Form::Rest };
-    let known = model.batcher().known(worker, model, || {
+    let learn = || {
         let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
-        Learn { way: way.clone(), model: name.to_owned(), version: version.to_owned() }
-    });
+        Learn { model: name.to_owned(), version: version.to_owned() }
+    };
+    // Of what is no model in particular, since there are too many or its name came too late, nothing can be known: it may be
+    // several.
+    let is_known = !model.name.is_empty();
+    let known = is_known.then(|| model.batcher().known(worker, model, &way, learn)).flatten();
     let rules = port.batch.as_ref().filter(|_| wish.batched);
     let limits = rules.zip(known.as_ref()).and_then(|(rules, known)| model.batcher().limits(rules, known));
     let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
-    if limits.is_none() && coalesced.is_none() {
+    // How tensors are to be written in an answer over gRPC depends on the server.
+    if (limits.is_none() && coalesced.is_none()) || (known.is_none() && form != Form::Rest) {
         return Ok(None);
     }
     // What is shared must be known whole.
@@ -227,9 +249,12 @@ pub async fn serve(
         return passed();
     };
     let body = oip::whole(pieces);
-    let Some(asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
+    let Some(mut asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
         return passed();
     };
+    if known.as_ref().is_some_and(|known| known.binary) {
+        asked.answers_raw();
+    }
     let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);

@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use penstock_inference::oip::grpc::MODEL_INFER;
-use penstock_inference::oip::{self, InferRequest, InferResponse, grpc, rest};
+use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, grpc, rest};
 use prost::Message as _;
 
 use crate::answer;
@@ -21,7 +21,7 @@ use crate::exchange::Exchange;
 pub enum Form {
     /// JSON, with or without binary tensors.
     Rest,
-    /// `ModelInfer`; tensors as they came.
+    /// `ModelInfer`; how the answer's tensors are written.
     Grpc(grpc::Contents),
 }
 
@@ -50,6 +50,15 @@ pub struct Asked {
     pub version: String,
     /// What is asked.
     pub request: InferRequest,
+}
+
+impl Asked {
+    /// The server answers with raw contents whatever it is asked with, as Triton does.
+    pub fn answers_raw(&mut self) {
+        if let Form::Grpc(contents) = &mut self.form {
+            *contents = grpc::Contents::Raw;
+        }
+    }
 }
 
 /// Reads a request whose body is whole; `None`: it is not understood.
@@ -103,11 +112,28 @@ pub struct ModelError {
     pub code: u8,
     /// In its own words.
     pub message: String,
+    /// What a REST server sent, as it was: its type, and the body.
+    body: Option<(HeaderValue, Bytes)>,
+    /// Whatever the status: the model has failed, and not the server.
+    of_model: bool,
+}
+
+/// TorchServe's form of an error.
+#[derive(serde::Deserialize)]
+struct TorchServeError<'a> {
+    #[serde(borrow)]
+    r#type: std::borrow::Cow<'a, str>,
+}
+
+/// Whether TorchServe says that the model has failed, for which it has no status of its own.
+fn is_failed_prediction(status: u16, body: &[u8]) -> bool {
+    let said = || serde_json::from_slice::<TorchServeError<'_>>(body);
+    status == 503 && said().is_ok_and(|said| said.r#type == "InternalServerException")
 }
 
 impl ModelError {
     /// What a REST server answered. Codes as Triton pairs them.
-    pub fn of_rest(status: u16, body: &[u8]) -> Self {
+    pub fn of_rest(status: u16, headers: &HeaderMap, body: &Bytes) -> Self {
         let said = serde_json::from_slice::<oip::ErrorBody>(body).map(|body| body.error);
         let message = said.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
         let code = match status {
@@ -119,7 +145,15 @@ impl ModelError {
             504 => 4,
             _ => 3,
         };
-        Self { status, code, message }
+        let json = HeaderValue::from_static("application/json");
+        let kind = headers.get(CONTENT_TYPE).cloned().unwrap_or(json);
+        let of_model = is_failed_prediction(status, body);
+        Self { body: Some((kind, body.clone())), of_model, ..Self::of(status, code, message) }
+    }
+
+    /// One in our own words.
+    pub fn of(status: u16, code: u8, message: String) -> Self {
+        Self { status, code, message, body: None, of_model: false }
     }
 
     /// What a gRPC server answered.
@@ -135,17 +169,17 @@ impl ModelError {
             16 => 401,
             _ => 400,
         };
-        Self { status, code, message }
+        Self::of(status, code, message)
     }
 
     /// An answer that cannot be written in the form that was asked for.
     fn unwritable(error: &oip::Error) -> Self {
-        Self { status: 400, code: 3, message: error.to_string() }
+        Self::of(400, 3, error.to_string())
     }
 
     /// Whether it says that the server could not work now, rather than what is wrong with the request.
     pub fn is_unavailable(&self) -> bool {
-        is_unavailable(self.status)
+        is_unavailable(self.status) && !self.of_model
     }
 }
 
@@ -195,9 +229,13 @@ fn write_rest(
             response
         }
         Err(error) => {
-            let body = oip::ErrorBody { error: error.message };
-            let text = serde_json::to_vec(&body).unwrap_or_default();
-            let mut response = response(vec![text.into()], None, exchange, "application/json");
+            let (kind, body) = error.body.unwrap_or_else(|| {
+                let body = oip::ErrorBody { error: error.message };
+                let text = serde_json::to_vec(&body).unwrap_or_default();
+                (HeaderValue::from_static("application/json"), text.into())
+            });
+            let mut response = response(vec![body], None, exchange, "application/json");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
             *response.status_mut() = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
             response
         }
@@ -210,6 +248,10 @@ fn write_grpc(
     exchange: &Rc<Exchange>,
 ) -> Response<ResponseBody> {
     let message = answer.and_then(|answer| {
+        // There are no lists of half-precision numbers.
+        let half = |output: &oip::Tensor| matches!(output.datatype, Datatype::Fp16 | Datatype::Bf16);
+        let raw = answer.outputs.iter().any(half);
+        let contents = if raw { grpc::Contents::Raw } else { contents };
         grpc::encode_response(answer, contents).map_err(|error| ModelError::unwritable(&error))
     });
     let mut response = match message {
@@ -243,4 +285,20 @@ fn response(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prediction_that_failed_at_torchserve_is_the_models_fault() {
+        let said = |kind: &str| {
+            let body = format!(r#"{{"code": 503, "type": "{kind}", "message": "Prediction failed"}}"#);
+            ModelError::of_rest(503, &HeaderMap::new(), &body.into())
+        };
+        assert!(!said("InternalServerException").is_unavailable());
+        assert!(said("ServiceUnavailableException").is_unavailable());
+        assert!(ModelError::of_rest(503, &HeaderMap::new(), &Bytes::from_static(b"busy")).is_unavailable());
+    }
 }

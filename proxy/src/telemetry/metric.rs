@@ -86,6 +86,14 @@ penstock_api::metrics! {
         "Requests on ports that coalesce: hit (answered from the cache), coalesced (by one in flight that was the same) or miss.";
     COALESCE_PASSED Counter "penstock_coalesce_passed_total" []
         "Requests that could not be shared and passed as they came: not understood, too large, too slow, or too much was held already.";
+    COALESCE_HELD Gauge "penstock_coalesce_held_bytes" []
+        "Bodies of requests that are held while they share, bytes.";
+    COALESCE_FLIGHTS Gauge "penstock_coalesce_flights" []
+        "Requests in flight on ports with single flight that others may join.";
+    BATCH_WAITING Gauge "penstock_batch_waiting" []
+        "Requests that wait for an execution.";
+    BATCHES_IN_FLIGHT Gauge "penstock_batches_in_flight" []
+        "Batches that are being executed.";
     ARENA_BYTES Gauge "penstock_arena_bytes" ["state"]
         "Shared memory for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     ARENA_REFUSED Counter "penstock_arena_refused_total" []
