@@ -22,6 +22,8 @@ use super::{PATIENCE, own_ip, wait_until};
 pub const NAMESPACE: &str = "test";
 /// The port of every application.
 const APPLICATION: u16 = 8_000;
+/// The port for gRPC of applications that have one, in the pod and in its Service.
+pub const GRPC: u16 = 8_001;
 
 /// What the EndpointSlice says of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub struct Mesh {
     more: BTreeMap<String, String>,
     snapshot: String,
     protocol: &'static str,
+    grpc: bool,
 }
 
 impl Default for Mesh {
@@ -75,6 +78,7 @@ impl Default for Mesh {
             more: BTreeMap::new(),
             snapshot: String::new(),
             protocol: "http",
+            grpc: false,
         }
     }
 }
@@ -89,6 +93,12 @@ impl Mesh {
     /// What Services declare as `appProtocol`.
     pub fn protocol(mut self, protocol: &'static str) -> Self {
         self.protocol = protocol;
+        self
+    }
+
+    /// Applications speak gRPC too, on a port of its own, as model servers do.
+    pub fn grpc(mut self) -> Self {
+        self.grpc = true;
         self
     }
 
@@ -194,6 +204,12 @@ impl Mesh {
     fn services_yaml(&self) -> String {
         let mut yaml = String::new();
         let protocol = self.protocol;
+        let more = |fields: &str| match self.grpc {
+            true => format!("\n{fields}, appProtocol: grpc}}"),
+            false => String::new(),
+        };
+        let of_service = more(&format!("  - {{name: grpc, port: {GRPC}, targetPort: {GRPC}"));
+        let of_slice = more(&format!("- {{name: grpc, port: {GRPC}, protocol: TCP"));
         for (name, annotations) in &self.services {
             let _ = write!(
                 yaml,
@@ -207,10 +223,11 @@ impl Mesh {
             }
             let _ = write!(
                 yaml,
-                "spec:\n  ports:\n  - {{name: main, port: 80, targetPort: {APPLICATION}, appProtocol: {protocol}}}\n\
+                "spec:\n  ports:\n  - {{name: main, port: 80, targetPort: {APPLICATION}, appProtocol: {protocol}}}{of_service}\n\
                  ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-1\n  \
                  namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
-                 ports:\n- {{name: main, port: {APPLICATION}, protocol: TCP, appProtocol: {protocol}}}\nendpoints:"
+                 ports:\n- {{name: main, port: {APPLICATION}, protocol: TCP, appProtocol: {protocol}}}{of_slice}\n\
+                 endpoints:"
             );
             let mut empty = true;
             for (pod_name, pod) in &self.pods {
@@ -234,8 +251,10 @@ impl Mesh {
     fn pods_yaml(&self) -> String {
         let mut yaml = String::new();
         for (name, pod) in &self.pods {
+            let grpc =
+                if self.grpc { format!(", {{name: grpc, containerPort: {GRPC}}}") } else { String::new() };
             let ports = match &pod.service {
-                Some(_) => format!("\n    ports: [{{name: main, containerPort: {APPLICATION}}}]"),
+                Some(_) => format!("\n    ports: [{{name: main, containerPort: {APPLICATION}}}{grpc}]"),
                 None => String::new(),
             };
             let annotations: String =
@@ -323,6 +342,11 @@ impl Mesh {
     /// Where a pod's application listens.
     pub fn application(&self, pod: &str) -> SocketAddr {
         at(self.pods[pod].ip, APPLICATION)
+    }
+
+    /// Where a pod's application listens for gRPC.
+    pub fn application_grpc(&self, pod: &str) -> SocketAddr {
+        at(self.pods[pod].ip, GRPC)
     }
 
     /// Where a pod's application finds its sidecar.

@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+pub mod ask;
+pub mod cases;
 pub mod certificates;
 pub mod gpu;
 pub mod load;

@@ -3,8 +3,9 @@
 Writes what the server needs (its model repository, its settings) into DIR and then executes the server in its place, so
 that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
 on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
-"width", "instances"}, all but the name optional: `batches` says whether the server batches by itself, up to `max_batch`
-rows and no longer than `delay_us`. Fails with exit status 3 if the server is not installed.
+"width", "instances", "kind", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
+up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum` or `kinds`. Fails with exit status 3 if the server
+is not installed.
 """
 
 import argparse
@@ -22,6 +23,17 @@ from install import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 NOT_INSTALLED = 3
+# The inputs of `kinds`.
+DATATYPES = {
+    "half": "FP16",
+    "single": "FP32",
+    "double": "FP64",
+    "long": "INT64",
+    "short": "INT16",
+    "byte": "UINT8",
+    "flag": "BOOL",
+    "text": "BYTES",
+}
 HTTP, GRPC, METRICS, MANAGEMENT = 8000, 8001, 8002, 8003
 PR_SET_PDEATHSIG = 1
 # What the Python backend's files in /dev/shm begin with.
@@ -31,6 +43,16 @@ SHM = "triton-python-"
 def parameters(model):
     """What `rowsum` takes, as text."""
     return {key: str(model[key]) for key in ("fixed_us", "row_us", "poison") if model.get(key) is not None}
+
+
+def versions(model):
+    """The names of its versions, the newest last."""
+    return [str(version + 1) for version in range(model.get("versions", 1))]
+
+
+def of_kinds(model):
+    """Whether it is `kinds`, and not `rowsum`."""
+    return model.get("kind", "rowsum") == "kinds"
 
 
 def triton(args, home):
@@ -45,8 +67,10 @@ def triton(args, home):
         shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
     for model in args.models:
         folder = args.dir / "models" / model["name"]
-        (folder / "1").mkdir(parents=True, exist_ok=True)
-        shutil.copy2(HERE / "triton_model.py", folder / "1/model.py")
+        for version in versions(model):
+            (folder / version).mkdir(parents=True, exist_ok=True)
+            source = "triton_kinds.py" if of_kinds(model) else "triton_model.py"
+            shutil.copy2(HERE / source, folder / version / "model.py")
         (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
     libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
     environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": f"{site}:{HERE}"}
@@ -82,10 +106,17 @@ def config(model):
         "input": [("values", "TYPE_FP32", width), ("factor", "TYPE_INT64", 1), ("label", "TYPE_STRING", 1)],
         "output": [("total", "TYPE_INT64", 1), ("scaled", "TYPE_FP32", width), ("note", "TYPE_STRING", 1)],
     }
-    text = [f'backend: "python"\nmax_batch_size: {batch}']
+    if of_kinds(model):
+        of = {name: "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}" for name, datatype in DATATYPES.items()}
+        tensors = {
+            "input": [(name, datatype, width) for name, datatype in of.items()],
+            "output": [("sum", "TYPE_INT64", 1), ("byte_half", "TYPE_FP16", width)],
+        }
+        tensors["output"] += [(f"{name}_back", datatype, width) for name, datatype in of.items()]
+    text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():
         for name, datatype, dims in members:
-            optional = ", optional: true" if name in ("factor", "label") else ""
+            optional = ", optional: true" if kind == "input" and name != "values" else ""
             text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: [ {dims} ]{optional} }}')
     text.append(f"instance_group {{ kind: KIND_CPU, count: {model.get('instances', 1)} }}")
     if model.get("batches"):
@@ -109,17 +140,18 @@ def mlserver(args, home):
     (args.dir / "metrics").mkdir(exist_ok=True)
     (args.dir / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     for model in args.models:
-        folder = args.dir / "models" / model["name"]
-        folder.mkdir(parents=True, exist_ok=True)
-        own = {
-            "name": model["name"],
-            "implementation": "mlserver_model.RowsumRuntime",
-            "parameters": {"version": "1", "extra": parameters(model)},
-        }
-        if model.get("batches"):
-            own["max_batch_size"] = model.get("max_batch", 32)
-            own["max_batch_time"] = model.get("delay_us", 0) / 1e6
-        (folder / "model-settings.json").write_text(json.dumps(own), encoding="utf-8")
+        for version in versions(model):
+            folder = args.dir / "models" / model["name"] / version
+            folder.mkdir(parents=True, exist_ok=True)
+            own = {
+                "name": model["name"],
+                "implementation": f"mlserver_model.{'Kinds' if of_kinds(model) else 'Rowsum'}Runtime",
+                "parameters": {"version": version, "extra": parameters(model)},
+            }
+            if model.get("batches"):
+                own["max_batch_size"] = model.get("max_batch", 32)
+                own["max_batch_time"] = model.get("delay_us", 0) / 1e6
+            (folder / "model-settings.json").write_text(json.dumps(own), encoding="utf-8")
     return [str(home / "bin/mlserver"), "start", str(args.dir)], {"PYTHONPATH": str(HERE)}
 
 

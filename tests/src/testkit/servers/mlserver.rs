@@ -1,6 +1,6 @@
 //! MLServer 1.7: the Open Inference Protocol in JSON over HTTP, and over gRPC.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{GRPC, HTTP, METRICS, Model, Server};
 use crate::testkit::process::Process;
@@ -20,7 +20,15 @@ pub struct MlServer {
 impl MlServer {
     /// Starts it with these models and waits until all of them are ready.
     pub async fn start(models: &[Model]) -> Self {
-        let server = Server::start("mlserver", models, "/v2/health/ready").await;
+        Self::of(Server::start("mlserver", models, "/v2/health/ready").await)
+    }
+
+    /// The same at an address, a pod's say.
+    pub async fn start_at(ip: IpAddr, models: &[Model]) -> Self {
+        Self::of(Server::start_at(ip, "mlserver", models, "/v2/health/ready").await)
+    }
+
+    fn of(server: Server) -> Self {
         let (http, grpc, metrics) = (server.at(HTTP), server.at(GRPC), server.at(METRICS));
         Self { server, http, grpc, metrics }
     }

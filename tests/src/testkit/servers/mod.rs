@@ -71,6 +71,8 @@ pub struct Model {
     poison: Option<f32>,
     width: i64,
     instances: u32,
+    kind: &'static str,
+    versions: u32,
 }
 
 impl Model {
@@ -86,7 +88,19 @@ impl Model {
             poison: None,
             width: -1,
             instances: 1,
+            kind: "rowsum",
+            versions: 1,
         }
+    }
+
+    /// The model `kinds` under a name of its own (`tests/servers/kinds.py`): every datatype, turned around. Not on TorchServe.
+    pub fn kinds(name: &str) -> Self {
+        Self { kind: "kinds", ..Self::new(name) }
+    }
+
+    /// In so many versions. Not on TorchServe.
+    pub fn versions(self, count: u32) -> Self {
+        Self { versions: count, ..self }
     }
 
     /// At most so many rows an execution; 0: its tensors have no batch dimension (Triton).

@@ -1,6 +1,8 @@
-//! TorchServe 0.12: its own protocol, `POST /predictions/MODEL` with one row of JSON, and the management API.
+//! TorchServe 0.12: its own protocol, `POST /predictions/MODEL` with one row of JSON, and the management API. Of the Open
+//! Inference Protocol it has `POST /v2/models/MODEL/infer`, whose body the model's handler reads and answers; it tells
+//! nothing of its models there, and knows no versions and no binary tensors.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
@@ -26,7 +28,15 @@ pub struct TorchServe {
 impl TorchServe {
     /// Starts it with these models and waits until each has a worker.
     pub async fn start(models: &[Model]) -> Self {
-        let server = Server::start("torchserve", models, "/ping").await;
+        Self::of(Server::start("torchserve", models, "/ping").await, models).await
+    }
+
+    /// The same at an address, a pod's say.
+    pub async fn start_at(ip: IpAddr, models: &[Model]) -> Self {
+        Self::of(Server::start_at(ip, "torchserve", models, "/ping").await, models).await
+    }
+
+    async fn of(server: Server, models: &[Model]) -> Self {
         let at = |port| server.at(port);
         let (http, grpc, management, metrics) = (at(HTTP), at(GRPC), at(MANAGEMENT), at(METRICS));
         let server = Self { server, http, grpc, management, metrics };
