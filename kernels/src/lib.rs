@@ -1,9 +1,10 @@
 //! Memory for tensors: written once by whoever produces a tensor, read by whoever needs it.
 //!
-//! [`arena`] has the memory: runs of rows for batches, on the heap or in files that a model server maps too.
+//! [`arena`] has the memory: runs of rows for batches, on the heap or in files that a model server maps too. [`normalise`]
+//! writes pixels into it as tensors.
 //!
-//! This is the only crate of Penstock with `unsafe` in it, and only two modules of it may: the one that maps memory, and
-//! the one that turns claims on rows into slices. What they promise each other stands at the head of each.
+//! This is the only crate of Penstock with `unsafe` in it, and only three modules of it may: the one that maps memory, the
+//! one that turns claims on rows into slices, and the one with a CPU's vectors. What they promise stands at the head of each.
 //!
 //! # A batch in shared memory
 //!
@@ -47,3 +48,4 @@
 //! until [`Arena::amnesty`](arena::Arena::amnesty).
 
 pub mod arena;
+pub mod normalise;
