@@ -1,0 +1,91 @@
+//! From bytes of an image to pixels: 8 bits, gray or RGB, rows without gaps, in memory that is used again.
+//!
+//! In: an image whose head was read and found within the limits. Out: its pixels, at a fraction of its size if it is a JPEG
+//! and that was asked for. Alpha is left out, CMYK is converted as Pillow does it, colour profiles are not looked at, and of 16
+//! bits the upper eight stay. Can go wrong: the image is damaged, has a feature that nothing here reads, or is not wanted any more.
+
+#[cfg_attr(feature = "turbojpeg", path = "jpeg_turbo.rs")]
+pub(crate) mod jpeg;
+mod png;
+mod webp;
+pub(crate) mod yuv;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::PrepareError;
+use crate::head::{Format, Head};
+
+/// Which JPEG decoder this build has.
+pub const JPEG_DECODER: &str = jpeg::NAME;
+
+/// What lies in a buffer of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// 1 or 3.
+    pub(crate) channels: u8,
+}
+
+impl Image {
+    pub(crate) fn bytes(&self) -> usize {
+        self.width as usize * self.height as usize * usize::from(self.channels)
+    }
+}
+
+/// Decodes `bytes` into `pixels`; a JPEG at `eighths` of its size (1, 2, 4 or 8).
+pub(crate) fn decode(
+    bytes: &[u8],
+    head: &Head,
+    eighths: u32,
+    pixels: &mut Vec<u8>,
+    jpeg: &mut jpeg::Decoder,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Image, PrepareError> {
+    // The decoders are fuzzed by their authors and by us, and none is known to panic. Should one do it all the same, that must
+    // cost one request, not a worker: pixels and decoder are only buffers, whatever is left in them.
+    let decoded = catch_unwind(AssertUnwindSafe(|| match head.format {
+        Format::Jpeg => jpeg.decode(bytes, head, eighths, pixels, cancelled),
+        Format::Png => png::decode(bytes, head, pixels, cancelled),
+        Format::Webp => webp::decode(bytes, head, pixels, cancelled),
+    }));
+    let decoded = decoded.unwrap_or_else(|_| {
+        *jpeg = jpeg::Decoder::default();
+        *pixels = Vec::new();
+        Err(damaged(head.format, "its decoder panicked"))
+    });
+    // Readers end with an error when they are cancelled, and decoders make of it what they like.
+    if decoded.is_err() && cancelled() { Err(PrepareError::Cancelled) } else { decoded }
+}
+
+fn damaged(format: Format, reason: impl ToString) -> PrepareError {
+    PrepareError::Damaged { format, reason: reason.to_string() }
+}
+
+/// Makes `pixels` `bytes` long without writing what is there already.
+fn room(pixels: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if pixels.len() < bytes {
+        pixels.resize(bytes, 0);
+    }
+    &mut pixels[..bytes]
+}
+
+/// Leaves out the last channel of every pixel, in place.
+fn without_alpha<const ALL: usize, const KEPT: usize>(pixels: &mut [u8]) {
+    for pixel in 0..pixels.len() / ALL {
+        pixels.copy_within(pixel * ALL..pixel * ALL + KEPT, pixel * KEPT);
+    }
+}
+
+/// CMYK to RGB in place, as Pillow does it.
+fn rgb_of_cmyk(pixels: &mut [u8]) {
+    for pixel in 0..pixels.len() / 4 {
+        let at = pixel * 4;
+        let white = 255 - pixels[at + 3];
+        let rgb: [u8; 3] = std::array::from_fn(|channel| {
+            let product = u32::from(pixels[at + channel]) * u32::from(white) + 128;
+            white.saturating_sub((((product >> 8) + product) >> 8) as u8)
+        });
+        pixels[pixel * 3..][..3].copy_from_slice(&rgb);
+    }
+}
