@@ -21,8 +21,10 @@ MESH := penstock penstock-control penstock-proxy penstock-modelserver
 # Integration tests by their names: tests/tests holds those of the whole system, every other crate its own.
 names = $(foreach f,$(1),$(if $(filter main.rs,$(notdir $f)),$(notdir $(patsubst %/,%,$(dir $f))),$(basename $(notdir $f))))
 ALL_TESTS := $(wildcard */tests/*.rs */tests/*/main.rs */*/tests/*.rs */*/tests/*/main.rs)
-SYSTEM_TESTS := $(filter-out soak,$(call names,$(filter tests/tests/%,$(ALL_TESTS))))
-CRATE_TESTS := $(call names,$(filter-out tests/tests/%,$(ALL_TESTS)))
+# What needs `make tools`, wherever it is: the tests of the system, and pipelines against Pillow and OpenCV.
+TOOLED := tests/tests/% proxy/prepare/tests/libraries/%
+SYSTEM_TESTS := $(filter-out soak,$(call names,$(filter $(TOOLED),$(ALL_TESTS))))
+CRATE_TESTS := $(call names,$(filter-out $(TOOLED),$(ALL_TESTS)))
 
 .PHONY: help
 help: ## this list
@@ -47,7 +49,7 @@ loom: ## every interleaving of what workers share without a lock
 	RUSTFLAGS="--cfg loom" $(CARGO) test $(LOCKED) -p penstock-balance --lib --release --target-dir "$(TARGET)/loom" loom
 
 .PHONY: tools
-tools: ## install the real model servers and clients of the tests, once: 1.3 GB, two or three minutes
+tools: ## install the real model servers and clients and libraries of the tests, once: 1.8 GB, some minutes
 	python3 tests/tests/servers/install.py
 
 .PHONY: e2e

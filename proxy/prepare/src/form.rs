@@ -119,7 +119,7 @@ pub enum JpegScaling {
     Off,
     /// To no less than twice the wanted size, so that the filter decides what is seen.
     Fine,
-    /// To no less than the wanted size: the least work.
+    /// To no less than the wanted size: the least work. Builds without libjpeg-turbo take it for `fine`.
     Fast,
 }
 

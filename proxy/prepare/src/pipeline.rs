@@ -280,7 +280,7 @@ impl Pipeline {
     fn eighths(&self, plan: &Plan) -> u32 {
         match self.scaling {
             JpegScaling::Fine if self.sampling.antialias => plan.eighths(2.0),
-            JpegScaling::Fast if self.sampling.antialias => plan.eighths(1.0),
+            JpegScaling::Fast if self.sampling.antialias => plan.eighths(jpeg::LEAST_MARGIN),
             _ => 8,
         }
     }

@@ -20,6 +20,20 @@ VENVS = {
     "mlserver-1.7.1": ["mlserver==1.7.1"],
     "torchserve-0.12.0": ["torchserve==0.12.0", "numpy==2.4.6", "pyyaml==6.*"],
     "clients-2.73.0": ["tritonclient[http,grpc]==2.73.0", "kserve==0.21.0"],
+    "images-13.0.0": [
+        "pillow==13.0.0",
+        "numpy==2.4.6",
+        "opencv-python-headless==5.0.0.93",
+        "simplejpeg==1.9.0",
+        "scikit-image==0.26.0",
+        "scikit-learn==1.9.1",
+        "imageio==2.38.1",
+    ],
+}
+
+# What only benches ask for, and by its name: nothing of it is installed unasked.
+ASKED = {
+    "dali-2.4.0": ["nvidia-dali-cuda120==2.4.0", "numpy==2.4.6"],
 }
 
 
@@ -31,7 +45,7 @@ def cache():
 
 def venv(name):
     """The venv of a server by the first part of its name, or None if it was not installed."""
-    for whole in VENVS:
+    for whole in [*VENVS, *ASKED]:
         path = cache() / f"servers-{whole}"
         if whole.split("-")[0] == name and (path / "installed").exists():
             return path
@@ -55,15 +69,16 @@ def install(name, packages):
 
 
 def main(wanted):
-    unknown = [name for name in wanted if not any(whole.split("-")[0] == name for whole in VENVS)]
+    known = VENVS | ASKED
+    unknown = [name for name in wanted if not any(whole.split("-")[0] == name for whole in known)]
     if unknown:
-        sys.exit(f"there is no {unknown[0]}; there are {', '.join(whole.split('-')[0] for whole in VENVS)}")
+        sys.exit(f"there is no {unknown[0]}; there are {', '.join(whole.split('-')[0] for whole in known)}")
     cache().mkdir(parents=True, exist_ok=True)
     # Two runs may want to install at the same time; the second finds what the first has brought.
     with open(cache() / "servers.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name, packages in VENVS.items():
-            if not wanted or name.split("-")[0] in wanted:
+        for name, packages in known.items():
+            if name.split("-")[0] in wanted or (not wanted and name in VENVS):
                 install(name, packages)
 
 

@@ -9,6 +9,10 @@ use crate::source::Source;
 
 pub(super) const NAME: &str = "jpeg-decoder";
 
+/// Pixels for each of the result, in each direction, below which colours suffer: this decoder scales chroma that is stored at half
+/// the size as far as luma, and has half as many pixels of it then.
+pub(crate) const LEAST_MARGIN: f64 = 2.0;
+
 /// Keeps nothing from one image to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder;

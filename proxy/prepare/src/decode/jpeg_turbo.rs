@@ -9,6 +9,10 @@ use crate::head::{Format, Head};
 
 pub(super) const NAME: &str = "libjpeg-turbo";
 
+/// Pixels for each of the result, in each direction, below which quality suffers. Chroma that is stored at half the size is
+/// scaled half as far.
+pub(crate) const LEAST_MARGIN: f64 = 1.0;
+
 /// Made when it is first needed, and used again.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder(Option<Decompressor>);
