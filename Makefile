@@ -118,6 +118,19 @@ bench-balance: ## balancing policies on simulated GPUs, beside the peers' (docs/
 	$(CARGO) build $(LOCKED) --release -p penstock-simulator
 	"$(TARGET)/release/penstock-bench-balance" $(ARGS)
 
+# libjpeg-turbo with its SIMD code, as in the container image, where cmake and nasm are; its plain twin elsewhere, and the
+# bed says which. FEATURES= chooses the twin.
+FEATURES ?= $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
+
+.PHONY: bench-prepare
+bench-prepare: ## what preprocessing costs, beside Pillow, OpenCV, simplejpeg and DALI
+	$(CARGO) build $(LOCKED) --release -p penstock-bench-prepare --features "$(FEATURES)"
+	"$(TARGET)/release/penstock-bench-prepare" $(ARGS)
+
+.PHONY: test-turbojpeg
+test-turbojpeg: ## the tests of preprocessing with libjpeg-turbo; needs cmake and nasm
+	$(CARGO) test $(LOCKED) -p penstock-prepare --features turbojpeg --lib --test images --test declarations --test libraries
+
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
