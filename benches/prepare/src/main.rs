@@ -147,7 +147,7 @@ fn measure(
     let mut times: Times = subjects.iter().map(|subject| (*subject, Ok(Vec::new()))).collect();
     let mut counts = BTreeMap::new();
     let mut notes = BTreeMap::new();
-    let mut once = |subject: &'static str, count: usize| -> Result<f64> {
+    let once = |ours: &mut Ours, peers: &mut Peers, subject: &'static str, count: usize| -> Result<f64> {
         if case.ours.contains(&subject) {
             ours.run(case.name, subject, count)
         } else {
@@ -156,7 +156,7 @@ fn measure(
     };
     for subject in &subjects {
         // The first call warms caches and buffers up, the next tells how many fill the span.
-        let found = once(subject, 2).and_then(|_| once(subject, 3));
+        let found = once(ours, peers, subject, 2).and_then(|_| once(ours, peers, subject, 3));
         match found {
             Ok(ms) => {
                 counts.insert(*subject, ((args.span / ms.max(1e-6)) as usize).clamp(1, 100_000));
@@ -179,7 +179,7 @@ fn measure(
             let subject = subjects[(at + turn) % subjects.len()];
             let Some(Ok(found)) = times.get_mut(subject) else { continue };
             let Some(count) = counts.get(subject) else { continue };
-            match once(subject, *count) {
+            match once(ours, peers, subject, *count) {
                 Ok(ms) => found.push(ms),
                 Err(error) => {
                     times.insert(subject, Err(format!("{error:#}")));

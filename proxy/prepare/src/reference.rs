@@ -111,7 +111,7 @@ fn tensor(pipeline: &Pipeline, of: &crate::tensor::Conversion, input: &[u8]) -> 
     }
 }
 
-/// One channel, resampled: first along rows, then along columns.
+/// One channel, resampled: first along columns, then along rows.
 fn resize(
     at: &dyn Fn(usize, usize) -> f64,
     (width, height): (usize, usize),
@@ -127,12 +127,13 @@ fn resize(
     let sum = |weights: &(usize, Vec<f64>), value: &dyn Fn(usize) -> f64| -> f64 {
         weights.1.iter().enumerate().map(|(offset, weight)| weight * value(weights.0 + offset)).sum()
     };
-    let lines: Vec<f64> =
-        (0..height * columns).map(|to| sum(&across[to % columns], &|x| at(x, to / columns))).collect();
-    // A filter with negative lobes can leave the range of a byte, which the image cannot; Pillow cuts after each pass.
-    let lines: Vec<f64> = lines.into_iter().map(|value| value.clamp(0.0, 255.0)).collect();
+    // A filter with negative lobes can leave the range of a byte, which the image cannot, so each pass is cut. Columns come
+    // first, as in the fast way; Pillow begins with rows, which is seen only where something was cut.
+    let lines: Vec<f64> = (0..rows * width)
+        .map(|to| sum(&down[to / width], &|y| at(to % width, y)).clamp(0.0, 255.0))
+        .collect();
     (0..rows * columns)
-        .map(|to| sum(&down[to / columns], &|y| lines[y * columns + to % columns]).clamp(0.0, 255.0))
+        .map(|to| sum(&across[to % columns], &|x| lines[to / columns * width + x]).clamp(0.0, 255.0))
         .collect()
 }
 

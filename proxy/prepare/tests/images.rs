@@ -9,14 +9,16 @@ use penstock_prepare::form::{
 use penstock_prepare::{Declaration, Limits, Pipeline, PrepareError, Preset, Scratch, head, reference};
 use proptest::prelude::*;
 
-/// How far two passes of fixed-point arithmetic, each rounded and cut to a byte, may be from float64, in 255ths. Columns are resampled
-/// first here, and rows in the reference as in Pillow, and luma is rounded once more: where a filter with negative lobes leaves the range of a byte, the two
-/// cut at different moments.
-fn fixed_point(filter: Filter) -> f64 {
+/// How far two passes of fixed-point arithmetic and luma, each rounded to a byte, may be from float64, in 255ths.
+/// Negative lobes make more of the first rounding.
+fn fixed_point(filter: Filter, image: &str) -> f64 {
+    // What is stored on its side is resampled so, and turned then, while the reference turns first: the passes are exchanged, and
+    // where a filter with negative lobes leaves the range of a byte they cut at different moments.
+    let exchanged = ["exif-5", "exif-6", "exif-7", "exif-8"].iter().any(|name| image.starts_with(name));
     match filter {
         Filter::Bilinear => 1.5,
-        Filter::Bicubic => 4.0,
-        Filter::Lanczos => 8.0,
+        _ if exchanged => 16.0,
+        Filter::Bicubic | Filter::Lanczos => 2.2,
     }
 }
 
@@ -72,7 +74,7 @@ fn every_image_becomes_what_the_reference_makes_of_it() {
                     let pipeline = Pipeline::new(&declaration).unwrap();
                     let expected = reference::run(&pipeline, &file(name), &Limits::default()).unwrap();
                     let off = furthest(&found, &expected);
-                    let limit = fixed_point(filter);
+                    let limit = fixed_point(filter, name);
                     assert!(
                         off <= limit,
                         "{name} to {width} x {height}, {filter:?}, {colour:?}: off by {off}"
@@ -104,7 +106,7 @@ fn presets_and_letterboxes_agree_with_the_reference() {
             let expected = reference::run(&pipeline, &file(image), &Limits::default()).unwrap();
             // In units of the result, where a 255th is worth at most 1 / 255 / 0.224.
             let off = furthest(&found, &expected) * 255.0 * 0.224;
-            assert!(off <= fixed_point(Filter::Bicubic), "{name} of {image} is off by {off}");
+            assert!(off <= fixed_point(Filter::Bicubic, image), "{name} of {image} is off by {off}");
         }
     }
 }
