@@ -30,7 +30,8 @@ Examples:
 Cases:
   jpeg-1080p  a JPEG of 1920 x 1080 to a normalised f16 CHW of 224 x 224 (preset imagenet)
   resize      1920 x 1080 RGB to 224 x 224, antialiased bilinear
-  normalise   RGB to a normalised f16 CHW, beside writing as many bytes once";
+  normalise   RGB to a normalised f16 CHW, beside writing as many bytes once: into one slot again and again, and into
+              slots that are in no cache (cold)";
 
 /// What preprocessing costs, beside Pillow, OpenCV, simplejpeg and DALI
 #[derive(Parser)]
@@ -86,7 +87,16 @@ const CASES: [Case; 3] = [
     },
     Case {
         name: "normalise",
-        ours: &["penstock-224", "penstock-1080p", "write-once-224", "write-once-1080p"],
+        ours: &[
+            "penstock-224",
+            "penstock-1080p",
+            "penstock-224-cold",
+            "penstock-1080p-cold",
+            "write-once-224",
+            "write-once-1080p",
+            "write-once-224-cold",
+            "write-once-1080p-cold",
+        ],
         peers: &["numpy-224", "numpy-1080p"],
         speeds: &[],
     },
@@ -200,8 +210,13 @@ fn rows_of(case: &Case, times: &Times, notes: &BTreeMap<&'static str, String>) -
     for subject in case.ours.iter().chain(case.peers) {
         let base = match case.name {
             // Each size has its own.
-            "normalise" if subject.ends_with("224") => "write-once-224",
-            "normalise" => "write-once-1080p",
+            "normalise" => match subject.split_once('-') {
+                Some((_, "224")) => "write-once-224",
+                Some((_, "224-cold")) => "write-once-224-cold",
+                Some((_, "1080p-cold")) => "write-once-1080p-cold",
+                _ if subject.starts_with("write-once") => subject,
+                _ => "write-once-1080p",
+            },
             _ => baseline,
         };
         let metric = ("cpu_ms", "ms/image");
@@ -235,7 +250,7 @@ fn rows_of(case: &Case, times: &Times, notes: &BTreeMap<&'static str, String>) -
         }
     }
     if case.name == "normalise" {
-        for size in ["224", "1080p"] {
+        for size in ["224", "1080p", "224-cold", "1080p-cold"] {
             let (ours, once) = (format!("penstock-{size}"), format!("write-once-{size}"));
             if let (Some(ours_times), Some(once_times)) = (of(&ours), of(&once)) {
                 let ratios = ours_times.iter().zip(once_times).map(|(ours, once)| ours / once).collect();

@@ -12,6 +12,8 @@ use serde_json::json;
 /// Of the image, as `peers.py` makes it.
 const WIDTH: usize = 1920;
 const HEIGHT: usize = 1080;
+/// More than any cache of the machines that this runs on.
+const COLD: usize = 512 << 20;
 const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
@@ -28,6 +30,7 @@ pub(crate) struct Ours {
     scratch: Scratch,
     tensor: Vec<u8>,
     normaliser: Normaliser,
+    turn: usize,
 }
 
 impl Ours {
@@ -45,6 +48,7 @@ impl Ours {
             scratch: Scratch::default(),
             tensor: Vec::new(),
             normaliser: Normaliser::new(Channels::Rgb, Layout::Planar, Dtype::F16, mul, add),
+            turn: 0,
         })
     }
 
@@ -66,18 +70,26 @@ impl Ours {
             }
             return Ok((cpu_ms() - began) / count as f64);
         }
-        let (width, height) = if subject.ends_with("224") { (224, 224) } else { (WIDTH, HEIGHT) };
-        self.tensor.resize(self.normaliser.bytes(width, height), 0);
+        let (width, height) = if subject.contains("224") { (224, 224) } else { (WIDTH, HEIGHT) };
+        let size = self.normaliser.bytes(width, height);
+        // Slots that were written long ago are in no cache; a slot that is written again and again is in the nearest.
+        let slots = if subject.ends_with("cold") { COLD.div_ceil(size) } else { 1 };
+        if self.tensor.len() != slots * size {
+            self.tensor = vec![1; slots * size];
+        }
         let bytes = &self.rgb[..width * height * 3];
         let pixels = Pixels { bytes, stride: width * 3, width, height, channels: 3 };
+        let place = Place::all(width, height);
         let began = cpu_ms();
         for turn in 0..count {
+            self.turn = (self.turn + 1) % slots;
+            let slot = &mut self.tensor[self.turn * size..][..size];
             if subject.starts_with("write-once") {
-                self.tensor.fill(black_box(turn as u8));
+                slot.fill(black_box(turn as u8));
             } else {
-                self.normaliser.run(black_box(&pixels), &Place::all(width, height), &mut self.tensor)?;
+                self.normaliser.run(black_box(&pixels), &place, slot)?;
             }
-            black_box(&self.tensor);
+            black_box(&slot);
         }
         Ok((cpu_ms() - began) / count as f64)
     }

@@ -1,6 +1,8 @@
 //! Every variety of image that the decoders know, through whole pipelines, held against the reference in float64; and what is no
 //! image, through the same.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::path::Path;
 
 use penstock_prepare::form::{
