@@ -148,7 +148,9 @@ fn every_half_survives_the_way_and_every_tie_goes_to_even() {
     }
     assert_eq!((f16_bits(65519.9), f16_bits(65520.0), f16_bits(f32::MAX)), (0x7bff, 0x7c00, 0x7c00));
     assert_eq!((f16_bits(1e-10), f16_bits(-1e-10)), (0, 0x8000));
-    assert_eq!((bf16_bits(1.0), bf16_bits(1.003_906_25), bf16_bits(1.011_718_75)), (0x3f80, 0x3f80, 0x3f82));
+    // Halves of a step above 1 and above the next: ties, which go to the even one.
+    let tie = |steps: f32| bf16_bits(1.0 + steps / 128.0);
+    assert_eq!((tie(0.0), tie(0.5), tie(1.5)), (0x3f80, 0x3f80, 0x3f82));
     assert!(f32_of_bf16(bf16_bits(f32::from_bits(0x7f80_0001))).is_nan());
     assert_eq!(bf16_bits(f32::MAX), 0x7f80);
 }

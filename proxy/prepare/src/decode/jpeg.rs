@@ -15,7 +15,7 @@ pub(crate) const LEAST_MARGIN: f64 = 2.0;
 
 /// Keeps nothing from one image to the next.
 #[derive(Debug, Default)]
-pub(crate) struct Decoder;
+pub(crate) struct Decoder {}
 
 impl Decoder {
     pub(super) fn decode(
