@@ -12,8 +12,8 @@ pub struct Limits {
     pub pixels: u64,
     /// Columns, and rows.
     pub side: u32,
-    /// Bytes that decoding may take besides the input: pixels and what the decoder keeps, by an estimate that is never
-    /// below what was measured.
+    /// Bytes that decoding may take besides the input: pixels and what the decoder keeps of each, by an estimate for the format.
+    /// Tables and windows, which do not grow with the image, come on top: half a MiB.
     pub memory: u64,
     /// Scans of a progressive JPEG, each of which costs a walk over all coefficients however few bytes it has. Usual ones have 10.
     pub scans: u32,

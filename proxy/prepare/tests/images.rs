@@ -224,6 +224,35 @@ fn steady_state_takes_no_memory_of_an_images_size() {
     assert_eq!(scratch.bytes(), 0);
 }
 
+/// What libjpeg-turbo takes is not seen here.
+#[test]
+fn decoding_takes_no_more_than_was_estimated() {
+    let corner = Declaration {
+        crop: Some(Crop { width: 1, height: 1, left: Some(0), top: Some(0) }),
+        ..Declaration::default()
+    };
+    let pipeline = Pipeline::new(&corner).unwrap();
+    let mut tensor = vec![0; pipeline.bytes()];
+    let large = ["large.jpg", "large-progressive.jpg", "large.png", "large.webp", "large-lossless.webp"];
+    for name in large {
+        let input = file(name);
+        let none = Limits { memory: 0, ..Limits::default() };
+        let refused = pipeline.run(&input, &mut tensor, &mut Scratch::default(), &none, &|| false);
+        let Err(PrepareError::Limit { found: estimate, .. }) = refused else { panic!("{name}: {refused:?}") };
+        let limits = Limits { memory: estimate, ..none };
+        let taken = allocation_counter::measure(|| {
+            pipeline.run(&input, &mut tensor, &mut Scratch::default(), &limits, &|| false).unwrap();
+        });
+        println!("{name}: {} bytes at most, {estimate} estimated", taken.bytes_max);
+        // Tables and windows do not grow with the image.
+        assert!(
+            taken.bytes_max < estimate + (512 << 10),
+            "{name}: {} bytes, not {estimate}",
+            taken.bytes_max
+        );
+    }
+}
+
 #[test]
 fn an_animation_is_refused_in_words() {
     let error = run(&exact(8, 8, Filter::Bilinear), &file("animated.webp")).unwrap_err();
@@ -343,7 +372,7 @@ fn what_is_no_image_is_told_by_how_it_begins() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 5000 }))]
+    #![proptest_config(ProptestConfig::with_cases(if std::env::var_os("PENSTOCK_LONG").is_some() { 5000 } else { 300 }))]
 
     /// Bytes changed anywhere: an error in words or a tensor, never a panic, and the buffers serve the next image all the same.
     #[test]

@@ -12,10 +12,10 @@ from PIL import Image
 HERE = pathlib.Path(__file__).parent
 
 
-def picture(width, height):
+def picture(width, height, noise=24):
     """No symmetry in it, so that a wrong turn is seen."""
     y, x = numpy.mgrid[0:height, 0:width].astype(float)
-    noise = numpy.random.default_rng(5).integers(0, 24, (height, width, 3))
+    noise = numpy.random.default_rng(5).integers(0, noise, (height, width, 3))
     planes = [x / width * 200, y / height * 220, 120 + 100 * numpy.sin(x / 9 + y / 5)]
     pixels = numpy.stack(planes, axis=2) + noise
     pixels[height // 8 : height // 3, width // 10 : width // 2] = [250, 20, 60]
@@ -43,6 +43,12 @@ def main():
     save("one-column.jpg", image.crop((20, 0, 21, 61)), quality=90)
     save("one-row.jpg", image.crop((0, 30, 97, 31)), quality=90)
     save("large.jpg", picture(640, 427), quality=80)
+    # Without noise, so that they are small.
+    smooth = picture(640, 427, 1)
+    save("large-progressive.jpg", smooth, quality=80, progressive=True)
+    save("large.png", smooth.convert("RGBA"))
+    save("large.webp", smooth, quality=60)
+    save("large-lossless.webp", smooth.quantize(32).convert("RGBA"), lossless=True)
     for number in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = number
