@@ -29,6 +29,7 @@ pub mod models;
 pub mod oob;
 pub mod outbound;
 pub mod outside;
+pub mod prepare;
 pub mod probe;
 pub mod readahead;
 pub mod report;

@@ -24,6 +24,8 @@ pub struct Limits {
     /// Shared memory for tensors, bytes, taken when a model server first offers to read it; 0 = none, they go as bytes.
     /// Three batches of 32 images of 600 KB and their outputs have room.
     pub arena_bytes: usize,
+    /// Inputs that are prepared at once, each by a thread; they take cores that the application has too.
+    pub prepare_threads: usize,
 }
 
 impl Default for Limits {
@@ -38,6 +40,7 @@ impl Default for Limits {
             streams: 256,
             body_bytes: 0,
             arena_bytes: 128 << 20,
+            prepare_threads: 2,
         }
     }
 }

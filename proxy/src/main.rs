@@ -118,6 +118,9 @@ struct Run {
     /// Shared memory in which tensors are handed to a model server that reads it (Triton), bytes; 0 = none
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().arena_bytes)]
     arena: usize,
+    /// Images and other inputs that are prepared at once, each by a thread of its own (InferencePolicy)
+    #[arg(long, value_name = "N", default_value_t = Limits::default().prepare_threads)]
+    prepare_threads: usize,
     /// How long a request's headers may take to arrive, and a connection may rest between two requests
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     header_timeout: Duration,
@@ -372,6 +375,7 @@ fn limits(options: &Run) -> Limits {
         connections: options.max_connections,
         body_bytes: options.max_body,
         arena_bytes: options.arena,
+        prepare_threads: options.prepare_threads,
         header_time: options.header_timeout,
         ..Limits::default()
     }

@@ -20,6 +20,7 @@ use crate::drain::Drain;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::Models;
+use crate::prepare::Preparing;
 use crate::report::QueueWait;
 use crate::signals;
 use crate::telemetry::Telemetry;
@@ -109,6 +110,7 @@ impl Proxy {
             models: Models::new(epoch),
             signals: Arc::default(),
             sharing: Arc::default(),
+            preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
             drain: Drain::default(),
             limits: setup.limits,
             namespace,
@@ -252,6 +254,7 @@ async fn tick(shared: Arc<Shared>) {
             tell(&cluster);
         }
         shared.sharing.tell(&shared.models);
+        shared.preparing.tell();
         let workload = shared.store.snapshot().workload.clone();
         shared.models.follow(workload.and_then(|workload| workload.admission));
         ticks = ticks.wrapping_add(1);

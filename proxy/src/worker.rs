@@ -25,6 +25,7 @@ use crate::limits::Limits;
 use crate::models::{Model, Models};
 use crate::oob::Subscriptions;
 use crate::outside::Outside;
+use crate::prepare::Preparing;
 use crate::probe::Probes;
 use crate::report::QueueWait;
 use crate::send::pool::Pools;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub signals: Arc<Signals>,
     /// What requests share.
     pub sharing: Arc<Sharing>,
+    /// Who prepares inputs.
+    pub preparing: Arc<Preparing>,
     /// Whether we are on our way out.
     pub drain: Drain,
     /// What is bounded.

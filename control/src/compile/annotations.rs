@@ -451,6 +451,7 @@ mod tests {
                 concurrent: 2,
                 target_ms: Some(50),
             }),
+            pipelines: Vec::new(),
             coalesce: Some(v1::Coalesce {
                 single_flight: true,
                 cache_bytes: 256 << 20,

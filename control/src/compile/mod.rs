@@ -12,6 +12,7 @@ mod filters;
 mod matches;
 mod memory;
 mod pods;
+mod policies;
 mod routes;
 mod services;
 mod view;
@@ -209,6 +210,7 @@ fn resources(in_force: &BTreeMap<ObjectId, Arc<Object>>, trust: &TrustAnchors) -
     let view = View::new(in_force);
     let pods = pods::read(&view, &trust.trust_domain, &mut faults);
     let mut services = services::read(&view, &mut faults);
+    policies::join(&view, &mut services, &mut faults);
     let joined = endpoints::join(&view, &pods, &mut services, &mut faults);
     services::add(&services, &mut builder, &mut faults);
     endpoints::add(&joined, &mut builder);

@@ -186,6 +186,10 @@ pub(super) fn add(
                 services: names,
                 batch: policies().find_map(|policy| policy.batch),
                 coalesce: policies().find_map(|policy| policy.coalesce.clone()),
+                pipelines: policies()
+                    .find(|policy| !policy.pipelines.is_empty())
+                    .map(|policy| policy.pipelines.clone())
+                    .unwrap_or_default(),
             });
             // The address of a node says nothing about which of its pods is meant.
             if pod.host_network || (pod.injected && pod.identity.is_none()) {

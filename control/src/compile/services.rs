@@ -108,11 +108,13 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
 pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut taken: BTreeMap<SocketAddr, &ServiceName> = BTreeMap::new();
     for (name, service) in services {
+        // How inputs are prepared concerns the endpoints' own proxies alone.
+        let policy = v1::Policy { pipelines: Vec::new(), ..service.policy.clone() };
         let message = v1::Service {
             namespace: name.namespace().to_owned(),
             name: name.name().to_owned(),
             ports: service.ports.clone(),
-            policy: (service.policy != v1::Policy::default()).then(|| service.policy.clone()),
+            policy: (policy != v1::Policy::default()).then_some(policy),
         };
         builder.add(Kind::Service, name.as_str(), &message);
         for ip in &service.addresses {

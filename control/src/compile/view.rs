@@ -8,6 +8,7 @@ use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use crate::objects::policy::InferencePolicy;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.
@@ -21,6 +22,7 @@ pub(super) struct View<'a> {
     pub services: Vec<Of<'a, Service>>,
     pub routes: Vec<Of<'a, HTTPRoute>>,
     pub grants: Vec<Of<'a, ReferenceGrant>>,
+    pub policies: Vec<Of<'a, InferencePolicy>>,
 }
 
 impl<'a> View<'a> {
@@ -33,6 +35,7 @@ impl<'a> View<'a> {
                 Body::Service(body) => view.services.push((object, body)),
                 Body::HTTPRoute(body) => view.routes.push((object, body)),
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),
+                Body::InferencePolicy(body) => view.policies.push((object, body)),
             }
         }
         view

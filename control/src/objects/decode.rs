@@ -63,6 +63,11 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("", "Pod") => ObjectKind::Pod,
         ("gateway.networking.k8s.io", "HTTPRoute") => ObjectKind::HTTPRoute,
         ("gateway.networking.k8s.io", "ReferenceGrant") => ObjectKind::ReferenceGrant,
+        ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
+        ("penstock.io", unknown) => {
+            let message = format!("{unknown} is no kind of penstock.io; write InferencePolicy");
+            return Err(broken(document.line_of("/kind"), Scope::File, message));
+        }
         _ => {
             tracing::debug!(%file, line = document.line, version, kind, "ignored: not a kind that is read");
             return Ok(None);
@@ -90,6 +95,7 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ObjectKind::Pod => typed(&document).map(|object| Body::Pod(Box::new(object))),
         ObjectKind::HTTPRoute => typed(&document).map(|object| Body::HTTPRoute(Box::new(object))),
         ObjectKind::ReferenceGrant => typed(&document).map(|object| Body::ReferenceGrant(Box::new(object))),
+        ObjectKind::InferencePolicy => typed(&document).map(|object| Body::InferencePolicy(Box::new(object))),
     };
     match body {
         Ok(body) => Ok(Some(Object { origin, id, body, lines: Some(Arc::new(document)) })),
@@ -117,7 +123,7 @@ fn typed<T: DeserializeOwned + Serialize>(document: &Node) -> Result<T, (String,
                 pointer.push_str(&step.replace('~', "~0").replace('/', "~1"));
             }
         }
-        let message = format!("{}; write what the Kubernetes API defines for this field", error.inner());
+        let message = format!("{}; write what the API defines for this field", error.inner());
         (pointer, message)
     })?;
     let known = serde_json::to_value(&object).unwrap_or_default();

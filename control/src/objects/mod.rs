@@ -4,6 +4,7 @@
 //! [`Broken`], so that the compiler can keep the last good version in force and say why.
 
 pub mod decode;
+pub mod policy;
 pub mod yaml;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use self::policy::InferencePolicy;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
@@ -52,11 +54,12 @@ pub struct Origin {
 
 /// The kinds that the control plane reads, what is referred to before what refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "each variant is the Kubernetes kind of the same name")]
+#[allow(missing_docs, reason = "each variant is the kind of the same name")]
 pub enum ObjectKind {
     Pod,
     EndpointSlice,
     ReferenceGrant,
+    InferencePolicy,
     Service,
     HTTPRoute,
 }
@@ -74,13 +77,14 @@ pub struct ObjectId {
 
 /// A typed object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "each variant is the Kubernetes kind of the same name")]
+#[allow(missing_docs, reason = "each variant is the kind of the same name")]
 pub enum Body {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
     HTTPRoute(Box<HTTPRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
+    InferencePolicy(Box<InferencePolicy>),
 }
 
 /// Something that could not be read.
@@ -119,6 +123,7 @@ impl Object {
             Body::Pod(object) => &object.metadata,
             Body::HTTPRoute(object) => &object.metadata,
             Body::ReferenceGrant(object) => &object.metadata,
+            Body::InferencePolicy(object) => &object.metadata,
         }
     }
 

@@ -222,6 +222,13 @@ impl Lease {
 pub struct Frozen(Arc<Extent>);
 
 impl Frozen {
+    /// The model server reads it from now on; whoever holds it goes on reading too. The server has a number, as in
+    /// [`Sealed::hand_over_to`].
+    pub fn hand_over_to(&self, server: u64) -> Lease {
+        self.0.lend(server);
+        Lease(Arc::clone(&self.0))
+    }
+
     /// Rows of an input, without a copy. They keep the whole run.
     pub fn bytes(&self, input: usize, rows: Range<u32>) -> Option<Bytes> {
         let range = self.0.rows_of(input, rows)?;

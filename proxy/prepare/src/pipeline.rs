@@ -189,6 +189,16 @@ impl Pipeline {
         self.dtype
     }
 
+    /// The type of elements that come in, and how many bytes of them make one tensor; `None`: images, which differ.
+    pub fn takes(&self) -> Option<(Dtype, usize)> {
+        match &self.kind {
+            Kind::Image => None,
+            Kind::Rgb(width, height) => Some((Dtype::U8, *width as usize * *height as usize * 3)),
+            Kind::Yuv(frame) => Some((Dtype::U8, frame.bytes())),
+            Kind::Tensor(conversion) => Some((conversion.from.0, conversion.bytes_in())),
+        }
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> usize {
         self.shape().iter().product::<usize>() * self.dtype.size()

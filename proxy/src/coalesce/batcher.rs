@@ -18,6 +18,7 @@ use penstock_coalesce::batch::{
     self, Ask, BatchId, Bisection, Cut, Formed, Former, Left, Limits, Takes, Ticket,
 };
 use penstock_inference::oip::{InferResponse, batch as rows_of};
+use penstock_kernels::arena::Frozen;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -44,6 +45,8 @@ pub struct Wants {
     pub credentials: HeaderMap,
     /// Its span, if it is recorded.
     pub span: Option<Span>,
+    /// Where its inputs lie in the arena, if they do.
+    pub there: Option<Frozen>,
 }
 
 /// One of a batch.
@@ -456,7 +459,8 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let requests = members.iter().map(|member| &member.wants.asked.request);
     let mut headers = first.credentials.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
-    let answered = handover::infer(worker, way, (name, version), requests, &headers, &known).await;
+    let there = if let [only] = members { only.wants.there.as_ref() } else { None };
+    let answered = handover::infer(worker, way, (name, version), requests, &headers, &known, there).await;
     if let Some(traced) = traced {
         traced.end(worker, &model.name, &executed, answered.is_err());
     }
@@ -481,6 +485,20 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
         }
         Err(_) => Ok((vec![answer], executed)),
     }
+}
+
+/// One execution for one request, which is written anew: its inputs are not those that came.
+pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
+    let Wants { asked, way, credentials, span, there } = wants;
+    let rows = asked.request.inputs.first().and_then(|input| input.shape.first()).copied();
+    let mut executed = worker.shared.sharing.tally.execution(rows.unwrap_or(1) as u32, 1);
+    executed.span = *span;
+    let mut headers = credentials.clone();
+    span.inspect(|span| span.apply(&mut headers));
+    let known = model.batcher().known.load_full().unwrap_or_default();
+    let (model, requests) = ((&*asked.model, &*asked.version), [&asked.request]);
+    let answer = handover::infer(worker, way, model, requests, &headers, &known, there.as_ref()).await;
+    Told { answer, executed }
 }
 
 /// One execution for one request, which goes as it came.

@@ -22,7 +22,7 @@ use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
 use penstock_inference::oip::{InferRequest, InferResponse, Tensor, TensorMetadata};
-use penstock_kernels::arena::{Access, Arena, Kind, Lease};
+use penstock_kernels::arena::{Access, Arena, Frozen, Kind, Lease, Sealed};
 use tokio::time::Instant;
 
 use super::call::{self, Outgoing, Trouble, Way};
@@ -56,8 +56,8 @@ enum Standing {
 }
 
 impl Memory {
-    /// The arena, made when it is first needed.
-    fn arena(&self, worker: &Worker) -> Option<&Arena> {
+    /// The arena, made when it is first needed, for tensors that are to be put there before they go to a server that reads it.
+    pub fn arena(&self, worker: &Worker) -> Option<&Arena> {
         let make = || {
             let bytes = worker.shared.limits.arena_bytes;
             if bytes == 0 {
@@ -163,7 +163,8 @@ async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<Regis
     }
 }
 
-/// Asks a model, of that name and version, for all of these together.
+/// Asks a model, of that name and version, for all of these together. `there`: where the inputs of the only one lie in the
+/// arena already.
 pub async fn infer<'a>(
     worker: &Rc<Worker>,
     way: &Way,
@@ -171,12 +172,13 @@ pub async fn infer<'a>(
     requests: impl IntoIterator<Item = &'a InferRequest>,
     credentials: &HeaderMap,
     known: &Known,
+    there: Option<&Frozen>,
 ) -> Result<InferResponse, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
     })?;
-    match place(worker, way, model, &joined, credentials, known) {
+    match place(worker, way, model, &joined, credentials, known, there) {
         Some(placed) => by_memory(worker, way, model, joined, placed, credentials, known).await,
         None => call::infer(worker, way, model, joined, credentials, known.binary).await,
     }
@@ -205,6 +207,7 @@ fn place(
     joined: &Joined,
     credentials: &HeaderMap,
     known: &Known,
+    there: Option<&Frozen>,
 ) -> Option<Placed> {
     let bytes: usize = joined.data.iter().flatten().map(Bytes::len).sum();
     if way.http2 || !known.shared_memory || bytes < WORTH_IT {
@@ -224,14 +227,10 @@ fn place(
     if !memory.is_known(worker, way, server) {
         return None;
     }
-    let run = arena.run(&per_row, rows)?;
-    let mut place = run.rows(0, rows)?;
-    for (input, pieces) in joined.data.iter().enumerate() {
-        let pieces: Vec<&[u8]> = pieces.iter().map(Bytes::as_ref).collect();
-        place.write_all(input, pieces).ok()?;
-    }
-    drop(place);
-    let inputs = run.seal()?.hand_over_to(number(server));
+    let inputs = match there {
+        Some(there) => there.hand_over_to(number(server)),
+        None => write(arena, joined, &per_row, rows)?.hand_over_to(number(server)),
+    };
     let outputs = outputs(arena, &joined.head, rows, known, server);
     let outgoing = (|| {
         let places = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect::<Option<Vec<_>>>()?;
@@ -250,6 +249,18 @@ fn place(
         return None;
     };
     Some(Placed { outgoing, inputs, outputs, server })
+}
+
+/// Writes the inputs, from the pieces that they came in.
+fn write(arena: &Arena, joined: &Joined, per_row: &[usize], rows: u32) -> Option<Sealed> {
+    let run = arena.run(per_row, rows)?;
+    let mut place = run.rows(0, rows)?;
+    for (input, pieces) in joined.data.iter().enumerate() {
+        let pieces: Vec<&[u8]> = pieces.iter().map(Bytes::as_ref).collect();
+        place.write_all(input, pieces).ok()?;
+    }
+    drop(place);
+    run.seal()
 }
 
 fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {

@@ -32,7 +32,7 @@ use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{Cache, Control};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::{self, Datatype, InferResponse, Tensor};
+use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, Tensor};
 use tokio::sync::oneshot;
 
 use crate::admission::facts;
@@ -42,6 +42,7 @@ use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::models::{Model, Models};
+use crate::prepare::{self, Prepare, Prepared};
 use crate::telemetry::metric::{self, Metric};
 use crate::work::Work;
 use crate::{kept, send};
@@ -180,8 +181,21 @@ struct Sharer<'a> {
     client: &'a str,
     /// How it can share an execution; `None`: it goes alone.
     together: Option<(Limits, Ask)>,
+    /// What is still to be done before it can be executed.
+    unprepared: Option<Unprepared>,
     /// What it proves to the application who it is with; all of an execution prove the same.
     credentials: HeaderMap,
+}
+
+/// Inputs that are not yet what the model takes.
+struct Unprepared {
+    pipelines: Vec<Arc<Prepare>>,
+    /// How it can share an execution when they are.
+    limits: Option<Limits>,
+    ask: Ask,
+    /// Whether the server takes tensors behind the JSON, or over gRPC.
+    binary: bool,
+    shared_memory: bool,
 }
 
 /// How a request can share an execution, if it can.
@@ -196,9 +210,16 @@ fn fits_json(input: &Tensor) -> bool {
     !matches!(input.datatype, Datatype::Fp16 | Datatype::Bf16)
 }
 
-/// Whether anything is shared on a port.
+/// Whether anything is shared, or prepared, on a port.
 pub fn applies(port: Option<&WorkloadPort>) -> Option<&WorkloadPort> {
-    port.filter(|port| port.batch.is_some() || port.coalesce.is_some())
+    port.filter(|port| port.batch.is_some() || port.coalesce.is_some() || !port.pipelines.is_empty())
+}
+
+/// What a request weighs in a batch.
+fn weigh(request: &InferRequest) -> (u64, u64) {
+    let bytes = request.inputs.iter().map(|input| input.data.len() as u64).sum();
+    let elements = request.inputs.iter().map(|input| input.shape.iter().product::<u64>()).sum();
+    (bytes, elements)
 }
 
 /// Answers a request by sharing, if that can be.
@@ -213,7 +234,8 @@ pub async fn serve(
     let worker = &exchange.worker;
     let sharing = &worker.shared.sharing;
     let wish = Wish::of(request.headers());
-    if !wish.batched && !wish.coalesced {
+    let prepares = !port.pipelines.is_empty();
+    if !wish.batched && !wish.coalesced && !prepares {
         return Ok(None);
     }
     let Some(form) = Form::of(request.method(), request.uri().path(), request.headers()) else {
@@ -239,40 +261,57 @@ pub async fn serve(
     let limits = rules.zip(known.as_ref()).and_then(|(rules, known)| model.batcher().limits(rules, known));
     let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
     // How tensors are to be written in an answer over gRPC depends on the server.
-    if (limits.is_none() && coalesced.is_none()) || (known.is_none() && form != Form::Rest) {
+    let shares = (limits.is_some() || coalesced.is_some()) && (known.is_some() || form == Form::Rest);
+    if !shares && !prepares {
         return Ok(None);
     }
-    // What is shared must be known whole.
+    // What is shared or prepared must be known whole.
     let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
     let Some(pieces) = pieces else { return passed() };
     let Some(_held) = sharing.hold(pieces.iter().map(|piece| piece.len() as u64).sum()) else {
         return passed();
     };
     let body = oip::whole(pieces);
-    let Some(mut asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
-        return passed();
+    let asked = match prepares && form == Form::Rest && prepare::read::is_plain(request.headers()) {
+        true => plain(port, request, &body).await?,
+        false => wire::read(form, request.uri().path(), request.headers(), &body),
     };
+    let Some(mut asked) = asked else { return passed() };
+    let pipelines = prepare::of(&port.pipelines, &asked.model);
+    if !shares && pipelines.is_empty() {
+        return Ok(None);
+    }
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
     }
     let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);
+    let (bytes, elements) = weigh(&asked.request);
     let ask = Ask {
         key: 0,
         rows: 0,
-        bytes: asked.request.inputs.iter().map(|input| input.data.len() as u64).sum(),
-        elements: asked.request.inputs.iter().map(|input| input.shape.iter().product::<u64>()).sum(),
+        bytes,
+        elements,
         deadline: timeout.map(|timeout| began + timeout),
         tenant: facts::tenant(client, &worker.shared.hasher),
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
-    let limits = limits.filter(|_| binary || asked.request.inputs.iter().all(fits_json));
+    let unprepared = (!pipelines.is_empty()).then(|| Unprepared {
+        pipelines,
+        limits: limits.filter(|_| shares),
+        ask,
+        binary,
+        shared_memory: known.as_ref().is_some_and(|known| known.shared_memory),
+    });
+    let limits = limits.filter(|_| shares && (binary || asked.request.inputs.iter().all(fits_json)));
     let credentials = key::credentials(request.headers());
-    let together = limits.and_then(|limits| together(limits, ask, &asked, &credentials));
-    let coalesced = coalesced.filter(|_| key::is_repeatable(&asked.request));
-    if together.is_none() && coalesced.is_none() {
+    let together = limits
+        .filter(|_| unprepared.is_none())
+        .and_then(|limits| together(limits, ask, &asked, &credentials));
+    let coalesced = coalesced.filter(|_| shares && key::is_repeatable(&asked.request));
+    if together.is_none() && coalesced.is_none() && unprepared.is_none() {
         return Ok(None);
     }
 
@@ -288,6 +327,7 @@ pub async fn serve(
         body,
         client,
         together,
+        unprepared,
         credentials,
     };
     let (told, how) = match coalesced {
@@ -321,6 +361,22 @@ pub async fn serve(
         }
     }
     Ok(Some(response))
+}
+
+/// A request whose body is an image, or a form of them.
+async fn plain(
+    port: &WorkloadPort,
+    request: &Request<RequestBody>,
+    body: &Bytes,
+) -> Result<Option<Asked>, Failure> {
+    let Some((model, version)) = oip::prefix::of_path(request.uri().path()) else { return Ok(None) };
+    let pipelines = prepare::of(&port.pipelines, model);
+    if pipelines.is_empty() {
+        return Ok(None);
+    }
+    let asked = prepare::read::request(request.headers(), body, &pipelines).await?;
+    let version = version.unwrap_or_default().to_owned();
+    Ok(Some(Asked { form: Form::Rest, model: model.to_owned(), version, request: asked }))
 }
 
 /// From here on a request counts where it goes, as every request does.
@@ -436,6 +492,28 @@ impl Sharer<'_> {
     /// Executed: with others, if it can be, or alone.
     async fn execute(self) -> Result<Told, Failure> {
         let worker = &self.exchange.worker;
+        if let Some(unprepared) = self.unprepared {
+            let Unprepared { pipelines, limits, ask, binary, shared_memory } = unprepared;
+            let arena = if shared_memory { worker.shared.sharing.memory.arena(worker) } else { None };
+            let made = prepare::request(worker, &pipelines, &self.asked.request, ask.deadline, arena).await;
+            let Prepared { request, placed } = made?;
+            let (bytes, elements) = weigh(&request);
+            let limits = limits.filter(|_| binary || request.inputs.iter().all(fits_json));
+            let asked = Arc::new(Asked { request, ..(*self.asked).clone() });
+            let ask = Ask { bytes, elements, ..ask };
+            let together = limits.and_then(|limits| together(limits, ask, &asked, &self.credentials));
+            let wants = batcher::Wants {
+                asked,
+                way: self.way,
+                credentials: self.credentials,
+                span: self.exchange.span(),
+                there: placed,
+            };
+            return match together {
+                Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await,
+                None => Ok(batcher::anew(worker, self.model, &wants).await),
+            };
+        }
         match self.together {
             Some((limits, ask)) => {
                 let wants = batcher::Wants {
@@ -443,6 +521,7 @@ impl Sharer<'_> {
                     way: self.way,
                     credentials: self.credentials,
                     span: self.exchange.span(),
+                    there: None,
                 };
                 batcher::execute(worker, self.model, limits, ask, wants).await
             }

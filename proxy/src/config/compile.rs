@@ -16,6 +16,7 @@ use super::{
     Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
     WorkloadPort,
 };
+use crate::prepare::Prepare;
 
 /// Finds or makes the cluster of a service's port; successive snapshots must get the same one.
 pub type Clusters<'a> = dyn FnMut(&ServiceName, u16) -> Arc<Cluster> + 'a;
@@ -385,7 +386,9 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
             let batch = port_from.batch.as_ref().map(batch);
             let coalesce = port_from.coalesce.as_ref().map(coalesce).transpose();
             let coalesce = coalesce.map_err(|error| format!("port {number} of {name}: {error}"))?;
-            Ok(WorkloadPort { port: number, protocol, cluster, rule, batch, coalesce })
+            let pipelines = port_from.pipelines.iter().map(pipeline).collect::<Result<_, _>>();
+            let pipelines = pipelines.map_err(|error| format!("port {number} of {name}: {error}"))?;
+            Ok(WorkloadPort { port: number, protocol, cluster, rule, batch, coalesce, pipelines })
         })
         .collect::<Result<_, String>>()?;
     let admission = from
@@ -403,6 +406,16 @@ fn batch(from: &v1::Batch) -> Batch {
         concurrent: (from.concurrent > 0).then_some(from.concurrent),
         target: from.target_ms.map(Duration::from_millis),
     }
+}
+
+fn pipeline(from: &v1::Pipeline) -> Result<Arc<Prepare>, String> {
+    let of =
+        |error: String| format!("the pipeline of input {:?} of model {:?}: {error}", from.input, from.model);
+    let declaration: penstock_prepare::Declaration =
+        serde_json::from_str(&from.declaration).map_err(|error| of(error.to_string()))?;
+    let pipeline = penstock_prepare::Pipeline::new(&declaration).map_err(|error| of(error.to_string()))?;
+    let model = Some(from.model.clone()).filter(|model| model != "*");
+    Ok(Arc::new(Prepare { model, input: from.input.clone(), tensor: from.tensor.clone(), pipeline }))
 }
 
 fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {

@@ -22,6 +22,7 @@ use penstock_api::{ServiceName, SpiffeId};
 use penstock_balance::{Ask, EndpointState, Members, Pool, RetryBudget, Settings};
 
 use crate::loaded::{self, Loaded};
+use crate::prepare::Prepare;
 pub use store::Store;
 
 /// Everything the data path needs, at one moment.
@@ -457,6 +458,8 @@ pub struct WorkloadPort {
     pub batch: Option<Batch>,
     /// Its requests that are the same are executed once.
     pub coalesce: Option<Coalesce>,
+    /// How inputs are prepared.
+    pub pipelines: Vec<Arc<Prepare>>,
 }
 
 /// Bounds on what is executed together; `None`: not bounded by it, or as the model server says.

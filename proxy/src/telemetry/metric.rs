@@ -94,6 +94,12 @@ penstock_api::metrics! {
         "Requests that wait for an execution.";
     BATCHES_IN_FLIGHT Gauge "penstock_batches_in_flight" []
         "Batches that are being executed.";
+    PREPARED Counter "penstock_prepared_total" ["result"]
+        "Rows of inputs that were prepared: done, refused (no such image, or above a limit) or abandoned (nobody waited any more).";
+    PREPARE_BUSY Counter "penstock_prepare_busy_seconds_total" []
+        "How long threads prepared, added up.";
+    PREPARE_WAITING Gauge "penstock_prepare_waiting" []
+        "Rows that wait for a thread to prepare them.";
     ARENA_BYTES Gauge "penstock_arena_bytes" ["state"]
         "Shared memory for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     ARENA_REFUSED Counter "penstock_arena_refused_total" []

@@ -1,0 +1,123 @@
+//! `InferencePolicy`: what it asks becomes part of its Service's policy.
+//!
+//! In: the policies in force and the Services. Out: each Service's policy, with what its annotations leave open filled in and
+//! its pipelines. Can go wrong: a policy is for nothing, or for what another is for; a setting or a pipeline makes no sense.
+
+use std::collections::BTreeMap;
+
+use penstock_api::{ServiceName, v1};
+use penstock_prepare::Pipeline;
+
+use super::annotations;
+use super::faults::Faults;
+use super::services::Services;
+use super::view::View;
+use crate::objects::Object;
+use crate::objects::policy::{InferencePolicy, Prepare, words};
+
+/// Joins what policies ask into the Services that they are for.
+pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Faults) {
+    let mut taken: BTreeMap<ServiceName, &Object> = BTreeMap::new();
+    for &(object, policy) in &view.policies {
+        let target = &policy.spec.target_ref;
+        if target.kind != "Service" {
+            let message =
+                format!("a policy is for a Service, not for {:?}; write `kind: Service`", target.kind);
+            faults.refuse(object, "/spec/targetRef/kind", message);
+            continue;
+        }
+        let name = ServiceName::new(&object.id.namespace, &target.name);
+        let service = name.ok().and_then(|name| services.get_mut(&name).map(|service| (name, service)));
+        let Some((name, service)) = service else {
+            let message = format!(
+                "there is no Service {} in the namespace {}, so the policy changes nothing; name one, or create it",
+                target.name, object.id.namespace
+            );
+            faults.note(object, "/spec/targetRef/name", message);
+            continue;
+        };
+        if let Some(other) = taken.get(&name) {
+            let message =
+                format!("{name} has the policy {} already, which is in force; join the two", other.id);
+            faults.refuse(object, "/spec/targetRef/name", message);
+            continue;
+        }
+        // All of a policy or nothing of it.
+        let mut joined = service.policy.clone();
+        if settings(object, policy, service.object, &mut joined, faults)
+            & pipelines(object, policy, &mut joined, faults)
+        {
+            service.policy = joined;
+        }
+        taken.insert(name, object);
+    }
+}
+
+/// The settings; false: one makes no sense.
+fn settings(
+    object: &Object,
+    policy: &InferencePolicy,
+    service: &Object,
+    joined: &mut v1::Policy,
+    faults: &mut Faults,
+) -> bool {
+    let mut sound = true;
+    for (annotation, read) in annotations::OF_POLICY {
+        let name = annotation.strip_prefix("penstock.io/").unwrap_or(annotation);
+        let Some(setting) = policy.spec.settings.get(name) else { continue };
+        let pointer = format!("/spec/{name}");
+        if service.annotation(annotation).is_some() {
+            let message = format!(
+                "the Service has the annotation {annotation} too, and this wins; remove one of the two"
+            );
+            faults.note(object, pointer.clone(), message);
+        }
+        if let Err(error) = words(setting).and_then(|text| read(&text, joined)) {
+            faults.refuse(object, pointer, error);
+            sound = false;
+        }
+    }
+    sound
+}
+
+/// The pipelines; false: one makes no sense.
+fn pipelines(
+    object: &Object,
+    policy: &InferencePolicy,
+    joined: &mut v1::Policy,
+    faults: &mut Faults,
+) -> bool {
+    let mut sound = true;
+    let mut refuse = |pointer: String, message: String| {
+        faults.refuse(object, pointer, message);
+        sound = false;
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for (at, model) in policy.spec.models.iter().enumerate() {
+        if model.name.is_empty() {
+            refuse(
+                format!("/spec/models/{at}/name"),
+                "it is empty; write the model's name, or `*` for all".to_owned(),
+            );
+        }
+        for (of, prepare) in model.prepare.iter().enumerate() {
+            let pointer = format!("/spec/models/{at}/prepare/{of}");
+            let Prepare { input, tensor, pipeline } = prepare;
+            if input.is_empty() || !seen.insert((&model.name, input)) {
+                let message =
+                    format!("the input {input:?} has no name of its own; name each input of a model once");
+                refuse(format!("{pointer}/input"), message);
+            }
+            if let Err(error) = Pipeline::new(pipeline) {
+                refuse(format!("{pointer}/pipeline"), error.to_string());
+            }
+            joined.pipelines.push(v1::Pipeline {
+                model: model.name.clone(),
+                input: input.clone(),
+                tensor: tensor.clone().unwrap_or_else(|| input.clone()),
+                declaration: serde_json::to_string(pipeline).unwrap_or_default(),
+            });
+        }
+    }
+    sound
+}
