@@ -1,6 +1,6 @@
 //! `penstock-proxy`: the sidecar's command line.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod init;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -48,6 +50,15 @@ enum Command {
     ///   penstock-proxy run --static proxy.yaml
     #[command(verbatim_doc_comment)]
     Run(Box<Run>),
+    /// Redirect this pod's connections to the proxy, by nftables rules in the current network namespace.
+    ///
+    /// Needs CAP_NET_ADMIN and nothing else; run it before the application, and again to change the rules, which are
+    /// replaced as a whole. The proxy is then started as the user --proxy-uid, with `run --redirected`.
+    ///   penstock-proxy init --skip-inbound-ports 9090 --skip-subnets 169.254.169.254
+    ///   penstock-proxy init --dry-run     # show the rules, change nothing; needs no right
+    ///   penstock-proxy init --check       # try a connection of each family; exit status 1 if one goes astray
+    #[command(verbatim_doc_comment)]
+    Init(init::Init),
 }
 
 #[derive(Args)]
@@ -73,6 +84,10 @@ struct Run {
     /// The mesh's trust domain
     #[arg(long, value_name = "NAME", default_value = DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
+    /// Listen where `penstock-proxy init` sends this pod's traffic: outbound on loopback, inbound on all addresses, of
+    /// both families
+    #[arg(long, conflicts_with_all = ["static_file", "outbound", "inbound"])]
+    redirected: bool,
     /// Listener for the application's traffic
     #[arg(long, value_name = "ADDR", default_value_t = loopback(port::OUTBOUND))]
     outbound: SocketAddr,
@@ -172,11 +187,28 @@ fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
+/// Where redirected connections arrive: those of the application on loopback, which nobody else can reach, and the
+/// mesh's on the pod's own addresses, whichever it has.
+fn redirected(has_ipv6: bool) -> (Vec<SocketAddr>, SocketAddr) {
+    let outbound = SocketAddr::from((Ipv6Addr::LOCALHOST, port::OUTBOUND));
+    match has_ipv6 {
+        // A listener on all addresses takes IPv4 too.
+        true => (
+            vec![loopback(port::OUTBOUND), outbound],
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port::INBOUND)),
+        ),
+        false => (vec![loopback(port::OUTBOUND)], SocketAddr::from((Ipv4Addr::UNSPECIFIED, port::INBOUND))),
+    }
+}
+
 fn main() -> ExitCode {
     // Huge pages round a sidecar's few megabytes up to two each. Where the kernel has none there is nothing to do. First of all, since
     // what has become one stays one.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    let Command::Run(options) = Cli::parse().command;
+    let options = match Cli::parse().command {
+        Command::Run(options) => options,
+        Command::Init(options) => return init::run(&options),
+    };
     if let Err(missing) = complete(&options) {
         Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
     }
@@ -306,10 +338,15 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
     let identity = Arc::new(Identity::new());
     let telemetry = Arc::new(Telemetry::new(&told(options, node))?);
     let store = Arc::new(Store::default());
-    let listen = vec![
-        Listen { name: "outbound", address: options.outbound, serves: Serves::Outbound(None) },
-        Listen { name: "inbound", address: options.inbound, serves: Serves::Inbound(None) },
-    ];
+    let (outbound, inbound) = match options.redirected {
+        true => redirected(std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()),
+        false => (vec![options.outbound], options.inbound),
+    };
+    let outbound = outbound.into_iter().map(|address| ("outbound", address, Serves::Outbound(None)));
+    let listen = outbound
+        .chain([("inbound", inbound, Serves::Inbound(None))])
+        .map(|(name, address, serves)| Listen { name, address, serves })
+        .collect();
     let proxy = Proxy::start(Setup {
         listen,
         workers: options.workers.unwrap_or_else(default_workers),
@@ -333,7 +370,8 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
     let client = xds::Client::new(config, Arc::clone(&identity));
     tokio::spawn(client.run(Arc::clone(&store), demands));
     let last_words = tokio::spawn(fleet::keep_attached(control, node.clone(), pages, stop.clone()));
-    tracing::info!(%node, outbound = %proxy.addresses[0], inbound = %proxy.addresses[1], "listening");
+    let [outbound @ .., inbound] = proxy.addresses.as_slice() else { bail!("nothing to listen on") };
+    tracing::info!(%node, ?outbound, %inbound, "listening");
     Ok(Started { proxy, last_words: Some(last_words), stop })
 }
 
@@ -392,8 +430,10 @@ mod tests {
     use super::*;
 
     fn options(line: &str) -> Result<Run, clap::Error> {
-        let Command::Run(options) = Cli::try_parse_from(line.split_whitespace())?.command;
-        Ok(*options)
+        match Cli::try_parse_from(line.split_whitespace())?.command {
+            Command::Run(options) => Ok(*options),
+            Command::Init(_) => panic!("{line} is no run"),
+        }
     }
 
     #[test]

@@ -81,6 +81,14 @@ pub mod annotation {
     pub const ADMISSION: &str = "penstock.io/admission";
     /// Pod, where traffic is not redirected: the port its proxy listens on for the mesh.
     pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
+    /// Pod: ports of its application that are reached past the proxy, `9090,7000-7100`; `penstock-proxy init
+    /// --skip-inbound-ports`.
+    pub const SKIP_INBOUND_PORTS: &str = "penstock.io/skip-inbound-ports";
+    /// Pod: ports that its application reaches past the proxy, `25,587`; `penstock-proxy init --skip-outbound-ports`.
+    pub const SKIP_OUTBOUND_PORTS: &str = "penstock.io/skip-outbound-ports";
+    /// Pod: subnets that its application reaches past the proxy, `169.254.0.0/16,fd00::/8`; `penstock-proxy init
+    /// --skip-subnets`.
+    pub const SKIP_SUBNETS: &str = "penstock.io/skip-subnets";
     /// Service: `max=32,delay=2ms`; further `bytes=64Mi,elements=65536,concurrent=2,target=50ms`.
     pub const BATCH: &str = "penstock.io/batch";
     /// Service: `single-flight,cache=256Mi/30s`; further `outbound,shared,deterministic,headers=accept-language+x-tone`.

@@ -29,7 +29,7 @@ pub enum Hook {
 
 /// The chains' priority: before `dstnat` (-100), so that nobody's rules there decide first, and after the beginning of
 /// connection tracking (-200), which the kernel demands. It is also one that every version of nft shows as a number.
-pub const PRIORITY: i32 = -120;
+pub(crate) const PRIORITY: i32 = -120;
 
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
