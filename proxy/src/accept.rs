@@ -30,13 +30,17 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Where a redirected connection was going; `None` when it came to the listener itself.
 pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    let local = stream.local_addr().ok()?;
+    // A listener for both families shows IPv4 as addresses in IPv6, and the kernel tracks it as what it is.
+    let mut local = stream.local_addr().ok()?;
+    local.set_ip(local.ip().to_canonical());
     let socket = SockRef::from(stream);
     let original = match local {
         SocketAddr::V4(_) => socket.original_dst_v4(),
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
-    original.ok()?.as_socket().filter(|original| *original != local)
+    let original = original.ok()?.as_socket()?;
+    let same = original.ip() == local.ip() && original.port() == local.port();
+    (!same).then_some(original)
 }
 
 /// What every connection of the data path gets, whoever began it: requests are written whole, so waiting for more

@@ -1,6 +1,7 @@
 //! From the application to the mesh: one connection, and then each request, in the order of the stages.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ pub async fn connection(
         (None, None) => Protocol::Http,
         (None, Some(address)) => match route::declared(&worker, address).await {
             Ok(protocol) => protocol,
-            Err(failure) => return tcp::refused(LISTENER, &failure),
+            Err(failure) => return refuse(worker, stream, counted, original, failure).await,
         },
     };
     let http2 = match declared {
@@ -78,6 +79,32 @@ pub async fn connection(
     serve::http(LISTENER, stream, http2, connection, None, request).await;
 }
 
+/// Tells an application why its connection leads nowhere, if it speaks what can be answered.
+async fn refuse(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    counted: Counted,
+    original: Option<SocketAddr>,
+    failure: Failure,
+) {
+    let http2 = match detect::detect(&stream, worker.shared.limits.detect_time).await {
+        Detected::Http1 => false,
+        Detected::Http2 => true,
+        Detected::Tls | Detected::Bytes => return tcp::refused(LISTENER, &failure),
+    };
+    let connection = Rc::new(Connection {
+        worker,
+        original,
+        client: None,
+        sidecar: false,
+        to: To::Refusal(failure),
+        last_host: Default::default(),
+        last_told: Default::default(),
+        counted,
+    });
+    serve::http(LISTENER, stream, http2, connection, None, request).await;
+}
+
 /// Serves one request of the application.
 pub async fn request(
     connection: Rc<Connection>,
@@ -106,6 +133,7 @@ async fn stages(
     // Route: what the host means, and which rule of it matches.
     let destination = match &connection.to {
         To::Static(listener) => listener.destination.clone(),
+        To::Refusal(failure) => return Err(failure.clone()),
         _ => route::destination(worker, &authority, connection.original).await?,
     };
     let (rule, prefix) = route::rule(&destination, authority.host(), &parts)?;

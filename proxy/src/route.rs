@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
+use penstock_api::names::annotation;
 use penstock_api::v1::Protocol;
 use penstock_api::{Reason, ServiceName};
 use penstock_balance::split;
@@ -80,10 +81,39 @@ pub async fn at_address(worker: &Rc<Worker>, address: SocketAddr) -> Result<Dest
                 Err(unanswered) => Err(no_config(name, &unanswered)),
             },
             Address::Pod(cluster) => Ok(alone(cluster)),
+            Address::Undeclared(pod) => Err(undeclared(pod, address)),
         },
-        Ok(Known::Absent) => outside::destination(worker, &address.ip().to_string(), address.port()).await,
+        Ok(Known::Absent) => unlisted(worker, address).await,
         Err(unanswered) => Err(no_config(&address, &unanswered)),
     }
+}
+
+/// An address that control does not list lies outside, unless it is a pod's that is in the mesh: such a pod is never
+/// called in plaintext, whatever the port.
+async fn unlisted(worker: &Rc<Worker>, address: SocketAddr) -> Result<Destination, Failure> {
+    let pod = SocketAddr::new(address.ip(), 0);
+    worker.uses_address(pod);
+    match worker.shared.store.address(pod).await {
+        Ok(Known::Here(known)) => match &*known {
+            Address::Undeclared(pod) => Err(undeclared(pod, address)),
+            other => Err(Failure::unprocessed(Reason::NoConfig, format!("{address} leads to {other:?}"))),
+        },
+        Ok(Known::Absent) => outside::destination(worker, &address.ip().to_string(), address.port()).await,
+        Err(unanswered) => Err(Failure::unprocessed(Reason::NoConfig, format!("{address}: {unanswered}"))),
+    }
+}
+
+fn undeclared(pod: &str, address: SocketAddr) -> Failure {
+    let port = address.port();
+    Failure::unprocessed(
+        Reason::UnknownPort,
+        format!(
+            "{address} is the pod {pod} of the mesh, which does not declare port {port}; declare it there as a \
+             containerPort, or let it past both proxies: {} there, {} here",
+            annotation::SKIP_INBOUND_PORTS,
+            annotation::SKIP_OUTBOUND_PORTS
+        ),
+    )
 }
 
 /// The protocol declared for the original address of a redirected connection.

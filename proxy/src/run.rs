@@ -100,6 +100,8 @@ impl Proxy {
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
         let bound = bind(&setup)?;
         let addresses: Vec<SocketAddr> = bound.iter().map(|(_, address, _)| *address).collect();
+        let inbound = bound.iter().find(|(listen, ..)| matches!(listen.serves, Serves::Inbound(None)));
+        let inbound = inbound.map(|(_, address, _)| address.port());
         let namespace = setup.node.split_once('/').map_or("default", |(namespace, _)| namespace).to_owned();
         let epoch = Instant::now();
         let shared = Arc::new(Shared {
@@ -115,6 +117,7 @@ impl Proxy {
             limits: setup.limits,
             namespace,
             node: setup.node.into(),
+            inbound,
             listeners: addresses.clone(),
             hasher: ahash::RandomState::new(),
             epoch,

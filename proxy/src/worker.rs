@@ -60,6 +60,8 @@ pub struct Shared {
     pub namespace: String,
     /// `<namespace>/<pod>`.
     pub node: Arc<str>,
+    /// The port of our listener for the mesh, if control's pods are served on it.
+    pub inbound: Option<u16>,
     /// Our own listeners, to notice loops.
     pub listeners: Vec<SocketAddr>,
     /// Hashes what clients choose, by a seed that they cannot know.

@@ -33,7 +33,8 @@ pub(super) struct PodModel<'a> {
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
-    ip: Option<IpAddr>,
+    /// Its addresses, one of each family at most; the application is reached at the first.
+    ips: Vec<IpAddr>,
     /// TCP ports of the containers, and their names.
     ports: BTreeMap<u16, String>,
     host_network: bool,
@@ -89,10 +90,15 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
-    let ip = pod.status.as_ref().and_then(|status| {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    if let Some(status) = &pod.status {
         let texts = status.pod_ip.iter().chain(status.pod_ips.iter().flatten().map(|ip| &ip.ip));
-        texts.filter_map(|ip| ip.parse().ok()).next()
-    });
+        for ip in texts.filter_map(|ip| ip.parse().ok()) {
+            if !ips.contains(&ip) {
+                ips.push(ip);
+            }
+        }
+    }
     PodModel {
         object,
         service_account,
@@ -103,7 +109,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         admission,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
-        ip,
+        ips,
         ports,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
     }
@@ -150,7 +156,7 @@ pub(super) fn add(
     let mut taken: BTreeMap<SocketAddr, &str> = BTreeMap::new();
     let nothing = BTreeMap::new();
     for (name, pod) in pods {
-        let Some(ip) = pod.ip else {
+        let Some(&ip) = pod.ips.first() else {
             // In Kubernetes it gets one in a moment.
             if pod.injected {
                 let message = "it has no status.podIP, so its proxy is not configured; give it one";
@@ -195,20 +201,35 @@ pub(super) fn add(
             if pod.host_network || (pod.injected && pod.identity.is_none()) {
                 continue;
             }
-            if let Some(owner) = taken.get(&address) {
-                let message = format!(
-                    "its address {address} belongs to Pod {owner} already, and connections to it go there; \
-                     give each pod its own status.podIP, or its own ports"
-                );
-                faults.note(pod.object, "/status/podIP", message);
-                continue;
+            // A pod is called at each of its addresses, and is the same endpoint at all of them.
+            for &ip in &pod.ips {
+                let address = SocketAddr::new(ip, number);
+                if let Some(owner) = taken.get(&address) {
+                    let message = format!(
+                        "its address {address} belongs to Pod {owner} already, and connections to it go there; \
+                         give each pod its own status.podIP, or its own ports"
+                    );
+                    faults.note(pod.object, "/status/podIP", message);
+                    continue;
+                }
+                taken.insert(address, name);
+                let mut endpoint = pod.endpoint(name, ip);
+                endpoint.ports = vec![v1::PortTarget { service_port: number.into(), port: number.into() }];
+                let target = Some(v1::address::Target::Endpoint(endpoint));
+                let message = v1::Address { target, port: number.into(), protocol: protocol.into() };
+                builder.add(Kind::Address, address.to_string(), &message);
             }
-            taken.insert(address, name);
-            let mut endpoint = pod.endpoint(name, ip);
-            endpoint.ports = vec![v1::PortTarget { service_port: number.into(), port: number.into() }];
-            let target = Some(v1::address::Target::Endpoint(endpoint));
-            let message = v1::Address { target, port: number.into(), protocol: protocol.into() };
-            builder.add(Kind::Address, address.to_string(), &message);
+        }
+        // All other ports: a proxy must not take them for something outside the mesh and call them in plaintext.
+        if pod.injected && !pod.host_network {
+            for &ip in &pod.ips {
+                let rest = SocketAddr::new(ip, 0);
+                if taken.insert(rest, name).is_none() {
+                    let target = Some(v1::address::Target::Endpoint(pod.endpoint(name, ip)));
+                    let message = v1::Address { target, ..v1::Address::default() };
+                    builder.add(Kind::Address, rest.to_string(), &message);
+                }
+            }
         }
         if pod.injected {
             let message = v1::Workload {

@@ -184,6 +184,7 @@ fn target(address: &Address) -> Value {
     match address {
         Address::Service(name, port) => json!({"service": name.to_string(), "port": port}),
         Address::Pod(pod) => json!({"pod": cluster(pod)}),
+        Address::Undeclared(pod) => json!({"undeclared ports of": &**pod}),
     }
 }
 

@@ -419,6 +419,8 @@ pub enum Address {
     Service(ServiceName, u16),
     /// A pod's own address: a cluster of one.
     Pod(Arc<Cluster>),
+    /// What port 0 stands for: all ports that this pod of the mesh does not declare.
+    Undeclared(Arc<str>),
 }
 
 /// The pod's own ports.

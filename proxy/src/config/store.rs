@@ -602,6 +602,9 @@ fn set_endpoints(held: &mut Held, name: &ServiceName) {
 }
 
 fn compile_address(message: &v1::Address) -> Result<Address, String> {
+    if let (0, Some(Target::Endpoint(pod))) = (message.port, &message.target) {
+        return Ok(Address::Undeclared(pod.name.as_str().into()));
+    }
     let port = compile::port(message.port)?;
     match &message.target {
         Some(Target::Service(name)) => {

@@ -1,5 +1,6 @@
 //! A connection to an endpoint: TCP, and TLS where the endpoint has an identity, which it must prove.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,10 +54,11 @@ pub async fn connect(
 }
 
 async fn attempt(worker: &Worker, endpoint: &Endpoint, wire: Wire) -> Result<Connected, Failure> {
-    let stream = TcpStream::connect(endpoint.address).await.map_err(|error| {
+    let address = dialled(endpoint, &worker.shared.node, worker.shared.inbound);
+    let stream = TcpStream::connect(address).await.map_err(|error| {
         Failure::unprocessed(
             Reason::ConnectFailed,
-            format!("no connection to {} at {}: {error}", endpoint.name, endpoint.address),
+            format!("no connection to {} at {address}: {error}", endpoint.name),
         )
     })?;
     accept::tune(&stream);
@@ -64,6 +66,19 @@ async fn attempt(worker: &Worker, endpoint: &Endpoint, wire: Wire) -> Result<Con
         None => Ok(Connected::Plain(stream)),
         Some(expected) => secure(worker, endpoint, expected, wire, stream).await,
     }
+}
+
+/// Where an endpoint is dialled: at its own port, which the redirect of its pod takes to its proxy. What a proxy begins
+/// is not redirected inside its own pod, though; if the choice is that pod, its own inbound listener is dialled.
+fn dialled(endpoint: &Endpoint, own: &str, inbound: Option<u16>) -> SocketAddr {
+    let mut address = endpoint.address;
+    if let Some(inbound) = inbound
+        && endpoint.sidecar
+        && &*endpoint.name == own
+    {
+        address.set_port(inbound);
+    }
+    address
 }
 
 async fn secure(
@@ -111,5 +126,24 @@ fn client_config(material: &Material, wire: Wire, sidecar: bool) -> &Arc<rustls:
         (Wire::Bytes, _) => &material.client_tcp,
         (Wire::Http2, false) => &material.client_plain_h2,
         (Wire::Http1, false) => &material.client_plain_h1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Speak;
+
+    #[test]
+    fn a_proxy_reaches_its_own_pod_through_its_own_inbound_listener() {
+        let address: SocketAddr = "10.0.0.2:8000".parse().unwrap();
+        let dialled = |sidecar, own: &str, inbound| {
+            let endpoint = Endpoint::new("a/pod".into(), address, 8000, None, sidecar, Speak::Same);
+            dialled(&endpoint, own, inbound).to_string()
+        };
+        assert_eq!(dialled(true, "a/pod", Some(15006)), "10.0.0.2:15006");
+        assert_eq!(dialled(true, "a/other", Some(15006)), "10.0.0.2:8000");
+        assert_eq!(dialled(true, "a/pod", None), "10.0.0.2:8000");
+        assert_eq!(dialled(false, "a/pod", Some(15006)), "10.0.0.2:8000", "the application itself");
     }
 }
