@@ -51,6 +51,7 @@ struct Pod {
 pub struct Mesh {
     folder: TempDir,
     ip: Ipv4Addr,
+    push_ip: Ipv4Addr,
     leaf_lifetime: String,
     /// Control; `None` while it is down.
     pub control: Option<Process>,
@@ -65,12 +66,14 @@ pub struct Mesh {
 impl Default for Mesh {
     fn default() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let ip = own_ip();
         for name in ["objects", "tokens"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
         Self {
             folder,
-            ip: own_ip(),
+            ip,
+            push_ip: ip,
             leaf_lifetime: "1h".to_owned(),
             control: None,
             pods: BTreeMap::new(),
@@ -87,6 +90,12 @@ impl Mesh {
     /// How long certificates live.
     pub fn leaf_lifetime(mut self, time: &str) -> Self {
         self.leaf_lifetime = time.to_owned();
+        self
+    }
+
+    /// Where control takes proxies, if they are not on loopback.
+    pub fn listen_at(mut self, ip: Ipv4Addr) -> Self {
+        self.push_ip = ip;
         self
     }
 
@@ -331,7 +340,7 @@ impl Mesh {
 
     /// Where control takes proxies.
     pub fn push(&self) -> SocketAddr {
-        at(self.ip, port::CONTROL)
+        at(self.push_ip, port::CONTROL)
     }
 
     /// Where control's API is.

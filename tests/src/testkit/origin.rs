@@ -38,6 +38,15 @@ impl Origin {
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::on(listener, conversation)
+    }
+
+    /// Holds `conversation` with each client of a listener.
+    pub fn on<C, F>(listener: TcpListener, conversation: C) -> Self
+    where
+        C: Fn(Wire) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let open = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&open);
