@@ -42,7 +42,9 @@ fn operations_md_says_what_the_code_does() {
         ("policy", policy()),
         ("limits", limits()),
         ("pages", pages()),
-        ("help", help()),
+        ("help", help("run")),
+        ("init-help", help("init")),
+        ("rules", rules()),
     ] {
         let place = format!("{{{{{name}}}}}");
         assert!(page.contains(&place), "the template has no {place}");
@@ -334,9 +336,14 @@ fn pages() -> String {
 }
 
 /// The command line's own words.
-fn help() -> String {
+/// The rules that `penstock-proxy init` lays if it is told nothing.
+fn rules() -> String {
+    penstock_redirect::Ruleset::new(&penstock_redirect::Options::default()).to_string().replace('\t', "    ")
+}
+
+fn help(command: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_penstock-proxy"))
-        .args(["run", "-h"])
+        .args([command, "-h"])
         .env_remove("COLUMNS")
         .env_remove("PENSTOCK_CONTROL")
         .env_remove("PENSTOCK_NODE")
