@@ -109,7 +109,16 @@ fn check(options: &Options) -> anyhow::Result<bool> {
         println!("{way:<13}  {word:<6}  {why}");
     }
     if !checked.works() {
-        println!("the redirect does not work");
+        let failed = |answer: &Answer| matches!(answer, Answer::Fails(_));
+        let any = checked.outbound.iter().any(|(_, answer)| failed(answer)) || failed(&checked.inbound);
+        println!(
+            "{}",
+            if any {
+                "the redirect does not work"
+            } else {
+                "no connection could be tried, so nothing is proven"
+            }
+        );
     }
     Ok(checked.works())
 }

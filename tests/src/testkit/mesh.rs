@@ -285,7 +285,7 @@ impl Mesh {
 
     /// Starts control and waits until it answers.
     pub async fn start_control(&mut self) {
-        let args = [
+        let mut args = vec![
             "run".to_owned(),
             format!("--source=dir:{}", self.folder.path().join("objects").display()),
             format!("--state={}", self.state().display()),
@@ -293,8 +293,14 @@ impl Mesh {
             format!("--api={}", self.api()),
             format!("--leaf-lifetime={}", self.leaf_lifetime),
         ];
-        self.control =
-            Some(Process::start("control", &program("penstock-control"), &args, self.folder.path()));
+        let mut program = program("penstock-control");
+        if self.push_ip != self.ip {
+            // On a network of the test's own: even a test that is killed leaves nobody behind who keeps it.
+            let with_the_test = ["--pdeathsig", "KILL", "--"].map(str::to_owned);
+            args.splice(0..0, with_the_test.into_iter().chain([program.display().to_string()]));
+            program = PathBuf::from("setpriv");
+        }
+        self.control = Some(Process::start("control", &program, &args, self.folder.path()));
         let api = self.api();
         let process = self.control.as_mut().unwrap();
         wait_until("control answers", PATIENCE, async || {
