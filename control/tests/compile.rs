@@ -308,3 +308,26 @@ fn an_opaque_port_is_opaque_on_both_sides() {
     let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "vision/resnet-v1-0") else { panic!() };
     assert_eq!(workload.ports[0].protocol(), Protocol::Opaque);
 }
+
+#[test]
+fn a_pod_is_the_same_at_each_of_its_addresses_and_what_it_does_not_declare_is_known_to_be_its() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: both, namespace: a, annotations: {penstock.io/inject: enabled}}\n\
+        spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}\n\
+        status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]}\n";
+    let snapshot = compiled(&read("pod.yaml", POD));
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    for (name, port) in
+        [("10.0.0.1:8000", 8000), ("[fd00::1]:8000", 8000), ("10.0.0.1:0", 0), ("[fd00::1]:0", 0)]
+    {
+        let Payload::Address(address) = get(&snapshot, Kind::Address, name) else { panic!("{name}") };
+        let Some(v1::address::Target::Endpoint(pod)) = address.target else { panic!("{name}") };
+        assert_eq!((address.port, pod.name.as_str()), (port, "a/both"), "{name}");
+        assert_eq!(pod.identity, "spiffe://cluster.local/ns/a/sa/default", "{name}");
+    }
+    // A pod outside the mesh may be called in plaintext, whatever the port.
+    let outside = compiled(&read("pod.yaml", &POD.replace("inject: enabled", "inject: disabled")));
+    assert!(
+        outside.get(Kind::Address, "10.0.0.1:8000").is_some()
+            && outside.get(Kind::Address, "10.0.0.1:0").is_none()
+    );
+}
