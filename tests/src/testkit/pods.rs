@@ -139,6 +139,12 @@ impl Pods {
         self
     }
 
+    /// Has a pod declare one more port.
+    pub fn declares(mut self, pod: &str, port: u16) -> Self {
+        self.pods.get_mut(pod).unwrap().ports.push(port);
+        self
+    }
+
     /// Makes a Service one without an address of its own.
     pub fn headless(mut self, name: &str) -> Self {
         self.services.get_mut(name).unwrap().headless = true;

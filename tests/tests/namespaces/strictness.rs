@@ -24,6 +24,8 @@ async fn strict_refuses_plaintext_and_permissive_takes_it() {
     let Some(pods) = Pods::new() else { return };
     let pods = pods.with_stranger("stranger").with("client", &[]).with("strict", &[]);
     let pods = pods.with("permissive", &[(annotation::MTLS, "permissive")]);
+    // With two ports it matters that the proxy knows which of them was called: plaintext does not say.
+    let pods = pods.declares("permissive", 9090);
     let pods =
         pods.service("web", "http", &["strict"]).service("open", "http", &["permissive"]).start().await;
     let strict = pods.pod("strict").mirror("I am strict");
