@@ -2,14 +2,14 @@
 //!
 //! In: [`Options`]. Out: a [`Ruleset`], which is data. It has two outputs: text, exactly as `nft list table inet
 //! penstock` shows it, and netlink messages, which [`lay`] hands to the kernel as one transaction: either all rules are
-//! in force afterwards or what was in force before still is. [`check`] proves by real connections that it works.
+//! in force afterwards or what was in force before still is. [`check()`] proves by real connections that it works.
 //!
 //! Nothing but CAP_NET_ADMIN is needed: no `nft`, no `iptables`, no C library, no other capability, no writable file.
 //! What can go wrong is a [`Problem`], which says what to do.
 //!
 //! Why the messages are written here: `rustables` is GPL, `nftnl` wraps a C library, `nftables` runs the `nft` binary,
 //! and `netlink-packet-netfilter` knows logging and conntrack but no tables. What is needed is five kinds of messages
-//! and seven kinds of expressions; the socket is rustix's.
+//! and six kinds of expressions; the socket is rustix's.
 
 mod check;
 mod kernel;
