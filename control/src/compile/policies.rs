@@ -102,20 +102,35 @@ fn pipelines(
         }
         for (of, prepare) in model.prepare.iter().enumerate() {
             let pointer = format!("/spec/models/{at}/prepare/{of}");
-            let Prepare { input, tensor, pipeline } = prepare;
+            let Prepare { input, tensor, shape, pipeline } = prepare;
             if input.is_empty() || !seen.insert((&model.name, input)) {
                 let message =
                     format!("the input {input:?} has no name of its own; name each input of a model once");
                 refuse(format!("{pointer}/input"), message);
             }
-            if let Err(error) = Pipeline::new(pipeline) {
-                refuse(format!("{pointer}/pipeline"), error.to_string());
+            match Pipeline::new(pipeline) {
+                Err(error) => refuse(format!("{pointer}/pipeline"), error.to_string()),
+                Ok(made) if !shape.is_empty() => {
+                    let elements = |dimensions: &[u64]| {
+                        dimensions.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension))
+                    };
+                    let own = made.shape().map(|dimension| dimension as u64);
+                    if elements(shape) != elements(&own) {
+                        let message = format!(
+                            "{shape:?} has not as many elements as {own:?}, which the pipeline makes; write dimensions \
+                             with the same product, or leave it out"
+                        );
+                        refuse(format!("{pointer}/shape"), message);
+                    }
+                }
+                Ok(_) => {}
             }
             joined.pipelines.push(v1::Pipeline {
                 model: model.name.clone(),
                 input: input.clone(),
                 tensor: tensor.clone().unwrap_or_else(|| input.clone()),
                 declaration: serde_json::to_string(pipeline).unwrap_or_default(),
+                shape: shape.clone(),
             });
         }
     }

@@ -60,6 +60,9 @@ pub struct Prepare {
     /// Its name, as the model takes it; the same unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
+    /// The dimensions of a row, as the model takes it, if they are other than the pipeline's: `[64]` for `[1, 8, 8]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shape: Vec<u64>,
     /// How (docs/PIPELINES.md).
     pub pipeline: Declaration,
 }

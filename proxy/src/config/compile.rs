@@ -415,7 +415,12 @@ fn pipeline(from: &v1::Pipeline) -> Result<Arc<Prepare>, String> {
         serde_json::from_str(&from.declaration).map_err(|error| of(error.to_string()))?;
     let pipeline = penstock_prepare::Pipeline::new(&declaration).map_err(|error| of(error.to_string()))?;
     let model = Some(from.model.clone()).filter(|model| model != "*");
-    Ok(Arc::new(Prepare { model, input: from.input.clone(), tensor: from.tensor.clone(), pipeline }))
+    let own = pipeline.shape().map(|dimension| dimension as u64);
+    let shape = if from.shape.is_empty() { own.to_vec() } else { from.shape.clone() };
+    if shape.iter().product::<u64>() != own.iter().product::<u64>() {
+        return Err(of(format!("{shape:?} has not as many elements as {own:?}")));
+    }
+    Ok(Arc::new(Prepare { model, input: from.input.clone(), tensor: from.tensor.clone(), pipeline, shape }))
 }
 
 fn coalesce(from: &v1::Coalesce) -> Result<Coalesce, String> {

@@ -53,6 +53,8 @@ pub struct Prepare {
     pub tensor: String,
     /// What is done.
     pub pipeline: Pipeline,
+    /// The dimensions of a row, as the model takes it: as many elements as the pipeline makes.
+    pub shape: Vec<u64>,
 }
 
 /// The pipelines for a model.
@@ -138,7 +140,7 @@ pub async fn request(
         .inputs
         .iter()
         .map(|input| match pipelines.iter().find(|prepare| prepare.input == input.name) {
-            Some(prepare) if !is_finished(&prepare.pipeline, input) => {
+            Some(prepare) if !is_finished(prepare, input) => {
                 Ok(Part::Made(Arc::clone(prepare), rows(&prepare.pipeline, input)?))
             }
             _ => Ok(Part::Finished(input)),
@@ -166,11 +168,10 @@ pub async fn request(
 }
 
 fn tensor(prepare: &Prepare, rows: usize, data: Bytes) -> Tensor {
-    let own = prepare.pipeline.shape().map(|dimension| dimension as u64);
     Tensor {
         name: prepare.tensor.clone(),
         datatype: datatype(prepare.pipeline.dtype()),
-        shape: [&[rows as u64], &own[..]].concat(),
+        shape: [&[rows as u64], &prepare.shape[..]].concat(),
         parameters: oip::Parameters::new(),
         data,
     }
@@ -186,10 +187,9 @@ fn datatype(dtype: Dtype) -> Datatype {
 }
 
 /// Whether a client has sent the finished tensor.
-fn is_finished(pipeline: &Pipeline, input: &Tensor) -> bool {
-    let own = pipeline.shape().map(|dimension| dimension as u64);
+fn is_finished(Prepare { pipeline, shape, .. }: &Prepare, input: &Tensor) -> bool {
     let taken = pipeline.takes().is_some_and(|(dtype, _)| datatype(dtype) == input.datatype);
-    input.datatype == datatype(pipeline.dtype()) && input.shape.get(1..) == Some(&own[..]) && !taken
+    input.datatype == datatype(pipeline.dtype()) && input.shape.get(1..) == Some(&shape[..]) && !taken
 }
 
 /// What each row is made of.

@@ -81,7 +81,8 @@ mod tests {
         };
         let of = |input: &&str| {
             let pipeline = penstock_prepare::Pipeline::new(&declaration).unwrap();
-            Arc::new(Prepare { model: None, input: (*input).to_owned(), tensor: "x".into(), pipeline })
+            let shape = vec![3, 224, 224];
+            Arc::new(Prepare { model: None, input: (*input).to_owned(), tensor: "x".into(), pipeline, shape })
         };
         inputs.iter().map(of).collect()
     }

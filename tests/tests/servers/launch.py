@@ -4,7 +4,7 @@ Writes what the server needs (its model repository, its settings) into DIR and t
 that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
 on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
 "width", "instances", "kind", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
-up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum` or `kinds`. Fails with exit status 3 if the server
+up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds` or `pixels`. Fails with exit status 3 if the server
 is not installed.
 """
 
@@ -69,7 +69,7 @@ def triton(args, home):
         folder = args.dir / "models" / model["name"]
         for version in versions(model):
             (folder / version).mkdir(parents=True, exist_ok=True)
-            source = "triton_kinds.py" if of_kinds(model) else "triton_model.py"
+            source = {"kinds": "triton_kinds.py", "pixels": "triton_pixels.py"}.get(model.get("kind"), "triton_model.py")
             shutil.copy2(HERE / source, folder / version / "model.py")
         (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
     libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
@@ -113,11 +113,18 @@ def config(model):
             "output": [("sum", "TYPE_INT64", 1), ("byte_half", "TYPE_FP16", width)],
         }
         tensors["output"] += [(f"{name}_back", datatype, width) for name, datatype in of.items()]
+    if model.get("kind") == "pixels":
+        image = [3, 224, 224]
+        tensors = {
+            "input": [("pixels", "TYPE_FP16", image)],
+            "output": [("back", "TYPE_FP16", image), ("sum", "TYPE_FP64", [1])],
+        }
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():
         for name, datatype, dims in members:
-            optional = ", optional: true" if kind == "input" and name != "values" else ""
-            text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: [ {dims} ]{optional} }}')
+            optional = ", optional: true" if kind == "input" and name not in ("values", "pixels") else ""
+            dims = dims if isinstance(dims, list) else [dims]
+            text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: {dims}{optional} }}')
     text.append(f"instance_group {{ kind: KIND_CPU, count: {model.get('instances', 1)} }}")
     if model.get("batches"):
         text.append(f"dynamic_batching {{ max_queue_delay_microseconds: {model.get('delay_us', 0)} }}")
