@@ -331,3 +331,101 @@ fn a_pod_is_the_same_at_each_of_its_addresses_and_what_it_does_not_declare_is_kn
             && outside.get(Kind::Address, "10.0.0.1:0").is_none()
     );
 }
+
+/// A Service `digits` with one endpoint, and policies for it.
+fn with_policy(annotations: &str, policies: &str) -> ObjectSet {
+    let objects = format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: digits\n  annotations: {annotations}\nspec:\n  ports: [{{port: 80, targetPort: 8000}}]\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: digits-1\n  labels: {{kubernetes.io/service-name: digits}}\n\
+         addressType: IPv4\nports: [{{port: 8000, protocol: TCP}}]\nendpoints:\n- addresses: [10.0.0.9]\n  targetRef: {{kind: Pod, name: digits-a}}\n\
+         ---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: digits-a\n  annotations: {{penstock.io/inject: enabled}}\n\
+         spec: {{serviceAccountName: digits, containers: [{{name: server}}]}}\nstatus: {{podIP: 10.0.0.9}}\n{policies}"
+    );
+    read("digits.yaml", &objects)
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: {name}}}\nspec:\n{spec}"
+    )
+}
+
+const PREPARES: &str = "  targetRef: {kind: Service, name: digits}\n  batch: {max: 32, delay: 2ms}\n  coalesce: single-flight\n  \
+                        models:\n  - name: digits\n    prepare:\n    - input: picture\n      tensor: image\n      shape: [64]\n      \
+                        pipeline: {resize: {mode: exact, width: 8, height: 8}, colour: gray}\n";
+
+#[test]
+fn a_policy_says_what_annotations_do_and_how_inputs_are_prepared() {
+    let snapshot = compiled(&with_policy("{}", &policy("digits", PREPARES)));
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "default/digits-a") else { panic!() };
+    let [port] = &workload.ports[..] else { panic!("{workload:?}") };
+    assert_eq!(port.batch.map(|batch| (batch.rows, batch.delay_ms)), Some((32, Some(2))));
+    assert!(port.coalesce.as_ref().is_some_and(|coalesce| coalesce.single_flight));
+    let [pipeline] = &port.pipelines[..] else { panic!("{port:?}") };
+    let said = (&*pipeline.model, &*pipeline.input, &*pipeline.tensor, &pipeline.shape[..]);
+    assert_eq!(said, ("digits", "picture", "image", &[64][..]));
+    assert!(pipeline.declaration.contains(r#""colour":"gray""#), "{}", pipeline.declaration);
+    // Clients need to know nothing of pipelines.
+    let Payload::Service(service) = get(&snapshot, Kind::Service, "default/digits") else { panic!() };
+    let clients = service.policy.unwrap();
+    assert!(clients.batch.is_some() && clients.pipelines.is_empty());
+}
+
+#[test]
+fn a_policy_that_makes_no_sense_is_told_with_its_line_and_changes_nothing() {
+    let target = "  targetRef: {kind: Service, name: digits}\n";
+    let pipeline = |pipeline: &str| {
+        format!("{target}  models:\n  - name: m\n    prepare:\n    - input: x\n      pipeline: {pipeline}\n")
+    };
+    let table = [
+        ("  targetRef: {kind: Deployment, name: digits}\n".to_owned(), "write `kind: Service`"),
+        ("  targetRef: {kind: Service, name: digit}\n".to_owned(), "there is no Service digit"),
+        (format!("{target}  batch: {{max: 0}}\n"), "from 1 to 65536"),
+        (format!("{target}  batch: {{max: [1, {{}}]}}\n"), "is neither a text nor a number"),
+        (format!("{target}  batches: {{max: 1}}\n"), "spec.batches: there is no such field"),
+        (pipeline("{preset: imagnet}"), "unknown variant `imagnet`"),
+        (pipeline("{preset: imagenet, cropp: {}}"), "unknown field `cropp`"),
+        (pipeline("{resize: {mode: shortest-side, size: 256}}"), "add a crop"),
+        (
+            format!(
+                "{}      shape: [63]\n",
+                pipeline("{resize: {mode: exact, width: 8, height: 8}, colour: gray}")
+            ),
+            "[63] has not as many elements as [1, 8, 8]",
+        ),
+    ];
+    for (spec, words) in table {
+        let snapshot = compiled(&with_policy("{}", &policy("p", &spec)));
+        let messages = messages(&snapshot);
+        let [message] = &messages[..] else { panic!("{spec}: {messages:?}") };
+        assert!(message.contains(words), "{spec}: {message}");
+        let line: usize = message.split(':').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(line > 28, "{message}");
+        let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "default/digits-a") else {
+            panic!()
+        };
+        assert!(
+            workload.ports.iter().all(|port| port.pipelines.is_empty() && port.batch.is_none()),
+            "{spec}"
+        );
+    }
+}
+
+#[test]
+fn a_policy_wins_over_annotations_and_of_two_one_is_in_force() {
+    let annotations = "{penstock.io/batch: max=8}";
+    let snapshot = compiled(&with_policy(annotations, &policy("digits", PREPARES)));
+    let told = messages(&snapshot);
+    assert!(told.len() == 1 && told[0].contains("penstock.io/batch too, and this wins"), "{told:?}");
+    let second = "  targetRef: {kind: Service, name: digits}\n  batch: max=4\n";
+    let both = format!("{}{}", policy("digits", PREPARES), policy("other", second));
+    let snapshot = compiled(&with_policy("{}", &both));
+    let told = messages(&snapshot);
+    assert!(
+        told.len() == 1 && told[0].contains("has the policy InferencePolicy default/digits already"),
+        "{told:?}"
+    );
+    let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "default/digits-a") else { panic!() };
+    assert_eq!(workload.ports[0].batch.unwrap().rows, 32);
+}

@@ -145,7 +145,6 @@ async fn photographs_reach_triton_as_finished_tensors() {
     };
     let text = base64::engine::general_purpose::STANDARD.encode(&photos[0]);
     let of_json = sum(&send(&mesh, "pixels", "", only_sum(&text).as_bytes()).await);
-    // FP16 does not fit into JSON, so whoever sends an image as it is and names no outputs gets what JSON can say.
     let form = |name: &str| {
         [
             format!("--x\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"a.jpg\"\r\n\r\n")

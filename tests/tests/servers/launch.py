@@ -117,7 +117,7 @@ def config(model):
         image = [3, 224, 224]
         tensors = {
             "input": [("pixels", "TYPE_FP16", image)],
-            "output": [("back", "TYPE_FP16", image), ("sum", "TYPE_FP64", [1])],
+            "output": [("back", "TYPE_UINT16", image), ("sum", "TYPE_FP64", [1])],
         }
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():

@@ -1,4 +1,4 @@
-"""`pixels` for Triton's Python backend: gives back what it was given, and the sum of each row."""
+"""`pixels` for Triton's Python backend: gives back the bits that it was given, and the sum of each row."""
 
 import json
 import os
@@ -25,4 +25,4 @@ class TritonPythonModel:
         # SIMULATED: what an execution takes.
         time.sleep(self.takes)
         total = pixels.astype(np.float64).sum(axis=(1, 2, 3)).reshape(-1, 1)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("back", pixels), pb_utils.Tensor("sum", total)])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("back", pixels.view(np.uint16)), pb_utils.Tensor("sum", total)])

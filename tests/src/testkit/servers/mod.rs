@@ -98,7 +98,7 @@ impl Model {
         Self { kind: "kinds", ..Self::new(name) }
     }
 
-    /// The model `pixels`: gives back the tensor of each image, half-precision numbers of 3 by 224 by 224, and their sum. On
+    /// The model `pixels`: gives back the bits of each tensor, half-precision numbers of 3 by 224 by 224, and their sum. On
     /// Triton alone.
     pub fn pixels(name: &str) -> Self {
         Self { kind: "pixels", ..Self::new(name) }
