@@ -156,9 +156,9 @@ pub async fn request(
         return Err(Failure::unprocessed(Reason::BadInput, story));
     }
     let in_arena = arena.and_then(|arena| in_arena(worker, &parts, deadline, arena));
-    let (data, placed) = match in_arena {
+    let Made { data, placed } = match in_arena {
         Some(made) => made.await?,
-        None => (in_heap(worker, &parts, deadline).await?, None),
+        None => Made { data: in_heap(worker, &parts, deadline).await?, placed: None },
     };
     let inputs = parts.iter().zip(data).map(|(part, data)| match part {
         Part::Finished(input) => (*input).clone(),
@@ -224,6 +224,14 @@ fn rows(pipeline: &Pipeline, input: &Tensor) -> Result<Vec<Bytes>, Failure> {
     Ok(sources)
 }
 
+/// Finished tensors.
+struct Made {
+    /// Of each input that was made; of the others nothing.
+    data: Vec<Bytes>,
+    /// Where they lie in the arena.
+    placed: Option<Frozen>,
+}
+
 /// Where a row is written.
 enum Place {
     /// Its own part of the request's memory.
@@ -272,7 +280,7 @@ fn in_arena<'a>(
     parts: &'a [Part<'_>],
     deadline: Option<Duration>,
     arena: &Arena,
-) -> Option<impl Future<Output = Result<(Vec<Bytes>, Option<Frozen>), Failure>> + 'a> {
+) -> Option<impl Future<Output = Result<Made, Failure>> + 'a> {
     let made = |part: &'a Part<'_>| match part {
         Part::Finished(_) => None,
         Part::Made(prepare, sources) => Some((prepare, sources)),
@@ -305,7 +313,7 @@ fn in_arena<'a>(
         try_join_all(rows).await?;
         let frozen = run.seal().ok_or_else(lost)?.freeze();
         let data = (0..per_row.len()).map(|at| frozen.bytes(at, 0..count).ok_or_else(lost));
-        Ok((data.collect::<Result<_, _>>()?, Some(frozen)))
+        Ok(Made { data: data.collect::<Result<_, _>>()?, placed: Some(frozen) })
     })
 }
 
