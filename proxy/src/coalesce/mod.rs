@@ -415,6 +415,10 @@ impl Sharer<'_> {
             }
         };
         let told = self.execute().await;
+        if is_leaders_own(&told) {
+            // Another leads, as if this one had left.
+            return Ok((told?, How::Miss));
+        }
         let waiting: Vec<_> = sharing.flights().done(key, seat.seat).collect();
         for waiter in waiting {
             let word = match &told {
@@ -422,10 +426,6 @@ impl Sharer<'_> {
                 Ok(told @ Told { answer: Err(trouble), .. }) if is_for_all(trouble) => {
                     Word::Answer(told.clone())
                 }
-                Err(failure) if failure.unprocessed => Word::Answer(Told {
-                    answer: Err(Trouble::Way(failure.clone())),
-                    executed: Executed::default(),
-                }),
                 Ok(_) | Err(_) => Word::Alone,
             };
             let _ = waiter.send(word);
@@ -465,6 +465,17 @@ fn is_for_all(trouble: &Trouble) -> bool {
     }
 }
 
+/// Whether a leader got no answer for a reason that says nothing about who follows: its deadline, and its share of the line,
+/// are its own.
+fn is_leaders_own(told: &Result<Told, Failure>) -> bool {
+    match told {
+        Err(failure) | Ok(Told { answer: Err(Trouble::Way(failure)), .. }) => {
+            matches!(failure.reason, Reason::TooLate | Reason::QueueFull)
+        }
+        Ok(_) => false,
+    }
+}
+
 /// A place in a flight; dropping it leaves.
 struct Aboard<'a> {
     sharing: &'a Sharing,
@@ -482,5 +493,22 @@ impl Drop for Aboard<'_> {
                 Err(_) => next = self.sharing.flights().leave(self.key, seat),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaders_deadline_and_share_of_the_line_are_its_own() {
+        let told = |trouble| Ok(Told { answer: Err(trouble), executed: Executed::default() });
+        let failure = |reason| Failure::unprocessed(reason, "");
+        assert!(is_leaders_own(&Err(failure(Reason::QueueFull))));
+        assert!(is_leaders_own(&told(Trouble::Way(failure(Reason::TooLate)))));
+        for of_all in [Reason::ConnectFailed, Reason::UpstreamReset, Reason::NoEndpoint] {
+            assert!(!is_leaders_own(&told(Trouble::Way(failure(of_all)))), "{of_all}");
+        }
+        assert!(!is_leaders_own(&told(Trouble::Model(ModelError::of(503, 14, String::new())))));
     }
 }
