@@ -102,9 +102,12 @@ impl Drop for Pen {
             records.remove(&self.key);
         }
         drop(records);
-        let story = "the answer was given up, since nobody read it";
-        self.record.end(Err(Failure::new(Reason::UpstreamIncomplete, story)));
+        self.record.end(Err(given_up()));
     }
+}
+
+fn given_up() -> Failure {
+    Failure::new(Reason::UpstreamIncomplete, "the answer was given up, since nobody read it")
 }
 
 /// An answer while it comes in.
@@ -289,6 +292,8 @@ impl Drop for Reader {
             && state.ended.is_none()
             && let Some(task) = state.task.take()
         {
+            // Said at once: the task is stopped some time later, and who came in between would be cut with it.
+            state.ended = Some(Err(given_up()));
             task.abort();
         }
     }
@@ -389,6 +394,8 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!task.is_finished());
         drop(other);
+        // Not even who comes before the task has stopped reads half an answer.
+        assert!(record.reader().is_none());
         assert!(task.await.unwrap_err().is_cancelled());
     }
 
