@@ -252,8 +252,11 @@ async fn llm(annotations: &[(&'static str, &str)]) -> (Mesh, Origin, Arc<AtomicU
 }
 
 async fn complete(mesh: &Mesh, body: &str) -> Message {
-    let head =
-        format!("POST /v1/completions HTTP/1.1\r\nhost: llm.test\r\ncontent-length: {}\r\n\r\n", body.len());
+    complete_at(mesh, "/v1/completions", body).await
+}
+
+async fn complete_at(mesh: &Mesh, path: &str, body: &str) -> Message {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: llm.test\r\ncontent-length: {}\r\n\r\n", body.len());
     mesh.client("client").await.ask(head + body).await.unwrap()
 }
 
@@ -298,6 +301,17 @@ async fn what_may_come_out_otherwise_is_asked_each_time() {
     let (one, other) = tokio::join!(complete(&mesh, body), complete(&mesh, body));
     assert_eq!((one.status(), other.status()), (200, 200));
     assert_eq!((one.head.get("penstock-cache"), asked.load(Relaxed)), (None, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_query_says_is_asked_too() {
+    let (mesh, _origin, asked) = llm(&[(annotation::COALESCE, "single-flight,cache=1Mi/1m")]).await;
+    let body = r#"{"model":"m","prompt":"why?","temperature":0}"#;
+    let at = |path: &'static str| complete_at(&mesh, path, body);
+    let (one, other) = tokio::join!(at("/v1/completions?key=one"), at("/v1/completions?key=other"));
+    assert_eq!((one.status(), other.status(), asked.load(Relaxed)), (200, 200, 2));
+    assert_eq!(at("/v1/completions?key=one").await.head.get("penstock-cache"), Some("hit"));
+    assert_eq!(asked.load(Relaxed), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! tensors = f "penstock tensors 2", scope, credentials, parameters, outputs, list of input (by name)
-//! json    = f "penstock json 2", scope, credentials, accept-encoding, f path, f the document in its one form
+//! json    = f "penstock json 2", scope, credentials, accept-encoding, f path and query, f the document in its one form
 //! bytes   = f "penstock bytes 1", scope, credentials, list of (f name, list of f value) of the headers that say how to read
 //!           the body and what may be answered, f path and query, f body
 //! batch   = f "penstock batch 2", scope without headers, n class, parameters, outputs, list of input without data
@@ -396,6 +396,7 @@ mod tests {
         };
         assert_eq!(hash("/a", r#"{"x":1,"y":2}"#), hash("/a", r#"{"y":2, "x":1}"#));
         assert_ne!(hash("/a", r#"{"x":1}"#), hash("/b", r#"{"x":1}"#));
+        assert_ne!(hash("/a", r#"{"x":1}"#), hash("/a?key=1", r#"{"x":1}"#));
         assert_ne!(hash("/a", r#"{"x":1}"#), hash("/a", r#"{"x":2}"#));
     }
 

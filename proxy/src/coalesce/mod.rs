@@ -216,7 +216,7 @@ pub async fn serve(
     if !wish.batched && !wish.coalesced {
         return Ok(None);
     }
-    let Some(form) = Form::of(request.method(), request.uri().path(), request.headers()) else {
+    let Some(form) = Form::of(request.method(), request.uri(), request.headers()) else {
         return match port.coalesce.as_ref().filter(|_| wish.coalesced && text::is_text(request)) {
             Some(rules) => text::serve(connection, exchange, port, rules, model, work, request).await,
             None => Ok(None),

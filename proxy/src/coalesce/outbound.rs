@@ -65,7 +65,7 @@ pub async fn serve(
 ) -> Result<Shared, Failure> {
     let sharing = &exchange.worker.shared.sharing;
     let request = &mut outgoing.request;
-    let form = Form::of(request.method(), request.uri().path(), request.headers());
+    let form = Form::of(request.method(), request.uri(), request.headers());
     // A report of the load is for who asked for it.
     let alone = !Wish::of(request.headers()).coalesced || exchange.shows_reports().is_some();
     if alone || (form.is_none() && !text::is_text(request)) {

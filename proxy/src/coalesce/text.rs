@@ -81,7 +81,8 @@ pub(super) async fn serve(
         load: model.batcher().load(),
         headers: &rules.headers,
     };
-    let path = request.uri().path();
+    // With the query, which some servers read (an API's version, a key).
+    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = key::of_document(path, &document, &scope, request.headers());
     let asked = Control::of(request.headers());
     let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
