@@ -40,8 +40,8 @@ pub struct Wants {
     pub asked: Arc<Asked>,
     /// How its own server is asked.
     pub way: Way,
-    /// Headers that prove to the application who it is; the same for all of an execution.
-    pub credentials: HeaderMap,
+    /// Headers that decide its answer, credentials among them; the same for all of an execution.
+    pub deciding: HeaderMap,
     /// Its span, if it is recorded.
     pub span: Option<Span>,
 }
@@ -454,7 +454,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     // As they were asked for: what counts work reads of a name only what came in time.
     let (name, version) = (first.asked.model.as_str(), first.asked.version.as_str());
     let requests = members.iter().map(|member| &member.wants.asked.request);
-    let mut headers = first.credentials.clone();
+    let mut headers = first.deciding.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
     let answered = handover::infer(worker, way, (name, version), requests, &headers, &known).await;
     if let Some(traced) = traced {

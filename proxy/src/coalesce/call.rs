@@ -69,32 +69,33 @@ pub async fn infer(
     way: &Way,
     model: (&str, &str),
     request: Joined,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     binary: bool,
 ) -> Result<InferResponse, Trouble> {
     let mut outgoing =
         if way.http2 { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
-    add(&mut outgoing.headers, credentials);
+    add(&mut outgoing.headers, headers);
     let answer = whole(worker, way, outgoing).await?;
     read(way, &answer)
 }
 
 /// A request whose tensors are in shared memory already.
-pub fn placed(
-    model: (&str, &str),
-    head: &InferRequest,
-    credentials: &HeaderMap,
-) -> Result<Outgoing, Failure> {
+pub fn placed(model: (&str, &str), head: &InferRequest, headers: &HeaderMap) -> Result<Outgoing, Failure> {
     let body = rest::encode_request(head, true)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
     let mut outgoing = posted(model, body);
-    add(&mut outgoing.headers, credentials);
+    add(&mut outgoing.headers, headers);
     Ok(outgoing)
 }
 
+/// Adds what is not said yet: how the body is to be read is ours to say, whatever headers the configuration names.
 fn add(headers: &mut HeaderMap, more: &HeaderMap) {
-    for (name, value) in more {
-        headers.append(name, value.clone());
+    for name in more.keys() {
+        if !headers.contains_key(name) {
+            for value in more.get_all(name) {
+                headers.append(name, value.clone());
+            }
+        }
     }
 }
 
@@ -323,4 +324,21 @@ fn strange(way: &Way, what: &str) -> Trouble {
     let story =
         format!("{} answered with something that is no answer of a model: {what}", way.cluster.service);
     Trouble::Way(Failure::new(Reason::UpstreamProtocol, story))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_execution_has_the_headers_that_decide_and_says_itself_how_its_body_is_read() {
+        let said = [("content-type", "text/plain"), ("x-tone", "warm"), ("x-tone", "dry")];
+        let mut headers = HeaderMap::new();
+        for (name, value) in said {
+            headers.append(name, value.parse().unwrap());
+        }
+        let placed = placed(("m", ""), &InferRequest::default(), &headers).unwrap();
+        assert_eq!(placed.headers["content-type"], "application/json");
+        assert_eq!(placed.headers.get_all("x-tone").iter().collect::<Vec<_>>(), ["warm", "dry"]);
+    }
 }

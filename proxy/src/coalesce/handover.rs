@@ -169,16 +169,16 @@ pub async fn infer<'a>(
     way: &Way,
     model: (&str, &str),
     requests: impl IntoIterator<Item = &'a InferRequest>,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
     })?;
-    match place(worker, way, model, &joined, credentials, known) {
-        Some(placed) => by_memory(worker, way, model, joined, placed, credentials, known).await,
-        None => call::infer(worker, way, model, joined, credentials, known.binary).await,
+    match place(worker, way, model, &joined, headers, known) {
+        Some(placed) => by_memory(worker, way, model, joined, placed, headers, known).await,
+        None => call::infer(worker, way, model, joined, headers, known.binary).await,
     }
 }
 
@@ -203,7 +203,7 @@ fn place(
     way: &Way,
     model: (&str, &str),
     joined: &Joined,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
 ) -> Option<Placed> {
     let bytes: usize = joined.data.iter().flatten().map(Bytes::len).sum();
@@ -241,7 +241,7 @@ fn place(
             call::binary_outputs(&mut head);
         }
         let head = shm::request_over_shm(head, &region(arena), places, wanted);
-        call::placed(model, &head, credentials).ok()
+        call::placed(model, &head, headers).ok()
     })();
     let Some(outgoing) = outgoing else {
         // Nobody has been told of it.
@@ -299,7 +299,7 @@ async fn by_memory(
     model: (&str, &str),
     joined: Joined,
     placed: Placed,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
 ) -> Result<InferResponse, Trouble> {
     let Placed { outgoing, inputs, outputs, server } = placed;
@@ -329,7 +329,7 @@ async fn by_memory(
         Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
             // It was started anew and knows the region no more: it is told again, and until then there are bytes.
             memory.forget(server);
-            call::infer(worker, way, model, joined, credentials, known.binary).await
+            call::infer(worker, way, model, joined, headers, known.binary).await
         }
         answer => answer,
     }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use penstock_api::{Reason, names};
 use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{Cache, Control};
@@ -180,14 +180,20 @@ struct Sharer<'a> {
     client: &'a str,
     /// How it can share an execution; `None`: it goes alone.
     together: Option<(Limits, Ask)>,
-    /// What it proves to the application who it is with; all of an execution prove the same.
-    credentials: HeaderMap,
+    /// Headers that decide its answer, credentials among them; all of an execution have the same.
+    deciding: HeaderMap,
 }
 
 /// How a request can share an execution, if it can.
-fn together(limits: Limits, ask: Ask, asked: &Asked, credentials: &HeaderMap) -> Option<(Limits, Ask)> {
-    let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
-    let (rows, key) = key::compatible(&asked.request, &scope, credentials)?;
+fn together(
+    limits: Limits,
+    ask: Ask,
+    asked: &Asked,
+    named: &[HeaderName],
+    headers: &HeaderMap,
+) -> Option<(Limits, Ask)> {
+    let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: named };
+    let (rows, key) = key::compatible(&asked.request, &scope, headers)?;
     (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
 }
 
@@ -269,8 +275,8 @@ pub async fn serve(
     };
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
     let limits = limits.filter(|_| binary || asked.request.inputs.iter().all(fits_json));
-    let credentials = key::credentials(request.headers());
-    let together = limits.and_then(|limits| together(limits, ask, &asked, &credentials));
+    let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
+    let together = limits.and_then(|limits| together(limits, ask, &asked, named, request.headers()));
     let coalesced = coalesced.filter(|_| key::is_repeatable(&asked.request));
     if together.is_none() && coalesced.is_none() {
         return Ok(None);
@@ -288,7 +294,7 @@ pub async fn serve(
         body,
         client,
         together,
-        credentials,
+        deciding: key::deciding(request.headers(), named),
     };
     let (told, how) = match coalesced {
         Some(rules) => sharer.answer(rules).await.map(|(told, how)| (told, Some(how)))?,
@@ -441,7 +447,7 @@ impl Sharer<'_> {
                 let wants = batcher::Wants {
                     asked: self.asked,
                     way: self.way,
-                    credentials: self.credentials,
+                    deciding: self.deciding,
                     span: self.exchange.span(),
                 };
                 batcher::execute(worker, self.model, limits, ask, wants).await
