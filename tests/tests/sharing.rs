@@ -171,6 +171,14 @@ async fn the_same_is_executed_once_and_remembered() {
     let anew = bed.ask(&image(7, 1), "cache-control: no-cache\r\n").await;
     assert_eq!(anew.head.get("penstock-cache"), Some("miss"));
     assert_eq!(bed.executions().await - before, 2);
+    // Nor for who wants it no older than now, or executed alone; and it was answered in no execution of now.
+    let anew = bed.ask(&image(7, 1), "cache-control: max-age=0\r\n").await;
+    assert_eq!(anew.head.get("penstock-cache"), Some("miss"));
+    let alone = bed.ask(&image(7, 1), "penstock-batch: off\r\n").await;
+    assert_eq!(alone.head.get("penstock-cache"), Some("miss"));
+    assert_eq!(bed.executions().await - before, 4);
+    let again = bed.ask_owned(image(7, 1)).await;
+    assert_eq!((again.head.get("penstock-cache"), again.head.get("penstock-batch")), (Some("hit"), None));
     // Another image is another question.
     assert_eq!(bed.ask(&image(8, 1), "").await.head.get("penstock-cache"), Some("miss"));
 }

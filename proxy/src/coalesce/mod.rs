@@ -320,7 +320,8 @@ pub async fn serve(
     if let Some(how) = how {
         headers.insert(names::header::CACHE, HeaderValue::from_static(how.as_str()));
     }
-    if wish.shown {
+    // What was kept was answered in an execution of long ago.
+    if wish.shown && how != Some(How::Hit) {
         let Executed { id, rows, .. } = told.executed;
         if let Ok(value) = HeaderValue::try_from(format!("{id};rows={rows}")) {
             headers.insert(names::header::BATCH, value);
@@ -375,9 +376,7 @@ impl Sharer<'_> {
         let control = Control::of(headers);
         let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
         if let Some((cache, _)) = &cache
-            && !control.no_cache
-            && !control.no_store
-            && let Some(Stored::Tensors(answer)) = cache.get(&key, worker.now())
+            && let Some(Stored::Tensors(answer)) = cache.get(&key, control, worker.now())
         {
             sharing.tally.hits.add(1);
             return Ok((Told { answer: Ok(answer), executed: Executed::default() }, How::Hit));
@@ -391,13 +390,13 @@ impl Sharer<'_> {
             How::Hit | How::Miss => sharing.tally.misses.add(1),
         };
         if how == How::Miss
-            && let (Some((cache, age)), Ok(answer)) = (&cache, &told.answer)
-            && let Some(age) = control.keep(*age, rules.shared)
+            && let (Some((cache, age)), Ok(answer)) = (cache, &told.answer)
+            && !control.no_store
             && batcher.load() == scope.load
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
             // A slice would keep the whole batch's answer in memory.
-            cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now() + age);
+            cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now(), age);
         }
         Ok((told, how))
     }

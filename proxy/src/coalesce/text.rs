@@ -86,9 +86,8 @@ pub(super) async fn serve(
     let key = key::of_document(path, &document, &scope, request.headers());
     let asked = Control::of(request.headers());
     let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
-    let hit = cache.as_ref().filter(|_| !asked.no_cache && !asked.no_store);
-    if let Some((cache, _)) = hit
-        && let Some(Stored::Text(text)) = cache.get(&key, worker.now())
+    if let Some((cache, _)) = &cache
+        && let Some(Stored::Text(text)) = cache.get(&key, asked, worker.now())
     {
         sharing.tally.hits.add(1);
         counts(exchange, port, work)?;
@@ -178,7 +177,7 @@ async fn bring_in(
     {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
         let text = Stored::Text(Arc::new(Text { head, parts }));
-        cache.put(key, text, bytes as u64, worker.now() + age);
+        cache.put(key, text, bytes as u64, worker.now(), age);
     }
 }
 
