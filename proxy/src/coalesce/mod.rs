@@ -106,10 +106,20 @@ impl Sharing {
         }
     }
 
-    /// Has so many bytes held; `None`: too many are.
-    fn hold(self: &Arc<Self>, bytes: u64) -> Option<Held> {
-        let held = Held { sharing: Arc::clone(self), bytes };
-        (self.held.fetch_add(bytes, Relaxed) + bytes <= MAX_HELD).then_some(held)
+    /// A request's body, whole, and held. `None`: it is too large or too slow, or too much is held already, and passes.
+    async fn take_in(
+        self: &Arc<Self>,
+        exchange: &Rc<Exchange>,
+        body: &mut RequestBody,
+        limit: usize,
+    ) -> Option<(Bytes, Held)> {
+        let mut held = Held { sharing: Arc::clone(self), bytes: 0 };
+        // Counted as it comes: many that come in at once are not in memory before anybody has counted them.
+        let pieces = kept::whole(body, exchange, limit, PATIENCE, |more| held.grow(more as u64)).await;
+        if pieces.is_none() {
+            self.tally.passed.add(1);
+        }
+        Some((oip::whole(pieces?), held))
     }
 
     /// Tells the metrics what is held now, and what was counted.
@@ -137,6 +147,14 @@ impl Sharing {
 struct Held {
     sharing: Arc<Sharing>,
     bytes: u64,
+}
+
+impl Held {
+    /// Holds so many more; `false`: now too many are held, over all requests.
+    fn grow(&mut self, more: u64) -> bool {
+        self.bytes += more;
+        self.sharing.held.fetch_add(more, Relaxed) + more <= MAX_HELD
+    }
 }
 
 impl Drop for Held {
@@ -228,10 +246,6 @@ pub async fn serve(
             None => Ok(None),
         };
     };
-    let passed = || {
-        sharing.tally.passed.add(1);
-        Ok(None)
-    };
     let way = Way { cluster: Arc::clone(&port.cluster), http2: form != Form::Rest };
     let learn = || {
         let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
@@ -249,14 +263,12 @@ pub async fn serve(
         return Ok(None);
     }
     // What is shared must be known whole.
-    let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
-    let Some(pieces) = pieces else { return passed() };
-    let Some(_held) = sharing.hold(pieces.iter().map(|piece| piece.len() as u64).sum()) else {
-        return passed();
+    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), MAX_BODY).await else {
+        return Ok(None);
     };
-    let body = oip::whole(pieces);
     let Some(mut asked) = wire::read(form, request.uri().path(), request.headers(), &body) else {
-        return passed();
+        sharing.tally.passed.add(1);
+        return Ok(None);
     };
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
@@ -504,6 +516,21 @@ impl Drop for Aboard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_is_bounded_while_it_comes_in_and_let_go_with_its_request() {
+        let sharing = Arc::new(Sharing::default());
+        let held = || Held { sharing: Arc::clone(&sharing), bytes: 0 };
+        let (mut one, mut other) = (held(), held());
+        for _ in 0..2 {
+            assert!(one.grow(MAX_HELD / 4) && other.grow(MAX_HELD / 4));
+        }
+        assert!(!other.grow(1));
+        drop(other);
+        assert!(one.grow(MAX_HELD / 2));
+        drop(one);
+        assert_eq!(sharing.held.load(Relaxed), 0);
+    }
 
     #[test]
     fn a_leaders_deadline_and_share_of_the_line_are_its_own() {

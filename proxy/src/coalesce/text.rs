@@ -17,21 +17,21 @@ use penstock_api::v1::Protocol;
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::{oip, openai};
+use penstock_inference::openai;
 
 use super::call::{self, Outgoing, Way};
 use super::record::{Head, Pen};
-use super::{How, PATIENCE, Stored, counts, wire};
+use super::{How, Stored, counts, wire};
 use crate::body::{Replay, RequestBody, ResponseBody, Share};
 use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::headers;
 use crate::models::Model;
 use crate::telemetry::trace::Span;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{headers, kept};
 
 /// The largest request that is looked at, bytes: more than any context of text.
 const MAX_REQUEST: usize = 4 << 20;
@@ -61,14 +61,13 @@ pub(super) async fn serve(
 ) -> Result<Option<Response<ResponseBody>>, Failure> {
     let worker = &exchange.worker;
     let sharing = &worker.shared.sharing;
+    let Some((body, held)) = sharing.take_in(exchange, request.body_mut(), MAX_REQUEST).await else {
+        return Ok(None);
+    };
     let passed = || {
         sharing.tally.passed.add(1);
         Ok(None)
     };
-    let Some(pieces) = kept::whole(request.body_mut(), exchange, MAX_REQUEST, PATIENCE).await else {
-        return passed();
-    };
-    let body = oip::whole(pieces);
     let Some(document) = Document::read(&body) else { return passed() };
     if !rules.deterministic && !document.is_deterministic() {
         return Ok(None);
@@ -108,8 +107,12 @@ pub(super) async fn serve(
         let outgoing = call::original(request, body);
         let keep = cache.map(|(cache, age)| Keep { key, cache, age, rules: rules.clone() });
         let record = Arc::clone(&pen.record);
-        let task =
-            tokio::task::spawn_local(bring_in(pen, Rc::clone(worker), way, outgoing, exchange.span(), keep));
+        let bringing = bring_in(pen, Rc::clone(worker), way, outgoing, exchange.span(), keep);
+        let task = tokio::task::spawn_local(async move {
+            bringing.await;
+            // Its body could have been sent anew until now.
+            drop(held);
+        });
         record.pumped_by(task.abort_handle());
     }
     let head = match reader.head().await {
