@@ -57,6 +57,8 @@ pub const MAX_BODY: usize = 64 << 20;
 pub const MAX_HELD: u64 = 256 << 20;
 /// How long a body that is to be shared may take to come in; one that takes longer passes.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A cache that nobody has asked for so long makes way for one of another size.
+const UNUSED: Duration = Duration::from_secs(60);
 
 /// What requests share, over all workers.
 #[derive(Debug, Default)]
@@ -64,12 +66,21 @@ pub struct Sharing {
     flights: Mutex<Flights<oneshot::Sender<Word>>>,
     /// Answers that come in and are read by all who asked the same.
     records: record::Records,
-    cache: Mutex<Option<(u64, Arc<Cache<Stored>>)>>,
+    /// By size: Services of one pod may ask for different ones.
+    caches: Mutex<Vec<OfSize>>,
     held: AtomicU64,
     /// Memory that the model server reads too.
     pub memory: handover::Memory,
     /// What it was worth.
     pub tally: Tally,
+}
+
+/// A cache, and when it was last asked for.
+#[derive(Debug)]
+struct OfSize {
+    bytes: u64,
+    used: Duration,
+    cache: Arc<Cache<Stored>>,
 }
 
 /// An answer that is kept.
@@ -94,16 +105,17 @@ enum Word {
 
 impl Sharing {
     /// The cache of that size.
-    fn cache(&self, bytes: u64) -> Arc<Cache<Stored>> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*cache {
-            Some((size, cache)) if *size == bytes => Arc::clone(cache),
-            _ => {
-                let new = Arc::new(Cache::new(bytes));
-                *cache = Some((bytes, Arc::clone(&new)));
-                new
-            }
+    fn cache(&self, bytes: u64, now: Duration) -> Arc<Cache<Stored>> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = caches.iter_mut().find(|known| known.bytes == bytes) {
+            known.used = now;
+            return Arc::clone(&known.cache);
         }
+        // Of a size that is not configured any more.
+        caches.retain(|other| now.saturating_sub(other.used) < UNUSED);
+        let cache = Arc::new(Cache::new(bytes));
+        caches.push(OfSize { bytes, used: now, cache: Arc::clone(&cache) });
+        cache
     }
 
     /// A request's body, whole, and held. `None`: it is too large or too slow, or too much is held already, and passes.
@@ -386,7 +398,7 @@ impl Sharer<'_> {
         };
         let key = key::of_tensors(&asked.request, &scope, headers);
         let control = Control::of(headers);
-        let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
+        let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes, worker.now()), age));
         if let Some((cache, _)) = &cache
             && let Some(Stored::Tensors(answer)) = cache.get(&key, control, worker.now())
         {
@@ -530,6 +542,18 @@ mod tests {
         assert!(one.grow(MAX_HELD / 2));
         drop(one);
         assert_eq!(sharing.held.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn caches_of_two_sizes_do_not_take_turns_and_one_that_is_unused_goes() {
+        let sharing = Sharing::default();
+        let at = Duration::from_secs;
+        let (small, large) = (sharing.cache(1 << 20, at(0)), sharing.cache(2 << 20, at(0)));
+        assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(50))));
+        assert!(Arc::ptr_eq(&large, &sharing.cache(2 << 20, at(1))));
+        drop(sharing.cache(3 << 20, at(70)));
+        assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(70))));
+        assert_eq!(Arc::strong_count(&large), 1, "the large one is gone");
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(super) async fn serve(
     let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = key::of_document(path, &document, &scope, request.headers());
     let asked = Control::of(request.headers());
-    let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
+    let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes, worker.now()), age));
     if let Some((cache, _)) = &cache
         && let Some(Stored::Text(text)) = cache.get(&key, asked, worker.now())
     {
