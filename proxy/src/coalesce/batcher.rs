@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use penstock_api::Reason;
+use penstock_api::reason::Blame;
 use penstock_coalesce::batch::{
     self, Ask, BatchId, Bisection, Cut, Formed, Former, Left, Limits, Takes, Ticket,
 };
@@ -145,6 +146,13 @@ impl Batcher {
         self.without_rows.store(false, Relaxed);
     }
 
+    /// An execution failed: a server that was not there may come back as another.
+    pub fn failed(&self, failure: &Failure) {
+        if failure.reason.blame() == Blame::Upstream {
+            self.changed();
+        }
+    }
+
     /// Requests that wait for an execution, and batches that are on their way.
     pub fn open(&self) -> (usize, usize) {
         let state = self.state();
@@ -179,8 +187,11 @@ impl Batcher {
                     // A server that is asked over gRPC alone, or is not there yet; or one that is too busy to tell, and then
                     // what it told before is more likely than nothing.
                     Err(failure) => {
-                        tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
-                        batcher.changed();
+                        // One that never told anything is not another for telling nothing.
+                        if before.as_deref().is_none_or(|before| *before != Known::default()) {
+                            tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
+                            batcher.changed();
+                        }
                         (before.as_deref().cloned().unwrap_or_default(), learn::FAILED_FOR)
                     }
                 };
@@ -463,9 +474,8 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let answer = match answered {
         Ok(answer) => answer,
         Err(trouble) => {
-            if matches!(&trouble, Trouble::Way(failure) if failure.reason != Reason::TooLate) {
-                // It may come back as another.
-                batcher.changed();
+            if let Trouble::Way(failure) = &trouble {
+                batcher.failed(failure);
             }
             return Err((trouble, executed));
         }
@@ -484,11 +494,35 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
 }
 
 /// One execution for one request, which goes as it came.
-pub async fn alone(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Told {
+pub async fn alone(worker: &Rc<Worker>, model: &Model, way: &Way, outgoing: Outgoing) -> Told {
     let executed = worker.shared.sharing.tally.execution(1, 1);
     let answer = async {
         let answer = call::whole(worker, way, outgoing).await?;
         call::read(way, &answer)
     };
-    Told { answer: answer.await, executed }
+    let answer = answer.await;
+    if let Err(Trouble::Way(failure)) = &answer {
+        model.batcher().failed(failure);
+    }
+    Told { answer, executed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_not_there_may_be_another_and_what_a_client_did_wrong_says_nothing_of_it() {
+        let batcher = Batcher::default();
+        for (reason, changes) in [
+            (Reason::ConnectFailed, 1),
+            (Reason::UpstreamReset, 1),
+            (Reason::BadRequest, 0),
+            (Reason::TooLate, 0),
+        ] {
+            let before = batcher.load();
+            batcher.failed(&Failure::new(reason, ""));
+            assert_eq!(batcher.load() - before, changes, "{reason}");
+        }
+    }
 }

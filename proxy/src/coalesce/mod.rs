@@ -477,7 +477,7 @@ impl Sharer<'_> {
             }
             None => {
                 let outgoing = call::original(self.request, self.body);
-                let mut told = batcher::alone(worker, &self.way, outgoing).await;
+                let mut told = batcher::alone(worker, self.model, &self.way, outgoing).await;
                 // Nothing but the request itself; who shares its answer links to it.
                 told.executed.span = self.exchange.span();
                 Ok(told)

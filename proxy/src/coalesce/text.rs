@@ -107,7 +107,8 @@ pub(super) async fn serve(
         let outgoing = call::original(request, body);
         let keep = cache.map(|(cache, age)| Keep { key, cache, age, rules: rules.clone() });
         let record = Arc::clone(&pen.record);
-        let bringing = bring_in(pen, Rc::clone(worker), way, outgoing, exchange.span(), keep);
+        let bringing =
+            bring_in(pen, Rc::clone(worker), Arc::clone(model), way, outgoing, exchange.span(), keep);
         let task = tokio::task::spawn_local(async move {
             bringing.await;
             // Its body could have been sent anew until now.
@@ -165,12 +166,16 @@ struct Keep {
 async fn bring_in(
     pen: Pen,
     worker: Rc<Worker>,
+    model: Arc<Model>,
     way: Way,
     outgoing: Outgoing,
     span: Option<Span>,
     keep: Option<Keep>,
 ) {
     let ended = pump(&pen, &worker, &way, &outgoing, span).await;
+    if let Err(failure) = &ended {
+        model.batcher().failed(failure);
+    }
     pen.record.end(ended);
     if let Some(Keep { key, cache, age, rules }) = keep
         && let Some((head, parts)) = pen.record.whole()
