@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::call::{self, Outgoing, Trouble, Way};
+use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::handover;
 use super::learn::{self, Known};
 use super::wire::{Asked, ModelError};
@@ -65,8 +65,17 @@ pub struct Member {
 pub struct Told {
     /// Its part of the answer.
     pub answer: Result<InferResponse, Trouble>,
+    /// The headers with which the server gave it: whether it may be kept.
+    pub headers: Arc<HeaderMap>,
     /// In which execution.
     pub executed: Executed,
+}
+
+impl Told {
+    /// There is no answer.
+    pub fn failed(trouble: Trouble, executed: Executed) -> Self {
+        Self { answer: Err(trouble), headers: Arc::default(), executed }
+    }
 }
 
 /// An execution.
@@ -324,8 +333,8 @@ fn look(worker: &Rc<Worker>, model: &Arc<Model>) {
             None => return wake.map_or((), |wake| look_later(worker, model, wake)),
             Some(Formed::Late(member)) => {
                 let story = format!("{} could not have answered before the request's deadline", model.name);
-                let answer = Err(Trouble::Way(Failure::unprocessed(Reason::TooLate, story)));
-                let _ = member.reply.send(Told { answer, executed: Executed::default() });
+                let trouble = Trouble::Way(Failure::unprocessed(Reason::TooLate, story));
+                let _ = member.reply.send(Told::failed(trouble, Executed::default()));
             }
             Some(Formed::Batch(batch)) => {
                 // Connections belong to workers: a batch runs where its first member came in.
@@ -394,9 +403,10 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
         let answer = together(&flight, &first.wants, &part).await;
         flight.failed &= answer.is_err();
         match answer {
-            Ok((answers, executed)) => {
+            Ok((answers, headers, executed)) => {
                 for (member, answer) in part.into_iter().zip(answers) {
-                    let _ = member.reply.send(Told { answer: Ok(answer), executed });
+                    let headers = Arc::clone(&headers);
+                    let _ = member.reply.send(Told { answer: Ok(answer), headers, executed });
                 }
             }
             Err((trouble, executed)) => {
@@ -413,7 +423,7 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
                     continue;
                 }
                 for member in part {
-                    let _ = member.reply.send(Told { answer: Err(trouble.clone()), executed });
+                    let _ = member.reply.send(Told::failed(trouble.clone(), executed));
                 }
             }
         }
@@ -450,7 +460,7 @@ fn best<'a>(mut ways: impl Iterator<Item = &'a Way>, binary: bool) -> Option<&'a
     ways.find(|way| way.http2 != binary)
 }
 
-type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
+type Answers = Result<(Vec<InferResponse>, Arc<HeaderMap>, Executed), (Trouble, Executed)>;
 
 /// One execution for all of these.
 async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers {
@@ -471,8 +481,8 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     if let Some(traced) = traced {
         traced.end(worker, &model.name, &executed, answered.is_err());
     }
-    let answer = match answered {
-        Ok(answer) => answer,
+    let Answered { response: answer, headers } = match answered {
+        Ok(answered) => answered,
         Err(trouble) => {
             if let Trouble::Way(failure) = &trouble {
                 batcher.failed(failure);
@@ -481,7 +491,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
         }
     };
     match rows_of::split(&answer, &rows) {
-        Ok(answers) => Ok((answers, executed)),
+        Ok(answers) => Ok((answers, headers.into(), executed)),
         Err(not_rows) if members.len() > 1 => {
             // From now on its requests go alone; these are asked one by one.
             batcher.without_rows.store(true, Relaxed);
@@ -489,22 +499,28 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
             let error = ModelError::of(500, 13, not_rows.to_string());
             Err((Trouble::Model(error), executed))
         }
-        Err(_) => Ok((vec![answer], executed)),
+        Err(_) => Ok((vec![answer], headers.into(), executed)),
     }
 }
 
 /// One execution for one request, which goes as it came.
 pub async fn alone(worker: &Rc<Worker>, model: &Model, way: &Way, outgoing: Outgoing) -> Told {
     let executed = worker.shared.sharing.tally.execution(1, 1);
-    let answer = async {
+    let answered = async {
         let answer = call::whole(worker, way, outgoing).await?;
-        call::read(way, &answer)
+        Ok(Answered { response: call::read(way, &answer)?, headers: answer.headers })
     };
-    let answer = answer.await;
-    if let Err(Trouble::Way(failure)) = &answer {
-        model.batcher().failed(failure);
+    match answered.await {
+        Ok(Answered { response, headers }) => {
+            Told { answer: Ok(response), headers: headers.into(), executed }
+        }
+        Err(trouble) => {
+            if let Trouble::Way(failure) = &trouble {
+                model.batcher().failed(failure);
+            }
+            Told::failed(trouble, executed)
+        }
     }
-    Told { answer, executed }
 }
 
 #[cfg(test)]

@@ -71,12 +71,21 @@ pub async fn infer(
     request: Joined,
     headers: &HeaderMap,
     binary: bool,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let mut outgoing =
         if way.http2 { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
     add(&mut outgoing.headers, headers);
     let answer = whole(worker, way, outgoing).await?;
-    read(way, &answer)
+    Ok(Answered { response: read(way, &answer)?, headers: answer.headers })
+}
+
+/// What a model answered, and the headers with which its server did.
+#[derive(Debug)]
+pub struct Answered {
+    /// The answer.
+    pub response: InferResponse,
+    /// The headers.
+    pub headers: HeaderMap,
 }
 
 /// A request whose tensors are in shared memory already.

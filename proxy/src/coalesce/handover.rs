@@ -21,11 +21,11 @@ use http::{HeaderMap, Method};
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
-use penstock_inference::oip::{InferRequest, InferResponse, Tensor, TensorMetadata};
+use penstock_inference::oip::{InferRequest, Tensor, TensorMetadata};
 use penstock_kernels::arena::{Access, Arena, Kind, Lease};
 use tokio::time::Instant;
 
-use super::call::{self, Outgoing, Trouble, Way};
+use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::learn::Known;
 use crate::failure::Failure;
 use crate::worker::Worker;
@@ -171,7 +171,7 @@ pub async fn infer<'a>(
     requests: impl IntoIterator<Item = &'a InferRequest>,
     headers: &HeaderMap,
     known: &Known,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
@@ -301,7 +301,7 @@ async fn by_memory(
     placed: Placed,
     headers: &HeaderMap,
     known: &Known,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let Placed { outgoing, inputs, outputs, server } = placed;
     worker.shared.sharing.tally.placed.add(1);
     // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
@@ -331,6 +331,6 @@ async fn by_memory(
             memory.forget(server);
             call::infer(worker, way, model, joined, headers, known.binary).await
         }
-        answer => answer,
+        response => Ok(Answered { response: response?, headers: answer.headers }),
     }
 }

@@ -26,10 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use penstock_api::{Reason, names};
 use penstock_coalesce::batch::{Ask, Limits};
-use penstock_coalesce::cache::{Cache, Control};
+use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
 use penstock_inference::oip::{self, Datatype, InferResponse, Tensor};
@@ -403,7 +403,10 @@ impl Sharer<'_> {
             && let Some(Stored::Tensors(answer)) = cache.get(&key, control, worker.now())
         {
             sharing.tally.hits.add(1);
-            return Ok((Told { answer: Ok(answer), executed: Executed::default() }, How::Hit));
+            return Ok((
+                Told { answer: Ok(answer), headers: Arc::default(), executed: Executed::default() },
+                How::Hit,
+            ));
         }
         let (told, how) = match rules.single_flight {
             true => self.once(key).await?,
@@ -415,7 +418,8 @@ impl Sharer<'_> {
         };
         if how == How::Miss
             && let (Some((cache, age)), Ok(answer)) = (cache, &told.answer)
-            && !control.no_store
+            && let terms = (Terms { age, shared: rules.shared, headers: &rules.headers })
+            && let Some(age) = cache::cacheable(headers, &told.headers, StatusCode::OK, terms)
             && batcher.load() == scope.load
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
@@ -558,7 +562,7 @@ mod tests {
 
     #[test]
     fn a_leaders_deadline_and_share_of_the_line_are_its_own() {
-        let told = |trouble| Ok(Told { answer: Err(trouble), executed: Executed::default() });
+        let told = |trouble| Ok(Told::failed(trouble, Executed::default()));
         let failure = |reason| Failure::unprocessed(reason, "");
         assert!(is_leaders_own(&Err(failure(Reason::QueueFull))));
         assert!(is_leaders_own(&told(Trouble::Way(failure(Reason::TooLate)))));
