@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -295,6 +295,14 @@ pub fn original(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
     Outgoing { method: request.method().clone(), path, headers, parts: VecDeque::from([body]) }
 }
 
+/// The same, where its answer is to be read here: not compressed, whatever the client could read.
+pub fn original_to_be_read(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
+    let mut outgoing = original(request, body);
+    outgoing.headers.remove(ACCEPT_ENCODING);
+    outgoing.headers.remove("grpc-accept-encoding");
+    outgoing
+}
+
 /// Reads an answer over REST; `place` says where the server has put an output, by its name.
 pub fn read_rest(
     way: &Way,
@@ -338,6 +346,17 @@ fn strange(way: &Way, what: &str) -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_server_compresses_what_is_read_here() {
+        let mut request = Request::new(RequestBody::Empty);
+        for name in ["accept-encoding", "grpc-accept-encoding", "x-tone"] {
+            request.headers_mut().insert(name, HeaderValue::from_static("gzip"));
+        }
+        assert_eq!(original(&request, Bytes::new()).headers.len(), 3);
+        let headers = original_to_be_read(&request, Bytes::new()).headers;
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-tone"]);
+    }
 
     #[test]
     fn an_execution_has_the_headers_that_decide_and_says_itself_how_its_body_is_read() {

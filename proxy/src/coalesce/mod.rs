@@ -480,7 +480,7 @@ impl Sharer<'_> {
                 batcher::execute(worker, self.model, limits, ask, wants).await
             }
             None => {
-                let outgoing = call::original(self.request, self.body);
+                let outgoing = call::original_to_be_read(self.request, self.body);
                 let mut told = batcher::alone(worker, self.model, &self.way, outgoing).await;
                 // Nothing but the request itself; who shares its answer links to it.
                 told.executed.span = self.exchange.span();
