@@ -37,8 +37,9 @@ impl Form {
             let encoded = headers.get("grpc-encoding").is_some_and(|value| value != "identity");
             return (!encoded).then_some(Self::Grpc(grpc::Contents::Raw));
         }
-        let plain = path.starts_with("/v2/models/") && path.ends_with("/infer") && uri.query().is_none();
-        (plain && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
+        // A name with escapes reads like another's over gRPC, where there are none.
+        let plain = path.starts_with("/v2/models/") && !path.contains('%') && uri.query().is_none();
+        (plain && path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
     }
 }
 
@@ -308,6 +309,7 @@ mod tests {
             "/v2/models/m/generate",
             "/v2/models/m/infer/",
             "/v2/models//infer",
+            "/v2/models/a%20b/infer",
         ] {
             assert_eq!(of(other), None, "{other}");
         }
