@@ -79,10 +79,15 @@ impl Records {
         if records.len() >= MAX_RECORDS {
             return None;
         }
+        let (reader, pen) = self.apart(key)?;
+        records.insert(key, Arc::clone(&pen.record));
+        Some((reader, Some(pen)))
+    }
+
+    /// The same for one who shares it with nobody.
+    pub fn apart(&self, key: Hash) -> Option<(Reader, Pen)> {
         let record = Arc::new(Record::default());
-        let reader = record.reader()?;
-        records.insert(key, Arc::clone(&record));
-        Some((reader, Some(Pen { records: self.clone(), key, record })))
+        Some((record.reader()?, Pen { records: self.clone(), key, record }))
     }
 }
 
@@ -427,6 +432,10 @@ mod tests {
         assert!(records.join([2; 32]).unwrap().1.is_some(), "another question has an answer of its own");
         drop(pen);
         assert!(second.head().await.is_err(), "given up");
-        assert!(records.join([1; 32]).unwrap().1.is_some(), "and asked anew by who comes later");
+        let (_third, pen) = records.join([1; 32]).unwrap();
+        assert!(pen.is_some(), "and asked anew by who comes later");
+        let (_own, apart) = records.apart([1; 32]).unwrap();
+        drop(apart);
+        assert!(records.join([1; 32]).unwrap().1.is_none(), "who is apart takes nobody's place");
     }
 }

@@ -99,7 +99,11 @@ pub(super) async fn serve(
     if !rules.single_flight && cache.is_none() {
         return Ok(None);
     }
-    let Some((reader, pen)) = sharing.records.join(key) else { return passed() };
+    let joined = match rules.single_flight {
+        true => sharing.records.join(key),
+        false => sharing.records.apart(key).map(|(reader, pen)| (reader, Some(pen))),
+    };
+    let Some((reader, pen)) = joined else { return passed() };
     let leads = pen.is_some();
     if let Some(pen) = pen {
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
