@@ -290,10 +290,17 @@ async fn a_stream_is_read_by_all_who_asked_the_same() {
     assert_eq!(asked.load(Relaxed), 1);
     let stayed: Vec<Message> = same.into_iter().flatten().collect();
     assert_eq!(stayed.len(), 15);
+    let mut led = 0;
     for message in &stayed {
         assert_eq!((message.status(), message.text()), (200, whole.clone()));
-        assert_eq!(message.head.get("penstock-cache"), Some("coalesced"));
+        match message.head.get("penstock-cache") {
+            Some("coalesced") => {}
+            // On a busy machine the one that left may not have been the first to arrive.
+            Some("miss") => led += 1,
+            other => panic!("{other:?}"),
+        }
     }
+    assert!(led <= 1, "{led} were executed");
     // Written in another order it is the same, and remembered.
     let again = complete(&mesh, r#"{ "stream":true, "temperature":0.0, "prompt":"why?", "model":"m"}"#).await;
     assert_eq!(again.head.get("penstock-cache"), Some("miss"), "0 and 0.0 are not the same JSON");
