@@ -67,22 +67,26 @@ pub async fn look_ahead(
     kept.passed.borrow().clone()
 }
 
-/// All of a body, in pieces, which can be read whole later all the same. `None`: it is larger than `limit`, or has not all
-/// come within `patience`, or broke off, or has trailers.
+/// All of a body, in pieces, which can be read whole later all the same. `None`: it is larger than `limit`, or than there is
+/// `room` for, which is told of each piece as it comes; or it has not all come within `patience`, or broke off, or has
+/// trailers.
 pub async fn whole(
     body: &mut RequestBody,
     exchange: &Rc<Exchange>,
     limit: usize,
     patience: Duration,
+    mut room: impl FnMut(usize) -> bool,
 ) -> Option<Vec<Bytes>> {
     let Some(kept) = keep(body, exchange) else { return Some(Vec::new()) };
     let mut bytes: usize = kept.passed.borrow().iter().map(Bytes::len).sum();
+    let mut fits = room(bytes);
     let all = poll_fn(|cx| {
-        while bytes <= limit && kept.left_over.borrow().is_none() {
+        while fits && bytes <= limit && kept.left_over.borrow().is_none() {
             match ready!(kept.poll(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         bytes += data.len();
+                        fits = room(data.len());
                         kept.passed.borrow_mut().push(data);
                     }
                     Err(trailers) => drop(kept.left_over.replace(Some(Ok(trailers)))),

@@ -21,34 +21,46 @@ const UNIT: u64 = 64;
 /// Answers by what was asked.
 #[derive(Debug)]
 pub struct Cache<V: Clone + Send + Sync + 'static> {
-    kept: Kept<Hash, (Duration, u32, V)>,
+    kept: Kept<Hash, Entry<V>>,
     capacity: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Entry<V> {
+    since: Duration,
+    until: Duration,
+    weight: u32,
+    answer: V,
 }
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Keeps answers of up to so many bytes.
     pub fn new(bytes: u64) -> Self {
-        let weigher = |_: &Hash, (_, weight, _): &(Duration, u32, V)| *weight;
+        let weigher = |_: &Hash, entry: &Entry<V>| entry.weight;
         let kept = Kept::builder().max_capacity(bytes / UNIT).weigher(weigher).build();
         Self { kept, capacity: bytes }
     }
 
-    /// The answer to what was asked, with its age, if it is not older than it may be.
-    pub fn get(&self, key: &Hash, now: Duration) -> Option<V> {
-        let (until, _, answer) = self.kept.get(key)?;
+    /// The answer to what was asked, if it is not older than it may be, nor than the client wants.
+    pub fn get(&self, key: &Hash, asked: Control, now: Duration) -> Option<V> {
+        if asked.no_cache || asked.no_store {
+            return None;
+        }
+        let Entry { since, until, answer, .. } = self.kept.get(key)?;
         if now >= until {
             self.kept.invalidate(key);
             return None;
         }
-        Some(answer)
+        let age = now.saturating_sub(since);
+        asked.max_age.is_none_or(|max| age < max).then_some(answer)
     }
 
-    /// Keeps an answer of so many bytes until then, if it is worth it.
-    pub fn put(&self, key: Hash, answer: V, bytes: u64, until: Duration) {
-        let weight = (bytes + OVERHEAD).div_ceil(UNIT);
+    /// Keeps an answer of so many bytes for so long, if it is worth it.
+    pub fn put(&self, key: Hash, answer: V, bytes: u64, now: Duration, age: Duration) {
+        let weight = u32::try_from((bytes + OVERHEAD).div_ceil(UNIT)).unwrap_or(u32::MAX);
         // One answer must not be all that there is.
         if bytes <= self.capacity / 8 {
-            self.kept.insert(key, (until, u32::try_from(weight).unwrap_or(u32::MAX), answer));
+            self.kept.insert(key, Entry { since: now, until: now.saturating_add(age), weight, answer });
         }
     }
 
@@ -68,7 +80,7 @@ pub struct Control {
     pub no_cache: bool,
     /// For one client alone.
     pub private: bool,
-    /// Not older than that. What is no number is no time at all (4.2.1).
+    /// Not older than that: the answer that is wanted (request), or kept (response). What is no number is no time at all (4.2.1).
     pub max_age: Option<Duration>,
 }
 
@@ -156,11 +168,24 @@ mod tests {
     #[test]
     fn an_answer_is_kept_until_its_time() {
         let cache = Cache::new(1 << 20);
-        cache.put([1; 32], "yes", 3, s(30));
-        assert_eq!(cache.get(&[1; 32], s(29)), Some("yes"));
-        assert_eq!(cache.get(&[2; 32], s(29)), None);
-        assert_eq!(cache.get(&[1; 32], s(30)), None);
+        cache.put([1; 32], "yes", 3, s(10), s(20));
+        assert_eq!(cache.get(&[1; 32], Control::default(), s(29)), Some("yes"));
+        assert_eq!(cache.get(&[2; 32], Control::default(), s(29)), None);
+        assert_eq!(cache.get(&[1; 32], Control::default(), s(30)), None);
         assert_eq!(cache.size().1, 0);
+    }
+
+    #[test]
+    fn no_client_gets_an_answer_that_is_older_than_it_wants() {
+        let cache = Cache::new(1 << 20);
+        cache.put([1; 32], "yes", 3, s(10), s(20));
+        let asked = |text: &str| Control::of(&headers(&[("cache-control", text)]));
+        let got = |text: &str, now| cache.get(&[1; 32], asked(text), now).is_some();
+        assert!(got("max-age=5", s(14)) && !got("max-age=5", s(15)));
+        for anew in ["max-age=0", "no-cache", "no-store"] {
+            assert!(!got(anew, s(10)), "{anew}");
+        }
+        assert!(got("", s(15)), "it is kept for the others");
     }
 
     #[test]
@@ -173,20 +198,24 @@ mod tests {
         };
         for round in 0..20 {
             for often in 0..8 {
-                if cache.get(&key(often), s(1)).is_none() {
-                    cache.put(key(often), vec![0; 1000], 1000, s(100));
+                if cache.get(&key(often), Control::default(), s(1)).is_none() {
+                    cache.put(key(often), vec![0; 1000], 1000, s(0), s(100));
                 }
             }
             for once in 0..50 {
                 let once = key(1000 + round * 50 + once);
-                cache.put(once, vec![0; 1000], 1000, s(100));
+                cache.put(once, vec![0; 1000], 1000, s(0), s(100));
             }
             assert!(cache.size().0 <= 64 << 10, "{:?}", cache.size());
         }
-        let stayed = (0..8).filter(|often| cache.get(&key(*often), s(1)).is_some()).count();
+        let stayed =
+            (0..8).filter(|often| cache.get(&key(*often), Control::default(), s(1)).is_some()).count();
         assert!(stayed >= 6, "{stayed} of 8");
-        cache.put(key(7), vec![0; 60 << 10], 60 << 10, s(100));
-        assert!(cache.get(&key(7), s(1)).is_none_or(|answer| answer.len() == 1000), "one answer is not all");
+        cache.put(key(7), vec![0; 60 << 10], 60 << 10, s(0), s(100));
+        assert!(
+            cache.get(&key(7), Control::default(), s(1)).is_none_or(|answer| answer.len() == 1000),
+            "one answer is not all"
+        );
     }
 
     #[test]

@@ -9,13 +9,13 @@
 //! field, its length as `n` and then its bytes; a list is how many there are as `n` and then each.
 //!
 //! ```text
-//! tensors = f "penstock tensors 2", scope, credentials, parameters, outputs, list of input (by name)
-//! json    = f "penstock json 2", scope, credentials, accept-encoding, f path, f the document in its one form
+//! tensors = f "penstock tensors 3", scope, credentials, n whether it is to be executed alone, parameters, outputs, list of input (by name)
+//! json    = f "penstock json 2", scope, credentials, accept-encoding, f path and query, f the document in its one form
 //! bytes   = f "penstock bytes 1", scope, credentials, list of (f name, list of f value) of the headers that say how to read
 //!           the body and what may be answered, f path and query, f body
-//! batch   = f "penstock batch 2", scope without headers, n class, parameters, outputs, list of input without data
+//! batch   = f "penstock batch 3", scope, credentials, parameters, outputs, list of input without data
 //! scope   = f client, f model, f version, n load, headers that the configuration names
-//! headers = list of (f name, list of f value); so are credentials (authorization, cookie, x-api-key, api-key)
+//! headers = list of (f name, list of f value); so are credentials (`CREDENTIALS`)
 //! input   = f name, f datatype, list of n dimension (in a batch: but the first), parameters, f data (in a batch: none)
 //! outputs = list of (f name, parameters)
 //! parameters = list of (f name, f value), by name, without binary_data, binary_data_size and binary_data_output;
@@ -48,9 +48,18 @@ pub struct Scope<'a> {
 }
 
 /// What a client proves to the application who it is with, always part of what is asked: an answer that the application
-/// gave to one who showed a key must not go to one who showed none.
-const CREDENTIALS: [HeaderName; 4] =
-    [AUTHORIZATION, COOKIE, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+/// gave to one who showed a key must not go to one who showed none, nor to another organization or project of OpenAI's API.
+const CREDENTIALS: [HeaderName; 6] = [
+    AUTHORIZATION,
+    COOKIE,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
+];
+
+/// Of ours: whether a request is to be executed alone, and whether the client wants to see with how many it was.
+const BATCH: HeaderName = HeaderName::from_static("penstock-batch");
 
 /// Whether a header is part of what is asked in JSON, whatever the configuration says.
 pub(crate) fn always_counts(name: &HeaderName) -> bool {
@@ -142,9 +151,12 @@ fn sorted(request: &InferRequest) -> Vec<&Tensor> {
 
 /// What a request for tensors asks.
 pub fn of_tensors(request: &InferRequest, scope: &Scope<'_>, headers: &HeaderMap) -> Hash {
-    let mut writer = Writer::new("penstock tensors 2");
+    let mut writer = Writer::new("penstock tensors 3");
     writer.scope(scope, headers);
     writer.headers(&CREDENTIALS, headers);
+    // Who wants to be executed alone wants no answer of a batch either, now or kept.
+    let alone = headers.get(BATCH).is_some_and(|said| said == "off");
+    writer.number(alone.into());
     writer.parameters(&request.parameters);
     writer.outputs(request);
     writer.number(request.inputs.len() as u64);
@@ -185,8 +197,7 @@ const FORM: [HeaderName; 6] = [
     ACCEPT_ENCODING,
     HeaderName::from_static("inference-header-content-length"),
     HeaderName::from_static("grpc-accept-encoding"),
-    // Of ours: whether it is to be executed alone, and whether the client wants to see with how many it was.
-    HeaderName::from_static("penstock-batch"),
+    BATCH,
 ];
 
 /// What a request asks, to the byte: its own id is part of it, so the same answer, as it came, is good for both.
@@ -200,15 +211,18 @@ pub fn of_bytes(path: &str, body: &[u8], scope: &Scope<'_>, headers: &HeaderMap)
     writer.0.finalize().into()
 }
 
-/// Of these headers those that prove to the application who a client is.
-pub fn credentials(headers: &HeaderMap) -> HeaderMap {
-    let mut proofs = HeaderMap::new();
-    for name in CREDENTIALS {
-        for value in headers.get_all(&name) {
-            proofs.append(&name, value.clone());
+/// Of these headers those that decide the answer: those that prove to the application who a client is, and those that the
+/// configuration names. An execution for several has them too.
+pub fn deciding(headers: &HeaderMap, named: &[HeaderName]) -> HeaderMap {
+    let mut deciding = HeaderMap::new();
+    for name in CREDENTIALS.iter().chain(named) {
+        if !deciding.contains_key(name) {
+            for value in headers.get_all(name) {
+                deciding.append(name, value.clone());
+            }
         }
     }
-    proofs
+    deciding
 }
 
 /// Parameters that tie a request to others, or that only the request itself can have (sequences, priorities of the
@@ -218,7 +232,7 @@ fn forbids_batches(name: &str) -> bool {
 }
 
 /// Rows of a request that can share an execution, and the key of those with which it can: the same model, input names,
-/// datatypes, dimensions but the first, parameters, outputs and credentials. `None`: it goes alone.
+/// datatypes, dimensions but the first, parameters, outputs, credentials and named headers. `None`: it goes alone.
 pub fn compatible(
     request: &InferRequest,
     scope: &Scope<'_>,
@@ -241,8 +255,8 @@ pub fn compatible(
     if inputs.windows(2).any(|pair| pair[0].name == pair[1].name) {
         return None;
     }
-    let mut writer = Writer::new("penstock batch 2");
-    writer.scope(&Scope { headers: &[], ..*scope }, &HeaderMap::new());
+    let mut writer = Writer::new("penstock batch 3");
+    writer.scope(scope, headers);
     writer.headers(&CREDENTIALS, headers);
     writer.parameters(&request.parameters);
     writer.outputs(request);
@@ -330,6 +344,17 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_to_be_executed_alone_shares_with_none_who_do_not() {
+        let hash = |said: &'static str| {
+            let headers = HeaderMap::from_iter([(BATCH, said.parse().unwrap())]);
+            of_tensors(&request(), &SCOPE, &headers)
+        };
+        assert_ne!(hash("off"), of_tensors(&request(), &SCOPE, &HeaderMap::new()));
+        assert_eq!(hash("off"), hash("off"));
+        assert_eq!(hash("show"), of_tensors(&request(), &SCOPE, &HeaderMap::new()));
+    }
+
+    #[test]
     fn to_the_byte_everything_makes_a_difference() {
         let mut seen = std::collections::HashSet::new();
         let none = HeaderMap::new();
@@ -396,6 +421,7 @@ mod tests {
         };
         assert_eq!(hash("/a", r#"{"x":1,"y":2}"#), hash("/a", r#"{"y":2, "x":1}"#));
         assert_ne!(hash("/a", r#"{"x":1}"#), hash("/b", r#"{"x":1}"#));
+        assert_ne!(hash("/a", r#"{"x":1}"#), hash("/a?key=1", r#"{"x":1}"#));
         assert_ne!(hash("/a", r#"{"x":1}"#), hash("/a", r#"{"x":2}"#));
     }
 
@@ -418,8 +444,15 @@ mod tests {
         }
         let mut proof = HeaderMap::new();
         proof.insert("authorization", "Bearer x".parse().unwrap());
-        assert_eq!(credentials(&proof), proof);
+        proof.insert("x-other", "y".parse().unwrap());
+        assert_eq!(deciding(&proof, &[]).len(), 1);
         assert_ne!(compatible(&request(), &SCOPE, &proof), compatible(&request(), &SCOPE, &HeaderMap::new()));
+        let named = [HeaderName::from_static("x-other"), AUTHORIZATION];
+        assert_eq!(deciding(&proof, &named), proof);
+        let scope = Scope { headers: &named, ..SCOPE };
+        let mut other = proof.clone();
+        other.insert("x-other", "z".parse().unwrap());
+        assert_ne!(compatible(&request(), &scope, &proof), compatible(&request(), &scope, &other));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use penstock_api::Reason;
+use penstock_api::reason::Blame;
 use penstock_coalesce::batch::{
     self, Ask, BatchId, Bisection, Cut, Formed, Former, Left, Limits, Takes, Ticket,
 };
@@ -24,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::call::{self, Outgoing, Trouble, Way};
+use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::handover;
 use super::learn::{self, Known};
 use super::wire::{Asked, ModelError};
@@ -41,8 +42,8 @@ pub struct Wants {
     pub asked: Arc<Asked>,
     /// How its own server is asked.
     pub way: Way,
-    /// Headers that prove to the application who it is; the same for all of an execution.
-    pub credentials: HeaderMap,
+    /// Headers that decide its answer, credentials among them; the same for all of an execution.
+    pub deciding: HeaderMap,
     /// Its span, if it is recorded.
     pub span: Option<Span>,
     /// Where its inputs lie in the arena, if they do.
@@ -67,8 +68,17 @@ pub struct Member {
 pub struct Told {
     /// Its part of the answer.
     pub answer: Result<InferResponse, Trouble>,
+    /// The headers with which the server gave it: whether it may be kept.
+    pub headers: Arc<HeaderMap>,
     /// In which execution.
     pub executed: Executed,
+}
+
+impl Told {
+    /// There is no answer.
+    pub fn failed(trouble: Trouble, executed: Executed) -> Self {
+        Self { answer: Err(trouble), headers: Arc::default(), executed }
+    }
 }
 
 /// An execution.
@@ -148,6 +158,13 @@ impl Batcher {
         self.without_rows.store(false, Relaxed);
     }
 
+    /// An execution failed: a server that was not there may come back as another.
+    pub fn failed(&self, failure: &Failure) {
+        if failure.reason.blame() == Blame::Upstream {
+            self.changed();
+        }
+    }
+
     /// Requests that wait for an execution, and batches that are on their way.
     pub fn open(&self) -> (usize, usize) {
         let state = self.state();
@@ -182,8 +199,11 @@ impl Batcher {
                     // A server that is asked over gRPC alone, or is not there yet; or one that is too busy to tell, and then
                     // what it told before is more likely than nothing.
                     Err(failure) => {
-                        tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
-                        batcher.changed();
+                        // One that never told anything is not another for telling nothing.
+                        if before.as_deref().is_none_or(|before| *before != Known::default()) {
+                            tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
+                            batcher.changed();
+                        }
                         (before.as_deref().cloned().unwrap_or_default(), learn::FAILED_FOR)
                     }
                 };
@@ -316,8 +336,8 @@ fn look(worker: &Rc<Worker>, model: &Arc<Model>) {
             None => return wake.map_or((), |wake| look_later(worker, model, wake)),
             Some(Formed::Late(member)) => {
                 let story = format!("{} could not have answered before the request's deadline", model.name);
-                let answer = Err(Trouble::Way(Failure::unprocessed(Reason::TooLate, story)));
-                let _ = member.reply.send(Told { answer, executed: Executed::default() });
+                let trouble = Trouble::Way(Failure::unprocessed(Reason::TooLate, story));
+                let _ = member.reply.send(Told::failed(trouble, Executed::default()));
             }
             Some(Formed::Batch(batch)) => {
                 // Connections belong to workers: a batch runs where its first member came in.
@@ -386,9 +406,10 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
         let answer = together(&flight, &first.wants, &part).await;
         flight.failed &= answer.is_err();
         match answer {
-            Ok((answers, executed)) => {
+            Ok((answers, headers, executed)) => {
                 for (member, answer) in part.into_iter().zip(answers) {
-                    let _ = member.reply.send(Told { answer: Ok(answer), executed });
+                    let headers = Arc::clone(&headers);
+                    let _ = member.reply.send(Told { answer: Ok(answer), headers, executed });
                 }
             }
             Err((trouble, executed)) => {
@@ -405,7 +426,7 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
                     continue;
                 }
                 for member in part {
-                    let _ = member.reply.send(Told { answer: Err(trouble.clone()), executed });
+                    let _ = member.reply.send(Told::failed(trouble.clone(), executed));
                 }
             }
         }
@@ -442,7 +463,7 @@ fn best<'a>(mut ways: impl Iterator<Item = &'a Way>, binary: bool) -> Option<&'a
     ways.find(|way| way.http2 != binary)
 }
 
-type Answers = Result<(Vec<InferResponse>, Executed), (Trouble, Executed)>;
+type Answers = Result<(Vec<InferResponse>, Arc<HeaderMap>, Executed), (Trouble, Executed)>;
 
 /// One execution for all of these.
 async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers {
@@ -457,25 +478,24 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     // As they were asked for: what counts work reads of a name only what came in time.
     let (name, version) = (first.asked.model.as_str(), first.asked.version.as_str());
     let requests = members.iter().map(|member| &member.wants.asked.request);
-    let mut headers = first.credentials.clone();
+    let mut headers = first.deciding.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
     let there = if let [only] = members { only.wants.there.as_ref() } else { None };
     let answered = handover::infer(worker, way, (name, version), requests, &headers, &known, there).await;
     if let Some(traced) = traced {
         traced.end(worker, &model.name, &executed, answered.is_err());
     }
-    let answer = match answered {
-        Ok(answer) => answer,
+    let Answered { response: answer, headers } = match answered {
+        Ok(answered) => answered,
         Err(trouble) => {
-            if matches!(&trouble, Trouble::Way(failure) if failure.reason != Reason::TooLate) {
-                // It may come back as another.
-                batcher.changed();
+            if let Trouble::Way(failure) = &trouble {
+                batcher.failed(failure);
             }
             return Err((trouble, executed));
         }
     };
     match rows_of::split(&answer, &rows) {
-        Ok(answers) => Ok((answers, executed)),
+        Ok(answers) => Ok((answers, headers.into(), executed)),
         Err(not_rows) if members.len() > 1 => {
             // From now on its requests go alone; these are asked one by one.
             batcher.without_rows.store(true, Relaxed);
@@ -483,30 +503,68 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
             let error = ModelError::of(500, 13, not_rows.to_string());
             Err((Trouble::Model(error), executed))
         }
-        Err(_) => Ok((vec![answer], executed)),
+        Err(_) => Ok((vec![answer], headers.into(), executed)),
     }
 }
 
 /// One execution for one request, which is written anew: its inputs are not those that came.
 pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
-    let Wants { asked, way, credentials, span, there } = wants;
+    let Wants { asked, way, deciding, span, there } = wants;
     let rows = asked.request.inputs.first().and_then(|input| input.shape.first()).copied();
     let mut executed = worker.shared.sharing.tally.execution(rows.unwrap_or(1) as u32, 1);
     executed.span = *span;
-    let mut headers = credentials.clone();
+    let mut headers = deciding.clone();
     span.inspect(|span| span.apply(&mut headers));
     let known = model.batcher().known.load_full().unwrap_or_default();
-    let (model, requests) = ((&*asked.model, &*asked.version), [&asked.request]);
-    let answer = handover::infer(worker, way, model, requests, &headers, &known, there.as_ref()).await;
-    Told { answer, executed }
+    let (name, requests) = ((&*asked.model, &*asked.version), [&asked.request]);
+    told(
+        model,
+        executed,
+        handover::infer(worker, way, name, requests, &headers, &known, there.as_ref()).await,
+    )
 }
 
 /// One execution for one request, which goes as it came.
-pub async fn alone(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Told {
+pub async fn alone(worker: &Rc<Worker>, model: &Model, way: &Way, outgoing: Outgoing) -> Told {
     let executed = worker.shared.sharing.tally.execution(1, 1);
-    let answer = async {
+    let answered = async {
         let answer = call::whole(worker, way, outgoing).await?;
-        call::read(way, &answer)
+        Ok(Answered { response: call::read(way, &answer)?, headers: answer.headers })
     };
-    Told { answer: answer.await, executed }
+    told(model, executed, answered.await)
+}
+
+/// What the only member of an execution is told.
+fn told(model: &Model, executed: Executed, answered: Result<Answered, Trouble>) -> Told {
+    match answered {
+        Ok(Answered { response, headers }) => {
+            Told { answer: Ok(response), headers: headers.into(), executed }
+        }
+        Err(trouble) => {
+            if let Trouble::Way(failure) = &trouble {
+                model.batcher().failed(failure);
+            }
+            Told::failed(trouble, executed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_not_there_may_be_another_and_what_a_client_did_wrong_says_nothing_of_it() {
+        let batcher = Batcher::default();
+        for (reason, changes) in [
+            (Reason::ConnectFailed, 1),
+            (Reason::UpstreamReset, 1),
+            (Reason::BadRequest, 0),
+            (Reason::TooLate, 0),
+        ] {
+            let before = batcher.load();
+            batcher.failed(&Failure::new(reason, ""));
+            assert_eq!(batcher.load() - before, changes, "{reason}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -69,32 +69,42 @@ pub async fn infer(
     way: &Way,
     model: (&str, &str),
     request: Joined,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     binary: bool,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let mut outgoing =
         if way.http2 { over_grpc(model, &request)? } else { over_rest(model, request, binary)? };
-    add(&mut outgoing.headers, credentials);
+    add(&mut outgoing.headers, headers);
     let answer = whole(worker, way, outgoing).await?;
-    read(way, &answer)
+    Ok(Answered { response: read(way, &answer)?, headers: answer.headers })
+}
+
+/// What a model answered, and the headers with which its server did.
+#[derive(Debug)]
+pub struct Answered {
+    /// The answer.
+    pub response: InferResponse,
+    /// The headers.
+    pub headers: HeaderMap,
 }
 
 /// A request whose tensors are in shared memory already.
-pub fn placed(
-    model: (&str, &str),
-    head: &InferRequest,
-    credentials: &HeaderMap,
-) -> Result<Outgoing, Failure> {
+pub fn placed(model: (&str, &str), head: &InferRequest, headers: &HeaderMap) -> Result<Outgoing, Failure> {
     let body = rest::encode_request(head, true)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
     let mut outgoing = posted(model, body);
-    add(&mut outgoing.headers, credentials);
+    add(&mut outgoing.headers, headers);
     Ok(outgoing)
 }
 
+/// Adds what is not said yet: how the body is to be read is ours to say, whatever headers the configuration names.
 fn add(headers: &mut HeaderMap, more: &HeaderMap) {
-    for (name, value) in more {
-        headers.append(name, value.clone());
+    for name in more.keys() {
+        if !headers.contains_key(name) {
+            for value in more.get_all(name) {
+                headers.append(name, value.clone());
+            }
+        }
     }
 }
 
@@ -285,6 +295,14 @@ pub fn original(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
     Outgoing { method: request.method().clone(), path, headers, parts: VecDeque::from([body]) }
 }
 
+/// The same, where its answer is to be read here: not compressed, whatever the client could read.
+pub fn original_to_be_read(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
+    let mut outgoing = original(request, body);
+    outgoing.headers.remove(ACCEPT_ENCODING);
+    outgoing.headers.remove("grpc-accept-encoding");
+    outgoing
+}
+
 /// Reads an answer over REST; `place` says where the server has put an output, by its name.
 pub fn read_rest(
     way: &Way,
@@ -323,4 +341,32 @@ fn strange(way: &Way, what: &str) -> Trouble {
     let story =
         format!("{} answered with something that is no answer of a model: {what}", way.cluster.service);
     Trouble::Way(Failure::new(Reason::UpstreamProtocol, story))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_server_compresses_what_is_read_here() {
+        let mut request = Request::new(RequestBody::Empty);
+        for name in ["accept-encoding", "grpc-accept-encoding", "x-tone"] {
+            request.headers_mut().insert(name, HeaderValue::from_static("gzip"));
+        }
+        assert_eq!(original(&request, Bytes::new()).headers.len(), 3);
+        let headers = original_to_be_read(&request, Bytes::new()).headers;
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-tone"]);
+    }
+
+    #[test]
+    fn an_execution_has_the_headers_that_decide_and_says_itself_how_its_body_is_read() {
+        let said = [("content-type", "text/plain"), ("x-tone", "warm"), ("x-tone", "dry")];
+        let mut headers = HeaderMap::new();
+        for (name, value) in said {
+            headers.append(name, value.parse().unwrap());
+        }
+        let placed = placed(("m", ""), &InferRequest::default(), &headers).unwrap();
+        assert_eq!(placed.headers["content-type"], "application/json");
+        assert_eq!(placed.headers.get_all("x-tone").iter().collect::<Vec<_>>(), ["warm", "dry"]);
+    }
 }

@@ -21,11 +21,11 @@ use http::{HeaderMap, Method};
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
-use penstock_inference::oip::{InferRequest, InferResponse, Tensor, TensorMetadata};
+use penstock_inference::oip::{InferRequest, Tensor, TensorMetadata};
 use penstock_kernels::arena::{Access, Arena, Frozen, Kind, Lease, Sealed};
 use tokio::time::Instant;
 
-use super::call::{self, Outgoing, Trouble, Way};
+use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::learn::Known;
 use crate::failure::Failure;
 use crate::worker::Worker;
@@ -170,17 +170,17 @@ pub async fn infer<'a>(
     way: &Way,
     model: (&str, &str),
     requests: impl IntoIterator<Item = &'a InferRequest>,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
     there: Option<&Frozen>,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
     })?;
-    match place(worker, way, model, &joined, credentials, known, there) {
-        Some(placed) => by_memory(worker, way, model, joined, placed, credentials, known).await,
-        None => call::infer(worker, way, model, joined, credentials, known.binary).await,
+    match place(worker, way, model, &joined, headers, known, there) {
+        Some(placed) => by_memory(worker, way, model, joined, placed, headers, known).await,
+        None => call::infer(worker, way, model, joined, headers, known.binary).await,
     }
 }
 
@@ -205,7 +205,7 @@ fn place(
     way: &Way,
     model: (&str, &str),
     joined: &Joined,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
     there: Option<&Frozen>,
 ) -> Option<Placed> {
@@ -240,7 +240,7 @@ fn place(
             call::binary_outputs(&mut head);
         }
         let head = shm::request_over_shm(head, &region(arena), places, wanted);
-        call::placed(model, &head, credentials).ok()
+        call::placed(model, &head, headers).ok()
     })();
     let Some(outgoing) = outgoing else {
         // Nobody has been told of it.
@@ -310,9 +310,9 @@ async fn by_memory(
     model: (&str, &str),
     joined: Joined,
     placed: Placed,
-    credentials: &HeaderMap,
+    headers: &HeaderMap,
     known: &Known,
-) -> Result<InferResponse, Trouble> {
+) -> Result<Answered, Trouble> {
     let Placed { outgoing, inputs, outputs, server } = placed;
     worker.shared.sharing.tally.placed.add(1);
     // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
@@ -340,8 +340,8 @@ async fn by_memory(
         Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
             // It was started anew and knows the region no more: it is told again, and until then there are bytes.
             memory.forget(server);
-            call::infer(worker, way, model, joined, credentials, known.binary).await
+            call::infer(worker, way, model, joined, headers, known.binary).await
         }
-        answer => answer,
+        response => Ok(Answered { response: response?, headers: answer.headers }),
     }
 }

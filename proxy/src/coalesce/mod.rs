@@ -26,10 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use penstock_api::{Reason, names};
 use penstock_coalesce::batch::{Ask, Limits};
-use penstock_coalesce::cache::{Cache, Control};
+use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
 use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, Tensor};
@@ -58,6 +58,8 @@ pub const MAX_BODY: usize = 64 << 20;
 pub const MAX_HELD: u64 = 256 << 20;
 /// How long a body that is to be shared may take to come in; one that takes longer passes.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A cache that nobody has asked for so long makes way for one of another size.
+const UNUSED: Duration = Duration::from_secs(60);
 
 /// What requests share, over all workers.
 #[derive(Debug, Default)]
@@ -65,12 +67,21 @@ pub struct Sharing {
     flights: Mutex<Flights<oneshot::Sender<Word>>>,
     /// Answers that come in and are read by all who asked the same.
     records: record::Records,
-    cache: Mutex<Option<(u64, Arc<Cache<Stored>>)>>,
+    /// By size: Services of one pod may ask for different ones.
+    caches: Mutex<Vec<OfSize>>,
     held: AtomicU64,
     /// Memory that the model server reads too.
     pub memory: handover::Memory,
     /// What it was worth.
     pub tally: Tally,
+}
+
+/// A cache, and when it was last asked for.
+#[derive(Debug)]
+struct OfSize {
+    bytes: u64,
+    used: Duration,
+    cache: Arc<Cache<Stored>>,
 }
 
 /// An answer that is kept.
@@ -95,22 +106,33 @@ enum Word {
 
 impl Sharing {
     /// The cache of that size.
-    fn cache(&self, bytes: u64) -> Arc<Cache<Stored>> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*cache {
-            Some((size, cache)) if *size == bytes => Arc::clone(cache),
-            _ => {
-                let new = Arc::new(Cache::new(bytes));
-                *cache = Some((bytes, Arc::clone(&new)));
-                new
-            }
+    fn cache(&self, bytes: u64, now: Duration) -> Arc<Cache<Stored>> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = caches.iter_mut().find(|known| known.bytes == bytes) {
+            known.used = now;
+            return Arc::clone(&known.cache);
         }
+        // Of a size that is not configured any more.
+        caches.retain(|other| now.saturating_sub(other.used) < UNUSED);
+        let cache = Arc::new(Cache::new(bytes));
+        caches.push(OfSize { bytes, used: now, cache: Arc::clone(&cache) });
+        cache
     }
 
-    /// Has so many bytes held; `None`: too many are.
-    fn hold(self: &Arc<Self>, bytes: u64) -> Option<Held> {
-        let held = Held { sharing: Arc::clone(self), bytes };
-        (self.held.fetch_add(bytes, Relaxed) + bytes <= MAX_HELD).then_some(held)
+    /// A request's body, whole, and held. `None`: it is too large or too slow, or too much is held already, and passes.
+    async fn take_in(
+        self: &Arc<Self>,
+        exchange: &Rc<Exchange>,
+        body: &mut RequestBody,
+        limit: usize,
+    ) -> Option<(Bytes, Held)> {
+        let mut held = Held { sharing: Arc::clone(self), bytes: 0 };
+        // Counted as it comes: many that come in at once are not in memory before anybody has counted them.
+        let pieces = kept::whole(body, exchange, limit, PATIENCE, |more| held.grow(more as u64)).await;
+        if pieces.is_none() {
+            self.tally.passed.add(1);
+        }
+        Some((oip::whole(pieces?), held))
     }
 
     /// Tells the metrics what is held now, and what was counted.
@@ -138,6 +160,14 @@ impl Sharing {
 struct Held {
     sharing: Arc<Sharing>,
     bytes: u64,
+}
+
+impl Held {
+    /// Holds so many more; `false`: now too many are held, over all requests.
+    fn grow(&mut self, more: u64) -> bool {
+        self.bytes += more;
+        self.sharing.held.fetch_add(more, Relaxed) + more <= MAX_HELD
+    }
 }
 
 impl Drop for Held {
@@ -183,8 +213,10 @@ struct Sharer<'a> {
     together: Option<(Limits, Ask)>,
     /// What is still to be done before it can be executed.
     unprepared: Option<Unprepared>,
-    /// What it proves to the application who it is with; all of an execution prove the same.
-    credentials: HeaderMap,
+    /// Names of headers that the configuration says make a difference.
+    named: &'a [HeaderName],
+    /// Headers that decide its answer, credentials among them; all of an execution have the same.
+    deciding: HeaderMap,
 }
 
 /// Inputs that are not yet what the model takes.
@@ -199,9 +231,15 @@ struct Unprepared {
 }
 
 /// How a request can share an execution, if it can.
-fn together(limits: Limits, ask: Ask, asked: &Asked, credentials: &HeaderMap) -> Option<(Limits, Ask)> {
-    let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: &[] };
-    let (rows, key) = key::compatible(&asked.request, &scope, credentials)?;
+fn together(
+    limits: Limits,
+    ask: Ask,
+    asked: &Asked,
+    named: &[HeaderName],
+    headers: &HeaderMap,
+) -> Option<(Limits, Ask)> {
+    let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: named };
+    let (rows, key) = key::compatible(&asked.request, &scope, headers)?;
     (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
 }
 
@@ -238,15 +276,11 @@ pub async fn serve(
     if !wish.batched && !wish.coalesced && !prepares {
         return Ok(None);
     }
-    let Some(form) = Form::of(request.method(), request.uri().path(), request.headers()) else {
+    let Some(form) = Form::of(request.method(), request.uri(), request.headers()) else {
         return match port.coalesce.as_ref().filter(|_| wish.coalesced && text::is_text(request)) {
             Some(rules) => text::serve(connection, exchange, port, rules, model, work, request).await,
             None => Ok(None),
         };
-    };
-    let passed = || {
-        sharing.tally.passed.add(1);
-        Ok(None)
     };
     let way = Way { cluster: Arc::clone(&port.cluster), http2: form != Form::Rest };
     let learn = || {
@@ -266,17 +300,17 @@ pub async fn serve(
         return Ok(None);
     }
     // What is shared or prepared must be known whole.
-    let pieces = kept::whole(request.body_mut(), exchange, MAX_BODY, PATIENCE).await;
-    let Some(pieces) = pieces else { return passed() };
-    let Some(_held) = sharing.hold(pieces.iter().map(|piece| piece.len() as u64).sum()) else {
-        return passed();
+    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), MAX_BODY).await else {
+        return Ok(None);
     };
-    let body = oip::whole(pieces);
     let asked = match prepares && form == Form::Rest && prepare::read::is_plain(request.headers()) {
         true => plain(port, request, &body).await?,
         false => wire::read(form, request.uri().path(), request.headers(), &body),
     };
-    let Some(mut asked) = asked else { return passed() };
+    let Some(mut asked) = asked else {
+        sharing.tally.passed.add(1);
+        return Ok(None);
+    };
     let pipelines = prepare::of(&port.pipelines, &asked.model);
     if !shares && pipelines.is_empty() {
         return Ok(None);
@@ -306,10 +340,10 @@ pub async fn serve(
         shared_memory: known.as_ref().is_some_and(|known| known.shared_memory),
     });
     let limits = limits.filter(|_| shares && (binary || asked.request.inputs.iter().all(fits_json)));
-    let credentials = key::credentials(request.headers());
+    let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
     let together = limits
         .filter(|_| unprepared.is_none())
-        .and_then(|limits| together(limits, ask, &asked, &credentials));
+        .and_then(|limits| together(limits, ask, &asked, named, request.headers()));
     let coalesced = coalesced.filter(|_| shares && key::is_repeatable(&asked.request));
     if together.is_none() && coalesced.is_none() && unprepared.is_none() {
         return Ok(None);
@@ -328,7 +362,8 @@ pub async fn serve(
         client,
         together,
         unprepared,
-        credentials,
+        named,
+        deciding: key::deciding(request.headers(), named),
     };
     let (told, how) = match coalesced {
         Some(rules) => sharer.answer(rules).await.map(|(told, how)| (told, Some(how)))?,
@@ -354,7 +389,8 @@ pub async fn serve(
     if let Some(how) = how {
         headers.insert(names::header::CACHE, HeaderValue::from_static(how.as_str()));
     }
-    if wish.shown {
+    // What was kept was answered in an execution of long ago.
+    if wish.shown && how != Some(How::Hit) {
         let Executed { id, rows, .. } = told.executed;
         if let Ok(value) = HeaderValue::try_from(format!("{id};rows={rows}")) {
             headers.insert(names::header::BATCH, value);
@@ -423,14 +459,15 @@ impl Sharer<'_> {
         };
         let key = key::of_tensors(&asked.request, &scope, headers);
         let control = Control::of(headers);
-        let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
+        let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes, worker.now()), age));
         if let Some((cache, _)) = &cache
-            && !control.no_cache
-            && !control.no_store
-            && let Some(Stored::Tensors(answer)) = cache.get(&key, worker.now())
+            && let Some(Stored::Tensors(answer)) = cache.get(&key, control, worker.now())
         {
             sharing.tally.hits.add(1);
-            return Ok((Told { answer: Ok(answer), executed: Executed::default() }, How::Hit));
+            return Ok((
+                Told { answer: Ok(answer), headers: Arc::default(), executed: Executed::default() },
+                How::Hit,
+            ));
         }
         let (told, how) = match rules.single_flight {
             true => self.once(key).await?,
@@ -441,13 +478,14 @@ impl Sharer<'_> {
             How::Hit | How::Miss => sharing.tally.misses.add(1),
         };
         if how == How::Miss
-            && let (Some((cache, age)), Ok(answer)) = (&cache, &told.answer)
-            && let Some(age) = control.keep(*age, rules.shared)
+            && let (Some((cache, age)), Ok(answer)) = (cache, &told.answer)
+            && let terms = (Terms { age, shared: rules.shared, headers: &rules.headers })
+            && let Some(age) = cache::cacheable(headers, &told.headers, StatusCode::OK, terms)
             && batcher.load() == scope.load
         {
             let bytes: usize = answer.outputs.iter().map(|output| output.data.len() + 64).sum();
             // A slice would keep the whole batch's answer in memory.
-            cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now() + age);
+            cache.put(key, Stored::Tensors(wire::own(answer)), bytes as u64, worker.now(), age);
         }
         Ok((told, how))
     }
@@ -471,6 +509,10 @@ impl Sharer<'_> {
             }
         };
         let told = self.execute().await;
+        if is_leaders_own(&told) {
+            // Another leads, as if this one had left.
+            return Ok((told?, How::Miss));
+        }
         let waiting: Vec<_> = sharing.flights().done(key, seat.seat).collect();
         for waiter in waiting {
             let word = match &told {
@@ -478,10 +520,6 @@ impl Sharer<'_> {
                 Ok(told @ Told { answer: Err(trouble), .. }) if is_for_all(trouble) => {
                     Word::Answer(told.clone())
                 }
-                Err(failure) if failure.unprocessed => Word::Answer(Told {
-                    answer: Err(Trouble::Way(failure.clone())),
-                    executed: Executed::default(),
-                }),
                 Ok(_) | Err(_) => Word::Alone,
             };
             let _ = waiter.send(word);
@@ -501,11 +539,12 @@ impl Sharer<'_> {
             let limits = limits.filter(|_| binary || request.inputs.iter().all(fits_json));
             let asked = Arc::new(Asked { request, ..(*self.asked).clone() });
             let ask = Ask { bytes, elements, ..ask };
-            let together = limits.and_then(|limits| together(limits, ask, &asked, &self.credentials));
+            let together =
+                limits.and_then(|limits| together(limits, ask, &asked, self.named, self.request.headers()));
             let wants = batcher::Wants {
                 asked,
                 way: self.way,
-                credentials: self.credentials,
+                deciding: self.deciding,
                 span: self.exchange.span(),
                 there: placed,
             };
@@ -519,15 +558,15 @@ impl Sharer<'_> {
                 let wants = batcher::Wants {
                     asked: self.asked,
                     way: self.way,
-                    credentials: self.credentials,
+                    deciding: self.deciding,
                     span: self.exchange.span(),
                     there: None,
                 };
                 batcher::execute(worker, self.model, limits, ask, wants).await
             }
             None => {
-                let outgoing = call::original(self.request, self.body);
-                let mut told = batcher::alone(worker, &self.way, outgoing).await;
+                let outgoing = call::original_to_be_read(self.request, self.body);
+                let mut told = batcher::alone(worker, self.model, &self.way, outgoing).await;
                 // Nothing but the request itself; who shares its answer links to it.
                 told.executed.span = self.exchange.span();
                 Ok(told)
@@ -541,6 +580,17 @@ fn is_for_all(trouble: &Trouble) -> bool {
     match trouble {
         Trouble::Model(error) => ModelError::is_unavailable(error),
         Trouble::Way(failure) => failure.reason != Reason::Internal,
+    }
+}
+
+/// Whether a leader got no answer for a reason that says nothing about who follows: its deadline, and its share of the line,
+/// are its own.
+fn is_leaders_own(told: &Result<Told, Failure>) -> bool {
+    match told {
+        Err(failure) | Ok(Told { answer: Err(Trouble::Way(failure)), .. }) => {
+            matches!(failure.reason, Reason::TooLate | Reason::QueueFull)
+        }
+        Ok(_) => false,
     }
 }
 
@@ -561,5 +611,49 @@ impl Drop for Aboard<'_> {
                 Err(_) => next = self.sharing.flights().leave(self.key, seat),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_bounded_while_it_comes_in_and_let_go_with_its_request() {
+        let sharing = Arc::new(Sharing::default());
+        let held = || Held { sharing: Arc::clone(&sharing), bytes: 0 };
+        let (mut one, mut other) = (held(), held());
+        for _ in 0..2 {
+            assert!(one.grow(MAX_HELD / 4) && other.grow(MAX_HELD / 4));
+        }
+        assert!(!other.grow(1));
+        drop(other);
+        assert!(one.grow(MAX_HELD / 2));
+        drop(one);
+        assert_eq!(sharing.held.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn caches_of_two_sizes_do_not_take_turns_and_one_that_is_unused_goes() {
+        let sharing = Sharing::default();
+        let at = Duration::from_secs;
+        let (small, large) = (sharing.cache(1 << 20, at(0)), sharing.cache(2 << 20, at(0)));
+        assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(50))));
+        assert!(Arc::ptr_eq(&large, &sharing.cache(2 << 20, at(1))));
+        drop(sharing.cache(3 << 20, at(70)));
+        assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(70))));
+        assert_eq!(Arc::strong_count(&large), 1, "the large one is gone");
+    }
+
+    #[test]
+    fn a_leaders_deadline_and_share_of_the_line_are_its_own() {
+        let told = |trouble| Ok(Told::failed(trouble, Executed::default()));
+        let failure = |reason| Failure::unprocessed(reason, "");
+        assert!(is_leaders_own(&Err(failure(Reason::QueueFull))));
+        assert!(is_leaders_own(&told(Trouble::Way(failure(Reason::TooLate)))));
+        for of_all in [Reason::ConnectFailed, Reason::UpstreamReset, Reason::NoEndpoint] {
+            assert!(!is_leaders_own(&told(Trouble::Way(failure(of_all)))), "{of_all}");
+        }
+        assert!(!is_leaders_own(&told(Trouble::Model(ModelError::of(503, 14, String::new())))));
     }
 }

@@ -18,18 +18,17 @@ use http_body_util::BodyExt as _;
 use penstock_api::ServiceName;
 use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Scope};
-use penstock_inference::oip;
 
 use super::record::{Head, Pen};
 use super::wire::{self, Form};
-use super::{How, PATIENCE, Wish, text};
+use super::{How, Wish, text};
 use crate::body::{Replay, RequestBody, ResponseBody, Upstream};
 use crate::config::{Backend, Coalesce, Rule};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::send::{self, Outgoing};
 use crate::work::Work;
-use crate::{headers, kept, report};
+use crate::{headers, report};
 
 /// The largest request that is held to be shared, bytes; a larger one would wait longer to be whole than it gains.
 const MAX_REQUEST: usize = 4 << 20;
@@ -65,21 +64,15 @@ pub async fn serve(
 ) -> Result<Shared, Failure> {
     let sharing = &exchange.worker.shared.sharing;
     let request = &mut outgoing.request;
-    let form = Form::of(request.method(), request.uri().path(), request.headers());
+    let form = Form::of(request.method(), request.uri(), request.headers());
     // A report of the load is for who asked for it.
     let alone = !Wish::of(request.headers()).coalesced || exchange.shows_reports().is_some();
     if alone || (form.is_none() && !text::is_text(request)) {
         return Ok(Shared::Apart(outgoing));
     }
-    let pieces = kept::whole(request.body_mut(), exchange, MAX_REQUEST, PATIENCE).await;
-    let Some(_held) = pieces.as_ref().and_then(|pieces| {
-        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        sharing.hold(bytes)
-    }) else {
-        sharing.tally.passed.add(1);
+    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), MAX_REQUEST).await else {
         return Ok(Shared::Apart(outgoing));
     };
-    let body = oip::whole(pieces.unwrap_or_default());
     if !is_repeatable(form, request, &body, rules) {
         return Ok(Shared::Apart(outgoing));
     }

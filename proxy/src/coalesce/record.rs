@@ -79,10 +79,15 @@ impl Records {
         if records.len() >= MAX_RECORDS {
             return None;
         }
+        let (reader, pen) = self.apart(key)?;
+        records.insert(key, Arc::clone(&pen.record));
+        Some((reader, Some(pen)))
+    }
+
+    /// The same for one who shares it with nobody.
+    pub fn apart(&self, key: Hash) -> Option<(Reader, Pen)> {
         let record = Arc::new(Record::default());
-        let reader = record.reader()?;
-        records.insert(key, Arc::clone(&record));
-        Some((reader, Some(Pen { records: self.clone(), key, record })))
+        Some((record.reader()?, Pen { records: self.clone(), key, record }))
     }
 }
 
@@ -102,9 +107,12 @@ impl Drop for Pen {
             records.remove(&self.key);
         }
         drop(records);
-        let story = "the answer was given up, since nobody read it";
-        self.record.end(Err(Failure::new(Reason::UpstreamIncomplete, story)));
+        self.record.end(Err(given_up()));
     }
+}
+
+fn given_up() -> Failure {
+    Failure::new(Reason::UpstreamIncomplete, "the answer was given up, since nobody read it")
 }
 
 /// An answer while it comes in.
@@ -289,6 +297,8 @@ impl Drop for Reader {
             && state.ended.is_none()
             && let Some(task) = state.task.take()
         {
+            // Said at once: the task is stopped some time later, and who came in between would be cut with it.
+            state.ended = Some(Err(given_up()));
             task.abort();
         }
     }
@@ -389,6 +399,8 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!task.is_finished());
         drop(other);
+        // Not even who comes before the task has stopped reads half an answer.
+        assert!(record.reader().is_none());
         assert!(task.await.unwrap_err().is_cancelled());
     }
 
@@ -420,6 +432,10 @@ mod tests {
         assert!(records.join([2; 32]).unwrap().1.is_some(), "another question has an answer of its own");
         drop(pen);
         assert!(second.head().await.is_err(), "given up");
-        assert!(records.join([1; 32]).unwrap().1.is_some(), "and asked anew by who comes later");
+        let (_third, pen) = records.join([1; 32]).unwrap();
+        assert!(pen.is_some(), "and asked anew by who comes later");
+        let (_own, apart) = records.apart([1; 32]).unwrap();
+        drop(apart);
+        assert!(records.join([1; 32]).unwrap().1.is_none(), "who is apart takes nobody's place");
     }
 }

@@ -17,21 +17,21 @@ use penstock_api::v1::Protocol;
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::{oip, openai};
+use penstock_inference::openai;
 
 use super::call::{self, Outgoing, Way};
 use super::record::{Head, Pen};
-use super::{How, PATIENCE, Stored, counts, wire};
+use super::{How, Stored, counts, wire};
 use crate::body::{Replay, RequestBody, ResponseBody, Share};
 use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::headers;
 use crate::models::Model;
 use crate::telemetry::trace::Span;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{headers, kept};
 
 /// The largest request that is looked at, bytes: more than any context of text.
 const MAX_REQUEST: usize = 4 << 20;
@@ -61,14 +61,13 @@ pub(super) async fn serve(
 ) -> Result<Option<Response<ResponseBody>>, Failure> {
     let worker = &exchange.worker;
     let sharing = &worker.shared.sharing;
+    let Some((body, held)) = sharing.take_in(exchange, request.body_mut(), MAX_REQUEST).await else {
+        return Ok(None);
+    };
     let passed = || {
         sharing.tally.passed.add(1);
         Ok(None)
     };
-    let Some(pieces) = kept::whole(request.body_mut(), exchange, MAX_REQUEST, PATIENCE).await else {
-        return passed();
-    };
-    let body = oip::whole(pieces);
     let Some(document) = Document::read(&body) else { return passed() };
     if !rules.deterministic && !document.is_deterministic() {
         return Ok(None);
@@ -81,13 +80,13 @@ pub(super) async fn serve(
         load: model.batcher().load(),
         headers: &rules.headers,
     };
-    let path = request.uri().path();
+    // With the query, which some servers read (an API's version, a key).
+    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let key = key::of_document(path, &document, &scope, request.headers());
     let asked = Control::of(request.headers());
-    let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes), age));
-    let hit = cache.as_ref().filter(|_| !asked.no_cache && !asked.no_store);
-    if let Some((cache, _)) = hit
-        && let Some(Stored::Text(text)) = cache.get(&key, worker.now())
+    let cache = rules.cache.map(|(bytes, age)| (sharing.cache(bytes, worker.now()), age));
+    if let Some((cache, _)) = &cache
+        && let Some(Stored::Text(text)) = cache.get(&key, asked, worker.now())
     {
         sharing.tally.hits.add(1);
         counts(exchange, port, work)?;
@@ -100,7 +99,11 @@ pub(super) async fn serve(
     if !rules.single_flight && cache.is_none() {
         return Ok(None);
     }
-    let Some((reader, pen)) = sharing.records.join(key) else { return passed() };
+    let joined = match rules.single_flight {
+        true => sharing.records.join(key),
+        false => sharing.records.apart(key).map(|(reader, pen)| (reader, Some(pen))),
+    };
+    let Some((reader, pen)) = joined else { return passed() };
     let leads = pen.is_some();
     if let Some(pen) = pen {
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
@@ -108,8 +111,13 @@ pub(super) async fn serve(
         let outgoing = call::original(request, body);
         let keep = cache.map(|(cache, age)| Keep { key, cache, age, rules: rules.clone() });
         let record = Arc::clone(&pen.record);
-        let task =
-            tokio::task::spawn_local(bring_in(pen, Rc::clone(worker), way, outgoing, exchange.span(), keep));
+        let bringing =
+            bring_in(pen, Rc::clone(worker), Arc::clone(model), way, outgoing, exchange.span(), keep);
+        let task = tokio::task::spawn_local(async move {
+            bringing.await;
+            // Its body could have been sent anew until now.
+            drop(held);
+        });
         record.pumped_by(task.abort_handle());
     }
     let head = match reader.head().await {
@@ -162,12 +170,16 @@ struct Keep {
 async fn bring_in(
     pen: Pen,
     worker: Rc<Worker>,
+    model: Arc<Model>,
     way: Way,
     outgoing: Outgoing,
     span: Option<Span>,
     keep: Option<Keep>,
 ) {
     let ended = pump(&pen, &worker, &way, &outgoing, span).await;
+    if let Err(failure) = &ended {
+        model.batcher().failed(failure);
+    }
     pen.record.end(ended);
     if let Some(Keep { key, cache, age, rules }) = keep
         && let Some((head, parts)) = pen.record.whole()
@@ -177,7 +189,7 @@ async fn bring_in(
     {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
         let text = Stored::Text(Arc::new(Text { head, parts }));
-        cache.put(key, text, bytes as u64, worker.now() + age);
+        cache.put(key, text, bytes as u64, worker.now(), age);
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use penstock_inference::oip::grpc::MODEL_INFER;
 use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, grpc, rest};
 use prost::Message as _;
@@ -26,16 +26,20 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form of a request by its head, if it can be an inference request at all.
-    pub fn of(method: &Method, path: &str, headers: &HeaderMap) -> Option<Self> {
+    /// The form of a request by its head, if it can be an inference request at all. Only at the protocol's own paths: what
+    /// else a path or a query says could not be said for several at once.
+    pub fn of(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         if *method != Method::POST || headers.contains_key(CONTENT_ENCODING) {
             return None;
         }
+        let path = uri.path();
         if path == MODEL_INFER {
             let encoded = headers.get("grpc-encoding").is_some_and(|value| value != "identity");
             return (!encoded).then_some(Self::Grpc(grpc::Contents::Raw));
         }
-        (path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
+        // A name with escapes reads like another's over gRPC, where there are none.
+        let plain = path.starts_with("/v2/models/") && !path.contains('%') && uri.query().is_none();
+        (plain && path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
     }
 }
 
@@ -290,6 +294,26 @@ fn response(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_protocols_own_paths_are_shared() {
+        let of = |uri: &str| Form::of(&Method::POST, &uri.parse().unwrap(), &HeaderMap::new());
+        for own in ["/v2/models/m/infer", "/v2/models/m/versions/1/infer", "http://a/v2/models/m/infer"] {
+            assert_eq!(of(own), Some(Form::Rest), "{own}");
+        }
+        assert_eq!(of(MODEL_INFER), Some(Form::Grpc(grpc::Contents::Raw)));
+        for other in [
+            "/team-a/v2/models/m/infer",
+            "//v2/models/m/infer",
+            "/v2/models/m/infer?key=1",
+            "/v2/models/m/generate",
+            "/v2/models/m/infer/",
+            "/v2/models//infer",
+            "/v2/models/a%20b/infer",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_prediction_that_failed_at_torchserve_is_the_models_fault() {

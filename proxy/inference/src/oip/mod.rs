@@ -97,6 +97,33 @@ impl<'de> Deserialize<'de> for Parameter {
     }
 }
 
+/// Reads parameters of which none is said twice: some readers of JSON take the first, others the last.
+pub(super) fn said_once<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Parameters, D::Error> {
+    struct Once;
+    impl<'de> serde::de::Visitor<'de> for Once {
+        type Value = Parameters;
+
+        fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+            to.write_str("parameters")
+        }
+
+        fn visit_map<M: serde::de::MapAccess<'de>>(self, mut map: M) -> Result<Parameters, M::Error> {
+            let mut parameters = Parameters::new();
+            while let Some(name) = map.next_key::<String>()? {
+                let value = map.next_value()?;
+                if parameters.contains_key(&name) {
+                    let name = error::brief(&name);
+                    let twice = format_args!("the parameter {name:?} is said twice").to_string();
+                    return Err(serde::de::Error::custom(twice));
+                }
+                parameters.insert(name, value);
+            }
+            Ok(parameters)
+        }
+    }
+    source.deserialize_map(Once)
+}
+
 /// What a client asks of a model. Model and version are not in it: over REST they are in the path.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct InferRequest {
@@ -116,7 +143,7 @@ pub struct RequestedOutput {
     /// The output's name.
     pub name: String,
     /// `binary_data`, `classification` and others.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "said_once")]
     pub parameters: Parameters,
 }
 

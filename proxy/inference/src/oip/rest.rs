@@ -6,7 +6,7 @@
 use super::json::{self, Elements};
 use super::{
     Datatype, Error, InferRequest, InferResponse, MAX_TENSORS, Parameter, Parameters, Problem,
-    RequestedOutput, Side, Tensor, TensorMetadata, shm, shm::nowhere, tensor,
+    RequestedOutput, Side, Tensor, TensorMetadata, said_once, shm, shm::nowhere, tensor,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
@@ -271,7 +271,7 @@ fn encode<'a, T: Serialize>(
 struct RequestIn<'a> {
     #[serde(default)]
     id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "said_once")]
     parameters: Parameters,
     #[serde(borrow)]
     inputs: Vec<TensorIn<'a>>,
@@ -287,7 +287,7 @@ struct ResponseIn<'a> {
     model_version: String,
     #[serde(default)]
     id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "said_once")]
     parameters: Parameters,
     #[serde(borrow)]
     outputs: Vec<TensorIn<'a>>,
@@ -299,7 +299,7 @@ struct TensorIn<'a> {
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     shape: Vec<i64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "said_once")]
     parameters: Parameters,
     #[serde(borrow, default)]
     data: Option<&'a RawValue>,
@@ -475,6 +475,14 @@ mod tests {
         }
         assert!(sentence(r#"{"inputs":[{"name":"x"}]}"#).contains("missing field `datatype`"));
         assert!(sentence("nonsense").starts_with("the JSON does not parse as an inference message: "));
+        let twice = [
+            r#"{"inputs":[],"parameters":{"a":1,"a":2}}"#,
+            r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"a":1,"a":2}}]}"#,
+            r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[0],"parameters":{"a":1,"\u0061":1},"data":[]}]}"#,
+        ];
+        for twice in twice {
+            assert!(sentence(twice).contains("the parameter \"a\" is said twice"), "{}", sentence(twice));
+        }
         let nested = sentence(r#"{"inputs":[],"parameters":{"a":{}}}"#);
         assert!(nested.contains("a boolean, a number or a string as the value of a parameter"), "{nested}");
     }
