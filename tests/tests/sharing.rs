@@ -224,6 +224,47 @@ async fn one_bad_row_fails_alone() {
     good.iter().for_each(|message| drop(answer(message)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_are_refused_nobody_waits_for_the_others_refusals() {
+    let mesh = Mesh::default()
+        .pod("client", None)
+        .service("digits", &[(annotation::BATCH, "max=32,concurrent=1")])
+        .pod("a", Some("digits"));
+    let origin = Origin::start_at(mesh.application("a"), |mut client| async move {
+        while let Ok(request) = client.request().await {
+            let answer = if request.head.first.contains("/infer ") {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno"
+            } else {
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+            };
+            if client.send(answer).await.is_err() {
+                return;
+            }
+        }
+    });
+    let _origin = origin.await;
+    let mesh = mesh.start().await;
+    mesh.reaches("client", "digits").await;
+    let ask = async |seed| {
+        let body = rest::encode_request(&image(seed, 1), false).unwrap().into_bytes();
+        let head = format!(
+            "POST /v2/models/digits/infer HTTP/1.1\r\nhost: digits.test\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        mesh.client("client").await.ask([head.as_bytes(), &body].concat()).await.unwrap().status()
+    };
+    assert_eq!(ask(0).await, 400);
+    // It is learnt what the server takes.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begun = Instant::now();
+    let refused = futures_util::future::join_all((1..33).map(ask)).await;
+    assert_eq!(refused, [400; 32]);
+    let cuts = metric(mesh.admin("a"), "penstock_batch_bisections_total", &[]);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}: one after the other", begun.elapsed());
+    assert!(cuts.await > 0.0);
+}
+
 /// A language model that writes ten tokens, and how often it was asked.
 async fn llm(annotations: &[(&'static str, &str)]) -> (Mesh, Origin, Arc<AtomicUsize>) {
     let mesh = Mesh::default().pod("client", None).service("llm", annotations).pod("a", Some("llm"));

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::HeaderMap;
 use penstock_api::Reason;
 use penstock_api::reason::Blame;
@@ -399,38 +401,56 @@ impl Drop for Flight {
 async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
     let members: Vec<Member> = batch.members.into_iter().map(|(_, member)| member).collect();
     let mut bisection = Bisection::of(members.len());
-    let mut parts = vec![members];
-    while let Some(mut part) = parts.pop() {
-        part.retain(|member| !member.reply.is_closed());
-        let Some(first) = part.first() else { continue };
-        let answer = together(&flight, &first.wants, &part).await;
-        flight.failed &= answer.is_err();
+    let (mut failed, mut was_cut) = (true, false);
+    // What was cut is executed at the same time: one after the other, neighbours would wait for each other's executions, and
+    // where all are guilty the last for as many as there are members.
+    let mut parts = FuturesUnordered::from_iter([part(&flight, members)]);
+    while let Some((mut members, answer)) = parts.next().await {
+        // Everybody of it has left.
+        let Some(answer) = answer else { continue };
+        failed &= answer.is_err();
         match answer {
             Ok((answers, headers, executed)) => {
-                for (member, answer) in part.into_iter().zip(answers) {
+                for (member, answer) in members.into_iter().zip(answers) {
                     let headers = Arc::clone(&headers);
                     let _ = member.reply.send(Told { answer: Ok(answer), headers, executed });
                 }
             }
             Err((trouble, executed)) => {
                 let guilt = matches!(&trouble, Trouble::Model(error) if !error.is_unavailable());
-                if guilt && let Some(cut) = bisection.cut(part.len()) {
+                if guilt && let Some(cut) = bisection.cut(members.len()) {
                     flight.worker.shared.sharing.tally.bisected.add(1);
+                    was_cut = true;
                     match cut {
                         Cut::Half(at) => {
-                            let rest = part.split_off(at);
-                            parts.extend([rest, part]);
+                            let rest = members.split_off(at);
+                            parts.extend([members, rest].map(|members| part(&flight, members)));
                         }
-                        Cut::Each => parts.extend(part.into_iter().rev().map(|member| vec![member])),
+                        Cut::Each => {
+                            parts.extend(members.into_iter().map(|member| part(&flight, vec![member])))
+                        }
                     }
                     continue;
                 }
-                for member in part {
+                for member in members {
                     let _ = member.reply.send(Told::failed(trouble.clone(), executed));
                 }
             }
         }
     }
+    drop(parts);
+    // What several executions took says nothing of one.
+    flight.failed = failed || was_cut;
+}
+
+/// Those of a batch, or of a part of it, who have not left, and what they are answered.
+async fn part(flight: &Flight, mut members: Vec<Member>) -> (Vec<Member>, Option<Answers>) {
+    members.retain(|member| !member.reply.is_closed());
+    let answer = match members.first() {
+        Some(first) => Some(together(flight, &first.wants, &members).await),
+        None => None,
+    };
+    (members, answer)
 }
 
 /// An execution that is a part of somebody's trace.
