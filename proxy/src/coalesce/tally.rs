@@ -85,7 +85,7 @@ impl Tally {
         count(&metric::BATCH_ROWS, &self.rows);
         count(&metric::BATCH_MEMBERS, &self.members);
         let waited = Duration::from_micros(self.waited_us.get());
-        metrics::counter!(metric::BATCH_WAIT.name).absolute(waited.as_secs());
+        metrics::gauge!(metric::BATCH_WAIT.name).set(waited.as_secs_f64());
         count(&metric::EXECUTIONS, &self.executions);
         count(&metric::EXECUTIONS_PLACED, &self.placed);
         count(&metric::BATCH_BISECTIONS, &self.bisected);

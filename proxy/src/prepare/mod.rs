@@ -106,7 +106,7 @@ impl Preparing {
             metrics::counter!(metric::PREPARED.name, "result" => result).absolute(counter.get());
         }
         let busy = Duration::from_micros(self.busy_us.get());
-        metrics::counter!(metric::PREPARE_BUSY.name).absolute(busy.as_secs());
+        metrics::gauge!(metric::PREPARE_BUSY.name).set(busy.as_secs_f64());
         metrics::gauge!(metric::PREPARE_WAITING.name).set(self.waiting.load(Relaxed) as f64);
     }
 }

@@ -76,8 +76,8 @@ penstock_api::metrics! {
         "Requests in them.";
     BATCH_ROWS Counter "penstock_batch_rows_total" []
         "Rows in them.";
-    BATCH_WAIT Counter "penstock_batch_wait_seconds_total" []
-        "How long the first request of each waited, added up.";
+    BATCH_WAIT Gauge "penstock_batch_wait_seconds" []
+        "How long the first request of each waited, added up since the start; its rate over that of penstock_batches_total is the mean.";
     BATCH_BISECTIONS Counter "penstock_batch_bisections_total" []
         "Batches that were cut in half because the model refused them, to find out whose fault it was.";
     BATCH_CANCELLED Counter "penstock_batch_cancelled_total" []
@@ -96,8 +96,8 @@ penstock_api::metrics! {
         "Batches that are being executed.";
     PREPARED Counter "penstock_prepared_total" ["result"]
         "Rows of inputs that were prepared: done, refused (no such image, or above a limit) or abandoned (nobody waited any more).";
-    PREPARE_BUSY Counter "penstock_prepare_busy_seconds_total" []
-        "How long threads prepared, added up.";
+    PREPARE_BUSY Gauge "penstock_prepare_busy_seconds" []
+        "How long threads prepared, added up since the start.";
     PREPARE_WAITING Gauge "penstock_prepare_waiting" []
         "Rows that wait for a thread to prepare them.";
     ARENA_BYTES Gauge "penstock_arena_bytes" ["state"]

@@ -139,6 +139,7 @@ pub struct InferRequest {
 
 /// An output that a client wants, and how.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RequestedOutput {
     /// The output's name.
     pub name: String,

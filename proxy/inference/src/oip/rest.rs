@@ -10,6 +10,7 @@ use super::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
+use serde::de::IgnoredAny;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -59,7 +60,8 @@ pub fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
 pub fn decode_request(body: &Bytes, header_length: Option<usize>) -> Result<InferRequest, Error> {
     let (header, binary) = split(body, header_length)?;
     let wire: RequestIn<'_> = parse(&header)?;
-    let inputs = tensors(wire.inputs, Side::Input, binary, nowhere)?;
+    let inputs = wire.inputs.into_iter().map(TensorIn::from).collect();
+    let inputs = tensors(inputs, Side::Input, binary, nowhere)?;
     Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
 }
 
@@ -267,14 +269,21 @@ fn encode<'a, T: Serialize>(
     Ok(Body { header_length, parts })
 }
 
+/// What is not known here may decide the answer: it must not be lost when the request is written anew.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RequestIn<'a> {
     #[serde(default)]
     id: Option<String>,
+    /// The path says which model is meant; some clients say it here too.
+    #[serde(default, rename = "model_name")]
+    _model_name: IgnoredAny,
+    #[serde(default, rename = "model_version")]
+    _model_version: IgnoredAny,
     #[serde(default, deserialize_with = "said_once")]
     parameters: Parameters,
     #[serde(borrow)]
-    inputs: Vec<TensorIn<'a>>,
+    inputs: Vec<InputIn<'a>>,
     #[serde(default)]
     outputs: Vec<RequestedOutput>,
 }
@@ -291,6 +300,26 @@ struct ResponseIn<'a> {
     parameters: Parameters,
     #[serde(borrow)]
     outputs: Vec<TensorIn<'a>>,
+}
+
+/// An input; as strict as the request.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputIn<'a> {
+    name: String,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
+    shape: Vec<i64>,
+    #[serde(default, deserialize_with = "said_once")]
+    parameters: Parameters,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+impl<'a> From<InputIn<'a>> for TensorIn<'a> {
+    fn from(InputIn { name, datatype, shape, parameters, data }: InputIn<'a>) -> Self {
+        Self { name, datatype, shape, parameters, data }
+    }
 }
 
 #[derive(Deserialize)]
@@ -482,6 +511,13 @@ mod tests {
         ];
         for twice in twice {
             assert!(sentence(twice).contains("the parameter \"a\" is said twice"), "{}", sentence(twice));
+        }
+        for unknown in [
+            r#"{"inputs":[],"temperature":1}"#,
+            r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[0],"data":[],"layout":"NHWC"}]}"#,
+            r#"{"inputs":[],"outputs":[{"name":"y","top":3}]}"#,
+        ] {
+            assert!(sentence(unknown).contains("unknown field"), "{}", sentence(unknown));
         }
         let nested = sentence(r#"{"inputs":[],"parameters":{"a":{}}}"#);
         assert!(nested.contains("a boolean, a number or a string as the value of a parameter"), "{nested}");
