@@ -30,12 +30,19 @@ use tokio::time::Instant;
 use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::handover;
 use super::learn::{self, Known};
-use super::wire::{Asked, ModelError};
+use super::wire::{self, Asked, ModelError};
 use crate::config;
 use crate::failure::Failure;
 use crate::models::Model;
 use crate::telemetry::trace::{Execution, Span};
 use crate::worker::Worker;
+
+/// Parts of answers up to so many bytes are copied: that costs less than a request, and most classes, boxes and embeddings are.
+const SMALL: usize = 16 << 10;
+/// How long requests go alone for a model that refused most of a batch.
+const APART: Duration = Duration::from_secs(5);
+/// Members of a batch from which on most of them being refused is no accident.
+const MANY: usize = 8;
 
 /// What a member brings.
 #[derive(Debug)]
@@ -117,6 +124,8 @@ pub struct Batcher {
     learning: AtomicBool,
     /// Its outputs turned out to have no rows.
     without_rows: AtomicBool,
+    /// Milliseconds since the epoch until when its requests go alone.
+    apart_until: AtomicU64,
     /// Goes up whenever the model may have changed: what was kept before is not asked for any more.
     load: AtomicU64,
 }
@@ -139,6 +148,7 @@ impl Default for Batcher {
             learn_at: AtomicU64::new(0),
             learning: AtomicBool::new(false),
             without_rows: AtomicBool::new(false),
+            apart_until: AtomicU64::new(0),
             load: AtomicU64::new(0),
         }
     }
@@ -222,12 +232,13 @@ impl Batcher {
     }
 
     /// How batches of the model are bounded; `None`: it takes none.
-    pub fn limits(&self, rules: &config::Batch, known: &Known) -> Option<Limits> {
+    pub fn limits(&self, rules: &config::Batch, known: &Known, now: Duration) -> Option<Limits> {
         let rows = match (rules.rows, known.max_rows) {
             (Some(rules), Some(known)) => rules.min(known),
             (one, other) => one.or(other)?,
         };
-        if rows < 2 || self.without_rows.load(Relaxed) {
+        let apart = (now.as_millis() as u64) < self.apart_until.load(Relaxed);
+        if rows < 2 || apart || self.without_rows.load(Relaxed) {
             return None;
         }
         let concurrent = rules.concurrent.unwrap_or_else(|| known.instances.unwrap_or(1) + 1);
@@ -401,6 +412,7 @@ impl Drop for Flight {
 async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
     let members: Vec<Member> = batch.members.into_iter().map(|(_, member)| member).collect();
     let mut bisection = Bisection::of(members.len());
+    let (all, mut guilty) = (members.len(), 0);
     let (mut failed, mut was_cut) = (true, false);
     // What was cut is executed at the same time: one after the other, neighbours would wait for each other's executions, and
     // where all are guilty the last for as many as there are members.
@@ -412,7 +424,7 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
         match answer {
             Ok((answers, headers, executed)) => {
                 for (member, answer) in members.into_iter().zip(answers) {
-                    let headers = Arc::clone(&headers);
+                    let (answer, headers) = (loose(answer, executed.members), Arc::clone(&headers));
                     let _ = member.reply.send(Told { answer: Ok(answer), headers, executed });
                 }
             }
@@ -432,6 +444,7 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
                     }
                     continue;
                 }
+                guilty += if guilt { members.len() } else { 0 };
                 for member in members {
                     let _ = member.reply.send(Told::failed(trouble.clone(), executed));
                 }
@@ -439,8 +452,21 @@ async fn run(mut flight: Flight, batch: batch::Batch<Member>) {
         }
     }
     drop(parts);
+    if all >= MANY && guilty * 2 > all {
+        // To find out again and again that most are guilty costs more executions than to ask for each alone.
+        let until = flight.worker.now() + APART;
+        flight.model.batcher().apart_until.store(until.as_millis() as u64, Relaxed);
+        tracing::info!(model = %flight.model.name, guilty, of = all, "it refuses most of what it is asked, so its requests go alone for {APART:?}");
+    }
     // What several executions took says nothing of one.
     flight.failed = failed || was_cut;
+}
+
+/// A member's part of an answer, which is a slice of all of it: a small part gets memory of its own, so that one who reads
+/// slowly does not keep what all others were answered, or the arena.
+fn loose(answer: InferResponse, members: u32) -> InferResponse {
+    let bytes: usize = answer.outputs.iter().map(|output| output.data.len()).sum();
+    if members > 1 && bytes <= SMALL { wire::own(&answer) } else { answer }
 }
 
 /// Those of a batch, or of a part of it, who have not left, and what they are answered.

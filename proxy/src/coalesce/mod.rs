@@ -292,7 +292,9 @@ pub async fn serve(
     let is_known = !model.name.is_empty();
     let known = is_known.then(|| model.batcher().known(worker, model, &way, learn)).flatten();
     let rules = port.batch.as_ref().filter(|_| wish.batched);
-    let limits = rules.zip(known.as_ref()).and_then(|(rules, known)| model.batcher().limits(rules, known));
+    let limits = rules
+        .zip(known.as_ref())
+        .and_then(|(rules, known)| model.batcher().limits(rules, known, worker.now()));
     let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
     // How tensors are to be written in an answer over gRPC depends on the server.
     let shares = (limits.is_some() || coalesced.is_some()) && (known.is_some() || form == Form::Rest);
