@@ -3,10 +3,12 @@
 //!
 //! A fact that two programs must agree on lives here, once.
 
+pub mod access;
 pub mod identity;
 pub mod latency;
 pub mod metric;
 pub mod names;
+pub mod path;
 pub mod reason;
 pub mod resource;
 pub mod service;

@@ -45,6 +45,14 @@ pub mod header {
     /// Set by a client: `off` has its request executed even if there is an answer. On a response: `hit`, `miss` or
     /// `coalesced`.
     pub const CACHE: &str = "penstock-cache";
+    /// Set by the inbound proxy for the application, where its pod asks for it: who calls, as Envoy says it.
+    pub const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
+    /// The same by its other name, which is taken from nobody.
+    pub const FORWARDED_CLIENT_CERT_ALIAS: &str = "forwarded-client-cert";
+    /// What all headers of ours begin with.
+    pub const PREFIX: &str = "penstock-";
+    /// Those of them that a client may set.
+    pub const ASKED: [&str; 4] = [SESSION, PRIORITY, BATCH, CACHE];
     /// ORCA load report, text.
     pub const LOAD_REPORT: &str = "endpoint-load-metrics";
     /// ORCA load report, serialised, as a gRPC trailer or an HTTP header.
@@ -79,6 +87,8 @@ pub mod annotation {
     /// Pod: how many requests of one model the application gets at once and how many wait for it,
     /// `limit=8,queue=256` or `limit=adaptive,queue=256`.
     pub const ADMISSION: &str = "penstock.io/admission";
+    /// Pod: `true` has its application told who calls in `x-forwarded-client-cert`.
+    pub const FORWARD_IDENTITY: &str = "penstock.io/forward-identity";
     /// Pod, where traffic is not redirected: the port its proxy listens on for the mesh.
     pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
     /// Pod: ports of its application that are reached past the proxy, `9090,7000-7100`; `penstock-proxy init

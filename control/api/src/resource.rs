@@ -13,6 +13,8 @@ pub const REGEX_SIZE: usize = 1 << 20;
 pub enum Kind {
     /// [`v1::TrustBundle`], named by the trust domain.
     TrustBundle,
+    /// [`v1::Access`], named `<namespace>/<pod>`.
+    Access,
     /// [`v1::Workload`], named `<namespace>/<pod>`.
     Workload,
     /// [`v1::Address`], named `<ip>:<port>`.
@@ -29,8 +31,9 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds in the order in which control pushes them: what is referred to before what refers to it.
-    pub const PUSH_ORDER: [Self; 7] = [
+    pub const PUSH_ORDER: [Self; 8] = [
         Self::TrustBundle,
+        Self::Access,
         Self::Workload,
         Self::Address,
         Self::Service,
@@ -39,6 +42,9 @@ impl Kind {
         Self::Weights,
     ];
 
+    /// The kinds of which a proxy sees its own pod's only, and without which it cannot begin.
+    pub const OF_POD: [Self; 2] = [Self::Access, Self::Workload];
+
     /// The kinds that a subscription to a service name spans.
     pub const OF_SERVICE: [Self; 4] = [Self::Service, Self::Endpoints, Self::Routes, Self::Weights];
 
@@ -46,6 +52,7 @@ impl Kind {
     pub const fn type_url(self) -> &'static str {
         match self {
             Self::TrustBundle => "type.googleapis.com/penstock.v1.TrustBundle",
+            Self::Access => "type.googleapis.com/penstock.v1.Access",
             Self::Workload => "type.googleapis.com/penstock.v1.Workload",
             Self::Address => "type.googleapis.com/penstock.v1.Address",
             Self::Service => "type.googleapis.com/penstock.v1.Service",
@@ -83,6 +90,7 @@ pub fn pack<M: Message>(kind: Kind, message: &M) -> prost_types::Any {
 #[allow(clippy::large_enum_variant, reason = "it is taken apart where it is read")]
 pub enum Payload {
     TrustBundle(v1::TrustBundle),
+    Access(v1::Access),
     Workload(v1::Workload),
     Address(v1::Address),
     Service(v1::Service),
@@ -96,6 +104,7 @@ impl Payload {
     pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Self, prost::DecodeError> {
         Ok(match kind {
             Kind::TrustBundle => Self::TrustBundle(Message::decode(bytes)?),
+            Kind::Access => Self::Access(Message::decode(bytes)?),
             Kind::Workload => Self::Workload(Message::decode(bytes)?),
             Kind::Address => Self::Address(Message::decode(bytes)?),
             Kind::Service => Self::Service(Message::decode(bytes)?),

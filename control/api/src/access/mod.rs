@@ -1,0 +1,442 @@
+//! Authorization: may this client ask that of the application? Pure.
+//!
+//! In: the policies in force ([`Access`], compiled from what control pushes) and the [`Facts`] of a request or a
+//! connection. Out: a [`Decision`] with the policy and the rule behind it. Proxies decide by it, and control says by the
+//! same code what they would decide, and why. Deciding allocates nothing.
+//!
+//! 1. A rule of a Deny policy that matches denies.
+//! 2. If any Allow policy is about the port, one of their rules has to match; otherwise nothing allows it.
+//! 3. Without policies everything is allowed.
+//!
+//! What is not known for sure counts against the client: an Allow matches only what it is certain of, a Deny also what
+//! may be so. That is why comparing has three outcomes ([`Match`]).
+
+mod pattern;
+
+use std::fmt;
+
+use http::HeaderMap;
+
+use crate::SpiffeId;
+use crate::v1::{self, access_policy::Effect};
+pub use pattern::Pattern;
+
+/// The newest kind of condition that this code knows.
+pub const LEVEL: u32 = 1;
+
+/// What is known of a request, or of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Whom the client proved to be.
+    pub client: Option<&'a SpiffeId>,
+    /// The port of the pod.
+    pub port: u16,
+    /// `None`: bytes that are not looked at.
+    pub http: Option<Http<'a>>,
+}
+
+/// What is known of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Http<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The path in its canonical form, without query.
+    pub path: &'a str,
+    /// The model that is asked for.
+    pub model: Model<'a>,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// The model that a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model<'a> {
+    /// It is about no model.
+    None,
+    /// `name`, or `name/version`.
+    Named(&'a str),
+    /// It may be about one, and which cannot be told.
+    Unknown,
+}
+
+/// Whether a rule matches. In this order, so that `min` is "and", and `max` is "or".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Match {
+    /// It does not.
+    No,
+    /// It may.
+    Maybe,
+    /// It does.
+    Yes,
+}
+
+/// The policies of one pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Access {
+    policies: Vec<Policy>,
+    looks_at_paths: bool,
+    looks_at_models: bool,
+}
+
+/// One policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// `<namespace>/<name>`.
+    pub name: Box<str>,
+    /// Whether what matches is denied; otherwise it is allowed.
+    pub denies: bool,
+    /// It only reports.
+    pub audit: bool,
+    /// Why it cannot be read; it denies everything then.
+    pub unreadable: Option<Box<str>>,
+    ports: Vec<u16>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Rule {
+    /// What it is called in stories: `rule 1 (readers)`.
+    label: Box<str>,
+    from: Vec<From>,
+    to: Vec<To>,
+    headers: Vec<Header>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct From {
+    identities: List,
+    namespaces: List,
+    accounts: List,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct To {
+    methods: List,
+    paths: List,
+    grpc: List,
+    models: List,
+    ports: Vec<u16>,
+    not_ports: Vec<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Header {
+    name: http::HeaderName,
+    values: List,
+}
+
+/// One of these, and none of those; an empty list asks for nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct List {
+    of: Vec<Pattern>,
+    not: Vec<Pattern>,
+}
+
+/// What is decided, and by what.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision<'a> {
+    /// Why it is denied; `None`: it is allowed.
+    pub denied: Option<Why<'a>>,
+    /// The rule that allows it; `None`: no policy asks, or it is denied.
+    pub allowed: Option<(&'a Policy, &'a str)>,
+    /// Why it would be denied if the policies that only report were in force.
+    pub would_deny: Option<Why<'a>>,
+}
+
+/// Why something is denied. Displays as the story.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Why<'a> {
+    /// A rule of a policy denies it.
+    Rule(&'a Policy, &'a str),
+    /// There are policies that allow something, and none allows this; the first of them.
+    NothingAllows(&'a Policy, usize),
+}
+
+impl Why<'_> {
+    /// The policy's name, for metrics: one of those that control pushes. That of the first, where none allows it.
+    pub fn policy(&self) -> &str {
+        let (Self::Rule(policy, _) | Self::NothingAllows(policy, _)) = self;
+        &policy.name
+    }
+}
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(Policy { name, unreadable: Some(why), .. }, _) => {
+                write!(f, "AccessPolicy {name} cannot be read and therefore denies everything; {why}")
+            }
+            Self::Rule(policy, rule) => write!(f, "{rule} of AccessPolicy {} denies it", policy.name),
+            Self::NothingAllows(first, 1) => {
+                write!(f, "no policy allows it: only AccessPolicy {} allows anything here", first.name)
+            }
+            Self::NothingAllows(first, count) => {
+                write!(
+                    f,
+                    "no policy allows it: AccessPolicy {} and {} more allow something here",
+                    first.name,
+                    count - 1
+                )
+            }
+        }
+    }
+}
+
+impl Access {
+    /// Compiles what control pushed. The error says what this proxy does not understand.
+    pub fn compile(from: &v1::Access) -> Result<Self, String> {
+        if from.level > LEVEL {
+            return Err(format!(
+                "it has conditions of level {}, and this proxy knows {LEVEL}; upgrade it",
+                from.level
+            ));
+        }
+        let policies = from.policies.iter().map(policy).collect::<Result<Vec<_>, String>>()?;
+        let tos = || policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.to);
+        Ok(Self {
+            looks_at_models: tos().any(|to| to.models.is_said()),
+            // A model may stand in the path.
+            looks_at_paths: tos().any(|to| to.paths.is_said() || to.grpc.is_said() || to.models.is_said()),
+            policies,
+        })
+    }
+
+    /// Whether there is no policy: everything is allowed.
+    pub fn is_open(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// Whether a rule asks for the path, so that it has to be canonical.
+    pub fn looks_at_paths(&self) -> bool {
+        self.looks_at_paths
+    }
+
+    /// Whether a rule asks for the model.
+    pub fn looks_at_models(&self) -> bool {
+        self.looks_at_models
+    }
+
+    /// The policies, in the order in which they are asked.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    /// Decides.
+    pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {
+        let about = || self.policies.iter().filter(|policy| policy.is_about(facts.port));
+        let denying = |audit: bool| {
+            let mut found = about().filter(move |policy| policy.denies && policy.audit == audit);
+            found.find_map(|policy| Some(Why::Rule(policy, policy.first(facts, Match::Maybe)?)))
+        };
+        let allowing = |audits: bool| {
+            let mut found = about().filter(move |policy| !policy.denies && (audits || !policy.audit));
+            found.find_map(|policy| Some((policy, policy.first(facts, Match::Yes)?)))
+        };
+        let nothing_allows = |audits: bool| {
+            let mut asking = about().filter(move |policy| !policy.denies && (audits || !policy.audit));
+            let first = asking.next()?;
+            Some(Why::NothingAllows(first, 1 + asking.count()))
+        };
+        let allowed = allowing(false);
+        let denied = denying(false).or_else(|| if allowed.is_some() { None } else { nothing_allows(false) });
+        if denied.is_some() {
+            return Decision { denied, allowed: None, would_deny: None };
+        }
+        let would_deny =
+            denying(true).or_else(|| if allowing(true).is_some() { None } else { nothing_allows(true) });
+        Decision { denied, allowed, would_deny }
+    }
+}
+
+impl Policy {
+    /// Whether it is about that port.
+    pub fn is_about(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    /// The first rule that matches at least so surely.
+    fn first(&self, facts: &Facts<'_>, least: Match) -> Option<&str> {
+        self.rules.iter().find(|rule| rule.matches(facts) >= least).map(|rule| &*rule.label)
+    }
+}
+
+impl Rule {
+    fn matches(&self, facts: &Facts<'_>) -> Match {
+        let from = surest(&self.from, |from| from.matches(facts.client));
+        if from == Match::No {
+            return from;
+        }
+        let to = surest(&self.to, |to| to.matches(facts));
+        let headers = self.headers.iter().map(|header| match facts.http {
+            Some(http) => header.matches(http.headers),
+            None => Match::No,
+        });
+        headers.fold(from.min(to), Match::min)
+    }
+}
+
+impl From {
+    fn matches(&self, client: Option<&SpiffeId>) -> Match {
+        let Some(id) = client else {
+            // Nobody in particular: on no list of those who are meant, and maybe one of those who are not excepted.
+            let said =
+                [&self.identities, &self.namespaces, &self.accounts].iter().any(|list| !list.of.is_empty());
+            return if said { Match::No } else { Match::Maybe };
+        };
+        let (_, namespace, account) = id.parts();
+        yes(self.identities.holds(|pattern| pattern.matches(id.as_str().as_bytes()))
+            && self.namespaces.holds(|pattern| pattern.matches(namespace.as_bytes()))
+            && self.accounts.holds(|pattern| pattern.matches_account(namespace, account)))
+    }
+}
+
+impl To {
+    fn matches(&self, facts: &Facts<'_>) -> Match {
+        let port = (self.ports.is_empty() || self.ports.contains(&facts.port))
+            && !self.not_ports.contains(&facts.port);
+        if !port {
+            return Match::No;
+        }
+        let Some(http) = facts.http else {
+            // What asks for HTTP never matches bytes.
+            let lists = [&self.methods, &self.paths, &self.grpc, &self.models];
+            return yes(!lists.iter().any(|list| list.is_said()));
+        };
+        fn is(text: &str) -> impl Fn(&Pattern) -> bool {
+            move |pattern| pattern.matches(text.as_bytes())
+        }
+        if !(self.methods.holds(is(http.method))
+            && self.paths.holds(is(http.path))
+            && self.grpc.holds(is(http.path)))
+        {
+            return Match::No;
+        }
+        match http.model {
+            Model::Named(model) => yes(self.models.holds(is(model))),
+            // It is none of those that are excepted, and none of those that are meant.
+            Model::None => yes(self.models.of.is_empty()),
+            Model::Unknown if self.models.is_said() => Match::Maybe,
+            Model::Unknown => Match::Yes,
+        }
+    }
+}
+
+impl Header {
+    fn matches(&self, headers: &HeaderMap) -> Match {
+        let mut values = headers.get_all(&self.name).iter().peekable();
+        if values.peek().is_none() {
+            // Nothing of what is meant; and nothing that is excepted, if only that was said.
+            return yes(self.values.of.is_empty() && !self.values.not.is_empty());
+        }
+        // Which of several values the application takes is its own affair.
+        let mut all = true;
+        let mut some = false;
+        for value in values {
+            let holds = self.values.holds(|pattern| pattern.matches(value.as_bytes()));
+            all &= holds;
+            some |= holds;
+        }
+        if all {
+            Match::Yes
+        } else if some {
+            Match::Maybe
+        } else {
+            Match::No
+        }
+    }
+}
+
+impl List {
+    fn is_said(&self) -> bool {
+        !(self.of.is_empty() && self.not.is_empty())
+    }
+
+    fn holds(&self, matches: impl Fn(&Pattern) -> bool) -> bool {
+        (self.of.is_empty() || self.of.iter().any(&matches)) && !self.not.iter().any(&matches)
+    }
+}
+
+fn yes(holds: bool) -> Match {
+    if holds { Match::Yes } else { Match::No }
+}
+
+/// The surest of them; where none is said, all are meant.
+fn surest<T>(list: &[T], matches: impl Fn(&T) -> Match) -> Match {
+    if list.is_empty() {
+        return Match::Yes;
+    }
+    list.iter().map(matches).max().unwrap_or(Match::No)
+}
+
+fn policy(from: &v1::AccessPolicy) -> Result<Policy, String> {
+    let wrong = |error: String| format!("AccessPolicy {}: {error}", from.name);
+    let denies = match from.effect() {
+        Effect::Allow => false,
+        Effect::Deny => true,
+        Effect::Unspecified => {
+            return Err(wrong("an effect that this proxy does not know; upgrade it".into()));
+        }
+    };
+    let rules = from.rules.iter().enumerate().map(|(index, from)| rule(index, from));
+    Ok(Policy {
+        name: from.name.as_str().into(),
+        denies,
+        audit: from.audit,
+        unreadable: (!from.unreadable.is_empty()).then(|| from.unreadable.as_str().into()),
+        ports: ports(&from.ports).map_err(wrong)?,
+        rules: rules.collect::<Result<_, _>>().map_err(wrong)?,
+    })
+}
+
+fn rule(index: usize, from: &v1::AccessRule) -> Result<Rule, String> {
+    let label = match from.name.as_str() {
+        "" => format!("rule {}", index + 1),
+        name => format!("rule {} ({name})", index + 1),
+    };
+    let wrong = |error: String| format!("{label}: {error}");
+    let sources = from.from.iter().map(|from| {
+        Ok(From {
+            identities: list(&from.identities, &from.not_identities, Pattern::identity)?,
+            namespaces: list(&from.namespaces, &from.not_namespaces, Pattern::namespace)?,
+            accounts: list(&from.service_accounts, &from.not_service_accounts, Pattern::account)?,
+        })
+    });
+    let targets = from.to.iter().map(|to| {
+        Ok(To {
+            methods: list(&to.methods, &to.not_methods, Pattern::method)?,
+            paths: list(&to.paths, &to.not_paths, Pattern::path)?,
+            grpc: list(&to.grpc, &to.not_grpc, Pattern::grpc)?,
+            models: list(&to.models, &to.not_models, Pattern::model)?,
+            ports: ports(&to.ports)?,
+            not_ports: ports(&to.not_ports)?,
+        })
+    });
+    let headers = from.headers.iter().map(|header| {
+        let name =
+            header.name.parse().map_err(|_| format!("{:?} is not the name of a header", header.name))?;
+        Ok(Header { name, values: list(&header.values, &header.not_values, Pattern::text)? })
+    });
+    Ok(Rule {
+        from: sources.collect::<Result<_, String>>().map_err(wrong)?,
+        to: targets.collect::<Result<_, String>>().map_err(wrong)?,
+        headers: headers.collect::<Result<_, String>>().map_err(wrong)?,
+        label: label.into(),
+    })
+}
+
+fn list(
+    of: &[String],
+    not: &[String],
+    read: impl Fn(&str) -> Result<Pattern, String>,
+) -> Result<List, String> {
+    let read = |texts: &[String]| texts.iter().map(|text| read(text)).collect::<Result<_, _>>();
+    Ok(List { of: read(of)?, not: read(not)? })
+}
+
+fn ports(from: &[u32]) -> Result<Vec<u16>, String> {
+    let port = |port: &u32| u16::try_from(*port).map_err(|_| format!("{port} is not a port"));
+    from.iter().map(port).collect()
+}
+
+#[cfg(test)]
+mod tests;
