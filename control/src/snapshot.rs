@@ -100,7 +100,7 @@ impl Snapshot {
                     })
                     .unwrap_or_default()
             }
-            Kind::TrustBundle | Kind::Workload | Kind::Address | Kind::Routes => {
+            Kind::TrustBundle | Kind::Access | Kind::Workload | Kind::Address | Kind::Routes => {
                 own(name).into_iter().collect()
             }
         }

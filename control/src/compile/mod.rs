@@ -4,6 +4,7 @@
 //! problems. An object that makes no sense is reported, and its last good version stays in force; an object that has
 //! none is in force as far as it makes sense. [`compile`] is pure; [`run`] feeds it and publishes what it makes.
 
+mod access;
 pub mod annotations;
 mod driver;
 mod endpoints;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use self::faults::{Fault, Faults};
 use self::view::View;
-use crate::objects::{Object, ObjectId, ObjectSet, Scope};
+use crate::objects::{Object, ObjectId, ObjectKind, ObjectSet, Scope};
 use crate::snapshot::{Builder, Snapshot};
 
 pub use driver::{resume, run};
@@ -62,12 +63,20 @@ struct Candidate {
     held: bool,
 }
 
+/// An access policy that cannot be read, and of which no version ever could.
+struct Unread {
+    id: ObjectId,
+    /// Where, and why.
+    why: String,
+}
+
 type Candidates = BTreeMap<ObjectId, Candidate>;
 
 /// Compiles a set of objects.
 pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snapshot, State) {
     let mut problems = Vec::new();
     let candidates = gather(set, previous, &mut problems);
+    let unread = unread(set, &candidates);
     let mut in_force: BTreeMap<ObjectId, Arc<Object>> =
         candidates.iter().map(|(id, candidate)| (id.clone(), candidate.object.clone())).collect();
     let mut replaced = BTreeSet::new();
@@ -76,7 +85,7 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     // settled. What is referred to falls back first: it may be all that was wrong. Every turn replaces something, and
     // nothing twice, so this ends; it takes one turn when nothing is wrong.
     let (builder, faults) = loop {
-        let (builder, faults) = resources(&in_force, trust);
+        let (builder, faults) = resources(&in_force, &unread, trust);
         let fallen = fall_back(&faults, &candidates, previous, &replaced);
         if fallen.is_empty() {
             break (builder, faults);
@@ -165,6 +174,18 @@ fn gather(set: &ObjectSet, previous: &State, problems: &mut Vec<Problem>) -> Can
     candidates
 }
 
+/// The access policies that are lost altogether.
+fn unread(set: &ObjectSet, candidates: &Candidates) -> Vec<Unread> {
+    let lost = set.broken.iter().filter_map(|broken| match &broken.scope {
+        Scope::Object(id) if id.kind == ObjectKind::AccessPolicy && !candidates.contains_key(id) => {
+            let why = format!("{}:{}: {}", broken.origin.file, broken.origin.line, broken.message);
+            Some(Unread { id: id.clone(), why })
+        }
+        _ => None,
+    });
+    lost.collect()
+}
+
 /// The refused objects that have another, good version, as far as they are of the first kind that has any.
 fn fall_back(
     faults: &[Fault],
@@ -200,7 +221,11 @@ fn told(fault: &Fault, candidates: &Candidates, replaced: bool) -> Problem {
 }
 
 /// All resources of the objects in force, and what is wrong with these.
-fn resources(in_force: &BTreeMap<ObjectId, Arc<Object>>, trust: &TrustAnchors) -> (Builder, Vec<Fault>) {
+fn resources(
+    in_force: &BTreeMap<ObjectId, Arc<Object>>,
+    unread: &[Unread],
+    trust: &TrustAnchors,
+) -> (Builder, Vec<Fault>) {
     let mut faults = Faults::default();
     let mut builder = Builder::default();
     if !trust.trust_domain.is_empty() {
@@ -215,6 +240,7 @@ fn resources(in_force: &BTreeMap<ObjectId, Arc<Object>>, trust: &TrustAnchors) -
     services::add(&services, &mut builder, &mut faults);
     endpoints::add(&joined, &mut builder);
     pods::add(&pods, &services, &joined, &mut builder, &mut faults);
+    access::add(&view, unread, &pods, &services, &joined, &mut builder, &mut faults);
     routes::add(&view, &services, &mut builder, &mut faults);
     (builder, faults.into_vec())
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::names::annotation;
 use penstock_api::resource::Kind;
@@ -30,6 +31,10 @@ pub(super) struct PodModel<'a> {
     pub permissive: bool,
     /// How the application's requests are queued.
     pub admission: Option<v1::Admission>,
+    /// Its application is told who calls.
+    pub forward_identity: bool,
+    /// Its HTTP probes: port, and path with query.
+    probes: BTreeSet<(u16, String)>,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -63,6 +68,10 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         setting(object, annotation::MTLS, faults, |text| annotations::either(text, "permissive", "strict"))
             .unwrap_or(false);
     let admission = setting(object, annotation::ADMISSION, faults, annotations::admission);
+    let forward_identity = setting(object, annotation::FORWARD_IDENTITY, faults, |text| {
+        annotations::either(text, "true", "false")
+    })
+    .unwrap_or(false);
     let opaque = setting(object, annotation::OPAQUE_PORTS, faults, annotations::ports).unwrap_or_default();
     let inbound_port = setting(object, annotation::INBOUND_PORT, faults, annotations::port).unwrap_or(0);
 
@@ -90,6 +99,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
+    let probes = probes(spec, &ports);
     let mut ips: Vec<IpAddr> = Vec::new();
     if let Some(status) = &pod.status {
         let texts = status.pod_ip.iter().chain(status.pod_ips.iter().flatten().map(|ip| &ip.ip));
@@ -107,6 +117,8 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         inbound_port: inbound_port.into(),
         permissive,
         admission,
+        forward_identity,
+        probes,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
         ips,
@@ -131,7 +143,38 @@ fn setting<T>(
     }
 }
 
+/// What the kubelet asks the pod for over plain HTTP.
+fn probes(spec: Option<&PodSpec>, ports: &BTreeMap<u16, String>) -> BTreeSet<(u16, String)> {
+    let containers =
+        spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let each = containers.flat_map(|container| {
+        [&container.readiness_probe, &container.liveness_probe, &container.startup_probe]
+            .into_iter()
+            .flatten()
+    });
+    let gets = each.filter_map(|probe| probe.http_get.as_ref());
+    let plain = gets.filter(|get| get.scheme.as_deref().unwrap_or("HTTP") == "HTTP");
+    let found = plain.filter_map(|get| {
+        // One that goes elsewhere does not come here.
+        let number = match &get.port {
+            IntOrString::Int(number) => u16::try_from(*number).ok(),
+            IntOrString::String(name) => {
+                ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
+            }
+        };
+        let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Some((number.filter(|number| *number > 0)?, format!("{slash}{path}")))
+    });
+    found.collect()
+}
+
 impl PodModel<'_> {
+    /// The number of the port that a container calls so.
+    pub(super) fn port_of(&self, name: &str) -> Option<u16> {
+        self.ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
+    }
+
     /// The pod as somebody else's proxy reaches it.
     pub(super) fn endpoint(&self, name: &str, ip: IpAddr) -> v1::Endpoint {
         v1::Endpoint {
@@ -232,6 +275,12 @@ pub(super) fn add(
             }
         }
         if pod.injected {
+            let probes = pod.probes.iter().map(|(port, path)| v1::Probe {
+                port: (*port).into(),
+                path: path.clone(),
+                application: SocketAddr::new(ip, *port).to_string(),
+            });
+            let probes = probes.collect();
             let message = v1::Workload {
                 namespace: pod.object.id.namespace.clone(),
                 name: pod.object.id.name.clone(),
@@ -239,6 +288,8 @@ pub(super) fn add(
                 ports,
                 permissive: pod.permissive,
                 admission: pod.admission,
+                probes,
+                forward_identity: pod.forward_identity,
             };
             builder.add(Kind::Workload, name.as_str(), &message);
         }

@@ -18,7 +18,7 @@ use crate::objects::policy::{InferencePolicy, Prepare, words};
 /// Joins what policies ask into the Services that they are for.
 pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Faults) {
     let mut taken: BTreeMap<ServiceName, &Object> = BTreeMap::new();
-    for &(object, policy) in &view.policies {
+    for &(object, policy) in &view.inference {
         let target = &policy.spec.target_ref;
         if target.kind != "Service" {
             let message =

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::objects::policy::InferencePolicy;
+use crate::objects::access::AccessPolicy;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.
@@ -22,7 +23,8 @@ pub(super) struct View<'a> {
     pub services: Vec<Of<'a, Service>>,
     pub routes: Vec<Of<'a, HTTPRoute>>,
     pub grants: Vec<Of<'a, ReferenceGrant>>,
-    pub policies: Vec<Of<'a, InferencePolicy>>,
+    pub inference: Vec<Of<'a, InferencePolicy>>,
+    pub access: Vec<Of<'a, AccessPolicy>>,
 }
 
 impl<'a> View<'a> {
@@ -35,7 +37,8 @@ impl<'a> View<'a> {
                 Body::Service(body) => view.services.push((object, body)),
                 Body::HTTPRoute(body) => view.routes.push((object, body)),
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),
-                Body::InferencePolicy(body) => view.policies.push((object, body)),
+                Body::InferencePolicy(body) => view.inference.push((object, body)),
+                Body::AccessPolicy(body) => view.access.push((object, body)),
             }
         }
         view

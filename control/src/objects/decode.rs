@@ -64,8 +64,9 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("gateway.networking.k8s.io", "HTTPRoute") => ObjectKind::HTTPRoute,
         ("gateway.networking.k8s.io", "ReferenceGrant") => ObjectKind::ReferenceGrant,
         ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
+        ("penstock.io", "AccessPolicy") => ObjectKind::AccessPolicy,
         ("penstock.io", unknown) => {
-            let message = format!("{unknown} is no kind of penstock.io; write InferencePolicy");
+            let message = format!("{unknown} is no kind of penstock.io; write InferencePolicy or AccessPolicy");
             return Err(broken(document.line_of("/kind"), Scope::File, message));
         }
         _ => {
@@ -96,6 +97,7 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ObjectKind::HTTPRoute => typed(&document).map(|object| Body::HTTPRoute(Box::new(object))),
         ObjectKind::ReferenceGrant => typed(&document).map(|object| Body::ReferenceGrant(Box::new(object))),
         ObjectKind::InferencePolicy => typed(&document).map(|object| Body::InferencePolicy(Box::new(object))),
+        ObjectKind::AccessPolicy => typed(&document).map(|object| Body::AccessPolicy(Box::new(object))),
     };
     match body {
         Ok(body) => Ok(Some(Object { origin, id, body, lines: Some(Arc::new(document)) })),

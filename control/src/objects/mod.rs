@@ -3,6 +3,7 @@
 //! In: text, or later a watch of the Kubernetes API. Out: an [`ObjectSet`]. What cannot be read is part of the set as
 //! [`Broken`], so that the compiler can keep the last good version in force and say why.
 
+pub mod access;
 pub mod decode;
 pub mod policy;
 pub mod yaml;
@@ -18,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use self::policy::InferencePolicy;
+use self::access::AccessPolicy;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
@@ -62,6 +64,7 @@ pub enum ObjectKind {
     InferencePolicy,
     Service,
     HTTPRoute,
+    AccessPolicy,
 }
 
 /// The name of an object; there is at most one object of a name.
@@ -85,6 +88,7 @@ pub enum Body {
     HTTPRoute(Box<HTTPRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
     InferencePolicy(Box<InferencePolicy>),
+    AccessPolicy(Box<AccessPolicy>),
 }
 
 /// Something that could not be read.
@@ -124,6 +128,7 @@ impl Object {
             Body::HTTPRoute(object) => &object.metadata,
             Body::ReferenceGrant(object) => &object.metadata,
             Body::InferencePolicy(object) => &object.metadata,
+            Body::AccessPolicy(object) => &object.metadata,
         }
     }
 

@@ -111,11 +111,11 @@ impl Stream {
             self.answer_unknown(request);
             return Ok(());
         };
-        if kind == Kind::Workload {
+        if Kind::OF_POD.contains(&kind) {
             let others = |name: &&String| **name != self.node && *name != WILDCARD;
             if let Some(name) = request.resource_names_subscribe.iter().find(others) {
                 return Err(Fault::Forbidden(format!(
-                    "{} may see its own workload only, not {name}; check the node id of the proxy",
+                    "{} may see what is its own pod's only, not {name}; check the node id of the proxy",
                     self.node
                 )));
             }
@@ -350,7 +350,7 @@ fn referrers(kind: Kind) -> &'static [Kind] {
         Kind::Service => &[Kind::Address, Kind::Routes, Kind::Weights],
         Kind::Endpoints => &[Kind::Routes, Kind::Weights],
         Kind::Weights => &[Kind::Routes],
-        Kind::TrustBundle | Kind::Workload | Kind::Address | Kind::Routes => &[],
+        Kind::TrustBundle | Kind::Access | Kind::Workload | Kind::Address | Kind::Routes => &[],
     }
 }
 

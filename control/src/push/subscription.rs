@@ -213,8 +213,8 @@ impl Subscription {
         let mut want = Want::default();
         for name in &self.names {
             let found = match (&**name, kind) {
-                // A proxy sees its own workload only, whatever it asks for.
-                (WILDCARD, Kind::Workload) => snapshot.expand(kind, node),
+                // A proxy sees what is its own pod's only, whatever it asks for.
+                (WILDCARD, Kind::Access | Kind::Workload) => snapshot.expand(kind, node),
                 (WILDCARD, _) => snapshot.all(kind).collect(),
                 _ => snapshot.expand(kind, name),
             };

@@ -601,7 +601,7 @@ fn a_proxy_sees_its_own_workload_only() {
     assert_eq!(
         fault,
         Fault::Forbidden(
-            "team-a/client-0 may see its own workload only, not team-b/other-0; check the node id of the proxy".into()
+            "team-a/client-0 may see what is its own pod's only, not team-b/other-0; check the node id of the proxy".into()
         )
     );
 }

@@ -133,7 +133,7 @@ async fn somebody_elses_workload_is_refused_with_a_reason() {
     let mut ads = Ads::open(channel, "team-a/p", Kind::Workload, &["team-a/other"]).await.unwrap();
     let status = ads.responses.message().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::PermissionDenied);
-    assert!(status.message().contains("its own workload only"), "{status:?}");
+    assert!(status.message().contains("its own pod's only"), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

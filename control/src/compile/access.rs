@@ -1,0 +1,338 @@
+//! Access policies: which workloads each is about, and what its rules are.
+//!
+//! A policy that cannot be understood is refused as every object is: its last good version stays in force. Where there is
+//! none, it fails safe: it denies everything to the workloads that it is about, to all of its namespace if even those
+//! cannot be read, and says so in every answer. An Audit, which changes nothing, is left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use penstock_api::ServiceName;
+use penstock_api::access::{self, Pattern};
+use penstock_api::resource::Kind;
+use penstock_api::v1::{self, access_policy::Effect};
+
+use super::Unread;
+use super::endpoints::Joined;
+use super::faults::Faults;
+use super::pods::{PodModel, Pods};
+use super::services::Services;
+use super::view::{Of, View};
+use crate::objects::Object;
+use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule};
+use crate::snapshot::Builder;
+
+/// The pods that a policy is about, each with the ports (none = all).
+type Targets<'a> = BTreeMap<&'a str, BTreeSet<u16>>;
+
+/// Adds the policies of each pod of the mesh. One without any is told so: that a proxy has not heard of policies must
+/// never mean that there are none.
+pub(super) fn add(
+    view: &View<'_>,
+    unread: &[Unread],
+    pods: &Pods<'_>,
+    services: &Services<'_>,
+    joined: &Joined,
+    builder: &mut Builder,
+    faults: &mut Faults,
+) {
+    let mut of_pods: BTreeMap<&str, v1::Access> = pods
+        .iter()
+        .filter(|(_, pod)| pod.injected)
+        .map(|(name, _)| (name.as_str(), v1::Access { policies: Vec::new(), level: access::LEVEL }))
+        .collect();
+    for unread in unread {
+        let policy = closed(&unread.id.qualified(), &unread.why);
+        let in_namespace = |(name, _): &(&&str, &mut v1::Access)| namespace(name) == unread.id.namespace;
+        for (_, access) in of_pods.iter_mut().filter(in_namespace) {
+            access.policies.push(policy.clone());
+        }
+    }
+    for (object, policy) in &view.access {
+        let targets = targets(object, policy, pods, services, joined, view, faults);
+        let compiled = compiled(object, policy, faults);
+        let mut selects = false;
+        let (targets, open) = match targets {
+            Some(targets) => (targets, false),
+            // What it is about cannot be read: all that it may be about.
+            None => (everything(object, pods), true),
+        };
+        for (pod, ports) in targets {
+            let Some(access) = of_pods.get_mut(pod) else { continue };
+            selects = true;
+            let ports = ports.into_iter().map(u32::from).collect();
+            let name = object.id.qualified();
+            let policy = match &compiled {
+                Some(compiled) if !open => v1::AccessPolicy { ports, ..compiled.clone() },
+                _ if policy.spec.action == Action::Audit => continue,
+                _ => {
+                    let why = "penstock check says what is wrong with it";
+                    let (file, line) = (&object.origin.file, object.origin.line);
+                    v1::AccessPolicy { ports, ..closed(&name, &format!("{file}:{line}: {why}")) }
+                }
+            };
+            access.policies.push(policy);
+        }
+        if !selects {
+            faults.note(
+                object,
+                "/spec",
+                "no workload of the mesh is one that it is about, so it protects nothing",
+            );
+        }
+    }
+    for (name, access) in of_pods {
+        builder.add(Kind::Access, name, &access);
+    }
+}
+
+fn namespace(pod: &str) -> &str {
+    pod.split('/').next().unwrap_or_default()
+}
+
+/// A policy that denies everything.
+fn closed(name: &str, why: &str) -> v1::AccessPolicy {
+    v1::AccessPolicy {
+        name: name.to_owned(),
+        effect: Effect::Deny.into(),
+        rules: vec![v1::AccessRule::default()],
+        unreadable: why.to_owned(),
+        ..v1::AccessPolicy::default()
+    }
+}
+
+/// All pods of the policy's namespace.
+fn everything<'a>(object: &Object, pods: &'a Pods<'_>) -> Targets<'a> {
+    let own = pods.keys().filter(|name| namespace(name) == object.id.namespace);
+    own.map(|name| (name.as_str(), BTreeSet::new())).collect()
+}
+
+/// What a policy is about; `None`: that makes no sense.
+fn targets<'a>(
+    object: &Object,
+    policy: &AccessPolicy,
+    pods: &'a Pods<'_>,
+    services: &Services<'_>,
+    joined: &Joined,
+    view: &View<'_>,
+    faults: &mut Faults,
+) -> Option<Targets<'a>> {
+    let refs = policy.spec.target_refs.as_deref().unwrap_or_default();
+    match &policy.spec.selector {
+        Some(_) if !refs.is_empty() => {
+            faults.refuse(object, "/spec/selector", "it has targetRefs too; keep one of the two");
+            return None;
+        }
+        Some(selector) => {
+            let all = everything(object, pods).into_iter();
+            return Some(all.filter(|(name, _)| has_labels(&pods[*name], &selector.match_labels)).collect());
+        }
+        None if refs.is_empty() => return Some(everything(object, pods)),
+        None => {}
+    }
+    let mut targets = Targets::new();
+    for (index, target) in refs.iter().enumerate() {
+        let pointer = format!("/spec/targetRefs/{index}");
+        if target.kind != "Service" || !target.group.as_deref().unwrap_or_default().is_empty() {
+            let message = format!(
+                "{} is no kind that a policy can be about; write kind: Service, or a selector",
+                target.kind
+            );
+            faults.refuse(object, format!("{pointer}/kind"), message);
+            return None;
+        }
+        let service = ServiceName::new(&object.id.namespace, &target.name).ok();
+        let Some(service) = service.filter(|service| services.contains_key(service)) else {
+            let message = format!(
+                "there is no Service {} in {}, so nothing of it is protected; create it, or select the workloads by label",
+                target.name, object.id.namespace
+            );
+            faults.note(object, format!("{pointer}/name"), message);
+            continue;
+        };
+        for (pod, ports) in everything(object, pods).into_keys().filter_map(|pod| {
+            let mut ports = by_slices(joined, pod, &service);
+            ports.extend(by_selector(view, &pods[pod], &service));
+            (!ports.is_empty()).then_some((pod, ports))
+        }) {
+            targets.entry(pod).or_default().extend(ports);
+        }
+    }
+    Some(targets)
+}
+
+/// The ports of a pod that a Service's slices lead to.
+fn by_slices(joined: &Joined, pod: &str, service: &ServiceName) -> BTreeSet<u16> {
+    let targets = joined.targets.get(pod).into_iter().flatten();
+    let leading = targets.filter(|(_, services)| services.iter().any(|(name, _)| name == service));
+    leading.map(|(port, _)| *port).collect()
+}
+
+/// The ports of a pod that a Service's selector leads to, whether a slice lists it or not: a pod that is about to go, or not
+/// ready, is protected all the same.
+fn by_selector(view: &View<'_>, pod: &PodModel<'_>, service: &ServiceName) -> BTreeSet<u16> {
+    let found: Option<&Of<'_, k8s_openapi::api::core::v1::Service>> = view
+        .services
+        .iter()
+        .find(|(object, _)| object.id.namespace == service.namespace() && object.id.name == service.name());
+    let Some(spec) = found.and_then(|(_, service)| service.spec.as_ref()) else { return BTreeSet::new() };
+    let labels = spec.selector.as_ref().filter(|labels| !labels.is_empty() && has_labels(pod, labels));
+    if labels.is_none() {
+        return BTreeSet::new();
+    }
+    let number = |port: &k8s_openapi::api::core::v1::ServicePort| match &port.target_port {
+        Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+        Some(IntOrString::String(name)) => pod.port_of(name),
+        None => u16::try_from(port.port).ok(),
+    };
+    spec.ports.iter().flatten().filter_map(number).collect()
+}
+
+fn has_labels(pod: &PodModel<'_>, wanted: &BTreeMap<String, String>) -> bool {
+    let labels = pod.object.metadata().labels.as_ref();
+    wanted.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// A policy as proxies take it; `None`: it makes no sense.
+fn compiled(object: &Object, policy: &AccessPolicy, faults: &mut Faults) -> Option<v1::AccessPolicy> {
+    let spec = &policy.spec;
+    let audit = spec.action == Action::Audit;
+    let denies = match (spec.action, spec.rehearse) {
+        (Action::Deny, None) | (Action::Audit, Some(Rehearsed::Deny)) => true,
+        (Action::Allow, None) | (Action::Audit, _) => false,
+        (Action::Allow | Action::Deny, Some(_)) => {
+            faults.refuse(object, "/spec/rehearse", "only an Audit stands in for another action; remove it");
+            return None;
+        }
+    };
+    let rules = spec.rules.as_deref().unwrap_or_default();
+    if denies && rules.is_empty() {
+        faults.refuse(object, "/spec/rules", "it denies nothing; write a rule, or `- {}` to deny everything");
+        return None;
+    }
+    let mut sound = true;
+    let mut written = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let mut read = Reading { object, faults, pointer: format!("/spec/rules/{index}"), sound: true };
+        written.push(read.rule(rule));
+        sound &= read.sound;
+    }
+    let effect = if denies { Effect::Deny } else { Effect::Allow };
+    sound.then(|| v1::AccessPolicy {
+        name: object.id.qualified(),
+        effect: effect.into(),
+        audit,
+        rules: written,
+        ..v1::AccessPolicy::default()
+    })
+}
+
+/// A rule as it is read.
+struct Reading<'a, 'o> {
+    object: &'o Object,
+    faults: &'a mut Faults,
+    pointer: String,
+    sound: bool,
+}
+
+type Texts<'a> = &'a Option<Vec<String>>;
+
+impl Reading<'_, '_> {
+    fn rule(&mut self, rule: &Rule) -> v1::AccessRule {
+        let from = rule.from.iter().flatten().enumerate().map(|(index, from)| {
+            let at = |field: &str| format!("from/{index}/{field}");
+            let own = self.object.id.namespace.clone();
+            let accounts = |texts: Texts<'_>| {
+                let whole = |text: &String| match text.contains('/') {
+                    true => text.clone(),
+                    false => format!("{own}/{text}"),
+                };
+                texts.as_ref().map(|texts| texts.iter().map(whole).collect())
+            };
+            v1::AccessFrom {
+                identities: self.texts(at("identities"), &from.identities, Pattern::identity),
+                not_identities: self.texts(at("notIdentities"), &from.not_identities, Pattern::identity),
+                namespaces: self.texts(at("namespaces"), &from.namespaces, Pattern::namespace),
+                not_namespaces: self.texts(at("notNamespaces"), &from.not_namespaces, Pattern::namespace),
+                service_accounts: self.texts(
+                    at("serviceAccounts"),
+                    &accounts(&from.service_accounts),
+                    Pattern::account,
+                ),
+                not_service_accounts: self.texts(
+                    at("notServiceAccounts"),
+                    &accounts(&from.not_service_accounts),
+                    Pattern::account,
+                ),
+            }
+        });
+        let from = from.collect();
+        let to = rule.to.iter().flatten().enumerate().map(|(index, to)| {
+            let at = |field: &str| format!("to/{index}/{field}");
+            v1::AccessTo {
+                methods: self.texts(at("methods"), &to.methods, Pattern::method),
+                not_methods: self.texts(at("notMethods"), &to.not_methods, Pattern::method),
+                paths: self.texts(at("paths"), &to.paths, Pattern::path),
+                not_paths: self.texts(at("notPaths"), &to.not_paths, Pattern::path),
+                ports: self.ports(&at("ports"), to.ports.as_ref()),
+                not_ports: self.ports(&at("notPorts"), to.not_ports.as_ref()),
+                models: self.texts(at("models"), &to.models, Pattern::model),
+                not_models: self.texts(at("notModels"), &to.not_models, Pattern::model),
+                grpc: self.texts(at("grpc"), &calls(to.grpc.as_ref()), Pattern::grpc),
+                not_grpc: self.texts(at("notGrpc"), &calls(to.not_grpc.as_ref()), Pattern::grpc),
+            }
+        });
+        let to = to.collect();
+        let headers = rule.when.iter().flat_map(|when| when.headers.iter().flatten()).enumerate();
+        let headers = headers.map(|(index, header)| {
+            let at = |field: &str| format!("when/headers/{index}/{field}");
+            if header.name.parse::<http::HeaderName>().is_err() {
+                self.refuse(&at("name"), &format!("{:?} is not the name of a header", header.name));
+            }
+            v1::AccessHeader {
+                name: header.name.clone(),
+                values: self.texts(at("values"), &header.values, Pattern::text),
+                not_values: self.texts(at("notValues"), &header.not_values, Pattern::text),
+            }
+        });
+        let headers = headers.collect();
+        v1::AccessRule { name: rule.name.clone().unwrap_or_default(), from, to, headers }
+    }
+
+    fn refuse(&mut self, field: &str, message: &str) {
+        self.sound = false;
+        self.faults.refuse(self.object, format!("{}/{field}", self.pointer), message);
+    }
+
+    /// A list. An empty one would ask for nothing, and whoever writes it means the opposite.
+    fn texts(
+        &mut self,
+        field: String,
+        texts: Texts<'_>,
+        read: impl Fn(&str) -> Result<Pattern, String>,
+    ) -> Vec<String> {
+        let Some(texts) = texts else { return Vec::new() };
+        if texts.is_empty() {
+            self.refuse(&field, "an empty list would match everything; name something, or remove it");
+        }
+        for (index, text) in texts.iter().enumerate() {
+            if let Err(error) = read(text) {
+                self.refuse(&format!("{field}/{index}"), &error);
+            }
+        }
+        texts.clone()
+    }
+
+    fn ports(&mut self, field: &str, ports: Option<&Vec<u32>>) -> Vec<u32> {
+        let Some(ports) = ports else { return Vec::new() };
+        if ports.is_empty() || ports.iter().any(|port| !(1..=65535).contains(port)) {
+            self.refuse(field, "write ports of the pod, from 1 to 65535");
+        }
+        ports.clone()
+    }
+}
+
+fn calls(grpc: Option<&Vec<Grpc>>) -> Option<Vec<String>> {
+    let text = |call: &Grpc| format!("{}/{}", call.service, call.method.as_deref().unwrap_or("*"));
+    grpc.map(|calls| calls.iter().map(text).collect())
+}
