@@ -119,7 +119,7 @@ fn a_policy_that_makes_no_sense_is_refused_with_its_line_and_fails_safe() {
     let (only, all) = ([false, true, true, true], [false, false, false, true]);
     let table = [
         // Its targets can be read, so they alone are closed.
-        (format!("{of_digits}  action: Deny\n"), 5, "it denies nothing", only),
+        (format!("{of_digits}  action: Deny\n"), 6, "it denies nothing", only),
         (format!("{of_digits}  action: Allow\n  rehearse: Deny\n"), 9, "only an Audit", only),
         (
             format!("{of_digits}  action: Allow\n  rules:\n  - to:\n    - paths:\n      - /a/*/b\n"),

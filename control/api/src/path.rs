@@ -4,12 +4,13 @@
 //! Can go wrong: two readers may take the path for different ones, so nobody may decide by it ([`Ambiguous`]).
 //!
 //! The canonical form (RFC 3986, 6.2.2, and what proxies and servers were fooled by):
-//! - escapes of unreserved characters are decoded, other escapes stay, in capitals: `%7e` is `~`, `%2f` is `%2F`;
+//! - what may stand in a path as it is does so, and everything else is escaped, in capitals: `%7e` is `~`, `%3A` is `:`,
+//!   `é` is `%C3%A9`; so paths that become the same when a server decodes them have the same form;
 //! - segments `.` and `..` are resolved, and never lead above the root;
 //! - slashes in a row are one.
 //!
 //! Ambiguous is what one server decodes and another does not: an escaped slash (`%2F`), an escaped dot that makes a dot
-//! segment (`%2e%2e`), an escaped percent sign before two hex digits (`%252e`), a backslash in either form, control
+//! segment (`%2e%2e`), an escaped semicolon (a plain one begins parameters), an escaped percent sign before two hex digits (`%252e`), a backslash in either form, control
 //! characters, and escapes that are no UTF-8 (`%c0%af` is a slash to some).
 
 use std::borrow::Cow;
@@ -24,6 +25,8 @@ pub enum Ambiguous {
     Dots,
     /// `\` or `%5C`.
     Backslash,
+    /// `%3B`.
+    Semicolon,
     /// `%00` and its like.
     Control,
     /// `%252e`: what it is depends on how often it is decoded.
@@ -40,6 +43,7 @@ impl fmt::Display for Ambiguous {
             Self::Slash => "it has an escaped slash (%2F)",
             Self::Dots => "it has an escaped dot in a segment of dots (%2e)",
             Self::Backslash => "it has a backslash",
+            Self::Semicolon => "it has an escaped semicolon (%3B)",
             Self::Control => "it has a control character",
             Self::Twice => "it is escaped twice (%25 before two hex digits)",
             Self::Utf8 => "its escapes are not UTF-8",
@@ -50,12 +54,22 @@ impl fmt::Display for Ambiguous {
 
 impl std::error::Error for Ambiguous {}
 
-/// The canonical form of a path.
+/// The canonical form of a path, for whoever allows or denies by it.
 pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
+    formed(path, false)
+}
+
+/// The same, for whoever chooses a way by it: an escaped slash stays what it is, part of a segment's name. Whatever
+/// has a canonical form has the same here.
+pub fn routable(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
+    formed(path, true)
+}
+
+fn formed(path: &str, slashes: bool) -> Result<Cow<'_, str>, Ambiguous> {
     if is_plain(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
     }
-    let decoded = decode(path.as_bytes())?;
+    let decoded = decode(path.as_bytes(), slashes)?;
     let Some(rest) = decoded.strip_prefix('/') else {
         // `*`, or no path at all: there are no segments to resolve.
         return Ok(Cow::Owned(decoded));
@@ -86,12 +100,8 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
 fn is_plain(path: &[u8]) -> bool {
     let mut before = 0;
     for &byte in path {
-        if byte == b'%'
-            || byte == b'\\'
-            || byte < b' '
-            || byte == 0x7f
-            || before == b'/' && matches!(byte, b'/' | b'.')
-        {
+        let dots_or_empty = before == b'/' && matches!(byte, b'/' | b'.');
+        if dots_or_empty || !(byte == b'/' || stands(byte)) {
             return false;
         }
         before = byte;
@@ -99,9 +109,33 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// Decodes what is unreserved.
-fn decode(path: &[u8]) -> Result<String, Ambiguous> {
-    let mut out = Vec::with_capacity(path.len());
+/// Whether a byte may stand in a segment as it is (RFC 3986, `pchar`).
+const fn stands(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'-' | b'.'
+                | b'_'
+                | b'~'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b':'
+                | b'@'
+        )
+}
+
+/// Decodes what may stand as it is, and escapes the rest.
+fn decode(path: &[u8], slashes: bool) -> Result<String, Ambiguous> {
+    let mut out = String::with_capacity(path.len());
     // As the most eager of servers reads it, to see whether that is UTF-8.
     let mut eager = Vec::with_capacity(path.len());
     // Where the segment begins, and whether any of its dots was escaped.
@@ -109,50 +143,45 @@ fn decode(path: &[u8]) -> Result<String, Ambiguous> {
     let mut at = 0;
     while let Some(&byte) = path.get(at) {
         at += 1;
-        match byte {
-            b'\\' => return Err(Ambiguous::Backslash),
-            0..b' ' | 0x7f => return Err(Ambiguous::Control),
-            b'/' => {
-                check_dots(&out[segment..], escaped_dot)?;
-                out.push(byte);
-                eager.push(byte);
-                (segment, escaped_dot) = (out.len(), false);
-            }
+        let (value, escaped) = match byte {
             b'%' => {
                 let value = hex(path.get(at..at + 2)).ok_or(Ambiguous::Escape)?;
                 at += 2;
-                match value {
-                    b'/' => return Err(Ambiguous::Slash),
-                    b'\\' => return Err(Ambiguous::Backslash),
-                    0..b' ' | 0x7f => return Err(Ambiguous::Control),
-                    b'%' if hex(path.get(at..at + 2)).is_some() => return Err(Ambiguous::Twice),
-                    _ => {}
-                }
-                eager.push(value);
-                if value.is_ascii_alphanumeric() || matches!(value, b'-' | b'.' | b'_' | b'~') {
-                    escaped_dot |= value == b'.';
-                    out.push(value);
-                } else {
-                    let digit = |nibble: u8| b"0123456789ABCDEF"[usize::from(nibble & 15)];
-                    out.extend([b'%', digit(value >> 4), digit(value)]);
-                }
+                (value, true)
             }
-            _ => {
-                out.push(byte);
-                eager.push(byte);
-            }
+            _ => (byte, false),
+        };
+        match value {
+            b'\\' => return Err(Ambiguous::Backslash),
+            0..b' ' | 0x7f => return Err(Ambiguous::Control),
+            b'/' if escaped && !slashes => return Err(Ambiguous::Slash),
+            b';' if escaped => return Err(Ambiguous::Semicolon),
+            b'%' if hex(path.get(at..at + 2)).is_some() => return Err(Ambiguous::Twice),
+            _ => {}
+        }
+        eager.push(value);
+        if value == b'/' && !escaped {
+            check_dots(&out[segment..], escaped_dot)?;
+            out.push('/');
+            (segment, escaped_dot) = (out.len(), false);
+        } else if stands(value) {
+            escaped_dot |= escaped && value == b'.';
+            out.push(char::from(value));
+        } else {
+            let digit = |nibble: u8| char::from(b"0123456789ABCDEF"[usize::from(nibble & 15)]);
+            out.extend(['%', digit(value >> 4), digit(value)]);
         }
     }
     check_dots(&out[segment..], escaped_dot)?;
     std::str::from_utf8(&eager).map_err(|_| Ambiguous::Utf8)?;
-    String::from_utf8(out).map_err(|_| Ambiguous::Utf8)
+    Ok(out)
 }
 
-fn check_dots(segment: &[u8], escaped: bool) -> Result<(), Ambiguous> {
+fn check_dots(segment: &str, escaped: bool) -> Result<(), Ambiguous> {
     // `..;x` is a segment of dots to servers that cut parameters off.
-    let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+    let name = segment.split(';').next().unwrap_or_default();
     let parameters = name.len() < segment.len();
-    if matches!(name, b"." | b"..") && (escaped || parameters) { Err(Ambiguous::Dots) } else { Ok(()) }
+    if matches!(name, "." | "..") && (escaped || parameters) { Err(Ambiguous::Dots) } else { Ok(()) }
 }
 
 fn hex(two: Option<&[u8]>) -> Option<u8> {
@@ -183,7 +212,10 @@ mod tests {
             ("/a/", "/a/"),
             ("/%61dmin", "/admin"),
             ("/a%7eb", "/a~b"),
-            ("/a%3ab", "/a%3Ab"),
+            ("/a%3ab", "/a:b"),
+            ("/a%22%7b", "/a%22%7B"),
+            ("/a\"{", "/a%22%7B"),
+            ("/\u{e9}", "/%C3%A9"),
             ("/a%20b", "/a%20b"),
             ("/100%25", "/100%25"),
             ("/.hidden", "/.hidden"),
@@ -212,6 +244,7 @@ mod tests {
             ("/a/..;x=1/b", Ambiguous::Dots),
             ("/a\\b", Ambiguous::Backslash),
             ("/a%5cb", Ambiguous::Backslash),
+            ("/a%3Bb", Ambiguous::Semicolon),
             ("/a%00", Ambiguous::Control),
             ("/a%0d%0ab", Ambiguous::Control),
             ("/%252e%252e/a", Ambiguous::Twice),
@@ -225,6 +258,13 @@ mod tests {
         for (path, expected) in table {
             assert_eq!(canonical(path), Err(expected), "{path}");
         }
+    }
+
+    #[test]
+    fn on_the_way_an_escaped_slash_is_part_of_a_name() {
+        assert_eq!(routable("/v2/models/org%2fmodel/infer").as_deref(), Ok("/v2/models/org%2Fmodel/infer"));
+        assert_eq!(routable("/a/..%2f"), Ok("/a/..%2F".into()), "no segment of dots");
+        assert_eq!(routable("/a/%2e%2e"), Err(Ambiguous::Dots));
     }
 
     proptest! {
