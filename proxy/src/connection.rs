@@ -10,6 +10,7 @@ use http::uri::Authority;
 use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
+use crate::access;
 use crate::config::static_file::Listener;
 use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
@@ -26,6 +27,8 @@ pub struct Connection {
     pub original: Option<SocketAddr>,
     /// Who the client has proven to be, with the header that tells the application.
     pub client: Option<(SpiffeId, HeaderValue)>,
+    /// The same as Envoy says it, where the application is to be told so.
+    pub forwarded: Option<HeaderValue>,
     /// The client is a sidecar: its word about the application's protocol counts.
     pub sidecar: bool,
     /// What serves it.
@@ -47,6 +50,8 @@ pub enum To {
     Static(Arc<Listener>),
     /// A port of our own pod, by its index.
     Application(Arc<Workload>, usize),
+    /// What the kubelet asks a port of our own pod for, by its index, and nothing else.
+    Probes(Arc<Workload>, usize),
     /// Nothing: every request is answered with this.
     Refusal(Failure),
 }
@@ -58,11 +63,19 @@ impl To {
         Some(Self::Application(Arc::clone(workload), index))
     }
 
+    /// What the kubelet may ask a port of our own pod for.
+    pub fn probes(workload: &Arc<Workload>, port: u16) -> Option<Self> {
+        let index = workload.probes.iter().position(|probes| probes.port.port == port)?;
+        Some(Self::Probes(Arc::clone(workload), index))
+    }
+
     /// The rule for everything that comes over it, or the refusal.
     pub fn rule(&self) -> Result<&Rule, Failure> {
         match self {
             Self::Static(listener) => Ok(&listener.destination.service.ports[0].itself),
             Self::Refusal(failure) => Err(failure.clone()),
+            // Only some requests may pass, and `access` says which.
+            Self::Probes(workload, _) => Err(access::strict(&workload.name)),
             Self::Mesh | Self::Application(..) => self
                 .port()
                 .map(|port| &port.rule)

@@ -48,6 +48,8 @@ pub struct Exchange {
     began: Cell<bool>,
     /// What the access log's flags say beyond the reason's.
     flag: Cell<&'static str>,
+    /// What access policies said of it beyond nothing.
+    verdict: Cell<&'static str>,
     /// The span of what was executed for it and others.
     executed: Cell<Option<Span>>,
     request_bytes: Cell<u64>,
@@ -101,6 +103,7 @@ impl Exchange {
             headers: Cell::new(Duration::ZERO),
             began: Cell::new(false),
             flag: Cell::new(""),
+            verdict: Cell::new(""),
             executed: Cell::new(None),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
@@ -321,6 +324,11 @@ impl Exchange {
         self.flag.set(word);
     }
 
+    /// Access policies deny it, or would: logs and taps show the word among its flags.
+    pub fn judged(&self, verdict: &'static str) {
+        self.verdict.set(verdict);
+    }
+
     /// Our span, if it is recorded.
     pub fn span(&self) -> Option<Span> {
         self.details.get()?.trace.filter(|span| span.sampled)
@@ -465,6 +473,7 @@ impl Drop for Exchange {
                 details.server = server;
             }
             details.flags = self.flag.get();
+            details.verdict = self.verdict.get();
             details.executed = self.executed.get();
             details.decision = self.decision.take();
             details

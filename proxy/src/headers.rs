@@ -15,6 +15,9 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const PROTOCOL: HeaderName = HeaderName::from_static(names::header::PROTOCOL);
 /// Who calls, for the application.
 pub const CLIENT_ID: HeaderName = HeaderName::from_static(names::header::CLIENT_ID);
+/// Who calls, for the application, as Envoy says it.
+pub const FORWARDED: HeaderName = HeaderName::from_static(names::header::FORWARDED_CLIENT_CERT);
+const FORWARDED_ALIAS: HeaderName = HeaderName::from_static(names::header::FORWARDED_CLIENT_CERT_ALIAS);
 /// The endpoint's own word on a response.
 pub const ENDPOINT: HeaderName = HeaderName::from_static(names::header::ENDPOINT);
 /// Why a proxy answered itself.
@@ -45,6 +48,8 @@ pub struct Found {
     pub report: bool,
     /// A header that only a sidecar may send.
     pub ours: bool,
+    /// One that begins as ours do, and is none.
+    strange: bool,
 }
 
 /// Looks over the headers once, so that what is not there costs nothing.
@@ -70,11 +75,21 @@ pub fn look(headers: &HeaderMap) -> Found {
             || *name == UNTOUCHED
             || *name == PROBE
             || *name == MODELS
+            || *name == FORWARDED
+            || *name == FORWARDED_ALIAS
         {
             found.ours = true;
+        } else if is_strange(name) {
+            found.strange = true;
         }
     }
     found
+}
+
+/// Whether a name is kept for headers of ours that there may be one day: what a client says under it must not mean
+/// anything then.
+fn is_strange(name: &HeaderName) -> bool {
+    name.as_str().starts_with(names::header::PREFIX) && !names::header::ASKED.contains(&name.as_str())
 }
 
 /// Whether the request names more than one host, which peers would read differently (RFC 9112, 3.2: answer 400).
@@ -150,6 +165,14 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
         headers.remove(UNTOUCHED);
         headers.remove(PROBE);
         headers.remove(MODELS);
+        headers.remove(FORWARDED);
+        headers.remove(FORWARDED_ALIAS);
+    }
+    if found.strange {
+        let strange: Vec<HeaderName> = headers.keys().filter(|name| is_strange(name)).cloned().collect();
+        for name in strange {
+            headers.remove(name);
+        }
     }
 }
 

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use penstock_api::v1::{Direction, Protocol};
-use penstock_api::{Reason, names};
+use penstock_api::{Reason, SpiffeId, names};
+use rustls::CommonState;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::{self, Counted};
+use crate::access;
 use crate::admission::{self, Permit, facts};
 use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
@@ -108,11 +110,13 @@ async fn secured(
         return tcp::inbound(&worker, tls, &to, Some(&client)).await;
     }
     let header = HeaderValue::try_from(client.as_str());
+    let forwarded = forwarded(&worker, &to, &client, tls.get_ref().1);
     let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {
         worker,
         original,
         client: header.ok().map(|header| (client, header)),
+        forwarded,
         sidecar,
         to,
         last_host: Default::default(),
@@ -176,6 +180,31 @@ fn own_port(worker: &Worker, port: Option<u16>) -> To {
     })
 }
 
+/// What the kubelet may ask that port for.
+fn probes(worker: &Worker, port: Option<u16>) -> Option<To> {
+    let snapshot = worker.shared.store.snapshot();
+    let workload = snapshot.workload.as_ref()?;
+    // As for everybody else: with one port there is no question.
+    let port = port.or(match workload.ports.as_slice() {
+        [only] => Some(only.port),
+        _ => None,
+    });
+    To::probes(workload, port?)
+}
+
+/// `x-forwarded-client-cert`, as Envoy documents it, where the application is to be told.
+fn forwarded(worker: &Worker, to: &To, client: &SpiffeId, session: &CommonState) -> Option<HeaderValue> {
+    let To::Application(workload, _) = to else { return None };
+    if !workload.forward_identity {
+        return None;
+    }
+    let [certificate, ..] = session.peer_certificates()? else { return None };
+    let ours = worker.shared.identity.current()?;
+    let hash = identity::sha256(certificate)?;
+    let text = format!("By={};Hash={hash};URI={client}", ours.id);
+    HeaderValue::try_from(text).ok()
+}
+
 /// Serves a client that speaks no TLS, where that is allowed; elsewhere says so and closes.
 async fn plaintext(
     worker: Rc<Worker>,
@@ -187,16 +216,15 @@ async fn plaintext(
 ) {
     let permissive =
         worker.shared.store.snapshot().workload.as_ref().is_some_and(|workload| workload.permissive);
-    let to = if permissive && listener.is_none() {
-        own_port(&worker, original.map(|address| address.port()))
-    } else {
-        To::Refusal(Failure::unprocessed(
-            Reason::PlaintextRefused,
-            format!(
-                "{} takes only mutual TLS; call it through a sidecar, or annotate its pod with penstock.io/mtls: permissive",
-                worker.shared.node
-            ),
-        ))
+    let port = original.map(|address| address.port());
+    let declared = (permissive && listener.is_none()).then(|| own_port(&worker, port));
+    let to = match declared {
+        Some(To::Refusal(failure)) => probes(&worker, port).unwrap_or(To::Refusal(failure)),
+        Some(to) => to,
+        None if listener.is_none() => {
+            probes(&worker, port).unwrap_or_else(|| To::Refusal(access::strict(&worker.shared.node)))
+        }
+        None => To::Refusal(access::strict(&worker.shared.node)),
     };
     let http2 = match spoken {
         Detected::Http1 => false,
@@ -211,6 +239,7 @@ async fn plaintext(
         worker,
         original,
         client: None,
+        forwarded: None,
         sidecar: false,
         to,
         last_host: Default::default(),
@@ -257,7 +286,7 @@ async fn stages(
     exchange.keep_request(&mut parts, &authority, client);
 
     // Which port of ours, or which upstream of a static listener.
-    let rule = connection.to.rule()?;
+    let rule = access::way(connection, &parts)?;
     limit_body(worker, &parts)?;
 
     // A sidecar says what its application spoke; a stranger's word about it is dropped with all that is ours.
@@ -278,10 +307,16 @@ async fn stages(
     if let Some((_, id)) = &connection.client {
         parts.headers.insert(headers::CLIENT_ID, id.clone());
     }
+    if let Some(forwarded) = &connection.forwarded {
+        parts.headers.insert(headers::FORWARDED, forwarded.clone());
+    }
     if found.wants_report {
         exchange.show_reports(&parts.headers);
     }
     let mut request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
+
+    // Authorize: whether this client may ask that.
+    access::authorize(connection, exchange, &mut request).await?;
 
     // What the application is asked for: which model, how much work.
     let work = work::read(&mut request, exchange).await;
@@ -332,6 +367,8 @@ async fn admit(
 ) -> Result<Option<Permit>, Failure> {
     let worker = &connection.worker;
     let rules = worker.shared.store.snapshot().workload.as_ref().and_then(|workload| workload.admission);
+    // The kubelet asks whether the application lives, not for its turn.
+    let rules = rules.filter(|_| !matches!(connection.to, To::Probes(..)));
     let Some(rules) = rules else { return Ok(None) };
     let gate = worker.shared.models.gate_of(model, rules);
     let identity = connection.client.as_ref().map_or("", |(id, _)| id.as_str());

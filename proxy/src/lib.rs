@@ -5,6 +5,7 @@
 //! [`config`]; [`worker`] says what is shared and what is not.
 
 pub mod accept;
+pub mod access;
 pub mod admin;
 pub mod admission;
 pub mod answer;

@@ -69,6 +69,7 @@ pub async fn connection(
         worker,
         original,
         client: None,
+        forwarded: None,
         sidecar: false,
         to: listener.map_or(To::Mesh, To::Static),
         last_host: Default::default(),
@@ -96,6 +97,7 @@ async fn refuse(
         worker,
         original,
         client: None,
+        forwarded: None,
         sidecar: false,
         to: To::Refusal(failure),
         last_host: Default::default(),
@@ -136,6 +138,7 @@ async fn stages(
         To::Refusal(failure) => return Err(failure.clone()),
         _ => route::destination(worker, &authority, connection.original).await?,
     };
+    route::settle_path(&destination, &mut parts.uri)?;
     let (rule, prefix) = route::rule(&destination, authority.host(), &parts)?;
     if let Some(redirect) = &rule.filters.redirect {
         return redirected(exchange, &parts, &authority, redirect, prefix);

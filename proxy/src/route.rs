@@ -8,11 +8,13 @@ use std::sync::Arc;
 use http::uri::Authority;
 use penstock_api::names::annotation;
 use penstock_api::v1::Protocol;
-use penstock_api::{Reason, ServiceName};
+use penstock_api::{Reason, ServiceName, path};
 use penstock_balance::split;
 use rand::Rng;
 
+use crate::access;
 use crate::config::compile::passing;
+use crate::config::matcher::Match;
 use crate::config::{Address, Backend, Cluster, Known, Rule, Service, ServicePort, Sticky};
 use crate::failure::Failure;
 use crate::outside;
@@ -130,6 +132,16 @@ pub fn alone(cluster: &Arc<Cluster>) -> Destination {
     let service =
         Service { name: cluster.service.clone(), ports: vec![port], rules: Vec::new(), sticky: None };
     Destination { port: cluster.port, service: Arc::new(service) }
+}
+
+/// Where routes choose by the path, all of them see it in one form, and so does everybody after. What goes to a Service
+/// whose routes do not, or outside the mesh, keeps the path that the application wrote.
+pub fn settle_path(destination: &Destination, uri: &mut http::Uri) -> Result<(), Failure> {
+    let looks = |rule: &Arc<Rule>| rule.matches.iter().any(Match::looks_at_path);
+    match destination.service.rules.iter().any(looks) {
+        true => access::settle_path(uri, path::routable),
+        false => Ok(()),
+    }
 }
 
 /// The rule that a request matches: the first, in order of precedence.

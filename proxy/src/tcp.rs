@@ -12,6 +12,7 @@ use penstock_api::{Reason, ServiceName, SpiffeId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::access;
 use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::To;
@@ -135,15 +136,26 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let exchange = Exchange::begin(worker, Direction::Inbound);
-    let result = match to.rule() {
-        Ok(rule) => {
-            let asked = rule.backends[0].cluster.service.clone();
-            let result = forward(&exchange, rule, &asked, client, stream).await;
-            exchange.secured(client.is_some());
-            result
-        }
-        Err(failure) => Err(failure),
-    };
+    let result =
+        match to.rule().and_then(|rule| access::authorize_bytes(&exchange, to, client).map(|()| rule)) {
+            Ok(rule) => {
+                let asked = rule.backends[0].cluster.service.clone();
+                let result = tokio::select! {
+                    biased;
+                    failure = access::revoked(worker, to, client) => {
+                    exchange.judged("denied");
+                    Err(failure)
+                }
+                    result = forward(&exchange, rule, &asked, client, stream) => result,
+                };
+                exchange.secured(client.is_some());
+                result
+            }
+            Err(failure) => {
+                exchange.keep_connection(client);
+                Err(failure)
+            }
+        };
     finish(&exchange, result, "inbound");
 }
 

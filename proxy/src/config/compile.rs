@@ -13,7 +13,7 @@ use penstock_balance::{Policy as Balance, Settings};
 use super::matcher::{Hostname, Match};
 use super::{
     Admission, Backend, Batch, Cluster, Coalesce, Endpoint, Filters, HeaderChange, PathChange, Policy,
-    Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
+    Probes, Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
     WorkloadPort,
 };
 use crate::prepare::Prepare;
@@ -361,7 +361,7 @@ pub fn endpoint(
 /// other server.
 pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
     let name: Arc<str> = format!("{}/{}", from.namespace, from.name).into();
-    let ports = from
+    let ports: Vec<WorkloadPort> = from
         .ports
         .iter()
         .map(|port_from| {
@@ -394,7 +394,39 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
     let admission = from
         .admission
         .map(|from| Admission { limit: (from.limit > 0).then_some(from.limit), queue: from.queue as usize });
-    Ok(Workload { name, ports, permissive: from.permissive, admission })
+    let mut probes: Vec<Probes> = Vec::new();
+    for probe in &from.probes {
+        let number = port(probe.port)?;
+        let path = probe.path.as_str().into();
+        if let Some(known) = probes.iter_mut().find(|probes| probes.port.port == number) {
+            known.paths.push(path);
+            continue;
+        }
+        let declared = ports.iter().find(|port| port.port == number);
+        let cluster = match declared {
+            Some(port) => Arc::clone(&port.cluster),
+            None => {
+                let application = probe.application.parse().map_err(|_| {
+                    format!("a probe of {name}: {:?} is not an address of the application", probe.application)
+                })?;
+                let service =
+                    ServiceName::new(&from.namespace, "probes").map_err(|error| error.to_string())?;
+                application_cluster(service, number, Protocol::Detect, &name, application)
+            }
+        };
+        let rule = passing("application", &cluster);
+        let port = WorkloadPort {
+            port: number,
+            protocol: Protocol::Http1,
+            cluster,
+            rule,
+            batch: None,
+            coalesce: None,
+        };
+        probes.push(Probes { port, paths: vec![path] });
+    }
+    let forward_identity = from.forward_identity;
+    Ok(Workload { name, ports, permissive: from.permissive, admission, probes, forward_identity })
 }
 
 fn batch(from: &v1::Batch) -> Batch {

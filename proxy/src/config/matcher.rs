@@ -2,7 +2,10 @@
 //!
 //! Compiling refuses what makes no sense, so that matching cannot fail.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue, Method};
+use penstock_api::path;
 use penstock_api::resource::REGEX_SIZE;
 use penstock_api::v1;
 use regex::Regex;
@@ -69,8 +72,8 @@ impl Match {
         let path = match from.path.as_ref().and_then(|path| path.kind.as_ref()) {
             None => Path::Any,
             Some(Kind::Prefix(prefix)) if prefix == "/" || prefix.is_empty() => Path::Any,
-            Some(Kind::Prefix(prefix)) => Path::Prefix(prefix.trim_end_matches('/').to_owned()),
-            Some(Kind::Exact(path)) => Path::Exact(path.clone()),
+            Some(Kind::Prefix(prefix)) => Path::Prefix(formed(prefix).trim_end_matches('/').to_owned()),
+            Some(Kind::Exact(path)) => Path::Exact(formed(path)),
             Some(Kind::Regex(pattern)) => Path::Regex(regex(pattern)?),
         };
         let method = match from.method.as_str() {
@@ -92,6 +95,11 @@ impl Match {
             .map(|pair| Ok((pair.name.clone(), Text::compile(pair.value.as_ref())?)))
             .collect::<Result<_, String>>()?;
         Ok(Self { path, method, headers, query })
+    }
+
+    /// Whether it asks for the path.
+    pub fn looks_at_path(&self) -> bool {
+        !matches!(self.path, Path::Any)
     }
 
     /// Whether the request is meant.
@@ -127,6 +135,11 @@ impl Match {
             Path::Any | Path::Exact(_) | Path::Regex(_) => "",
         }
     }
+}
+
+/// A path of a route in the form that requests are brought into. One that has none matches nothing.
+fn formed(path: &str) -> String {
+    path::routable(path).map_or_else(|_| path.to_owned(), Cow::into_owned)
 }
 
 impl Text {

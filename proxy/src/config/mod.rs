@@ -17,6 +17,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::{HeaderName, HeaderValue, StatusCode};
+use penstock_api::access::Access;
 use penstock_api::v1::Protocol;
 use penstock_api::{ServiceName, SpiffeId};
 use penstock_balance::{Ask, EndpointState, Members, Pool, RetryBudget, Settings};
@@ -30,6 +31,8 @@ pub use store::Store;
 pub struct Snapshot {
     /// The pod's own ports.
     pub workload: Option<Arc<Workload>>,
+    /// Who may ask the pod for what; `None`: control has not said so.
+    pub access: Option<Arc<Access>>,
     /// What control said of each service name that was asked for.
     pub services: AHashMap<ServiceName, Known<Service>>,
     /// What control said of each address that was asked for.
@@ -434,6 +437,19 @@ pub struct Workload {
     pub permissive: bool,
     /// How the application's requests are queued; `None`: it gets all at once.
     pub admission: Option<Admission>,
+    /// What the kubelet asks for, by port.
+    pub probes: Vec<Probes>,
+    /// The application is told who calls.
+    pub forward_identity: bool,
+}
+
+/// What the kubelet asks one port for, in plaintext and without a certificate.
+#[derive(Debug)]
+pub struct Probes {
+    /// The port, which need not be one that the pod declares for others.
+    pub port: WorkloadPort,
+    /// The paths, with their queries.
+    pub paths: Vec<Box<str>>,
 }
 
 /// How many requests of one model the application gets at once, and how many wait for it.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use penstock_api::ServiceName;
+use penstock_api::access::Access;
 use penstock_api::resource::{Kind, Payload};
 use penstock_api::v1::{self, Protocol, address::Target};
 use tokio::sync::{mpsc, watch};
@@ -309,12 +310,20 @@ impl Store {
         let mut refusals = Vec::new();
         let mut touched = Vec::new();
         let mut addresses = Vec::new();
-        let mut workload = None;
+        let (mut workload, mut access) = (None, None);
         let mut held = self.held();
         for Change { kind, name, payload } in changes {
             let result = match payload {
                 Some(Payload::Workload(message)) => {
                     compile::workload(&message).map(|compiled| workload = Some(Some(Arc::new(compiled))))
+                }
+                Some(Payload::Access(message)) => {
+                    Access::compile(&message).map(|compiled| access = Some(Some(Arc::new(compiled))))
+                }
+                // That control no longer knows who may call does not mean that everybody may.
+                None if kind == Kind::Access => {
+                    access = Some(None);
+                    Ok(())
                 }
                 None if kind == Kind::Workload => {
                     workload = Some(None);
@@ -335,6 +344,9 @@ impl Store {
             if let Some(workload) = workload {
                 snapshot.workload = workload;
             }
+            if let Some(access) = access {
+                snapshot.access = access;
+            }
         });
         refusals
     }
@@ -354,6 +366,7 @@ impl Store {
         let before = self.current.load_full();
         let mut next = Snapshot {
             workload: before.workload.clone(),
+            access: before.access.clone(),
             services: before.services.clone(),
             addresses: before.addresses.clone(),
         };

@@ -25,6 +25,19 @@ use tokio::sync::{Notify, watch};
 pub use material::Material;
 pub use verify::{Verified, explain, verified_peer};
 
+/// The SHA-256 of a certificate, in hex; `None`: this build's TLS has none.
+pub fn sha256(certificate: &CertificateDer<'_>) -> Option<String> {
+    use std::fmt::Write;
+    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
+    let digest = suite.common.hash_provider.hash(certificate);
+    let mut text = String::with_capacity(2 * digest.as_ref().len());
+    for byte in digest.as_ref() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    Some(text)
+}
+
 /// What is wrong with a certificate, a key, an anchor, or the way to get them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {

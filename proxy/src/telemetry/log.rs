@@ -178,11 +178,9 @@ pub fn protocol_word(version: Option<http::Version>) -> &'static str {
 /// The response flags: the reason's, and what the details add.
 pub fn flags(end: &End, details: Option<&Details>) -> String {
     let of_reason = end.reason.map_or("", |reason| reason.flag());
-    let more = details.map_or("", |details| details.flags);
-    match (of_reason, more) {
-        ("", flags) | (flags, "") => flags.to_owned(),
-        (one, other) => format!("{one},{other}"),
-    }
+    let more = details.map_or(["", ""], |details| [details.flags, details.verdict]);
+    let said: Vec<&str> = [of_reason, more[0], more[1]].into_iter().filter(|flag| !flag.is_empty()).collect();
+    said.join(",")
 }
 
 pub(super) fn micros(time: Duration) -> u64 {
@@ -250,6 +248,7 @@ mod tests {
             trace: None,
             executed: None,
             flags: "URX",
+            verdict: "would-deny",
             decision: None,
         }
     }
@@ -267,7 +266,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["ts"], "2023-11-14T22:13:20.000001Z");
         assert_eq!(lines[0]["path"], "/v2/models/x\"y", "escaped, and without its query");
-        assert_eq!(lines[0]["flags"], "UH,URX");
+        assert_eq!(lines[0]["flags"], "UH,URX,would-deny");
         assert_eq!(lines[0]["reason"], "no-endpoint");
         assert_eq!(lines[0]["headers_us"], 1500);
         assert_eq!(lines[1]["method"], serde_json::Value::Null);

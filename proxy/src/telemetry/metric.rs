@@ -34,6 +34,8 @@ penstock_api::metrics! {
         "Connections that were closed because what came in was not HTTP, or too large, or too slow.";
     DETECT_TIMEOUTS Counter "penstock_detect_timeouts_total" []
         "Connections whose protocol nobody declared and whose first bytes came too late to tell.";
+    ACCESS Counter "penstock_access_refusals_total" ["policy", "verdict"]
+        "Requests and connections that access policies denied, or would deny if an Audit were in force; by the policy, the first where none allows it.";
     CERTIFICATE_EXPIRY Gauge "penstock_certificate_expiry_seconds" []
         "When the certificate in use ends, seconds since the epoch.";
     CERTIFICATE_RENEWALS Counter "penstock_certificate_renewals_total" ["result"]

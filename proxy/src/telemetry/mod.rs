@@ -80,6 +80,8 @@ pub struct Details {
     pub executed: Option<trace::Span>,
     /// Flags beyond the reason's own, comma-separated; empty: none.
     pub flags: &'static str,
+    /// `denied` or `would-deny`, where access policies said so.
+    pub verdict: &'static str,
     /// How the endpoint of the last try was chosen, if somebody asked.
     pub decision: Option<Box<Decision>>,
 }
@@ -98,6 +100,7 @@ impl Details {
             trace: None,
             executed: None,
             flags: "",
+            verdict: "",
             decision: None,
         }
     }

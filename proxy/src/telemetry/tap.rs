@@ -199,6 +199,7 @@ mod tests {
             trace: None,
             executed: None,
             flags: "",
+            verdict: "",
             decision: Some(Box::new(Decision { why: "turn".to_owned(), ..Decision::default() })),
         };
         (labels, end, details)

@@ -285,7 +285,7 @@ impl Client {
             );
         }
         if self.state.ready() && !self.ready.send_replace(true) {
-            tracing::info!("ready: anchors and workload are in force");
+            tracing::info!("ready: anchors, workload and access policies are in force");
             sink.set_ready();
         }
     }
@@ -330,6 +330,7 @@ fn story(status: &Status) -> String {
 const fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::TrustBundle => "trust-bundle",
+        Kind::Access => "access",
         Kind::Workload => "workload",
         Kind::Address => "address",
         Kind::Service => "service",

@@ -73,11 +73,12 @@ pub enum Received {
 }
 
 impl State {
-    /// A client that wants the anchors of the trust domain and its own workload from the start.
+    /// A client that wants the anchors of the trust domain, its own workload and who may call it from the start.
     /// `node` is `<namespace>/<pod>`, `account` is `<namespace>/<service-account>`.
     pub fn new(node: &str, account: &str, trust_domain: &str) -> Self {
         let mut subscriptions = BTreeMap::new();
-        for (kind, name) in [(Kind::TrustBundle, trust_domain), (Kind::Workload, node)] {
+        for (kind, name) in [(Kind::TrustBundle, trust_domain), (Kind::Access, node), (Kind::Workload, node)]
+        {
             let names = BTreeSet::from([name.to_owned()]);
             subscriptions.insert(kind, Subscription { names, ..Subscription::default() });
         }
@@ -219,7 +220,7 @@ impl State {
 
     /// Whether control has said, and we have applied, what a proxy cannot begin without.
     pub fn ready(&self) -> bool {
-        [Kind::TrustBundle, Kind::Workload]
+        [Kind::TrustBundle, Kind::Access, Kind::Workload]
             .iter()
             .all(|kind| self.subscriptions.get(kind).is_some_and(|subscription| subscription.answered))
     }

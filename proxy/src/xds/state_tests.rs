@@ -24,6 +24,7 @@ fn forget(name: &str) -> Demand {
 
 fn resource(kind: Kind, name: &str, version: &str, aliases: &[&str]) -> Resource {
     let content = match kind {
+        Kind::Access => pack(kind, &v1::Access::default()),
         Kind::Workload => pack(kind, &v1::Workload::default()),
         Kind::TrustBundle => pack(kind, &v1::TrustBundle::default()),
         Kind::Service => pack(kind, &v1::Service::default()),
@@ -92,6 +93,7 @@ fn a_stream_begins_with_anchors_and_workload_and_says_once_who_asks() {
         asked,
         [
             (Kind::TrustBundle.type_url(), ["cluster.local".to_owned()].as_slice()),
+            (Kind::Access.type_url(), [NODE.to_owned()].as_slice()),
             (Kind::Workload.type_url(), [NODE.to_owned()].as_slice()),
         ]
     );
@@ -229,7 +231,7 @@ fn a_new_stream_subscribes_to_everything_and_says_what_is_held() {
         assert_eq!(request.initial_resource_versions, expected, "{}", request.type_url);
         assert_eq!(request.resource_names_subscribe.len(), 1);
     }
-    assert_eq!(requests.len(), 6);
+    assert_eq!(requests.len(), 7);
 }
 
 #[test]
@@ -260,7 +262,7 @@ fn a_resource_that_crosses_its_unsubscription_is_ignored_and_acknowledged() {
 }
 
 #[test]
-fn it_is_ready_when_anchors_and_workload_were_applied_even_across_streams() {
+fn it_is_ready_when_anchors_access_and_workload_were_applied_even_across_streams() {
     let mut state = state();
     let anchors = |v: &str| vec![resource(Kind::TrustBundle, "cluster.local", v, &[])];
     take(&mut state, response(Kind::TrustBundle, "1", anchors("bad"), &[]), &["cluster.local"]);
@@ -268,6 +270,8 @@ fn it_is_ready_when_anchors_and_workload_were_applied_even_across_streams() {
     take(&mut state, response(Kind::TrustBundle, "2", anchors("good"), &[]), &[]);
     assert!(!state.ready());
     state.connect();
+    take(&mut state, response(Kind::Access, "1", vec![], &[NODE]), &[]);
+    assert!(!state.ready());
     take(&mut state, response(Kind::Workload, "1", vec![], &[NODE]), &[]);
     assert!(state.ready(), "a pod that control does not know yet may begin all the same");
 }

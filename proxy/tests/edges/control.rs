@@ -97,8 +97,9 @@ async fn begin(push: &mut Push, anchors: Vec<Vec<u8>>) {
         aliases: vec![],
     };
     send(push, Kind::TrustBundle, "t", vec![bundle], &[]).await;
+    send(push, Kind::Access, "a", vec![], &["a/web-1"]).await;
     send(push, Kind::Workload, "w", vec![], &["a/web-1"]).await;
-    for (kind, nonce) in [(Kind::TrustBundle, "t"), (Kind::Workload, "w")] {
+    for (kind, nonce) in [(Kind::TrustBundle, "t"), (Kind::Access, "a"), (Kind::Workload, "w")] {
         let answer = push.next().await;
         assert_eq!((answer.type_url.as_str(), answer.response_nonce.as_str()), (kind.type_url(), nonce));
         assert_eq!(answer.error_detail, None);
@@ -112,7 +113,10 @@ async fn a_proxy_comes_to_certificate_configuration_and_readiness() {
     let first = push.next().await;
     assert_eq!(first.node.unwrap().id, "a/web-1");
     assert_eq!(first.resource_names_subscribe, ["cluster.local"]);
-    assert_eq!(push.next().await.resource_names_subscribe, ["a/web-1"]);
+    for kind in [Kind::Access, Kind::Workload] {
+        let own = push.next().await;
+        assert_eq!((own.type_url.as_str(), &own.resource_names_subscribe[..]), (kind.type_url(), &["a/web-1".to_owned()][..]));
+    }
     assert!(!*proxy.ready.borrow());
 
     let other = Authority::new("next root");

@@ -54,6 +54,7 @@ fn details() -> Details {
         trace: None,
         executed: None,
         flags: "",
+        verdict: "",
         decision: None,
     }
 }

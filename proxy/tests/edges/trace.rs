@@ -95,6 +95,7 @@ async fn a_sampled_request_becomes_a_span_with_its_ids_and_reason() {
             trace,
             executed: None,
             flags: "",
+            verdict: "",
             decision: None,
         };
         telemetry.finish(&labels, &end, Some(details));

@@ -1,0 +1,186 @@
+//! Authorize: may this client ask that of the application? Between "authenticate" and "admit".
+//!
+//! In: a request or a connection, with whom its client proved to be. Out: nothing, if it may go on; or a [`Failure`] that
+//! names the policy and the rule. What is decided is [`penstock_api::access`]; here the facts are gathered: the path in
+//! its canonical form, which from here on is what everybody sees, and the model, which may stand in the body. That is
+//! read only where a rule asks for it, since a client must not be able to hide it behind more than was looked at.
+//!
+//! Policies are those in force at that moment, so a change holds for the next request of every connection. Connections
+//! whose bytes are not looked at are watched by [`revoked`], and end when they are no longer allowed.
+
+mod model;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use http::{Method, Request, uri};
+use penstock_api::access::{Access, Facts, Http, Model, Why};
+use penstock_api::{Reason, SpiffeId, path};
+
+use crate::body::RequestBody;
+use crate::config::{Rule, Workload};
+use crate::connection::{Connection, To};
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::telemetry::metric;
+use crate::worker::Worker;
+
+/// The way to the application for a request. Over a connection that is open for probes only, there is one for these.
+pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Result<&'a Rule, Failure> {
+    let To::Probes(workload, index) = &connection.to else { return connection.to.rule() };
+    let probes = &workload.probes[*index];
+    if probes.is_one(&request.method, &request.uri) {
+        return Ok(&probes.port.rule);
+    }
+    Err(strict(&workload.name))
+}
+
+/// Why plaintext goes no further.
+pub fn strict(pod: &str) -> Failure {
+    Failure::unprocessed(
+        Reason::PlaintextRefused,
+        format!(
+            "{pod} takes only mutual TLS; call it through a sidecar, or annotate its pod with penstock.io/mtls: permissive"
+        ),
+    )
+}
+
+/// Whether the request may go on.
+pub async fn authorize(
+    connection: &Connection,
+    exchange: &Rc<Exchange>,
+    request: &mut Request<RequestBody>,
+) -> Result<(), Failure> {
+    let To::Application(workload, index) = &connection.to else { return Ok(()) };
+    let port = workload.ports[*index].port;
+    let access = connection.worker.shared.store.snapshot().access.clone();
+    let Some(access) = access else { return Err(untold(&workload.name)) };
+    if access.is_open() || connection.client.is_none() && is_probe(workload, port, request) {
+        return Ok(());
+    }
+    if access.looks_at_paths() {
+        settle_path(request.uri_mut(), path::canonical)?;
+    }
+    let named = match access.looks_at_models() {
+        true => Box::pin(model::of(request, exchange)).await,
+        false => model::Named::No,
+    };
+    let client = connection.client.as_ref().map(|(id, _)| id);
+    let http = Http {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        model: match &named {
+            model::Named::No => Model::None,
+            model::Named::As(name) => Model::Named(name),
+            model::Named::Unknown => Model::Unknown,
+        },
+        headers: request.headers(),
+    };
+    judge(&access, &Facts { client, port, http: Some(http) }, exchange, &workload.name)
+}
+
+/// Whether a connection whose bytes are not looked at may go on.
+pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) -> Result<(), Failure> {
+    let (workload, port) = match to {
+        To::Application(workload, index) => (workload, workload.ports[*index].port),
+        To::Probes(workload, _) => return Err(strict(&workload.name)),
+        _ => return Ok(()),
+    };
+    let access = exchange.worker.shared.store.snapshot().access.clone();
+    let Some(access) = access else { return Err(untold(&workload.name)) };
+    judge(&access, &Facts { client, port, http: None }, exchange, &workload.name)
+}
+
+/// Waits until such a connection is no longer allowed.
+pub async fn revoked(worker: &Worker, to: &To, client: Option<&SpiffeId>) -> Failure {
+    let To::Application(workload, index) = to else { return std::future::pending().await };
+    let facts = Facts { client, port: workload.ports[*index].port, http: None };
+    let store = &worker.shared.store;
+    let mut version = store.version();
+    loop {
+        version.borrow_and_update();
+        // What was withdrawn altogether is not known to forbid anything: control may be about to start anew.
+        let access = store.snapshot().access.clone();
+        if let Some(why) = access.as_ref().and_then(|access| access.decide(&facts).denied) {
+            count(&why, "denied");
+            return refusal(&why, &facts, &workload.name);
+        }
+        if version.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn judge(access: &Access, facts: &Facts<'_>, exchange: &Exchange, pod: &str) -> Result<(), Failure> {
+    let decision = access.decide(facts);
+    if let Some(why) = decision.denied {
+        exchange.judged("denied");
+        count(&why, "denied");
+        return Err(refusal(&why, facts, pod));
+    }
+    if let Some(why) = decision.would_deny {
+        exchange.judged("would-deny");
+        count(&why, "would-deny");
+        tracing::debug!(pod, story = %why, client = facts.client.map(SpiffeId::as_str), "would be denied");
+    }
+    Ok(())
+}
+
+fn count(why: &Why<'_>, verdict: &'static str) {
+    metrics::counter!(metric::ACCESS.name, "policy" => why.policy().to_owned(), "verdict" => verdict)
+        .increment(1);
+}
+
+fn refusal(why: &Why<'_>, facts: &Facts<'_>, pod: &str) -> Failure {
+    let client = facts.client.map_or("a client without an identity", SpiffeId::as_str);
+    Failure::unprocessed(Reason::NotAuthorized, format!("{client} to {pod}: {why}"))
+}
+
+fn untold(pod: &str) -> Failure {
+    Failure::unprocessed(Reason::NoConfig, format!("control has not told {pod} yet who may call it"))
+}
+
+fn is_probe<B>(workload: &Workload, port: u16, request: &Request<B>) -> bool {
+    let mut of_port = workload.probes.iter().filter(|probes| probes.port.port == port);
+    of_port.any(|probes| probes.is_one(request.method(), request.uri()))
+}
+
+/// Brings the path of a request into the form that is decided by, for everybody after this.
+pub fn settle_path(
+    uri: &mut uri::Uri,
+    form: fn(&str) -> Result<Cow<'_, str>, path::Ambiguous>,
+) -> Result<(), Failure> {
+    let bad = |why: &dyn std::fmt::Display| {
+        Failure::unprocessed(
+            Reason::BadRequest,
+            format!(
+                "servers read this path differently, so nobody decides by it: {why}; send it in one form"
+            ),
+        )
+    };
+    let canonical = match form(uri.path()).map_err(|why| bad(&why))? {
+        Cow::Borrowed(_) => return Ok(()),
+        Cow::Owned(path) => path,
+    };
+    let target = match uri.query() {
+        Some(query) => format!("{canonical}?{query}"),
+        None => canonical,
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(target.try_into().map_err(|error: uri::InvalidUri| bad(&error))?);
+    if parts.authority.is_some() && parts.scheme.is_none() {
+        parts.scheme = Some(uri::Scheme::HTTP);
+    }
+    *uri = uri::Uri::from_parts(parts).map_err(|error| bad(&error))?;
+    Ok(())
+}
+
+impl crate::config::Probes {
+    /// Whether the kubelet asks so: exactly what the pod declares.
+    pub fn is_one(&self, method: &Method, uri: &uri::Uri) -> bool {
+        let asked = uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
+        *method == Method::GET && self.paths.iter().any(|path| **path == *asked)
+    }
+}
