@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use http::{Method, Request, uri};
-use penstock_api::access::{Access, Facts, Http, Model, Why};
+use penstock_api::access::{Access, Facts, Http, Named, Why};
 use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
@@ -65,17 +65,13 @@ pub async fn authorize(
     }
     let named = match access.looks_at_models() {
         true => Box::pin(model::of(request, exchange)).await,
-        false => model::Named::No,
+        false => Named::No,
     };
     let client = connection.client.as_ref().map(|(id, _)| id);
     let http = Http {
         method: request.method().as_str(),
         path: request.uri().path(),
-        model: match &named {
-            model::Named::No => Model::None,
-            model::Named::As(name) => Model::Named(name),
-            model::Named::Unknown => Model::Unknown,
-        },
+        model: named.fact(),
         headers: request.headers(),
     };
     judge(&access, &Facts { client, port, http: Some(http) }, exchange, &workload.name)

@@ -89,7 +89,7 @@ pub fn look(headers: &HeaderMap) -> Found {
 /// Whether a name is kept for headers of ours that there may be one day: what a client says under it must not mean
 /// anything then.
 fn is_strange(name: &HeaderName) -> bool {
-    name.as_str().starts_with(names::header::PREFIX) && !names::header::ASKED.contains(&name.as_str())
+    name.as_str().starts_with(names::HEADER_PREFIX) && !names::ASKED.contains(&name.as_str())
 }
 
 /// Whether the request names more than one host, which peers would read differently (RFC 9112, 3.2: answer 400).

@@ -49,10 +49,6 @@ pub mod header {
     pub const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
     /// The same by its other name, which is taken from nobody.
     pub const FORWARDED_CLIENT_CERT_ALIAS: &str = "forwarded-client-cert";
-    /// What all headers of ours begin with.
-    pub const PREFIX: &str = "penstock-";
-    /// Those of them that a client may set.
-    pub const ASKED: [&str; 4] = [SESSION, PRIORITY, BATCH, CACHE];
     /// ORCA load report, text.
     pub const LOAD_REPORT: &str = "endpoint-load-metrics";
     /// ORCA load report, serialised, as a gRPC trailer or an HTTP header.
@@ -60,6 +56,11 @@ pub mod header {
     /// A request that carries it wants to see the load report itself.
     pub const LOAD_REPORT_FORMAT: &str = "endpoint-load-metrics-format";
 }
+
+/// What all headers of ours begin with.
+pub const HEADER_PREFIX: &str = "penstock-";
+/// Those of them that a client may set.
+pub const ASKED: [&str; 4] = [header::SESSION, header::PRIORITY, header::BATCH, header::CACHE];
 
 /// Labels and annotations on Kubernetes objects.
 pub mod annotation {

@@ -129,6 +129,49 @@ pub struct RouteRow {
     pub subscribed: usize,
 }
 
+/// `GET /authz?pod=&from=&method=&path=&model=&port=&header=`: who may ask a pod for what.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Authz {
+    /// `<namespace>/<pod>`.
+    pub pod: String,
+    /// Whether its proxy has applied them; absent: it is not connected.
+    pub applied: Option<bool>,
+    /// Rule by rule.
+    pub policies: Vec<AuthzRow>,
+    /// What would become of the request that was asked about.
+    pub verdict: Option<Verdict>,
+}
+
+/// A rule of an access policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AuthzRow {
+    /// `<namespace>/<name>`.
+    pub policy: String,
+    /// `Allow`, `Deny`, `Audit (Allow)` or `Audit (Deny)`.
+    pub action: String,
+    /// The ports that the policy is about, or `all`.
+    pub ports: String,
+    /// Its number and name; `none`: the policy has no rules.
+    pub rule: String,
+    /// Who, in words.
+    pub from: String,
+    /// What, in words.
+    pub to: String,
+    /// Further conditions, in words.
+    pub when: String,
+}
+
+/// What would become of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// It would reach the application.
+    pub allowed: bool,
+    /// By which rule, or why not.
+    pub story: String,
+    /// Why an Audit would deny it.
+    pub would_deny: Option<String>,
+}
+
 /// `GET /endpoints`: the endpoints of each Service, joined by what the clients' proxies see.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EndpointRow {

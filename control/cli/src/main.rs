@@ -3,6 +3,7 @@
 //! Every question goes to control's HTTP API, which asks the proxies. Results go to standard output as a table,
 //! JSON or YAML; progress and errors go to standard error; the exit status says how it went.
 
+mod authz;
 mod check;
 mod connection;
 mod control;
@@ -99,6 +100,11 @@ enum Command {
         after_help = "Examples (with `penstock demo --stay` running):\n  penstock tap digits --limit 20\n  penstock tap demo/digits --direction both --output json"
     )]
     Tap(tap::Args),
+    /// Show the access policies of a pod, and what would become of a request
+    #[command(
+        after_help = "Examples (with `penstock demo --stay` running):\n  penstock authz digits-v1-0\n  penstock authz digits-v1-0 --from spiffe://cluster.local/ns/demo/sa/client --method POST --path /v2/models/digits/infer"
+    )]
+    Authz(authz::Args),
     /// Check a running control or a directory of objects, and say what to do about what is wrong
     #[command(
         after_help = "Examples:\n  penstock check --source dir:manifests/examples/digits\n  penstock check        # with `penstock demo --stay` running"
@@ -137,6 +143,7 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Routes(args) => routes::run(args, &mut control, output).await,
         Command::Endpoints(args) => endpoints::run(args, &mut control, output).await,
         Command::Tap(args) => tap::run(args, &mut control, output).await,
+        Command::Authz(args) => authz::run(args, &mut control, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,
         Command::Hold(args) => Err(demo::processes::hold(&args)),
     }

@@ -4,6 +4,7 @@
 //! Everything is read from the snapshot in force and from what proxies tell. What can go wrong is answered as
 //! `{"error": "<what happened and what to do>"}`.
 
+mod authz;
 mod endpoints;
 mod routes;
 mod stat;
@@ -17,7 +18,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use penstock_api::view::{EndpointRow, Failure, Problem, ProxyCertificates, Renewal, RouteRow, Stat, Status};
+use penstock_api::view::{
+    Authz, EndpointRow, Failure, Problem, ProxyCertificates, Renewal, RouteRow, Stat, Status,
+};
 use penstock_api::{ServiceName, v1};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -34,7 +37,7 @@ const RENEWAL_PATIENCE: Duration = Duration::from_secs(15);
 /// How far back proxies' outcomes are kept.
 const MAX_WINDOW: Duration = Duration::from_secs(300);
 
-const PAGES: &str = "/status, /stat?window=10s, /routes, /endpoints, /certs, /problems, /tap, /renew (POST), /healthz and /metrics";
+const PAGES: &str = "/status, /stat?window=10s, /routes, /endpoints, /authz?pod=, /certs, /problems, /tap, /renew (POST), /healthz and /metrics";
 
 /// What the pages are made of.
 #[derive(Clone)]
@@ -68,6 +71,7 @@ pub fn router(facts: Facts) -> Router {
         .route("/stat", get(stat_page))
         .route("/routes", get(routes_page))
         .route("/endpoints", get(endpoints_page))
+        .route("/authz", get(authz_page))
         .route("/certs", get(certificates))
         .route("/problems", get(problems))
         .route("/tap", get(tap))
@@ -136,6 +140,17 @@ async fn endpoints_page(State(facts): State<Facts>) -> Json<Vec<EndpointRow>> {
         rows.map_err(|error| tracing::debug!(%node, "its endpoints are left out: {error}")).ok()
     });
     Json(endpoints::join(&snapshot, seen.collect()))
+}
+
+async fn authz_page(
+    State(facts): State<Facts>,
+    Query(question): Query<authz::Question>,
+) -> Result<Json<Authz>, ApiError> {
+    let snapshot = facts.published.borrow().snapshot.clone();
+    let holders = facts.fleet.holders(penstock_api::resource::Kind::Access, &snapshot);
+    let applied = |pod: &str| holders.get(pod).map(|(applied, subscribed)| applied == subscribed);
+    let answer = authz::answer(&snapshot, &question, applied);
+    answer.map(Json).map_err(|error| ApiError(StatusCode::BAD_REQUEST, error))
 }
 
 async fn certificates(State(facts): State<Facts>) -> Json<Vec<ProxyCertificates>> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, UPGRADE};
 use http::{Method, Request};
+use penstock_api::access::{Named, OIP};
 use penstock_inference::openai;
 use prost::encoding::{self, DecodeContext, WireType};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -24,20 +25,6 @@ use crate::kept;
 const BODY: usize = 4 << 20;
 /// How long it may take to come.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The service of the Open Inference Protocol.
-const OIP: &str = "/inference.GRPCInferenceService/";
-
-/// What a request says of its model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Named {
-    /// It is about none.
-    No,
-    /// `name`, `name/version` or `name/adapter`.
-    As(String),
-    /// It may be about one.
-    Unknown,
-}
 
 /// Where a model is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,54 +58,25 @@ pub(super) async fn of(request: &mut Request<RequestBody>, exchange: &Rc<Exchang
 
 fn place<B>(request: &Request<B>) -> Place {
     let path = request.uri().path();
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let unknown = Place::Path(Named::Unknown);
     // What becomes another protocol can say anything.
-    if *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE) {
-        return unknown;
+    if request.headers().contains_key(UPGRADE) {
+        return Place::Path(Named::Unknown);
     }
-    if let Some((_, rest)) = path.split_once("/v2/models/") {
-        return Place::Path(in_path(rest, true));
+    if let Some(named) = Named::in_path(request.method(), path) {
+        return Place::Path(named);
     }
-    if let Some((_, rest)) = path.split_once("/v1/models/") {
-        return Place::Path(in_path(rest, false));
-    }
-    if let Some(method) = path.strip_prefix(OIP) {
-        return match method {
-            "ModelInfer" | "ModelReady" | "ModelMetadata" | "ModelConfig" | "ModelStatistics" => {
-                Place::Message
-            }
-            "ServerLive" | "ServerReady" | "ServerMetadata" => Place::Path(Named::No),
-            _ => unknown,
-        };
-    }
-    if reads {
-        return Place::Path(Named::No);
-    }
-    let plain = !request.headers().contains_key(CONTENT_ENCODING);
-    match *request.method() == Method::POST && plain && openai::Api::of_path(path).is_some() {
-        true => Place::Json,
-        false => unknown,
-    }
-}
-
-/// The model behind `/models/`, with its version where the protocol has one there.
-fn in_path(rest: &str, versions: bool) -> Named {
-    let (name, version) = match versions {
-        true => {
-            let mut parts = rest.split('/');
-            let name = parts.next().unwrap_or_default();
-            let version = parts.next().filter(|part| *part == "versions").and_then(|_| parts.next());
-            (name, version)
+    match path.strip_prefix(OIP) {
+        Some("ModelInfer" | "ModelReady" | "ModelMetadata" | "ModelConfig" | "ModelStatistics") => {
+            Place::Message
         }
-        false => (rest.trim_end_matches('/'), None),
-    };
-    let decoded = |text| percent_encoding::percent_decode_str(text).decode_utf8().ok();
-    match (decoded(name), version.map(decoded)) {
-        (Some(name), _) if name.is_empty() => Named::No,
-        (Some(name), None) => Named::As(name.into_owned()),
-        (Some(name), Some(Some(version))) => Named::As(format!("{name}/{version}")),
-        _ => Named::Unknown,
+        Some(_) => Place::Path(Named::Unknown),
+        None => {
+            let plain = !request.headers().contains_key(CONTENT_ENCODING);
+            match *request.method() == Method::POST && plain && openai::Api::of_path(path).is_some() {
+                true => Place::Json,
+                false => Place::Path(Named::Unknown),
+            }
+        }
     }
 }
 
@@ -232,13 +190,6 @@ mod tests {
         let path = Place::Path;
         let table = [
             ("POST", "/v2/models/m/infer", path(named("m"))),
-            ("GET", "/v2/models/m/ready", path(named("m"))),
-            ("GET", "/v2/models/m", path(named("m"))),
-            ("POST", "/x/v2/models/m/versions/2/infer", path(named("m/2"))),
-            ("POST", "/v2/models/a%22b/infer", path(named("a\"b"))),
-            ("GET", "/v2/health/ready", path(Named::No)),
-            ("GET", "/v1/models", path(Named::No)),
-            ("GET", "/v1/models/org/m", path(named("org/m"))),
             ("POST", "/v1/chat/completions", Place::Json),
             ("POST", "/v1/embeddings", Place::Json),
             ("PUT", "/v1/embeddings", path(Named::Unknown)),

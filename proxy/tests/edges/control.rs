@@ -115,7 +115,10 @@ async fn a_proxy_comes_to_certificate_configuration_and_readiness() {
     assert_eq!(first.resource_names_subscribe, ["cluster.local"]);
     for kind in [Kind::Access, Kind::Workload] {
         let own = push.next().await;
-        assert_eq!((own.type_url.as_str(), &own.resource_names_subscribe[..]), (kind.type_url(), &["a/web-1".to_owned()][..]));
+        assert_eq!(
+            (own.type_url.as_str(), &own.resource_names_subscribe[..]),
+            (kind.type_url(), &["a/web-1".to_owned()][..])
+        );
     }
     assert!(!*proxy.ready.borrow());
 
@@ -143,7 +146,7 @@ async fn a_proxy_comes_to_certificate_configuration_and_readiness() {
     };
     assert_eq!(answer.response_nonce, "s");
     assert_eq!(answer.error_detail.unwrap().message, "Service a/bad: makes no sense");
-    assert_eq!(proxy.sink.names(), ["a/web-1", "a/good", "a/bad"]);
+    assert_eq!(proxy.sink.names(), ["a/web-1", "a/web-1", "a/good", "a/bad"]);
 
     // The stream ends; the next one says what is held, and only that.
     drop(push);
@@ -162,8 +165,9 @@ async fn a_proxy_comes_to_certificate_configuration_and_readiness() {
 async fn bad_anchors_are_refused_and_the_good_ones_stay() {
     let mut proxy = proxy("").await;
     let mut push = proxy.played.push().await;
-    push.next().await;
-    push.next().await;
+    for _subscription in [Kind::TrustBundle, Kind::Access, Kind::Workload] {
+        push.next().await;
+    }
     let before = proxy.identity.anchors();
     for (nonce, anchors) in [("1", vec![]), ("2", vec![b"nonsense".to_vec()])] {
         let bundle = Resource {

@@ -42,6 +42,7 @@ struct Pod {
     account: String,
     service: Option<String>,
     annotations: Vec<(&'static str, String)>,
+    probe: Option<String>,
     listed: Listed,
     sidecar: Option<Process>,
 }
@@ -124,6 +125,7 @@ impl Mesh {
             account: name.to_owned(),
             service: service.map(str::to_owned),
             annotations: Vec::new(),
+            probe: None,
             listed: Listed::Ready,
             sidecar: None,
         };
@@ -136,6 +138,12 @@ impl Mesh {
         if let Some(pod) = self.pods.get_mut(pod) {
             pod.annotations.push((key, value.to_owned()));
         }
+        self
+    }
+
+    /// Has the kubelet ask a pod's application for a path.
+    pub fn probe(mut self, pod: &str, path: &str) -> Self {
+        self.pods.get_mut(pod).unwrap().probe = Some(path.to_owned());
         self
     }
 
@@ -266,12 +274,15 @@ impl Mesh {
                 Some(_) => format!("\n    ports: [{{name: main, containerPort: {APPLICATION}}}{grpc}]"),
                 None => String::new(),
             };
+            let probe = pod.probe.as_ref().map_or_else(String::new, |path| {
+                format!("\n    readinessProbe: {{httpGet: {{port: {APPLICATION}, path: {path}}}}}")
+            });
             let annotations: String =
                 pod.annotations.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect();
             let _ = write!(
                 yaml,
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n    \
-                 {}: enabled\n    {}: \"{}\"\n{annotations}spec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}\n\
+                 {}: enabled\n    {}: \"{}\"\n{annotations}spec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}{probe}\n\
                  status: {{phase: Running, podIP: {}}}\n",
                 annotation::INJECT,
                 annotation::INBOUND_PORT,
@@ -367,6 +378,11 @@ impl Mesh {
     /// Where a pod's application finds its sidecar.
     pub fn outbound(&self, pod: &str) -> SocketAddr {
         at(self.pods[pod].ip, port::OUTBOUND)
+    }
+
+    /// Where a pod's sidecar takes what comes from others.
+    pub fn inbound(&self, pod: &str) -> SocketAddr {
+        at(self.pods[pod].ip, port::INBOUND)
     }
 
     /// A sidecar's admin pages.

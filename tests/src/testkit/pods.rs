@@ -32,6 +32,7 @@ pub struct Pod {
     annotations: Vec<(&'static str, String)>,
     in_mesh: bool,
     ports: Vec<u16>,
+    probe: Option<&'static str>,
     /// Its proxy.
     pub sidecar: Option<Process>,
 }
@@ -112,6 +113,7 @@ impl Pods {
             annotations: annotations.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
             in_mesh: true,
             ports: Vec::new(),
+            probe: None,
             sidecar: None,
         };
         self.pods.insert(name.to_owned(), pod);
@@ -123,6 +125,12 @@ impl Pods {
         let mut pods = self.with(name, &[]);
         pods.pods.get_mut(name).unwrap().in_mesh = false;
         pods
+    }
+
+    /// Has the kubelet ask a pod's application for a path.
+    pub fn probe(mut self, pod: &str, path: &'static str) -> Self {
+        self.pods.get_mut(pod).unwrap().probe = Some(path);
+        self
     }
 
     /// Adds a Service whose port 80 leads to [`APPLICATION`] of its pods.
@@ -202,6 +210,9 @@ impl Pods {
         }
         for (name, pod) in &self.pods {
             let ports: Vec<_> = pod.ports.iter().map(|port| format!("{{containerPort: {port}}}")).collect();
+            let probe = pod.probe.map_or_else(String::new, |path| {
+                format!(", readinessProbe: {{httpGet: {{port: {APPLICATION}, path: {path}}}}}")
+            });
             let Machine { v4, v6, .. } = &pod.machine;
             let mut annotations =
                 format!("    {}: {}\n", annotation::INJECT, if pod.in_mesh { "enabled" } else { "disabled" });
@@ -211,7 +222,7 @@ impl Pods {
             let _ = write!(
                 yaml,
                 "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n{annotations}\
-                 spec:\n  serviceAccountName: {name}\n  containers:\n  - {{name: main, ports: [{}]}}\n\
+                 spec:\n  serviceAccountName: {name}\n  containers:\n  - {{name: main, ports: [{}]{probe}}}\n\
                  status: {{phase: Running, podIP: {v4}, podIPs: [{{ip: {v4}}}, {{ip: \"{v6}\"}}]}}\n",
                 ports.join(", ")
             );

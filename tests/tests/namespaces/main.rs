@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod access;
 mod rules;
 mod strictness;
 mod traffic;
