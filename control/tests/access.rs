@@ -3,7 +3,7 @@
 
 mod common;
 
-use penstock_api::access::{Access, Facts};
+use penstock_api::access::{Access, Facts, Http, Model};
 use penstock_api::resource::{Kind, Payload};
 use penstock_api::v1;
 use penstock_control::compile::{State, compile};
@@ -248,4 +248,35 @@ status: {podIP: 10.0.0.1}
     );
     assert!(workload.forward_identity);
     assert_eq!(workload.ports.len(), 1, "a port that only a probe knows is nobody else's");
+}
+
+#[test]
+fn the_example_is_right_and_says_what_its_comments_say() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples");
+    let mut set = ObjectSet::default();
+    for folder in ["access", "digits"] {
+        let more = penstock_control::source::directory::read(&examples.join(folder));
+        set.objects.extend(more.objects);
+        set.broken.extend(more.broken);
+    }
+    let snapshot = compiled(&set);
+    assert_eq!(messages(&snapshot), Vec::<String>::new());
+    let access = Access::compile(&access(&snapshot, "demo/digits-v1-a")).unwrap();
+    let names: Vec<_> = access.policies().iter().map(|policy| &*policy.name).collect();
+    assert_eq!(names, ["demo/digits-callers", "demo/no-repository", "demo/only-tenants"]);
+    let headers = http::HeaderMap::new();
+    let decide = |who: &str, method, path, model| {
+        let id = format!("spiffe://cluster.local/ns/{who}").parse().unwrap();
+        let http = Http { method, path, model, headers: &headers };
+        let decision = access.decide(&Facts { client: Some(&id), port: 8000, http: Some(http) });
+        (decision.denied.is_none(), decision.would_deny.is_some())
+    };
+    let infer = "/v2/models/digits/infer";
+    let digits = Model::Named("digits");
+    assert_eq!(decide("demo/sa/client", "POST", infer, digits), (true, true), "no tenant was named");
+    assert!(decide("batch-jobs/sa/nightly", "POST", infer, digits).0);
+    assert!(!decide("batch-jobs/sa/experiments", "POST", infer, digits).0);
+    assert!(!decide("demo/sa/client", "POST", "/v2/models/faces/infer", Model::Named("faces")).0);
+    assert!(decide("batch-jobs/sa/experiments", "GET", "/v2/health/ready", Model::None).0);
+    assert!(!decide("demo/sa/client", "GET", "/v2/repository/index", Model::None).0);
 }

@@ -14,8 +14,9 @@ mod tests;
 
 use std::borrow::Cow;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use http::{Method, Request, uri};
+use http::{HeaderMap, Method, Request, uri};
 use penstock_api::access::{Access, Facts, Http, Named, Why};
 use penstock_api::{Reason, SpiffeId, path};
 
@@ -93,15 +94,61 @@ pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) 
 pub async fn revoked(worker: &Worker, to: &To, client: Option<&SpiffeId>) -> Failure {
     let To::Application(workload, index) = to else { return std::future::pending().await };
     let facts = Facts { client, port: workload.ports[*index].port, http: None };
+    denied_later(worker, &facts, &workload.name).await
+}
+
+/// A request that has become a connection of bytes, as it was judged.
+#[derive(Debug)]
+pub struct Watched {
+    client: Option<SpiffeId>,
+    pod: Arc<str>,
+    port: u16,
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+}
+
+impl Watched {
+    /// One that goes to a port of the pod.
+    pub fn of<B>(connection: &Connection, request: &Request<B>) -> Option<Self> {
+        let To::Application(workload, index) = &connection.to else { return None };
+        Some(Self {
+            client: connection.client.as_ref().map(|(id, _)| id.clone()),
+            pod: Arc::clone(&workload.name),
+            port: workload.ports[*index].port,
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            headers: request.headers().clone(),
+        })
+    }
+
+    /// Waits until it is no longer allowed.
+    pub async fn revoked(&self, exchange: &Exchange) -> Failure {
+        // As when it began: what becomes another protocol can say anything of models.
+        let model = Named::Unknown;
+        let http = Http {
+            method: self.method.as_str(),
+            path: &self.path,
+            model: model.fact(),
+            headers: &self.headers,
+        };
+        let facts = Facts { client: self.client.as_ref(), port: self.port, http: Some(http) };
+        let failure = denied_later(&exchange.worker, &facts, &self.pod).await;
+        exchange.judged("denied");
+        failure
+    }
+}
+
+async fn denied_later(worker: &Worker, facts: &Facts<'_>, pod: &str) -> Failure {
     let store = &worker.shared.store;
     let mut version = store.version();
     loop {
         version.borrow_and_update();
         // What was withdrawn altogether is not known to forbid anything: control may be about to start anew.
         let access = store.snapshot().access.clone();
-        if let Some(why) = access.as_ref().and_then(|access| access.decide(&facts).denied) {
+        if let Some(why) = access.as_ref().and_then(|access| access.decide(facts).denied) {
             count(&why, "denied");
-            return refusal(&why, &facts, &workload.name);
+            return refusal(&why, facts, pod);
         }
         if version.changed().await.is_err() {
             return std::future::pending().await;

@@ -333,6 +333,7 @@ async fn stages(
     {
         return Ok(answer);
     }
+    let watched = if upgrading { access::Watched::of(connection, &request) } else { None };
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
@@ -345,7 +346,7 @@ async fn stages(
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answered.lease, exchange));
+        return Ok(upgrade::join(client, parts, body, answered.lease, exchange, watched));
     }
     let found = headers::look(&parts.headers);
     headers::strip_hop(&mut parts.headers, found, false);

@@ -195,7 +195,7 @@ async fn stages(
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answered.lease, exchange));
+        return Ok(upgrade::join(client, parts, body, answered.lease, exchange, None));
     }
     headers::strip_hop(&mut parts.headers, found, false);
     change(&mut parts.headers, backend, rule);

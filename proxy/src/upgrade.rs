@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use crate::access;
 use crate::body::ResponseBody;
 use crate::exchange::Exchange;
 use crate::send::Lease;
@@ -28,14 +29,15 @@ pub fn accepted(response: &response::Parts) -> bool {
     agreed && response.extensions.get::<OnUpgrade>().is_some()
 }
 
-/// Answers the client with the server's agreement, and lets bytes pass between the two until both are done. The
-/// exchange lives as long as they do.
+/// Answers the client with the server's agreement, and lets bytes pass between the two until both are done, or until
+/// `watched` says that the request would no longer be allowed. The exchange lives as long as they do.
 pub fn join(
     client: Option<OnUpgrade>,
     mut parts: response::Parts,
     body: Incoming,
     lease: Lease,
     exchange: &Rc<Exchange>,
+    watched: Option<access::Watched>,
 ) -> Response<ResponseBody> {
     let server = parts.extensions.remove::<OnUpgrade>();
     let exchange = Rc::clone(exchange);
@@ -47,7 +49,17 @@ pub fn join(
             Ok(both) => both,
             Err(error) => return tracing::debug!(%error, "an upgrade was agreed on and did not happen"),
         };
-        tcp::join(&exchange, TokioIo::new(client), TokioIo::new(server)).await;
+        let joined = tcp::join(&exchange, TokioIo::new(client), TokioIo::new(server));
+        let Some(watched) = watched else { return joined.await };
+        tokio::select! {
+            biased;
+            failure = watched.revoked(&exchange) => {
+                exchange.failed(&failure);
+                exchange.complete();
+                tcp::refused("inbound", &failure);
+            }
+            () = joined => {}
+        }
     });
     Response::from_parts(parts, ResponseBody::empty())
 }

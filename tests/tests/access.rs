@@ -102,7 +102,7 @@ async fn a_policy_holds_for_open_connections_within_a_second_and_says_who_denied
     assert_eq!(front.ask(&plain).await.unwrap().status(), 200);
     // The connection is none the worse, and a denial is counted by its policy.
     assert!(denied(&other.ask(&plain).await.unwrap()));
-    let labels = [("policy", "test/p"), ("verdict", "denied")];
+    let labels = [r#"policy="test/p""#, r#"verdict="denied""#];
     wait_until("denials are counted", PATIENCE, async || {
         metric(mesh.admin("server"), "penstock_access_refusals_total", &labels).await >= 2.0
     })
@@ -123,8 +123,9 @@ async fn a_policy_holds_for_open_connections_within_a_second_and_says_who_denied
 
     // It goes, and all is as before.
     mesh.file("access.yaml", "");
-    mesh.apply().await;
-    assert_eq!(other.ask(&plain).await.unwrap().status(), 200);
+    mesh.write();
+    wait_until("everybody may again", PATIENCE, async || other.ask(&plain).await.unwrap().status() == 200)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,18 +193,14 @@ async fn an_audit_tells_what_would_be_denied_and_changes_nothing() {
     let told = String::from_utf8(told).unwrap();
     assert!(told.contains("would-deny"), "{told}");
     let counted = async |verdict| {
-        metric(
-            mesh.admin("server"),
-            "penstock_access_refusals_total",
-            &[("policy", "test/try"), ("verdict", verdict)],
-        )
-        .await
+        metric(mesh.admin("server"), "penstock_access_refusals_total", &[r#"policy="test/try""#, verdict])
+            .await
     };
-    wait_until("it is counted", PATIENCE, async || counted("would-deny").await >= 1.0).await;
-    assert_eq!(counted("denied").await, 0.0);
-    let before = counted("would-deny").await;
+    wait_until("it is counted", PATIENCE, async || counted(r#"verdict="would-deny""#).await >= 1.0).await;
+    assert_eq!(counted(r#"verdict="denied""#).await, 0.0);
+    let before = counted(r#"verdict="would-deny""#).await;
     assert_eq!(get(&mesh, "front", "/").await.status(), 200);
-    assert_eq!(counted("would-deny").await, before, "the front would be allowed");
+    assert_eq!(counted(r#"verdict="would-deny""#).await, before, "the front would be allowed");
 }
 
 /// Answers every call over HTTP/2 with `unimplemented`, which is not what a proxy says.
@@ -303,7 +300,6 @@ async fn a_model_is_for_whom_a_policy_says_in_every_protocol() {
 async fn who_calls_is_said_by_proxies_and_by_nobody_else() {
     let mesh = Mesh::default().service("shop", &[]).pod("server", Some("shop"));
     let mesh = mesh.annotate_pod("server", annotation::FORWARD_IDENTITY, "true");
-    // The builder adds the pods once more, but for the annotated one.
     let mesh = mesh.pod("front", None);
     let origin = Origin::start_at(mesh.application("server"), |mut client| async move {
         while let Ok(request) = client.request().await {
@@ -433,4 +429,42 @@ async fn bytes_that_are_no_longer_allowed_end() {
         b"",
         "a rule that asks for HTTP never matches bytes"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_socket_that_is_no_longer_allowed_ends() {
+    let mesh = Mesh::default().service("shop", &[]).pod("server", Some("shop")).pod("front", None);
+    let _origin = Origin::start_at(mesh.application("server"), |mut client| async move {
+        while let Ok(request) = client.request().await {
+            if request.head.get("upgrade").is_none() {
+                let _ = client.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                continue;
+            }
+            let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+            client.send(agreed).await.unwrap();
+            while let Ok(bytes) = client.bytes(4).await {
+                client.send(bytes).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let mut mesh = mesh.start().await;
+    mesh.reaches("front", "shop").await;
+    mesh.file("access.yaml", &allow("[{to: [{paths: [\"/socket/*\", /]}]}]"));
+    mesh.apply().await;
+    let mut socket = mesh.client("front").await;
+    let upgrade = "connection: upgrade\r\nupgrade: echo\r\n";
+    assert_eq!(socket.ask(request("GET", "/socket//1", upgrade, "")).await.unwrap().status(), 101);
+    socket.send("ping").await.unwrap();
+    assert_eq!(socket.bytes(4).await.unwrap(), b"ping");
+    // Another change leaves it alone.
+    mesh.file("access.yaml", &allow("[{to: [{paths: [\"/socket/*\", /, /x]}]}]"));
+    mesh.apply().await;
+    socket.send("pong").await.unwrap();
+    assert_eq!(socket.bytes(4).await.unwrap(), b"pong");
+    mesh.file("access.yaml", &allow("[{to: [{paths: [/x]}]}]"));
+    let begun = Instant::now();
+    mesh.write();
+    assert_eq!(timeout(PATIENCE, socket.rest()).await.unwrap(), b"");
+    assert!(begun.elapsed() < Duration::from_secs(1), "only after {:?}", begun.elapsed());
 }

@@ -31,7 +31,13 @@ async fn bytes_are_for_whom_a_policy_allows_and_end_when_it_no_longer_does() {
         });
     let to = pods.cluster_ip("db");
     pods.mesh.file("access.yaml", &allow("front"));
-    pods.mesh.apply().await;
+    pods.mesh.write();
+    wait_until("the policy is in force", PATIENCE, async || {
+        let mut other = pods.pod("other").connect(to).unwrap();
+        let _ = other.send("ping").await;
+        other.bytes(4).await.is_err()
+    })
+    .await;
 
     let mut front = pods.pod("front").connect(to).unwrap();
     front.send("ping").await.unwrap();
@@ -59,11 +65,18 @@ async fn bytes_are_for_whom_a_policy_allows_and_end_when_it_no_longer_does() {
 async fn the_kubelet_reaches_what_a_pod_declares_and_nothing_else() {
     let Some(pods) = Pods::new() else { return };
     let pods = pods.with_stranger("node").with("client", &[]).with("server", &[]);
-    let mut pods = pods.service("db", "http", &["server"]).probe("server", "/healthz?full=1").start().await;
+    let pods = pods.service("db", "http", &["server"]).probe("server", "/healthz?full=1");
+    let mut pods = pods.start().await;
     let _server = pods.pod("server").mirror("server");
     // Policies are for those who have an identity; the kubelet has none.
     pods.mesh.file("access.yaml", &allow("nobody"));
-    pods.mesh.apply().await;
+    pods.mesh.write();
+    wait_until("the policy is in force", PATIENCE, async || {
+        let mut client = pods.pod("client").connect(pods.cluster_ip("db")).unwrap();
+        let answer = client.ask("GET / HTTP/1.1\r\nhost: db\r\n\r\n").await;
+        answer.is_ok_and(|answer| answer.status() == 403)
+    })
+    .await;
     let machine = &pods.pod("server").machine;
     for to in [machine.at(APPLICATION), machine.at_v6(APPLICATION)] {
         let ask = async |method: &str, path: &str| {
