@@ -64,18 +64,29 @@ pub async fn authorize(
     if access.looks_at_paths() {
         settle_path(request.uri_mut(), path::canonical)?;
     }
-    let named = match access.looks_at_models() {
-        true => Box::pin(model::of(request, exchange)).await,
-        false => Named::No,
-    };
     let client = connection.client.as_ref().map(|(id, _)| id);
-    let http = Http {
+    let named = if access.looks_at_models() {
+        // What is allowed whatever the model need not wait for it.
+        let facts = Facts { client, port, http: Some(http(request, &Named::Unknown)) };
+        let decision = access.decide(&facts);
+        if decision.denied.is_none() && decision.would_deny.is_none() {
+            return Ok(());
+        }
+        Box::pin(model::of(request, exchange)).await
+    } else {
+        Named::No
+    };
+    let facts = Facts { client, port, http: Some(http(request, &named)) };
+    judge(&access, &facts, exchange, &workload.name)
+}
+
+fn http<'a, B>(request: &'a Request<B>, named: &'a Named) -> Http<'a> {
+    Http {
         method: request.method().as_str(),
         path: request.uri().path(),
         model: named.fact(),
         headers: request.headers(),
-    };
-    judge(&access, &Facts { client, port, http: Some(http) }, exchange, &workload.name)
+    }
 }
 
 /// Whether a connection whose bytes are not looked at may go on.

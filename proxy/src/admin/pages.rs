@@ -119,7 +119,11 @@ impl Pages {
                 .collect();
             json!({"name": workload.name, "permissive": workload.permissive, "ports": ports})
         });
-        json!({"workload": workload, "services": services, "addresses": addresses})
+        let access = snapshot
+            .access
+            .as_ref()
+            .map(|access| access.policies().iter().map(|policy| &*policy.name).collect::<Vec<_>>());
+        json!({"workload": workload, "access": access, "services": services, "addresses": addresses})
     }
 }
 

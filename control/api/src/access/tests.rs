@@ -375,7 +375,7 @@ proptest! {
     fn hiding_opens_nothing(policies in any_policies(), ask in any_ask()) {
         let access = access(policies);
         if allowed(&access, &Ask { model: Model::Unknown, headers: HeaderMap::new(), ..ask }) && !ask.bytes {
-            for model in [Model::Named("digits"), Model::Named("llama-3"), Model::Named("other")] {
+            for model in [Model::None, Model::Named("digits"), Model::Named("llama-3"), Model::Named("other")] {
                 prop_assert!(allowed(&access, &Ask { model, headers: HeaderMap::new(), ..ask }), "{model:?}");
             }
         }
