@@ -27,10 +27,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "path")]
     model: Option<String>,
     /// With which header, NAME:VALUE
-    #[arg(long, requires = "path")]
+    #[arg(long, requires = "path", hide_long_help = true)]
     header: Option<String>,
     /// On which port of the pod
-    #[arg(long, requires = "from")]
+    #[arg(long, requires = "from", hide_long_help = true)]
     port: Option<u16>,
 }
 

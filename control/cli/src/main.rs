@@ -102,7 +102,7 @@ enum Command {
     Tap(tap::Args),
     /// Show the access policies of a pod, and what would become of a request
     #[command(
-        after_help = "Examples (with `penstock demo --stay` running):\n  penstock authz digits-v1-0\n  penstock authz digits-v1-0 --from spiffe://cluster.local/ns/demo/sa/client --method POST --path /v2/models/digits/infer"
+        after_help = "Example (with `penstock demo --stay` running):\n  penstock authz digits-v1-a --from spiffe://cluster.local/ns/demo/sa/client --path /v2/health/ready"
     )]
     Authz(authz::Args),
     /// Check a running control or a directory of objects, and say what to do about what is wrong
