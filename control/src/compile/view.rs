@@ -8,8 +8,8 @@ use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::objects::policy::InferencePolicy;
 use crate::objects::access::AccessPolicy;
+use crate::objects::policy::InferencePolicy;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.

@@ -66,7 +66,8 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
         ("penstock.io", "AccessPolicy") => ObjectKind::AccessPolicy,
         ("penstock.io", unknown) => {
-            let message = format!("{unknown} is no kind of penstock.io; write InferencePolicy or AccessPolicy");
+            let message =
+                format!("{unknown} is no kind of penstock.io; write InferencePolicy or AccessPolicy");
             return Err(broken(document.line_of("/kind"), Scope::File, message));
         }
         _ => {

@@ -18,8 +18,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use self::policy::InferencePolicy;
 use self::access::AccessPolicy;
+use self::policy::InferencePolicy;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.

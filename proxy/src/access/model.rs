@@ -8,7 +8,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, UPGRADE};
 use http::{Method, Request};
@@ -19,12 +18,9 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
-use crate::kept;
 
 /// The largest body that is read for its model. What is larger has none that can be told.
 const BODY: usize = 4 << 20;
-/// How long it may take to come.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a model is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +39,10 @@ pub(super) async fn of(request: &mut Request<RequestBody>, exchange: &Rc<Exchang
     if let Place::Path(named) = place {
         return named;
     }
-    let Some(pieces) = kept::whole(request.body_mut(), exchange, BODY, PATIENCE).await else {
+    // Of the room that all bodies have which are held.
+    let sharing = &exchange.worker.shared.sharing;
+    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), BODY).await else {
         return Named::Unknown;
-    };
-    let body = match &pieces[..] {
-        [only] => Cow::Borrowed(&only[..]),
-        _ => Cow::Owned(pieces.concat()),
     };
     match place {
         Place::Message => message(&body),

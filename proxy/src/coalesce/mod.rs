@@ -120,7 +120,7 @@ impl Sharing {
     }
 
     /// A request's body, whole, and held. `None`: it is too large or too slow, or too much is held already, and passes.
-    async fn take_in(
+    pub async fn take_in(
         self: &Arc<Self>,
         exchange: &Rc<Exchange>,
         body: &mut RequestBody,
@@ -157,7 +157,7 @@ impl Sharing {
 }
 
 /// Bytes that are held.
-struct Held {
+pub struct Held {
     sharing: Arc<Sharing>,
     bytes: u64,
 }

@@ -422,6 +422,7 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
             rule,
             batch: None,
             coalesce: None,
+            pipelines: Vec::new(),
         };
         probes.push(Probes { port, paths: vec![path] });
     }
