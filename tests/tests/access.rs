@@ -353,6 +353,12 @@ async fn a_policy_that_cannot_be_read_closes_what_it_is_about_until_it_can() {
     assert_eq!(get(&mesh, "front", "/").await.status(), 200);
     // Once it was good, a bad version changes nothing, though control starts anew meanwhile.
     mesh.file("access.yaml", &good.replace("serviceAccounts", "serviceAcounts"));
+    // What is accepted is written after it was pushed; a control that is killed in between comes back without it, and closes.
+    wait_until("the good version is kept", PATIENCE, async || {
+        std::fs::read_to_string(mesh.state().join("accepted.json"))
+            .is_ok_and(|kept| kept.contains(r#"["front"]"#))
+    })
+    .await;
     mesh.write();
     mesh.kill_control();
     mesh.start_control().await;
