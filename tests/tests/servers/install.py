@@ -34,6 +34,9 @@ VENVS = {
 # What only benches ask for, and by its name: nothing of it is installed unasked.
 ASKED = {
     "dali-2.4.0": ["nvidia-dali-cuda120==2.4.0", "numpy==2.4.6"],
+    # For kernels/cuda/compile.py: one that knows the newest GPUs, and one whose PTX old drivers read.
+    "nvrtc-12.9.86": ["nvidia-cuda-nvrtc-cu12==12.9.86"],
+    "nvrtcold-12.1.105": ["nvidia-cuda-nvrtc-cu12==12.1.105"],
 }
 
 
