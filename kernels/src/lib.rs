@@ -1,10 +1,12 @@
 //! Memory for tensors: written once by whoever produces a tensor, read by whoever needs it.
 //!
 //! [`arena`] has the memory: runs of rows for batches, on the heap or in files that a model server maps too. [`normalise`]
-//! writes pixels into it as tensors.
+//! writes pixels into it as tensors. [`cuda`] has the GPU, where there is one: memory that it reads by itself, copies, and
+//! kernels that do what [`fused`] says, to the same bits.
 //!
-//! This is the only crate of Penstock with `unsafe` in it, and only three modules of it may: the one that maps memory, the
-//! one that turns claims on rows into slices, and the one with a CPU's vectors. What they promise stands at the head of each.
+//! This is the only crate of Penstock with `unsafe` in it, and only some modules of it may: the one that maps memory, the
+//! one that turns claims on rows into slices, the one with a CPU's vectors, and those that call a GPU's driver. What they promise stands
+//! at the head of each, and each allows it to itself.
 //!
 //! # A batch in shared memory
 //!
@@ -48,4 +50,6 @@
 //! until [`Arena::amnesty`](arena::Arena::amnesty).
 
 pub mod arena;
+pub mod cuda;
+pub mod fused;
 pub mod normalise;

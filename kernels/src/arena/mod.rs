@@ -38,6 +38,8 @@ use extent::Extent;
 use memory::{Memory, PAGE};
 use space::Space;
 
+use crate::cuda::Context;
+
 /// What memory an arena has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -52,6 +54,24 @@ pub enum Kind<'a> {
         /// What it is for.
         name: &'a str,
         /// Who may open it.
+        access: Access,
+    },
+    /// This process's own, pinned by the driver of a GPU, which copies from it and to it without the CPU and while that does
+    /// something else.
+    Pinned {
+        /// The GPU.
+        context: &'a Context,
+    },
+    /// As [`Kind::Shared`], and pinned as well. Pinned are the pages for this process only: a model server that maps the file sees
+    /// plain memory.
+    Registered {
+        /// The GPU.
+        context: &'a Context,
+        /// As for [`Kind::Shared`].
+        node: &'a str,
+        /// As for [`Kind::Shared`].
+        name: &'a str,
+        /// As for [`Kind::Shared`].
         access: Access,
     },
 }
@@ -122,6 +142,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The driver of the GPU pins no memory.
+    #[error(
+        "the GPU's driver pins no arena of {bytes} bytes; an arena of another kind works without it: {source}"
+    )]
+    Gpu {
+        /// The arena.
+        bytes: usize,
+        /// What the driver said.
+        source: crate::cuda::Error,
+    },
 }
 
 /// Memory, and who has which part of it. Clones are the same arena; it lives as long as they and what came out of it.
@@ -172,6 +202,10 @@ impl Arena {
         let memory = match kind {
             Kind::Heap => Memory::heap(whole)?,
             Kind::Shared { node, name, access } => Memory::shared(node, name, access, whole)?,
+            Kind::Pinned { context } => Memory::pinned(context, whole)?,
+            Kind::Registered { context, node, name, access } => {
+                Memory::registered(context, node, name, access, whole)?
+            }
         };
         let space = Mutex::new(Space::new(whole / slot));
         Ok(Self { ground: Arc::new(Ground { memory, slot, space }), zeroing: false })

@@ -93,6 +93,15 @@ impl RowsMut {
         Some(unsafe { &mut *self.extent.ground.memory.at(range) })
     }
 
+    /// Where some of these rows are, counted from the first of them, for a copy that keeps the claim.
+    pub(crate) fn place(&mut self, input: usize, rows: Range<u32>) -> Option<*mut [u8]> {
+        let first = self.rows.start;
+        let rows = first.checked_add(rows.start)?..first.checked_add(rows.end)?;
+        let inside = rows.end <= self.rows.end;
+        let range = self.extent.rows_of(input, rows).filter(|_| inside)?;
+        Some(self.extent.ground.memory.at(range))
+    }
+
     /// Writes bytes into these rows of an input, so many bytes behind their beginning.
     pub fn write(&mut self, input: usize, offset: usize, bytes: &[u8]) -> Result<(), Misfit> {
         let rows = self.input(input).and_then(|rows| rows.get_mut(offset..)).unwrap_or_default();
@@ -180,6 +189,11 @@ impl Sealed {
     /// Where rows of an input lie for a model server.
     pub fn region(&self, input: usize, rows: Range<u32>) -> Option<Region> {
         region(&self.0, input, rows)
+    }
+
+    /// Where rows of an input are, for a copy that keeps all of the run.
+    pub(crate) fn place(&mut self, input: usize, rows: Range<u32>) -> Option<*mut [u8]> {
+        Some(self.0.ground.memory.at(self.0.rows_of(input, rows)?))
     }
 
     /// It stays as it is from now on.

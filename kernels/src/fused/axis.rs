@@ -76,10 +76,8 @@ impl Axis {
             let last = (centre + radius).ceil().min(f64::from(all)) as u32;
             (centre - 0.5, first, last.max(first + 1))
         };
-        let bounds: Vec<[u32; 2]> = (0..count)
-            .map(reach)
-            .map(|(_, first, last)| [first, last - first])
-            .collect();
+        let bounds: Vec<[u32; 2]> =
+            (0..count).map(reach).map(|(_, first, last)| [first, last - first]).collect();
         let window = bounds.iter().map(|[_, count]| *count as usize).max().unwrap_or(1);
         let mut shares = vec![0.0; window * count as usize];
         for (shares, (centre, first, last)) in shares.chunks_exact_mut(window).zip((0..count).map(reach)) {

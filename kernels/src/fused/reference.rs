@@ -26,7 +26,8 @@ fn pixel(frame: &Frame, bytes: &[u8], x: usize, y: usize) -> [u8; 3] {
 fn weigh(axis: &Axis, at: usize, value: impl Fn(usize) -> u8) -> u8 {
     let (first, weights) = axis.of(at);
     let half = 1 << (axis.precision - 1);
-    let products = weights.iter().enumerate().map(|(at, weight)| i32::from(*weight) * i32::from(value(first + at)));
+    let products =
+        weights.iter().enumerate().map(|(at, weight)| i32::from(*weight) * i32::from(value(first + at)));
     ((half + products.sum::<i32>()) >> axis.precision).clamp(0, 255) as u8
 }
 
@@ -125,7 +126,9 @@ pub fn real(frame: &Frame, bytes: &[u8], part: &Part, tensor: &Tensor) -> Result
     let all = 0..count * wide * high;
     Ok(match tensor.layout {
         Layout::Planar => all.map(|at| element(at % wide, at / wide % high, at / (wide * high))).collect(),
-        Layout::Interleaved => all.map(|at| element(at / count % wide, at / (count * wide), at % count)).collect(),
+        Layout::Interleaved => {
+            all.map(|at| element(at / count % wide, at / (count * wide), at % count)).collect()
+        }
     })
 }
 
@@ -148,4 +151,3 @@ fn shares(all: u32, start: f64, length: f64, count: u32, part: &Part) -> Vec<(us
     };
     (0..count).map(shares).collect()
 }
-
