@@ -29,7 +29,7 @@ CRATE_TESTS := $(call names,$(filter-out $(TOOLED),$(ALL_TESTS)))
 .PHONY: help
 help: ## this list
 	@echo "Penstock: a sidecar service mesh for GPU inference. README.md says more."; echo
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: ## the whole mesh on this machine, in a minute; ARGS=--stay keeps it running
@@ -131,6 +131,28 @@ bench-prepare: ## what preprocessing costs, beside Pillow, OpenCV, simplejpeg an
 test-turbojpeg: ## the tests of preprocessing with libjpeg-turbo; needs cmake and nasm
 	$(CARGO) test $(LOCKED) -p penstock-prepare --features turbojpeg --lib --test images --test declarations --test libraries
 
+.PHONY: tools-cuda
+tools-cuda: ## install NVRTC, which compiles kernels without a GPU, once: 320 MB
+	python3 tests/tests/servers/install.py nvrtc nvrtcold
+
+.PHONY: cubins
+cubins: tools-cuda ## compile kernels/cuda for every GPU, into kernels/cubin, which is committed
+	python3 kernels/cuda/compile.py
+
+.PHONY: check-cubins
+check-cubins: tools-cuda ## the same without writing: registers, spills, and that kernels/cubin is what the sources give
+	python3 kernels/cuda/compile.py --check
+
+.PHONY: test-gpu
+test-gpu: ## kernels, copies and IPC on this machine's GPU, and their rates; skipped where there is none
+	$(CARGO) build $(LOCKED) --release -p penstock-kernels --bin penstock-gpu-test
+	"$(TARGET)/release/penstock-gpu-test" $(ARGS)
+
+.PHONY: test-gpu-standin
+test-gpu-standin: ## the same program on the STAND-IN driver, which runs kernels on the CPU: says nothing of a GPU
+	$(CARGO) build $(LOCKED) -p penstock-kernels -p penstock-standin-driver
+	"$(TARGET)/debug/penstock-gpu-test" --driver "$(TARGET)/debug/libpenstock_standin_driver.so" $(ARGS)
+
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
@@ -143,7 +165,7 @@ lint: $(DENY) ## format, clippy, documentation, dependencies, length of files, l
 	# --examples, of which there are none, makes cargo choose the features that clippy chose. Programs are named, since
 	# two of them share their name with their library.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items \
-	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-simgpu --bin penstock-modelserver
+	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-simgpu --bin penstock-modelserver --bin penstock-gpu-test
 	$(DENY) --locked check bans licenses sources
 
 # Built once, without the features that fetch advisories; a debug build checks in seconds all the same.

@@ -7,7 +7,7 @@
 //! come later, on another thread, and of pageable memory at once; only memory of `cuMemAlloc` is exported; nobody opens his own export; an address
 //! that nothing was allocated at ends the context.
 //!
-//! It is told by a [script](script) what to fail and what to delay, and keeps a log of all calls. Its device calls itself
+//! It is told by a script (`script.rs`) what to fail and what to delay, and keeps a log of all calls. Its device calls itself
 //! "STAND-IN (host CPU, no GPU)". It says nothing about speed, and nothing about what a real driver does beyond these rules.
 
 #[expect(unsafe_code, reason = "the functions of a C library are made here, and get what C gives them")]

@@ -8,8 +8,6 @@ use penstock_kernels::normalise::{Channels, Dtype, Layout};
 
 use crate::bed::{Bed, Failure, wrong};
 
-/// Runs of each measurement, of which the median counts.
-const RUNS: usize = 7;
 /// A slot of the arena: a tensor of 6 MiB, as docs/DATAPATH.md has them.
 const SLOT: usize = 6 << 20;
 
@@ -17,19 +15,25 @@ const SLOT: usize = 6 << 20;
 struct Sizes {
     copy: usize,
     batch: usize,
+    /// Runs of each measurement, of which the median counts.
+    runs: usize,
 }
 
 /// Seconds of the device for what `work` starts, the median of some runs.
-fn seconds(stream: &Stream, mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
+fn seconds(
+    sizes: &Sizes,
+    stream: &Stream,
+    mut work: impl FnMut() -> Result<(), Failure>,
+) -> Result<f64, Failure> {
     work()?;
-    let mut times = Vec::with_capacity(RUNS);
-    for _ in 0..RUNS {
+    let mut times = Vec::with_capacity(sizes.runs);
+    for _ in 0..sizes.runs {
         let begin = stream.mark()?;
         work()?;
         times.push(f64::from(stream.mark()?.milliseconds_since(&begin)?) / 1000.0);
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[RUNS / 2].max(1e-9))
+    Ok(times[sizes.runs / 2].max(1e-9))
 }
 
 /// One line: so many bytes in so many seconds, beside a rate.
@@ -46,8 +50,11 @@ fn line(name: &str, bytes: usize, seconds: f64, beside: Option<(&str, f64)>) -> 
 
 /// Prints them all.
 pub(crate) fn table(bed: &Bed, standin: bool) -> Result<(), Failure> {
-    let sizes =
-        if standin { Sizes { copy: 12 << 20, batch: 2 } } else { Sizes { copy: 240 << 20, batch: 64 } };
+    let sizes = if standin {
+        Sizes { copy: 12 << 20, batch: 1, runs: 1 }
+    } else {
+        Sizes { copy: 240 << 20, batch: 64, runs: 7 }
+    };
     if standin {
         println!("STAND-IN: rates of this CPU, which say nothing about a GPU");
     }
@@ -69,7 +76,7 @@ fn host(bed: &Bed, sizes: &Sizes) -> Result<(), Failure> {
     let memory = context.alloc(sizes.copy)?;
     let arena = Arena::new(Kind::Pinned { context }, sizes.copy, 4096)?;
     let all = filled(&arena, sizes.copy)?;
-    let time = seconds(stream, || aloft(stream.upload(all.clone(), &memory, 0)))?;
+    let time = seconds(sizes, stream, || aloft(stream.upload(all.clone(), &memory, 0)))?;
     let bare = line("host to device, pinned, one bare copy", sizes.copy, time, None);
     let slots = |all: &Bytes| {
         for at in (0..sizes.copy).step_by(SLOT) {
@@ -77,14 +84,14 @@ fn host(bed: &Bed, sizes: &Sizes) -> Result<(), Failure> {
         }
         Ok(())
     };
-    let time = seconds(stream, || slots(&all))?;
+    let time = seconds(sizes, stream, || slots(&all))?;
     line("host to device, pinned, slots of 6 MiB", sizes.copy, time, Some(("the bare copy", bare)));
     drop(all);
     let (node, name, access) = ("gpu-test", "rates", Access::Group(None));
     match Arena::new(Kind::Registered { context, node, name, access }, sizes.copy, 4096) {
         Ok(arena) => {
             let all = filled(&arena, sizes.copy)?;
-            let time = seconds(stream, || slots(&all))?;
+            let time = seconds(sizes, stream, || slots(&all))?;
             line(
                 "host to device, shared and registered, slots of 6 MiB",
                 sizes.copy,
@@ -95,11 +102,11 @@ fn host(bed: &Bed, sizes: &Sizes) -> Result<(), Failure> {
         Err(error) => println!("host to device, shared and registered: not measured: {error}"),
     }
     let heap = Bytes::from(vec![1; sizes.copy]);
-    let time = seconds(stream, || slots(&heap))?;
+    let time = seconds(sizes, stream, || slots(&heap))?;
     line("host to device, pageable, slots of 6 MiB", sizes.copy, time, Some(("the bare copy", bare)));
     let landing = arena.run(&[sizes.copy], 1).and_then(|run| run.seal());
     let mut landing = Some(landing.ok_or_else(|| wrong("the arena has no room"))?);
-    let time = seconds(stream, || {
+    let time = seconds(sizes, stream, || {
         let sealed = landing.take().ok_or_else(|| wrong("nowhere to land"))?;
         landing = Some(stream.download(&memory, 0, sealed, 0, 0..1)?.wait()?.0);
         Ok(())
@@ -116,7 +123,7 @@ fn aloft<T: Send + 'static>(started: Result<Pending<T>, impl Into<Failure>>) -> 
 /// The device's own copy rate, reads and writes counted.
 fn device(bed: &Bed, sizes: &Sizes) -> Result<f64, Failure> {
     let (from, to) = (bed.context.alloc(sizes.copy)?, bed.context.alloc(sizes.copy)?);
-    let time = seconds(&bed.stream, || aloft(bed.stream.copy(&from, 0..sizes.copy, &to, 0)))?;
+    let time = seconds(sizes, &bed.stream, || aloft(bed.stream.copy(&from, 0..sizes.copy, &to, 0)))?;
     Ok(line("device to device, reads and writes", 2 * sizes.copy, time, None))
 }
 
@@ -150,7 +157,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
             sources.push(Source { bytes: photograph(bed, format)?.0.whole(), frame, part });
         }
         let out = bed.context.alloc(tensor.bytes() * batch)?;
-        let time = seconds(&bed.stream, || {
+        let time = seconds(sizes, &bed.stream, || {
             aloft(bed.kernels.prepare(&bed.stream, &sources, &tensor, &out.whole()))
         })?;
         // What is inside of the crop, read once, and the tensor, written once.
@@ -170,7 +177,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
     for (name, source, target) in rows {
         let factors = (source.0 == Dtype::U8).then(|| vec![[0.017, -2.0]; 3]);
         let conversion = Conversion { rows: 1, channels: 3, pixels, from: source, to: target, factors };
-        let time = seconds(&bed.stream, || {
+        let time = seconds(sizes, &bed.stream, || {
             aloft(bed.kernels.convert(&bed.stream, &conversion, &from.whole(), &to.whole()))
         })?;
         line(name, 3 * pixels * (source.0.size() + target.0.size()), time, beside);
@@ -179,7 +186,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
     let count = sizes.copy / bytes;
     let tight = Rows { count, bytes, stride: bytes };
     let list: Vec<u32> = (0..count as u32).rev().collect();
-    let time = seconds(&bed.stream, || {
+    let time = seconds(sizes, &bed.stream, || {
         aloft(bed.kernels.gather(&bed.stream, &list, (&from.whole(), tight), (&to.whole(), tight)))
     })?;
     line("gather: rows of 301,056 bytes", 2 * count * bytes, time, beside);
@@ -197,13 +204,13 @@ fn overlap(bed: &Bed, sizes: &Sizes) -> Result<(), Failure> {
     let sources = vec![Source { bytes: source.whole(), frame, part }; sizes.batch];
     let out = context.alloc(tensor.bytes() * sizes.batch)?;
     let copies = || aloft(stream.upload(all.clone(), &memory, 0));
-    let copy = seconds(stream, copies)?;
+    let copy = seconds(sizes, stream, copies)?;
     let kernel = || aloft(kernels.prepare(&other, &sources, &tensor, &out.whole()));
-    let once = seconds(&other, kernel)?;
+    let once = seconds(sizes, &other, kernel)?;
     // About as long as the copy, so that there is something to hide.
     let times = (copy / once).clamp(1.0, 64.0) as usize;
-    let alone = seconds(&other, || (0..times).try_for_each(|_| kernel()))?;
-    let both = seconds(stream, || {
+    let alone = seconds(sizes, &other, || (0..times).try_for_each(|_| kernel()))?;
+    let both = seconds(sizes, stream, || {
         other.after(&stream.mark()?)?;
         (0..times).try_for_each(|_| kernel())?;
         copies()?;
