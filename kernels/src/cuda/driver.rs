@@ -242,4 +242,50 @@ mod tests {
         let old = open(Some("cuGetErrorName")).unwrap();
         assert_eq!(old.error("trying", "cuX", 77).to_string(), "trying: cuX said an error (77)");
     }
+
+    #[test]
+    fn what_an_older_driver_does_not_have_is_refused_and_nothing_else() {
+        use crate::arena::{Access, Arena, Kind as Memory};
+        use crate::cuda::{IpcHandle, Kind};
+        let context = |without| open(Some(without)).unwrap().context(0).unwrap();
+        let memory = context("cuIpcGetMemHandle").alloc(64).unwrap();
+        let error = memory.export().unwrap_err();
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(
+            error.to_string().contains("cuIpcGetMemHandle said nothing: this driver does not have it"),
+            "{error}"
+        );
+        for without in ["cuIpcOpenMemHandle_v2", "cuIpcCloseMemHandle"] {
+            assert_eq!(context(without).open_ipc(&IpcHandle([0; 64]), 64).unwrap_err().kind(), Kind::Refused);
+        }
+        for without in ["cuMemHostRegister_v2", "cuMemHostUnregister"] {
+            let context = context(without);
+            let (node, name, access) = ("test-older", without, Access::Group(None));
+            let kind = Memory::Registered { context: &context, node, name, access };
+            let told = Arena::new(kind, 4096, 4096).unwrap_err().to_string();
+            assert!(told.contains("this driver does not have it"), "{told}");
+            assert!(Arena::new(Memory::Pinned { context: &context }, 4096, 4096).is_ok());
+        }
+    }
+
+    /// On a machine with a GPU there is nothing to say.
+    #[test]
+    fn the_machines_driver_is_looked_for_once_and_its_absence_is_told_once() {
+        let mut told = 0;
+        let found: Vec<bool> = (0..3).map(|_| detect(|_| told += 1).is_some()).collect();
+        assert!(found.iter().all(|there| *there == found[0]));
+        assert_eq!(told, u32::from(!found[0]));
+    }
+
+    /// Trap 2 of research/gpu-datapath.md: memory of pools cannot be exported, so there is no way to get any.
+    #[test]
+    fn no_function_of_pools_is_asked_for() {
+        assert!(
+            REQUIRED
+                .iter()
+                .chain(OPTIONAL)
+                .all(|name| !name.contains("Async") || name.contains("Memcpy") || name.contains("Memset"))
+        );
+        assert!(REQUIRED.iter().chain(OPTIONAL).all(|name| !name.contains("Pool")));
+    }
 }

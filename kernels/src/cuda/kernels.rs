@@ -85,7 +85,7 @@ impl Drop for Borrowed {
 pub struct Launched {
     _kernels: Kernels,
     tables: Option<Borrowed>,
-    _uses: Vec<DeviceMemory>,
+    uses: Vec<DeviceMemory>,
 }
 
 /// An image in memory of the device, and what becomes of it.
@@ -116,6 +116,9 @@ pub enum Order {
     /// One launch makes images of one format.
     #[error("the images of a launch have one format, and these have several: launch once for each")]
     Formats,
+    /// Kernels, stream and memory belong together.
+    #[error("the kernels were loaded for another device than that of the stream or of the memory")]
+    Device,
     /// There is nothing to do, or too much.
     #[error("a launch has 1 to {MOST} rows, not {0}")]
     Count(usize),
@@ -319,6 +322,10 @@ impl Kernels {
                 unused: 0,
             });
         }
+        // Tables are addressed with 32 bits, which a batch of thousands of large images, all different, would not fit.
+        if bounds.len().max(weights.len()) > i32::MAX as usize {
+            return Err(Order::Count(count));
+        }
         let mut sheet = Sheet::default();
         let images = sheet.add(images.iter().map(words));
         let bounds = sheet.add(bounds.iter().map(|[first, count]: &[u32; 2]| {
@@ -474,7 +481,7 @@ impl Kernels {
 
     fn uses<'a>(&self, tables: Option<Borrowed>, spans: impl IntoIterator<Item = &'a Span>) -> Launched {
         let memory = spans.into_iter().map(|span| span.memory().clone()).collect();
-        Launched { _kernels: self.clone(), tables, _uses: memory }
+        Launched { _kernels: self.clone(), tables, uses: memory }
     }
 
     /// Tables for a launch, written here and still to be uploaded by it; and the address that they will have.
@@ -510,6 +517,10 @@ impl Kernels {
         job: &T,
         used: Launched,
     ) -> Result<Pending<Launched>, Order> {
+        let context = &self.0.context;
+        if stream.context() != context || used.uses.iter().any(|memory| memory.context() != context) {
+            return Err(Order::Device);
+        }
         let mut job = *job;
         let mut params = [(&raw mut job).cast::<c_void>()];
         let upload = used.tables.as_ref().and_then(|borrowed| {

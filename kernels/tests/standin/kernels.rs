@@ -13,7 +13,7 @@ use crate::driver::StandIn;
 
 /// A device, ready to launch.
 struct Bed {
-    _standin: StandIn,
+    standin: StandIn,
     context: Context,
     stream: Stream,
     kernels: Kernels,
@@ -25,7 +25,7 @@ impl Bed {
         let context = standin.context();
         let stream = context.stream().unwrap();
         let kernels = Kernels::load(&context).unwrap();
-        Self { _standin: standin, context, stream, kernels }
+        Self { standin: standin, context, stream, kernels }
     }
 
     fn upload(&self, bytes: Vec<u8>) -> penstock_kernels::cuda::DeviceMemory {
@@ -256,10 +256,10 @@ fn a_batch_of_differently_sized_photographs_is_one_launch() {
             (frame, bytes, Part::whole(&frame, (224, 224)))
         })
         .collect();
-    bed._standin.log();
+    bed.standin.log();
     let found = bed.prepare(&images, &IMAGENET);
     let launches =
-        bed._standin.log().into_iter().filter(|line| line.starts_with("cuLaunchKernel")).collect::<Vec<_>>();
+        bed.standin.log().into_iter().filter(|line| line.starts_with("cuLaunchKernel")).collect::<Vec<_>>();
     assert_eq!(launches, ["cuLaunchKernel grid=[7, 28, 5] block=[32, 8, 1]"]);
     assert_eq!(found, expected(&images, &IMAGENET));
 }
@@ -323,7 +323,12 @@ fn what_does_not_fit_is_refused_before_anything_is_launched() {
     let gray = Source { frame: Frame::tight(Format::Gray, 10, 10), ..good.clone() };
     let order = bed.kernels.prepare(&bed.stream, &[good, gray], &IMAGENET, &out.whole()).unwrap_err();
     assert_eq!(order, Order::Formats);
-    bed._standin.log().iter().for_each(|line| assert!(!line.starts_with("cuLaunchKernel")));
+    // Another device's kernels do not belong on this one's stream.
+    let other = Bed::new("");
+    let elsewhere =
+        other.kernels.prepare(&bed.stream, &[source(whole, memory.whole())], &IMAGENET, &out.whole());
+    assert_eq!(elsewhere.unwrap_err(), Order::Device);
+    bed.standin.log().iter().for_each(|line| assert!(!line.starts_with("cuLaunchKernel")));
 }
 
 /// A tensor to another, as the definition says it.

@@ -1,0 +1,93 @@
+//! The CPU's pipelines and the GPU's fused kernel (`penstock_kernels::fused`, which the kernel equals bit for bit) make the same tensors.
+
+#![cfg(test)]
+
+use penstock_kernels::fused::{Area, Filter, Format, Frame, Matrix, Part, Range, Tensor, reference};
+use penstock_kernels::normalise::{Channels, Dtype, Layout};
+use penstock_prepare::{Limits, Pipeline, Scratch};
+
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 24) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// The tensor of a declaration, from its own description of the input.
+fn pipeline(declaration: &str, input: &[u8]) -> Vec<u8> {
+    let pipeline = Pipeline::new(&serde_json::from_str(declaration).unwrap()).unwrap();
+    let mut out = vec![0; pipeline.bytes()];
+    pipeline.run(input, &mut out, &mut Scratch::default(), &Limits::default(), &|| false).unwrap();
+    out
+}
+
+const PLAIN: Tensor = Tensor {
+    width: 96,
+    height: 64,
+    channels: Channels::Rgb,
+    layout: Layout::Planar,
+    dtype: Dtype::F16,
+    mul: [1.0 / 255.0; 3],
+    add: [0.0; 3],
+};
+
+#[test]
+fn frames_of_any_format_have_the_same_bits() {
+    for (name, format) in [("rgb", Format::Rgb), ("nv12", Format::Nv12), ("yuv420", Format::I420)] {
+        for (matrix, colours) in [("bt601", Matrix::Bt601), ("bt709", Matrix::Bt709)] {
+            for (range, levels) in [("limited", Range::Limited), ("full", Range::Full)] {
+                let frame = Frame { matrix: colours, range: levels, ..Frame::tight(format, 319, 241) };
+                let input = noise(frame.bytes().unwrap());
+                let video = if name == "rgb" {
+                    String::new()
+                } else {
+                    format!(r#","matrix":"{matrix}","range":"{range}""#)
+                };
+                let declaration = format!(
+                    r#"{{"input":{{"format":"{name}","width":319,"height":241{video}}},"resize":{{"mode":"exact","width":96,"height":64}},"normalise":{{}},"dtype":"f16"}}"#
+                );
+                let wanted =
+                    reference::exact(&frame, &input, &Part::whole(&frame, (96, 64)), &PLAIN).unwrap();
+                assert!(pipeline(&declaration, &input) == wanted, "{declaration}");
+            }
+        }
+    }
+}
+
+#[test]
+fn filters_crops_and_letterboxes_have_the_same_bits() {
+    let frame = Frame::tight(Format::Rgb, 500, 333);
+    let input = noise(frame.bytes().unwrap());
+    let of = |rest: &str| {
+        format!(
+            r#"{{"input":{{"format":"rgb","width":500,"height":333}},"normalise":{{}},"dtype":"f16",{rest}}}"#
+        )
+    };
+    for (name, filter) in
+        [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic), ("lanczos", Filter::Lanczos)]
+    {
+        for antialias in [true, false] {
+            let resize = format!(
+                r#""resize":{{"mode":"exact","width":96,"height":64,"filter":"{name}","antialias":{antialias}}}"#
+            );
+            let part = Part { filter, antialias, ..Part::whole(&frame, (96, 64)) };
+            let wanted = reference::exact(&frame, &input, &part, &PLAIN).unwrap();
+            assert!(pipeline(&of(&resize), &input) == wanted, "{resize}");
+        }
+    }
+    // 500 x 333 at 128 on its shorter side is 192 x 128.
+    let (across, down) = (500.0 / 192.0, 333.0 / 128.0);
+    let area = Area { left: 48.0 * across, top: 32.0 * down, width: 96.0 * across, height: 64.0 * down };
+    let part = Part { area, ..Part::whole(&frame, (96, 64)) };
+    let cut = of(r#""resize":{"mode":"shortest-side","size":128},"crop":{"width":96,"height":64}"#);
+    assert!(pipeline(&cut, &input) == reference::exact(&frame, &input, &part, &PLAIN).unwrap());
+    // 500 x 333 in 96 x 96 is 96 x 64, and 16 rows of gray above it.
+    let tensor = Tensor { height: 96, ..PLAIN };
+    let part = Part { at: (0, 16), pad: [114; 3], ..Part::whole(&frame, (96, 64)) };
+    let boxed = of(r#""resize":{"mode":"letterbox","width":96,"height":96}"#);
+    assert!(pipeline(&boxed, &input) == reference::exact(&frame, &input, &part, &tensor).unwrap());
+}
