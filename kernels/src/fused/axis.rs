@@ -99,6 +99,34 @@ impl Axis {
         Self { bounds, weights, window, precision }
     }
 
+    /// Whether `fast_image_resize` 6.1 would read outside of its memory for columns like these.
+    ///
+    /// It leaves out weights that are exactly zero at both ends of a pixel's window, and then takes the first pixel's first column and the
+    /// last pixel's last one for the ends of all. Where a cubic enlarges, and a pixel of the result lies exactly on one of the source, its
+    /// neighbour reaches further than it does.
+    pub fn leaves_the_library(
+        all: u32,
+        start: f64,
+        length: f64,
+        count: u32,
+        filter: Filter,
+        antialias: bool,
+    ) -> bool {
+        let axis = Self::new(all, start, length, count, filter, antialias);
+        let scale = (start + length - start) / f64::from(count);
+        let narrow = 1.0 / if antialias { scale.max(1.0) } else { 1.0 };
+        let ends = axis.bounds.iter().zip(0..count).map(|([first, reach], at)| {
+            let centre = start + (f64::from(at) + 0.5) * scale - 0.5;
+            let counts = |at: &u32| filter.weight((f64::from(*at) - centre) * narrow) != 0.0;
+            let mut columns = (*first..first + reach).filter(counts);
+            let begin = columns.next();
+            (begin, columns.next_back().or(begin))
+        });
+        let (firsts, lasts): (Vec<_>, Vec<_>) = ends.unzip();
+        // A pixel of which nothing counts is none that one should bet on either.
+        firsts.contains(&None) || firsts.iter().min() != firsts.first() || lasts.iter().max() != lasts.last()
+    }
+
     /// What counts for pixel `at`: the first pixel of the source, and the weights.
     pub fn of(&self, at: usize) -> (usize, &[i16]) {
         let [first, count] = self.bounds[at];

@@ -91,3 +91,27 @@ fn filters_crops_and_letterboxes_have_the_same_bits() {
     let boxed = of(r#""resize":{"mode":"letterbox","width":96,"height":96}"#);
     assert!(pipeline(&boxed, &input) == reference::exact(&frame, &input, &part, &tensor).unwrap());
 }
+
+/// With these `fast_image_resize` 6.1.0 reads outside of its memory: 39 x 32 is enlarged seven times, and the left edge of the crop lies
+/// exactly on a pixel.
+#[test]
+fn a_small_image_for_clip_is_enlarged_within_memory() {
+    use penstock_kernels::fused::Axis;
+    let mut found = 0;
+    for width in 33..120 {
+        let input = noise(width as usize * 32 * 3);
+        let frame = Frame::tight(Format::Rgb, width, 32);
+        let long = 224 * width / 32;
+        let across = f64::from(width) / f64::from(long);
+        let left = (f64::from(long - 224) / 2.0).round_ties_even() * across;
+        let area = Area { left, top: 0.0, width: 224.0 * across, height: 32.0 };
+        found += u32::from(Axis::leaves_the_library(width, left, area.width, 224, Filter::Bicubic, true));
+        let part = Part { area, filter: Filter::Bicubic, ..Part::whole(&frame, (224, 224)) };
+        let tensor = Tensor { width: 224, height: 224, ..PLAIN };
+        let declaration = format!(
+            r#"{{"input":{{"format":"rgb","width":{width},"height":32}},"resize":{{"mode":"shortest-side","size":224,"filter":"bicubic"}},"crop":{{"width":224,"height":224}},"normalise":{{}},"dtype":"f16"}}"#
+        );
+        assert!(pipeline(&declaration, &input) == reference::exact(&frame, &input, &part, &tensor).unwrap());
+    }
+    assert!(found > 10, "{found}");
+}
