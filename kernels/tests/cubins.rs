@@ -1,4 +1,5 @@
-//! The compiled kernels are those of the sources that lie beside them: `kernels/cubin/MANIFEST` says which, and `make cubins` makes both anew.
+//! The compiled kernels are those of the sources that lie beside them: `kernels/cubin/MANIFEST` says which, and `make
+//! cubins` makes both anew.
 #![cfg(test)]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,5 @@
-//! The weights and the order of the fused kernel are those of `fast_image_resize`, with which the CPU resizes: the same bits.
+//! The weights and the order of the fused kernel are those of `fast_image_resize`, with which the CPU resizes: the same
+//! bits.
 #![cfg(test)]
 
 use fast_image_resize::images::{Image, ImageRef};

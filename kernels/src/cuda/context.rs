@@ -98,8 +98,8 @@ impl Context {
         Ok(())
     }
 
-    /// Lets go of what the device is done with and nobody waits for. Returns how much is still on its way. Starting anything does it
-    /// too, so that who keeps working need not.
+    /// Lets go of what the device is done with and nobody waits for. Returns how much is still on its way. Starting
+    /// anything does it too, so that who keeps working need not.
     pub fn reap(&self) -> usize {
         let mut landed = Vec::new();
         let left = {
@@ -122,7 +122,8 @@ impl Context {
         self.reap();
     }
 
-    /// Makes the device this thread's. To be called before any other function of the driver, since a thread of a pool may have had another.
+    /// Makes the device this thread's. To be called before any other function of the driver, since a thread of a pool
+    /// may have had another.
     pub(super) fn enter(&self) -> Result<&Api, Error> {
         const CALL: &str = "cuCtxSetCurrent";
         let lost = self.0.lost.load(Relaxed);

@@ -64,7 +64,8 @@ pub struct Device {
     pub memory: u64,
 }
 
-/// The machine's driver. It is looked for once; if there is none, `say` gets the one line that says why, the first time only.
+/// The machine's driver. It is looked for once; if there is none, `say` gets the one line that says why, the first time
+/// only.
 pub fn detect(say: impl FnOnce(&Absent)) -> Option<Driver> {
     static FOUND: OnceLock<Option<Driver>> = OnceLock::new();
     FOUND.get_or_init(|| Driver::open(Path::new(LIBRARY)).map_err(|absent| say(&absent)).ok()).clone()

@@ -1,11 +1,13 @@
-//! The compiled kernels that this binary carries, and which of them fits a device. `make cubins` makes them (kernels/cuda/compile.py).
+//! The compiled kernels that this binary carries, and which of them fits a device. `make cubins` makes them
+//! (kernels/cuda/compile.py).
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Image {
     /// The compute capability that it is for.
     pub(super) capability: (u32, u32),
-    /// Machine code, which runs on that and on later minor versions of it. Otherwise PTX, which any later one compiles for itself.
+    /// Machine code, which runs on that and on later minor versions of it. Otherwise PTX, which any later one compiles
+    /// for itself.
     pub(super) machine: bool,
     /// An ELF file, or text that ends with a zero.
     pub(super) bytes: &'static [u8],

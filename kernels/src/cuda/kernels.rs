@@ -1,7 +1,8 @@
 //! The kernels on a device: what is checked before one is launched, and what it keeps while it runs.
 //!
-//! A kernel believes what it is told. So everything that it takes an address or an index from is made here: sources and tensors are
-//! spans of memory that are held against what they have to contain, and tables are computed and uploaded by the launch itself.
+//! A kernel believes what it is told. So everything that it takes an address or an index from is made here: sources and
+//! tensors are spans of memory that are held against what they have to contain, and tables are computed and uploaded by
+//! the launch itself.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -415,7 +416,8 @@ impl Kernels {
         self.launch(stream, self.0.convert[usize::from(!same)], grid, [THREADS, 1, 1], &job, used)
     }
 
-    /// Row `n` of the target becomes row `list[n]` of the source; zeros, where there is none such. The target has no more rows than the list.
+    /// Row `n` of the target becomes row `list[n]` of the source; zeros, where there is none such. The target has no
+    /// more rows than the list.
     pub fn gather(
         &self,
         stream: &Stream,
@@ -427,7 +429,8 @@ impl Kernels {
         self.rows(stream, self.0.gather, list, from, (to.0, Rows { count: list.len(), ..to.1 }), limit)
     }
 
-    /// Row `n` of the source goes to row `list[n]` of the target; nowhere, where there is none such. Of two that go to one row, one wins.
+    /// Row `n` of the source goes to row `list[n]` of the target; nowhere, where there is none such. Of two that go to
+    /// one row, one wins.
     pub fn scatter(
         &self,
         stream: &Stream,
@@ -536,7 +539,8 @@ impl Kernels {
                     return ("uploading a kernel's tables", "cuMemcpyHtoDAsync_v2", code);
                 }
             }
-            // SAFETY: the kernel takes this struct, which the driver copies; what it points to was checked, and is kept.
+            // SAFETY: the kernel takes this struct, which the driver copies; what it points to was checked, and is
+            // kept.
             let code = unsafe {
                 (api.launch)(
                     function,

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use super::sys::{Address, RawIpc};
 use super::{Context, Error};
 
-/// CU_MEMHOSTALLOC_PORTABLE and _DEVICEMAP, and the same of cuMemHostRegister: for every context, and at an address of the device. Never
-/// WRITECOMBINED, from which a CPU reads uncached: keys are hashed out of this memory, and images resized.
+/// CU_MEMHOSTALLOC_PORTABLE and _DEVICEMAP, and the same of cuMemHostRegister: for every context, and at an address of
+/// the device. Never WRITECOMBINED, from which a CPU reads uncached: keys are hashed out of this memory, and images
+/// resized.
 const HOST: u32 = 1 | 2;
 /// CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag there is.
 const LAZY_PEERS: u32 = 1;
 
-/// Memory of the device, from plain `cuMemAlloc`: the only kind that can be exported to a model server. Clones are the same memory.
+/// Memory of the device, from plain `cuMemAlloc`: the only kind that can be exported to a model server. Clones are the
+/// same memory.
 ///
 /// Getting and giving back waits for the device, so it is got once and kept.
 #[derive(Debug, Clone)]
@@ -28,7 +30,8 @@ struct Inner {
     imported: bool,
 }
 
-/// What another process needs to map exported memory: 64 bytes, as they go to Triton's `cudasharedmemory` register call.
+/// What another process needs to map exported memory: 64 bytes, as they go to Triton's `cudasharedmemory` register
+/// call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IpcHandle(pub [u8; 64]);
 
@@ -51,7 +54,8 @@ impl Context {
         Ok(DeviceMemory(Arc::new(Inner { context: self.clone(), address, bytes, imported: false })))
     }
 
-    /// Memory that another process exported, with so many bytes. Its contents are whatever that process makes of them, while it lives.
+    /// Memory that another process exported, with so many bytes. Its contents are whatever that process makes of them,
+    /// while it lives.
     pub fn open_ipc(&self, handle: &IpcHandle, bytes: usize) -> Result<DeviceMemory, Error> {
         const DOING: &str = "opening memory of another process";
         let api = self.enter()?;

@@ -7,25 +7,27 @@
 //!   none)               └─▶ Kernels ── prepare, convert, gather, scatter ──▶ Pending
 //! ```
 //!
-//! In: what lies in host memory, as [`Bytes`](bytes::Bytes) or as rows of the arena. Out: tensors in memory of the device, or back in the
-//! arena. Can go wrong: there is no driver, or an old one, or no device ([`Absent`], in one sentence, and the caller goes on
-//! without); a call fails ([`Error`], with what it was about and what can be done); the device is lost, after which every call says so.
+//! In: what lies in host memory, as [`Bytes`](bytes::Bytes) or as rows of the arena. Out: tensors in memory of the
+//! device, or back in the arena. Can go wrong: there is no driver, or an old one, or no device ([`Absent`], in one
+//! sentence, and the caller goes on without); a call fails ([`Error`], with what it was about and what can be done);
+//! the device is lost, after which every call says so.
 //!
-//! The driver is `libcuda.so.1`, opened when it is asked for; nothing is linked, and no function is called that was not found
-//! first. `cudarc`, the crate of the field, is not used: it panics where the library, or one function of it, is missing, and what is
-//! needed here is forty functions.
+//! The driver is `libcuda.so.1`, opened when it is asked for; nothing is linked, and no function is called that was not
+//! found first. `cudarc`, the crate of the field, is not used: it panics where the library, or one function of it, is
+//! missing, and what is needed here is forty functions.
 //!
 //! # What is promised of memory
 //!
-//! A copy or a kernel that is on its way keeps everything that it reads or writes: that is what [`Pending`] holds. Who drops one that
-//! is not done gives it to the context, which lets go of it when the device has reached it: slots of the arena that a copy still reads are nobody
-//! else's until then. Of a lost device nothing is given back at all, since nothing says what it still does.
+//! A copy or a kernel that is on its way keeps everything that it reads or writes: that is what [`Pending`] holds. Who
+//! drops one that is not done gives it to the context, which lets go of it when the device has reached it: slots of the
+//! arena that a copy still reads are nobody else's until then. Of a lost device nothing is given back at all, since
+//! nothing says what it still does.
 //!
-//! Host memory is handed over by value, and comes back with [`Pending::poll`] or [`Pending::wait`]; that is why there is no
-//! copy from a borrowed slice. Nothing waits but what is called `wait`.
+//! Host memory is handed over by value, and comes back with [`Pending::poll`] or [`Pending::wait`]; that is why there
+//! is no copy from a borrowed slice. Nothing waits but what is called `wait`.
 //!
-//! What two streams do at once with the same memory *of a device* is not looked at: it may make nonsense of its contents, but does
-//! not touch this process.
+//! What two streams do at once with the same memory *of a device* is not looked at: it may make nonsense of its
+//! contents, but does not touch this process.
 
 mod args;
 #[expect(unsafe_code, reason = "functions of the driver are called here, and what it keeps is given back")]

@@ -114,7 +114,8 @@ impl Mark {
     }
 }
 
-/// Something that a device does, and all that it uses. Dropped before it is done, that stays with the context until it is.
+/// Something that a device does, and all that it uses. Dropped before it is done, that stays with the context until it
+/// is.
 #[must_use = "what is on its way is asked for with `poll`, or waited for"]
 #[derive(Debug)]
 pub struct Pending<T: Send + 'static> {
@@ -123,8 +124,8 @@ pub struct Pending<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Pending<T> {
-    /// What was used, once the device is done with it; `None`: not yet, or taken before. Does not wait. After an error it stays with the
-    /// context: nothing says what the device does to it.
+    /// What was used, once the device is done with it; `None`: not yet, or taken before. Does not wait. After an error
+    /// it stays with the context: nothing says what the device does to it.
     pub fn poll(&mut self) -> Result<Option<T>, Error> {
         match &self.flight {
             Some((event, _)) if event.is_reached()? => Ok(self.flight.take().map(|(_, used)| used)),
@@ -216,8 +217,8 @@ impl Stream {
         &self.0.context
     }
 
-    /// Copies bytes to the device, from `at` on. Memory of a pinned or a registered arena is read by the device itself, any other by the driver
-    /// before this returns.
+    /// Copies bytes to the device, from `at` on. Memory of a pinned or a registered arena is read by the device itself,
+    /// any other by the driver before this returns.
     pub fn upload(
         &self,
         from: Bytes,
@@ -309,7 +310,8 @@ impl Stream {
         self.context().check("waiting for another stream", "cuStreamWaitEvent", code)
     }
 
-    /// Starts something that uses `used`. Whether or not the start is heard of, `used` goes nowhere before the device is done with it.
+    /// Starts something that uses `used`. Whether or not the start is heard of, `used` goes nowhere before the device
+    /// is done with it.
     pub(super) fn start<T: Send + 'static>(
         &self,
         used: T,
@@ -324,7 +326,8 @@ impl Stream {
         let said = context.check(doing, call, code);
         let recorded = event.record(self);
         if let Err(error) = said.and(recorded.clone()) {
-            // Some of it may be on its way, which ends with the event, if there is one; otherwise nobody ever hears of it.
+            // Some of it may be on its way, which ends with the event, if there is one; otherwise nobody ever hears of
+            // it.
             match recorded {
                 Ok(()) => context.keep(event, Box::new(used)),
                 Err(_) => std::mem::forget(used),

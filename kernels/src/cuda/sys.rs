@@ -1,7 +1,7 @@
 //! The functions of `libcuda.so.1` that are used, each looked up before anything is called.
 //!
-//! Those that every driver of the last ten years has are required: where one is missing there is no driver. The others are optional, and
-//! who calls one has to say what happens without it.
+//! Those that every driver of the last ten years has are required: where one is missing there is no driver. The others
+//! are optional, and who calls one has to say what happens without it.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 

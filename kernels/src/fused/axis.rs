@@ -45,7 +45,8 @@ impl Filter {
 /// Of each pixel of the result: the first pixel of the source, and what it and the next ones count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Axis {
-    /// First, and how many. Neither firsts nor ends ever go back from a pixel to the next, as the kernel's tiles want it.
+    /// First, and how many. Neither firsts nor ends ever go back from a pixel to the next, as the kernel's tiles want
+    /// it.
     pub bounds: Vec<[u32; 2]>,
     /// `window` for each pixel, of which as many count as `bounds` says.
     pub weights: Vec<i16>,
@@ -101,9 +102,9 @@ impl Axis {
 
     /// Whether `fast_image_resize` 6.1 would read outside of its memory for columns like these.
     ///
-    /// It leaves out weights that are exactly zero at both ends of a pixel's window, and then takes the first pixel's first column and the
-    /// last pixel's last one for the ends of all. Where a cubic enlarges, and a pixel of the result lies exactly on one of the source, its
-    /// neighbour reaches further than it does.
+    /// It leaves out weights that are exactly zero at both ends of a pixel's window, and then takes the first pixel's
+    /// first column and the last pixel's last one for the ends of all. Where a cubic enlarges, and a pixel of the
+    /// result lies exactly on one of the source, its neighbour reaches further than it does.
     pub fn leaves_the_library(
         all: u32,
         start: f64,

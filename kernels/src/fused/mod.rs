@@ -1,10 +1,12 @@
 //! What the fused kernel is asked for, and the same on the CPU.
 //!
-//! A [`Frame`] says how pixels lie in some bytes, a [`Part`] what becomes of them, a [`Tensor`] what is written: of a whole
-//! batch in one form. [`mod@reference`] computes it here, with the kernel's own arithmetic and in float64; [`crate::cuda`] on a
-//! GPU. The sidecar's CPU path is `penstock-prepare`, which is faster than [`mod@reference`] and, from the same pixels, gives the same bits.
+//! A [`Frame`] says how pixels lie in some bytes, a [`Part`] what becomes of them, a [`Tensor`] what is written: of a
+//! whole batch in one form. [`mod@reference`] computes it here, with the kernel's own arithmetic and in float64;
+//! [`crate::cuda`] on a GPU. The sidecar's CPU path is `penstock-prepare`, which is faster than [`mod@reference`] and,
+//! from the same pixels, gives the same bits.
 //!
-//! Can go wrong: a frame, a part and a tensor that do not fit each other, which [`Misfit`] says before anything is touched.
+//! Can go wrong: a frame, a part and a tensor that do not fit each other, which [`Misfit`] says before anything is
+//! touched.
 
 mod axis;
 pub mod reference;

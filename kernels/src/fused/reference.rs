@@ -78,8 +78,8 @@ pub fn exact(frame: &Frame, bytes: &[u8], part: &Part, tensor: &Tensor) -> Resul
     Ok(out)
 }
 
-/// The elements in float64, from the definitions. Rounded nowhere but where pixels are bytes by their nature: a frame of video
-/// is converted first, and each pass is cut to the range of a byte.
+/// The elements in float64, from the definitions. Rounded nowhere but where pixels are bytes by their nature: a frame
+/// of video is converted first, and each pass is cut to the range of a byte.
 pub fn real(frame: &Frame, bytes: &[u8], part: &Part, tensor: &Tensor) -> Result<Vec<f64>, Misfit> {
     check(frame, bytes.len(), part, tensor)?;
     let (columns, rows) = (part.size.0 as usize, part.size.1 as usize);

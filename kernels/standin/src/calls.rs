@@ -1,7 +1,7 @@
 //! The functions of `libcuda.so.1` that Penstock calls, and three of the STAND-IN's own.
 //!
-//! Addresses of the device and handles are numbers here. What a caller passes to be written to is written; an address of his that is
-//! none ends the process, as with a real driver.
+//! Addresses of the device and handles are numbers here. What a caller passes to be written to is written; an address
+//! of his that is none ends the process, as with a real driver.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -40,7 +40,8 @@ extern "C" fn penstock_standin_script(words: *const c_char) -> c_int {
     c_int::from(added.is_none())
 }
 
-/// Copies the log of all calls, one in a line, and forgets it. Returns its bytes, of which as many were copied as there was room for.
+/// Copies the log of all calls, one in a line, and forgets it. Returns its bytes, of which as many were copied as there
+/// was room for.
 #[unsafe(no_mangle)]
 extern "C" fn penstock_standin_log(to: *mut u8, room: usize) -> usize {
     let log = world(|world| std::mem::take(&mut world.log)).join("\n");
@@ -48,7 +49,8 @@ extern "C" fn penstock_standin_log(to: *mut u8, room: usize) -> usize {
     log.len()
 }
 
-/// How much is left: allocations, pinned blocks, registered ranges, streams, events, modules and retained contexts together.
+/// How much is left: allocations, pinned blocks, registered ranges, streams, events, modules and retained contexts
+/// together.
 #[unsafe(no_mangle)]
 extern "C" fn penstock_standin_left() -> usize {
     world(|world| {

@@ -28,11 +28,12 @@ pub(crate) fn find(name: &CStr) -> Option<Kernel> {
     (number >= 0).then_some(Kernel { number, bytes: bytes as usize })
 }
 
-/// Runs it to its end. `args` has its arguments, at an address that fits any of them. `false`: it takes no blocks of that size.
+/// Runs it to its end. `args` has its arguments, at an address that fits any of them. `false`: it takes no blocks of
+/// that size.
 pub(crate) fn run(kernel: Kernel, grid: [u32; 3], block: [u32; 3], args: &[u64], backward: bool) -> bool {
     assert!(args.len() * 8 >= kernel.bytes);
-    // SAFETY: the arguments are as long as this kernel's. Addresses in them are the caller's to answer for, as with a real driver;
-    // behind each allocation lies a page that nobody may touch.
+    // SAFETY: the arguments are as long as this kernel's. Addresses in them are the caller's to answer for, as with a
+    // real driver; behind each allocation lies a page that nobody may touch.
     let code = unsafe {
         penstock_standin_run(
             kernel.number,

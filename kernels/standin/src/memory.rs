@@ -1,7 +1,7 @@
 //! Memory of the STAND-IN's device, and of its hosts.
 //!
-//! Device memory is a file without a name, so that another process can open it. An allocation ends where a page ends, and the
-//! page behind it is not there: a kernel that writes too far dies at once.
+//! Device memory is a file without a name, so that another process can open it. An allocation ends where a page ends,
+//! and the page behind it is not there: a kernel that writes too far dies at once.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -124,14 +124,16 @@ impl Export {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: mapped in `map`; whoever still has its address broke the driver's rules, and dies of it, as he should in a test.
+        // SAFETY: mapped in `map`; whoever still has its address broke the driver's rules, and dies of it, as he should
+        // in a test.
         let _ = unsafe { rustix::mm::munmap(self.base as *mut _, self.mapped) };
     }
 }
 
 /// Copies between addresses that the book of allocations knows, or that the caller vouches for.
 pub(crate) fn copy(to: usize, from: usize, bytes: usize) {
-    // SAFETY: a driver is told addresses, and its callers answer for those of the host; those of the device were looked up.
+    // SAFETY: a driver is told addresses, and its callers answer for those of the host; those of the device were looked
+    // up.
     unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
 }
 

@@ -1,5 +1,5 @@
-//! What the STAND-IN is told: words with semicolons between them, from the variable `PENSTOCK_STANDIN` when it is initialised, or by a call of
-//! `penstock_standin_script` at any time.
+//! What the STAND-IN is told: words with semicolons between them, from the variable `PENSTOCK_STANDIN` when it is
+//! initialised, or by a call of `penstock_standin_script` at any time.
 //!
 //! | word | meaning |
 //! | --- | --- |

@@ -1,4 +1,5 @@
-//! All that the STAND-IN knows: what was allocated, which streams and events there are, what it was told, what was called.
+//! All that the STAND-IN knows: what was allocated, which streams and events there are, what it was told, what was
+//! called.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -108,8 +109,8 @@ impl World {
         self.events.get(&handle).cloned().ok_or(code::INVALID_HANDLE)
     }
 
-    /// Whether an allocation of the device has all of these bytes. A real driver says so when it is asked to copy; a kernel that
-    /// goes astray loses the device.
+    /// Whether an allocation of the device has all of these bytes. A real driver says so when it is asked to copy; a
+    /// kernel that goes astray loses the device.
     pub(crate) fn on_device(&self, at: usize, bytes: usize) -> Said {
         let block = self.device.range(..=at).next_back();
         let known = block.is_some_and(|(_, block)| block.contains(at, bytes));

@@ -25,7 +25,7 @@ impl Bed {
         let context = standin.context();
         let stream = context.stream().unwrap();
         let kernels = Kernels::load(&context).unwrap();
-        Self { standin: standin, context, stream, kernels }
+        Self { standin, context, stream, kernels }
     }
 
     fn upload(&self, bytes: Vec<u8>) -> penstock_kernels::cuda::DeviceMemory {
@@ -89,8 +89,8 @@ fn numbers(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(dtype.size()).map(|le| f64::from(number(le))).collect()
 }
 
-/// In bytes of a pixel, as in docs/PIPELINES.md: three roundings of the bilinear filter, and more where lobes are negative. The result's own datatype
-/// rounds once more.
+/// In bytes of a pixel, as in docs/PIPELINES.md: three roundings of the bilinear filter, and more where lobes are
+/// negative. The result's own datatype rounds once more.
 fn allowed(filter: Filter, tensor: &Tensor, value: f64) -> f64 {
     let pixel = if filter == Filter::Bilinear { 1.5 } else { 2.2 };
     let most = tensor.mul.iter().fold(0f64, |most, mul| most.max(f64::from(mul.abs())));

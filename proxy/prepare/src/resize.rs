@@ -48,7 +48,8 @@ pub(crate) fn resize(
     resizer.resize(&from, &mut to, &options).map_err(|error| told(error.to_string()))
 }
 
-/// The same bits without the library, for the few images with which it would read outside of its memory: enlarged ones, so small.
+/// The same bits without the library, for the few images with which it would read outside of its memory: enlarged ones,
+/// so small.
 fn slowly(
     image: &Image,
     pixels: &[u8],

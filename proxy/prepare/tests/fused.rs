@@ -1,4 +1,5 @@
-//! The CPU's pipelines and the GPU's fused kernel (`penstock_kernels::fused`, which the kernel equals bit for bit) make the same tensors.
+//! The CPU's pipelines and the GPU's fused kernel (`penstock_kernels::fused`, which the kernel equals bit for bit) make
+//! the same tensors.
 
 #![cfg(test)]
 
@@ -92,8 +93,8 @@ fn filters_crops_and_letterboxes_have_the_same_bits() {
     assert!(pipeline(&boxed, &input) == reference::exact(&frame, &input, &part, &tensor).unwrap());
 }
 
-/// With these `fast_image_resize` 6.1.0 reads outside of its memory: 39 x 32 is enlarged seven times, and the left edge of the crop lies
-/// exactly on a pixel.
+/// With these `fast_image_resize` 6.1.0 reads outside of its memory: 39 x 32 is enlarged seven times, and the left edge
+/// of the crop lies exactly on a pixel.
 #[test]
 fn a_small_image_for_clip_is_enlarged_within_memory() {
     use penstock_kernels::fused::Axis;

@@ -1,8 +1,9 @@
-//! The GPU suite, as one program that can be carried to a machine with a GPU: it needs nothing there but the driver and a libc.
+//! The GPU suite, as one program that can be carried to a machine with a GPU: it needs nothing there but the driver and
+//! a libc.
 //!
-//! In: a device. Out: a line for each check, a table of rates beside the device's own copy rate, and an exit status. Without a device: one
-//! line that says so, and success. With the STAND-IN driver in the place of a real one it says STAND-IN wherever somebody might take
-//! its figures for a GPU's.
+//! In: a device. Out: a line for each check, a table of rates beside the device's own copy rate, and an exit status.
+//! Without a device: one line that says so, and success. With the STAND-IN driver in the place of a real one it says
+//! STAND-IN wherever somebody might take its figures for a GPU's.
 
 mod bed;
 mod checks;
