@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use penstock_api::Reason;
 use tokio::time::{Instant, Sleep};
 
+use crate::age::{self, Age};
 use crate::coalesce::record::{self, Cut, Reader};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -203,6 +204,7 @@ pub struct Upstream {
     lease: Option<Lease>,
     idle: Idle,
     on_trailers: fn(&Exchange, &mut HeaderMap),
+    age: Age,
 }
 
 impl Upstream {
@@ -214,7 +216,13 @@ impl Upstream {
         idle: Option<Duration>,
         on_trailers: fn(&Exchange, &mut HeaderMap),
     ) -> Self {
-        Self { body, exchange, lease: Some(lease), idle: Idle::new(idle), on_trailers }
+        Self { body, exchange, lease: Some(lease), idle: Idle::new(idle), on_trailers, age: Age::Unlimited }
+    }
+
+    /// Has it end in good order when it is old, or when little time is left: a gRPC stream has words for that.
+    pub fn ages(mut self) -> Self {
+        self.age = Age::Young;
+        self
     }
 
     fn end(&mut self) {
@@ -249,6 +257,9 @@ impl Body for ResponseBody {
             Self::Replay(replay) => return replay.poll_frame(cx),
             Self::Upstream(upstream) => upstream,
         };
+        if matches!(upstream.age, Age::Over) {
+            return Poll::Ready(None);
+        }
         match Pin::new(&mut upstream.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 upstream.idle.moved();
@@ -277,6 +288,10 @@ impl Body for ResponseBody {
             Poll::Pending => {
                 // What still goes up is movement too: a server may answer long before a large body is through.
                 upstream.idle.seen(upstream.exchange.request_bytes());
+                if upstream.age.poll_over(cx, &upstream.exchange).is_ready() {
+                    upstream.end();
+                    return Poll::Ready(Some(Ok(Frame::trailers(age::farewell()))));
+                }
                 let limit = ready!(upstream.idle.poll_elapsed(cx));
                 let story = format!("no byte from {} in {limit:?}", upstream.exchange.whither());
                 upstream.exchange.broken(Reason::IdleTimeout);

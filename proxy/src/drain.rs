@@ -17,6 +17,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Drain {
     leaving: watch::Sender<bool>,
+    last_call: watch::Sender<bool>,
     in_flight: [AtomicU32; 2],
     /// Open connections of the application to its outbound listener.
     outbound_connections: Arc<AtomicU32>,
@@ -36,6 +37,7 @@ impl Default for Drain {
     fn default() -> Self {
         Self {
             leaving: watch::channel(false).0,
+            last_call: watch::channel(false).0,
             in_flight: Default::default(),
             outbound_connections: Arc::default(),
         }
@@ -59,6 +61,21 @@ impl Drain {
     /// To be told when it starts.
     pub fn subscribe(&self) -> watch::Receiver<bool> {
         self.leaving.subscribe()
+    }
+
+    /// How others can [`start`](Self::start) it.
+    pub fn starter(&self) -> watch::Sender<bool> {
+        self.leaving.clone()
+    }
+
+    /// What can be ended in good order has to be ended now: little time is left.
+    pub fn call_last(&self) {
+        self.last_call.send_replace(true);
+    }
+
+    /// To be told of [`call_last`](Self::call_last).
+    pub fn last_call(&self) -> watch::Receiver<bool> {
+        self.last_call.subscribe()
     }
 
     /// A request begins.

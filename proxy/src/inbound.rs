@@ -34,7 +34,7 @@ use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{coalesce, identity, oob, probe, serve, tcp, upgrade, work};
+use crate::{coalesce, early, identity, oob, probe, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -46,6 +46,7 @@ pub async fn connection(
     listener: Option<Arc<Listener>>,
 ) {
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
+    early::hold(&worker.shared, LISTENER).await;
     let limits = &worker.shared.limits;
     let patience = if may_wait(&worker, original) { limits.detect_time } else { limits.header_time };
     match detect::detect(&stream, patience).await {
@@ -354,6 +355,7 @@ async fn stages(
     parts.version = Version::HTTP_11;
     let body =
         Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::stamp_trailers);
+    let body = if answer::is_grpc(&parts.headers) { body.ages() } else { body };
     Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
 }
 

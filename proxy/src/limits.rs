@@ -15,6 +15,15 @@ pub struct Limits {
     pub header_time: Duration,
     /// A TLS handshake.
     pub handshake_time: Duration,
+    /// Connections that are held until certificate and first configuration are in force, both listeners. A pod that
+    /// starts has tens; a thousand are a client that tries again and again.
+    pub early: u32,
+    /// How long each of them is held at most.
+    pub early_time: Duration,
+    /// An HTTP connection of the mesh is asked to go elsewhere (GOAWAY) at this age, give or take a tenth; 0 = never.
+    pub connection_age: Duration,
+    /// A gRPC stream of the mesh is ended with UNAVAILABLE at this age, give or take a tenth; 0 = never.
+    pub stream_age: Duration,
     /// How long the first bytes of an undeclared protocol are waited for.
     pub detect_time: Duration,
     /// Streams of one HTTP/2 connection at once.
@@ -36,6 +45,10 @@ impl Default for Limits {
             header_count: 128,
             header_time: Duration::from_secs(60),
             handshake_time: Duration::from_secs(10),
+            early: 1024,
+            early_time: Duration::from_secs(30),
+            connection_age: Duration::ZERO,
+            stream_age: Duration::ZERO,
             detect_time: Duration::from_millis(200),
             streams: 256,
             body_bytes: 0,

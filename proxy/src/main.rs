@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod init;
+mod leave;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -59,6 +60,13 @@ enum Command {
     ///   penstock-proxy init --check       # try a connection of each family; exit status 1 if one goes astray
     #[command(verbatim_doc_comment)]
     Init(init::Init),
+    /// Have the mesh go elsewhere, and go on serving: the preStop hook of a native sidecar.
+    ///
+    /// A pod's proxy is told to end only after its application has. Peers should know earlier, before any EndpointSlice
+    /// has travelled. This tells them; nothing is closed, and nothing of the application's own is touched.
+    ///   penstock-proxy drain
+    #[command(verbatim_doc_comment)]
+    Drain(leave::Drain),
 }
 
 #[derive(Args)]
@@ -139,6 +147,16 @@ struct Run {
     /// How long a request's headers may take to arrive, and a connection may rest between two requests
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     header_timeout: Duration,
+    /// How long a connection that comes before certificate and configuration is held for them
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    start_timeout: Duration,
+    /// Ask HTTP connections of the mesh to go elsewhere (GOAWAY) at this age, give or take a tenth; 0s = never
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    max_connection_age: Duration,
+    /// End gRPC streams of the mesh with UNAVAILABLE at this age, give or take a tenth, so that they are opened again
+    /// where there is room; 0s = never
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    max_stream_age: Duration,
     /// error, warn, info, debug, or a filter such as info,penstock_proxy::xds=debug
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
@@ -208,6 +226,7 @@ fn main() -> ExitCode {
     let options = match Cli::parse().command {
         Command::Run(options) => options,
         Command::Init(options) => return init::run(&options),
+        Command::Drain(options) => return leave::run(&options),
     };
     if let Err(missing) = complete(&options) {
         Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
@@ -381,7 +400,7 @@ fn pages(shared: &Shared, level: Arc<Level>) -> Arc<Pages> {
         identity: Arc::clone(&shared.identity),
         telemetry: Arc::clone(&shared.telemetry),
         level: Some(level),
-        draining: shared.drain.subscribe(),
+        draining: shared.drain.starter(),
         epoch: shared.epoch,
     })
 }
@@ -415,6 +434,9 @@ fn limits(options: &Run) -> Limits {
         arena_bytes: options.arena,
         prepare_threads: options.prepare_threads,
         header_time: options.header_timeout,
+        early_time: options.start_timeout,
+        connection_age: options.max_connection_age,
+        stream_age: options.max_stream_age,
         ..Limits::default()
     }
 }
@@ -432,7 +454,7 @@ mod tests {
     fn options(line: &str) -> Result<Run, clap::Error> {
         match Cli::try_parse_from(line.split_whitespace())?.command {
             Command::Run(options) => Ok(*options),
-            Command::Init(_) => panic!("{line} is no run"),
+            Command::Init(_) | Command::Drain(_) => panic!("{line} is no run"),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
 use crate::worker::Worker;
-use crate::{coalesce, serve, tcp, upgrade, work};
+use crate::{coalesce, early, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "outbound";
 
@@ -41,6 +41,7 @@ pub async fn connection(
 ) {
     let _open = worker.shared.drain.open_outbound();
     let original = if listener.is_some() { None } else { accept::original_destination(&stream) };
+    early::hold(&worker.shared, LISTENER).await;
     let declared = match (&listener, original) {
         (Some(listener), _) => listener.protocol,
         // Without a redirect the request names its destination, so it must be HTTP.

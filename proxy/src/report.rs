@@ -9,6 +9,7 @@ use penstock_balance::{GpuHealth, LoadReport};
 use penstock_inference::orca::{self, Load};
 use tokio::time::Instant;
 
+use crate::age;
 use crate::exchange::Exchange;
 use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN, MODELS};
 use crate::models::Model;
@@ -183,6 +184,7 @@ pub fn told(load: &Load) -> LoadReport {
 fn note_grpc_status(exchange: &Exchange, trailers: &HeaderMap) {
     if let Some(status) = trailers.get("grpc-status")
         && matches!(status.as_bytes(), b"2" | b"4" | b"12" | b"13" | b"14" | b"15")
+        && !age::is_farewell(trailers)
     {
         exchange.grpc_failed();
     }

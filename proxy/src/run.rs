@@ -17,6 +17,7 @@ use crate::accept::{self, OpenConnections};
 use crate::config::static_file::{Listener, StaticFile};
 use crate::config::{Cluster, Store};
 use crate::drain::Drain;
+use crate::early::Early;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::Models;
@@ -114,6 +115,7 @@ impl Proxy {
             sharing: Arc::default(),
             preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
             drain: Drain::default(),
+            early: Early::default(),
             limits: setup.limits,
             namespace,
             node: setup.node.into(),
@@ -151,10 +153,17 @@ impl Proxy {
         Ok(Self { shared, addresses, stop, threads })
     }
 
-    /// Lets peers know that we are leaving, serves until both sides are quiet, at most for `limit`, and stops.
+    /// Lets peers know that we are leaving, serves until both sides are quiet, at most for `limit`, and stops. Shortly
+    /// before that, streams that know how are told to end.
     pub async fn drain(self, limit: Duration) {
-        self.shared.drain.start();
-        if tokio::time::timeout(limit, self.shared.drain.quiet()).await.is_err() {
+        let drain = &self.shared.drain;
+        drain.start();
+        let grace = GRACE.min(limit / 4);
+        let quiet = tokio::time::timeout(limit.saturating_sub(grace), drain.quiet()).await.is_ok() || {
+            drain.call_last();
+            tokio::time::timeout(grace, drain.quiet()).await.is_ok()
+        };
+        if !quiet {
             tracing::warn!(
                 busy = self.shared.drain.busy(),
                 "still busy after {limit:?}, the drain timeout; leaving with requests or connections open"
@@ -173,6 +182,9 @@ impl Proxy {
         let _ = tokio::time::timeout(Duration::from_secs(1), joined).await;
     }
 }
+
+/// Of the drain's time, what streams have for their farewell.
+const GRACE: Duration = Duration::from_secs(2);
 
 type Bound = (Listen, SocketAddr, Vec<std::net::TcpListener>);
 

@@ -12,7 +12,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use penstock_api::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
 
+use crate::age;
 use crate::body::ResponseBody;
 use crate::connection::Connection;
 use crate::drain::Farewell;
@@ -21,7 +23,7 @@ use crate::local::LocalExecutor;
 use crate::telemetry::metric;
 
 /// Serves requests over a connection until it ends. With `farewell`, the client is asked in the words of its protocol
-/// to go elsewhere when this proxy leaves; requests in flight are finished.
+/// to go elsewhere when this proxy leaves or the connection is old; requests in flight are finished.
 pub async fn http<T, H, F>(
     listener: &'static str,
     stream: T,
@@ -35,6 +37,11 @@ pub async fn http<T, H, F>(
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
     let limits = &connection.worker.shared.limits;
+    let worker = &connection.worker;
+    let age = farewell
+        .as_ref()
+        .and_then(|_| worker.with_random(|random| age::drawn(worker.shared.limits.connection_age, random)));
+    let old = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let client = Rc::clone(&connection);
     let service = service_fn(move |request| handle(Rc::clone(&client), request));
     let io = TokioIo::new(stream);
@@ -50,7 +57,7 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .enable_connect_protocol()
             .serve_connection(io, service);
-        until_farewell(serving, farewell, |serving| serving.graceful_shutdown()).await
+        until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
     } else {
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -62,23 +69,27 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .serve_connection(io, service)
             .with_upgrades();
-        until_farewell(serving, farewell, |serving| serving.graceful_shutdown()).await
+        until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
     };
     if let Err(error) = result {
         ended(listener, &error);
     }
 }
 
-/// Drives a connection, and has it say farewell once that is due.
+/// Drives a connection, and has it say farewell once that is due, or it is `old`.
 async fn until_farewell<C: Future>(
     serving: C,
     farewell: Option<Rc<Farewell>>,
+    mut old: Option<Pin<Box<Sleep>>>,
     say: fn(Pin<&mut C>),
 ) -> C::Output {
     let mut serving = pin!(serving);
     let mut said = false;
     poll_fn(|cx| {
-        if !said && farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx)) {
+        if !said
+            && (farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx))
+                || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()))
+        {
             said = true;
             say(serving.as_mut());
         }

@@ -1,10 +1,12 @@
 //! Connections whose bytes are not looked at: declared opaque, the application's own TLS, or unknown.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use penstock_api::reason::Blame;
 use penstock_api::v1::Direction;
@@ -16,68 +18,141 @@ use crate::access;
 use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::To;
+use crate::drain::Drain;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::route;
 use crate::send::Choice;
 use crate::send::connect::{Connected, Wire, connect};
+use crate::splice;
 use crate::work::Work;
 use crate::worker::Worker;
 
 /// What one direction of a connection may have under way: a full TLS record. It is held as long as the connection is
 /// open, so a thousand of them hold 32 MiB.
-const BUFFER: usize = 16 << 10;
+pub const BUFFER: usize = 16 << 10;
+
+/// A connection of which one side has ended, and over which nothing has passed for this long, holds up no departure.
+const ABANDONED: Duration = Duration::from_secs(1);
+
+/// What a connection's bytes come over: a socket, or TLS over one.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, if nothing is between it and the bytes.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Stream for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for tokio_rustls::client::TlsStream<T> {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for tokio_rustls::server::TlsStream<T> {}
+impl<T: hyper::rt::Read + hyper::rt::Write + Unpin> Stream for hyper_util::rt::TokioIo<T> {}
 
 /// Lets bytes pass both ways until both sides are done; an end of one side is passed on to the other. A side that
 /// breaks off is named, and counts as the reason why the exchange failed.
-pub async fn join<A, B>(exchange: &Exchange, client: A, server: B)
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut client, mut server) = (Side::new(client), Side::new(server));
-    let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
-    exchange.sent(client.read);
-    exchange.received(server.read);
+pub async fn join<A: Stream, B: Stream>(exchange: &Exchange, client: A, server: B) {
+    let (up, down) = (Passed::default(), Passed::default());
+    let copied = tokio::select! {
+        copied = pass(client, server, &up, &down) => copied,
+        () = abandoned(&exchange.worker.shared.drain, &up, &down) => {
+            tracing::debug!(server = exchange.whither(), "leaving: one side has ended, and the other is silent");
+            Ok(())
+        }
+    };
+    exchange.sent(up.bytes() as usize);
+    exchange.received(down.bytes() as usize);
     if let Err(error) = copied {
-        let reason = if server.broke { Reason::UpstreamIncomplete } else { Reason::ClientClosed };
+        let reason = if down.broke.get() { Reason::UpstreamIncomplete } else { Reason::ClientClosed };
         tracing::debug!(server = exchange.whither(), %reason, %error, "a connection broke off");
         exchange.broken(reason);
     }
     exchange.complete();
 }
 
-/// One side of a joined connection.
-struct Side<S> {
-    stream: S,
-    /// Bytes read from it.
-    read: usize,
+async fn pass<A: Stream, B: Stream>(client: A, server: B, up: &Passed, down: &Passed) -> io::Result<()> {
+    if let (Some(client), Some(server)) = (client.socket(), server.socket()) {
+        return splice::join(client, server, up, down).await;
+    }
+    let (mut client, mut server) =
+        (Side { stream: client, passed: up }, Side { stream: server, passed: down });
+    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await?;
+    Ok(())
+}
+
+/// Returns once this proxy leaves and nobody needs the connection any more. An application that is gone has ended its
+/// side, and a peer that does not care for that would hold up the end of a Job.
+async fn abandoned(drain: &Drain, up: &Passed, down: &Passed) {
+    let mut leaving = drain.subscribe();
+    if leaving.wait_for(|leaving| *leaving).await.is_err() {
+        return std::future::pending().await;
+    }
+    loop {
+        let before = (up.bytes(), down.bytes());
+        tokio::time::sleep(ABANDONED).await;
+        if (up.ended.get() || down.ended.get()) && before == (up.bytes(), down.bytes()) {
+            return;
+        }
+    }
+}
+
+/// What came from one side of a joined connection.
+#[derive(Debug, Default)]
+pub struct Passed {
+    read: Cell<u64>,
+    ended: Cell<bool>,
     /// An error came from it, rather than from the other side.
-    broke: bool,
+    broke: Cell<bool>,
 }
 
-impl<S> Side<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, read: 0, broke: false }
+impl Passed {
+    /// So many bytes have.
+    pub fn bytes(&self) -> u64 {
+        self.read.get()
     }
 
-    fn note<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.broke |= matches!(polled, Poll::Ready(Err(_)));
-        polled
+    /// So many bytes came at once; 0: it has ended.
+    pub fn read(&self, bytes: usize) {
+        self.read.set(self.read.get() + bytes as u64);
+        self.ended.set(self.ended.get() || bytes == 0);
+    }
+
+    /// Notes whether it broke off.
+    pub fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        self.broke.set(self.broke.get() || result.is_err());
+        result
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Side<S> {
+/// One side of a joined connection.
+struct Side<'a, S> {
+    stream: S,
+    passed: &'a Passed,
+}
+
+impl<S> Side<'_, S> {
+    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        polled.map(|result| self.passed.note(result))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Side<'_, S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        this.read += buf.filled().len() - before;
+        if polled.is_ready() {
+            this.passed.read(buf.filled().len() - before);
+        }
         this.note(polled)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Side<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Side<'_, S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, data);
@@ -133,7 +208,7 @@ pub async fn outbound(
 /// Takes a connection of the mesh to the application.
 pub async fn inbound<T>(worker: &Rc<Worker>, stream: T, to: &To, client: Option<&SpiffeId>)
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Stream,
 {
     let exchange = Exchange::begin(worker, Direction::Inbound);
     let result =
@@ -175,7 +250,7 @@ async fn forward<T>(
     stream: T,
 ) -> Result<(), Failure>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Stream,
 {
     let worker = &exchange.worker;
     let cluster = &rule.backends[0].cluster;

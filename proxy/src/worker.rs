@@ -20,6 +20,7 @@ use crate::coalesce::Sharing;
 use crate::coalesce::batcher::{self, Order};
 use crate::config::{Cluster, Endpoint, Rule, Store};
 use crate::drain::{Drain, Farewells};
+use crate::early::Early;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::{Model, Models};
@@ -54,6 +55,8 @@ pub struct Shared {
     pub preparing: Arc<Preparing>,
     /// Whether we are on our way out.
     pub drain: Drain,
+    /// Connections that wait until we are ready.
+    pub early: Early,
     /// What is bounded.
     pub limits: Limits,
     /// The namespace that short host names are in.

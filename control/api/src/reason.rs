@@ -92,6 +92,7 @@ reasons! {
     UpstreamIncomplete "upstream-incomplete" 502 13 "UC" Upstream "The endpoint closed in the middle of its response.";
     RequestTimeout    "request-timeout"     504  4 "UT"  Upstream "The endpoint did not answer within the route's timeout.";
     IdleTimeout       "idle-timeout"        504  4 "SI"  Upstream "No byte moved for the idle timeout.";
+    StreamOver        "stream-over"         503 14 "SO"  Mesh     "The gRPC stream has reached its greatest age, or the proxy leaves: open it again.";
     ClientClosed      "client-closed"       499  1 "DC"  Client   "The client went away before the response was finished.";
     Internal          "internal"            500 13 "IE"  Mesh     "A fault of the proxy itself; please report it.";
 }

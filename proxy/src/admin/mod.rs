@@ -34,6 +34,7 @@ const ADMIN_PAGES: &[(&str, &str)] = &[
     ("/config", "the configuration in force"),
     ("/endpoints", "every endpoint with its state and load"),
     ("/certs", "certificates and trust anchors in use"),
+    ("/drain", "POST: the mesh is told to go elsewhere, nothing is closed; GET: whether it was"),
     ("/log-level", "the log level; PUT changes it: curl -X PUT -d debug"),
 ];
 const HEALTH_PAGES: &[(&str, &str)] = &[
@@ -91,6 +92,7 @@ fn router(pages: Arc<Pages>, audience: Audience) -> Router {
                 get(async |State(pages): State<Arc<Pages>>| Json(pages.endpoints(Instant::now()))),
             )
             .route("/certs", get(async |State(pages): State<Arc<Pages>>| Json(pages.certificates())))
+            .route("/drain", get(draining).post(drain))
             .route("/log-level", get(log_level).put(set_log_level));
     }
     router.fallback(async move || (StatusCode::NOT_FOUND, listing(audience))).with_state(pages)
@@ -115,6 +117,17 @@ async fn ready(State(pages): State<Arc<Pages>>) -> Response {
 async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
     let page = pages.metrics(Instant::now());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+async fn draining(State(pages): State<Arc<Pages>>) -> &'static str {
+    if *pages.draining.borrow() { "draining\n" } else { "not draining\n" }
+}
+
+async fn drain(State(pages): State<Arc<Pages>>) -> &'static str {
+    if !pages.draining.send_replace(true) {
+        tracing::info!("told to drain: the mesh is asked to go elsewhere; the end comes with SIGTERM");
+    }
+    "draining\n"
 }
 
 async fn log_level(State(pages): State<Arc<Pages>>) -> Response {
@@ -171,7 +184,7 @@ mod tests {
             identity: Arc::new(Identity::new()),
             telemetry: Arc::new(Telemetry::new(&Options::default()).unwrap()),
             level: level.map(Arc::new),
-            draining: draining.subscribe(),
+            draining: draining.clone(),
             epoch: Instant::now(),
         });
         Proxy { pages, store, draining }
@@ -193,7 +206,11 @@ mod tests {
         assert!(status == 503 && why.contains("control has not"), "{status} {why}");
         proxy.store.set_ready();
         assert_eq!(ready(&proxy).await.0, 200);
-        proxy.draining.send_replace(true);
+        // Whoever can reach the health listener must not be able to take the pod out.
+        assert_eq!(ask(&proxy, Audience::Health, "POST", "/drain", "").await.0, 404);
+        assert_eq!(ask(&proxy, Audience::Admin, "GET", "/drain", "").await.1, "not draining\n");
+        assert_eq!(ask(&proxy, Audience::Admin, "POST", "/drain", "").await, (200, "draining\n".to_owned()));
+        assert!(*proxy.draining.borrow());
         let (status, why) = ready(&proxy).await;
         assert!(status == 503 && why.contains("draining"), "{status} {why}");
         assert_eq!(ask(&proxy, Audience::Health, "GET", "/live", "").await.0, 200);

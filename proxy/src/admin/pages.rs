@@ -28,8 +28,8 @@ pub struct Pages {
     pub telemetry: Arc<Telemetry>,
     /// The log's level; `None` where the proxy does not own the log.
     pub level: Option<Arc<Level>>,
-    /// Whether the proxy is on its way out.
-    pub draining: watch::Receiver<bool>,
+    /// Whether the proxy is on its way out, and how to say so.
+    pub draining: watch::Sender<bool>,
     /// The epoch of the data path's times.
     pub epoch: Instant,
 }

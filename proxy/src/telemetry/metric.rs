@@ -32,6 +32,8 @@ penstock_api::metrics! {
         "TLS handshakes that failed: no certificate, an unknown one, an expired one, or too slow.";
     MALFORMED Counter "penstock_malformed_requests_total" ["listener"]
         "Connections that were closed because what came in was not HTTP, or too large, or too slow.";
+    EARLY Counter "penstock_early_connections_total" ["listener"]
+        "Connections that were held because the proxy was not ready yet.";
     DETECT_TIMEOUTS Counter "penstock_detect_timeouts_total" []
         "Connections whose protocol nobody declared and whose first bytes came too late to tell.";
     ACCESS Counter "penstock_access_refusals_total" ["policy", "verdict"]

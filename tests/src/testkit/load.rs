@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::namespace::Namespace;
 use super::wire::{Message, Wire};
 
 /// Failures that are told in words; more are only counted.
@@ -24,6 +25,8 @@ pub struct Tally {
     pub failures: Vec<String>,
     /// How often each body came: the names of the replicas.
     pub by: BTreeMap<String, u64>,
+    /// Why requests failed: the proxy's reason, a status without one, or the kind of an error of the connection.
+    pub reasons: BTreeMap<String, u64>,
 }
 
 impl Tally {
@@ -52,12 +55,21 @@ pub struct Load {
 impl Load {
     /// Starts `clients` that each ask for `/` of `host` and pause for `pause` after each answer.
     pub fn start(proxy: SocketAddr, host: &str, clients: usize, pause: Duration) -> Self {
+        Self::from(Whence::Here(proxy), host, clients, pause)
+    }
+
+    /// The same from a machine, where a connection may fail, too.
+    pub fn on(machine: &Namespace, to: SocketAddr, host: &str, clients: usize, pause: Duration) -> Self {
+        Self::from(Whence::Machine(Arc::new(machine.share()), to), host, clients, pause)
+    }
+
+    fn from(whence: Whence, host: &str, clients: usize, pause: Duration) -> Self {
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::new(Mutex::new(Tally::default()));
         let request: Arc<str> = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into();
         let mut set = JoinSet::new();
         for _ in 0..clients {
-            set.spawn(client(proxy, request.clone(), tally.clone(), stopped.clone(), pause));
+            set.spawn(client(whence.clone(), request.clone(), tally.clone(), stopped.clone(), pause));
         }
         Self { tally, stop, clients: set }
     }
@@ -84,8 +96,24 @@ impl Load {
     }
 }
 
+/// Where clients connect from, and to.
+#[derive(Clone, Debug)]
+enum Whence {
+    Here(SocketAddr),
+    Machine(Arc<Namespace>, SocketAddr),
+}
+
+impl Whence {
+    async fn connect(&self) -> std::io::Result<Wire> {
+        match self {
+            Self::Here(to) => Ok(Wire::connect(*to).await),
+            Self::Machine(machine, to) => machine.connect(*to).map(Wire::new),
+        }
+    }
+}
+
 async fn client(
-    proxy: SocketAddr,
+    whence: Whence,
     request: Arc<str>,
     tally: Arc<Mutex<Tally>>,
     stopped: watch::Receiver<bool>,
@@ -93,11 +121,14 @@ async fn client(
 ) {
     let mut connection: Option<Wire> = None;
     while !*stopped.borrow() {
-        let wire = match &mut connection {
-            Some(wire) => wire,
-            None => connection.insert(Wire::connect(proxy).await),
+        let answer = async {
+            let wire = match &mut connection {
+                Some(wire) => wire,
+                None => connection.insert(whence.connect().await?),
+            };
+            wire.ask(request.as_bytes()).await
         };
-        let answer = wire.ask(request.as_bytes()).await.map_err(|error| error.to_string());
+        let answer = answer.await;
         if answer.is_err() {
             connection = None;
         }
@@ -106,17 +137,21 @@ async fn client(
     }
 }
 
-fn count(tally: &mut Tally, answer: Result<Message, String>) {
+fn count(tally: &mut Tally, answer: std::io::Result<Message>) {
     tally.requests += 1;
-    let told = match answer {
+    let (why, told) = match answer {
         Ok(answer) if answer.status() == 200 => {
             *tally.by.entry(answer.text()).or_default() += 1;
             return;
         }
-        Ok(answer) => format!("{}: {}", answer.head.first, answer.text()),
-        Err(error) => error,
+        Ok(answer) => {
+            let why = answer.reason().map_or_else(|| answer.status().to_string(), str::to_owned);
+            (why, format!("{}: {}", answer.head.first, answer.text()))
+        }
+        Err(error) => (format!("{:?}", error.kind()), error.to_string()),
     };
     tally.failed += 1;
+    *tally.reasons.entry(why).or_default() += 1;
     if tally.failures.len() < TOLD {
         tally.failures.push(told);
     }

@@ -57,6 +57,11 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
+    /// The same one, for somebody else to hold.
+    pub fn share(&self) -> Self {
+        Self(self.0.try_clone().unwrap())
+    }
+
     fn move_in(&self) {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }

@@ -14,7 +14,7 @@ use std::process::Output;
 use penstock_api::names::{PROXY_UID, annotation, port};
 use tempfile::TempDir;
 
-use super::mesh::{Mesh, NAMESPACE};
+use super::mesh::{Listed, Mesh, NAMESPACE};
 use super::namespace::{Machine, Network};
 use super::origin::Origin;
 use super::process::{Process, program};
@@ -33,6 +33,9 @@ pub struct Pod {
     in_mesh: bool,
     ports: Vec<u16>,
     probe: Option<&'static str>,
+    listed: Listed,
+    /// What its proxy is told besides.
+    pub options: Vec<String>,
     /// Its proxy.
     pub sidecar: Option<Process>,
 }
@@ -114,6 +117,8 @@ impl Pods {
             in_mesh: true,
             ports: Vec::new(),
             probe: None,
+            listed: Listed::Ready,
+            options: Vec::new(),
             sidecar: None,
         };
         self.pods.insert(name.to_owned(), pod);
@@ -150,6 +155,12 @@ impl Pods {
     /// Has a pod declare one more port.
     pub fn declares(mut self, pod: &str, port: u16) -> Self {
         self.pods.get_mut(pod).unwrap().ports.push(port);
+        self
+    }
+
+    /// Gives the proxy of a pod more options.
+    pub fn option(mut self, pod: &str, option: &str) -> Self {
+        self.pods.get_mut(pod).unwrap().options.push(option.to_owned());
         self
     }
 
@@ -200,11 +211,17 @@ impl Pods {
                  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
                  ports:\n- {{name: main, port: {APPLICATION}, protocol: TCP, appProtocol: {protocol}}}\nendpoints:\n"
             );
-            for pod in pods {
+            for name in pods {
+                let pod = &self.pods[name];
+                let ready = match pod.listed {
+                    Listed::Ready => "ready: true",
+                    Listed::Terminating => "ready: false, serving: true, terminating: true",
+                    Listed::Not => continue,
+                };
                 let _ = writeln!(
                     yaml,
-                    "- {{addresses: [{}], conditions: {{ready: true}}, targetRef: {{kind: Pod, namespace: {NAMESPACE}, name: {pod}}}}}",
-                    self.pods[pod].machine.v4
+                    "- {{addresses: [{}], conditions: {{{ready}}}, targetRef: {{kind: Pod, namespace: {NAMESPACE}, name: {name}}}}}",
+                    pod.machine.v4
                 );
             }
         }
@@ -236,20 +253,54 @@ impl Pods {
         self.pods[pod].machine.namespace.command(program).args(args).output().unwrap()
     }
 
-    /// Starts control, and in each pod of the mesh the rules and the proxy; waits until all is applied.
-    pub async fn start(mut self) -> Self {
+    /// What the EndpointSlices say of a pod; [`Pods::write`] tells control.
+    pub fn list(&mut self, pod: &str, listed: Listed) {
+        self.pods.get_mut(pod).unwrap().listed = listed;
+    }
+
+    /// Writes what there is for control.
+    pub fn write(&mut self) {
         let yaml = self.yaml();
         self.mesh.file("pods-and-services.yaml", &yaml);
         self.mesh.write();
+    }
+
+    /// Has one more pod behind a Service, as its ReplicaSet does; its proxy is ready, and nobody is told of it yet.
+    pub async fn scale_up(mut self, pod: &str, service: &str) -> Self {
+        self = self.with(pod, &[]);
+        let added = self.pods.get_mut(pod).unwrap();
+        added.ports.push(APPLICATION);
+        added.listed = Listed::Not;
+        self.services.get_mut(service).unwrap().pods.push(pod.to_owned());
+        self.write();
+        self.lay(pod);
+        self.start_sidecar(pod);
+        self.sidecar_is_ready(pod).await;
+        self
+    }
+
+    /// Lays the rules of a pod.
+    pub fn lay(&self, pod: &str) {
+        let laid = self.proxy_command(pod, &["init"]);
+        assert!(laid.status.success(), "{}", String::from_utf8_lossy(&laid.stderr));
+    }
+
+    /// Starts control, and nothing else.
+    pub async fn start_control(&mut self) {
+        self.write();
         self.mesh.start_control().await;
         let anchors = self.folder.path().join("anchors.pem");
         std::fs::copy(self.mesh.state().join("anchors.pem"), &anchors).unwrap();
         readable(&anchors);
+    }
+
+    /// Starts control, and in each pod of the mesh the rules and the proxy; waits until all is applied.
+    pub async fn start(mut self) -> Self {
+        self.start_control().await;
         let names: Vec<_> =
             self.pods.iter().filter(|(_, pod)| pod.in_mesh).map(|(name, _)| name.clone()).collect();
         for name in &names {
-            let laid = self.proxy_command(name, &["init"]);
-            assert!(laid.status.success(), "{}", String::from_utf8_lossy(&laid.stderr));
+            self.lay(name);
             self.start_sidecar(name);
         }
         for name in &names {
@@ -295,6 +346,7 @@ impl Pods {
             "--workers=2".to_owned(),
             "--drain-timeout=10s".to_owned(),
         ]);
+        args.extend(pod.options.iter().cloned());
         pod.sidecar = Some(Process::start(name, Path::new("nsenter"), &args, self.folder.path()));
     }
 
