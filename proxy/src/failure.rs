@@ -12,7 +12,7 @@ pub struct Failure {
     pub reason: Reason,
     /// What happened, to whom, because of what; what to do.
     pub story: Cow<'static, str>,
-    /// The server has provably not begun to work on it, so that another try cannot do the work twice.
+    /// Another try cannot do harm: the server has provably not begun to work on it, or it is one that may be asked twice.
     pub unprocessed: bool,
     /// After how many seconds trying again has a chance; 0 = not known.
     pub retry_after: u64,

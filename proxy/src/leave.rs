@@ -15,14 +15,14 @@ use crate::loopback;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
-pub struct Drain {
+pub(crate) struct Drain {
     /// The proxy's admin listener
     #[arg(long, value_name = "ADDR", default_value_t = loopback(port::ADMIN))]
     admin: SocketAddr,
 }
 
 /// Runs it.
-pub fn run(options: &Drain) -> ExitCode {
+pub(crate) fn run(options: &Drain) -> ExitCode {
     match ask(options.admin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

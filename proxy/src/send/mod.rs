@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use penstock_api::reason::Blame;
 use penstock_api::v1::Decision;
@@ -315,6 +316,7 @@ async fn try_once(
         // An earlier try may have been for a sidecar.
         outgoing.request.headers_mut().remove(headers::PROTOCOL);
     }
+    let repeatable = is_repeatable(&outgoing);
     let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 
@@ -345,10 +347,20 @@ async fn try_once(
                 )));
             }
             let stale = back.is_some() || is_above_goaway(error.error());
-            let failure = explain(endpoint, error.error(), back.is_some());
+            let mut failure = explain(endpoint, error.error(), back.is_some());
+            failure.unprocessed |= repeatable && failure.reason == Reason::UpstreamReset;
             Err(Failed { failure, back: back.and_then(whole), stale })
         }
     }
+}
+
+/// Whether it may be asked twice: what a server that closes a resting connection just as a request arrives has done with
+/// that, nobody can know, and with such a request it does not matter (RFC 9110, 9.2.1 and 9.2.2). A server that ends in
+/// good order closes all of them; without this each rolling restart would cost a few requests.
+fn is_repeatable(outgoing: &Outgoing) -> bool {
+    matches!(*outgoing.request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+        && outgoing.request.body().is_end_stream()
+        && !outgoing.upgrade
 }
 
 enum Sender {

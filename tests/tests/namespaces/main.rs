@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod access;
+mod conformance;
+mod lifecycle;
 mod rules;
 mod strictness;
 mod traffic;

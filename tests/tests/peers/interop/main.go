@@ -45,8 +45,8 @@ var cases = map[string]func(context.Context, *grpc.ClientConn){
 	"status_code_and_message":     service(interop.DoStatusCodeAndMessage),
 	"special_status_message":      service(interop.DoSpecialStatusMessage),
 	"custom_metadata":             service(interop.DoCustomMetadata),
-	"unimplemented_method": func(_ context.Context, connection *grpc.ClientConn) {
-		interop.DoUnimplementedMethod(connection)
+	"unimplemented_method": func(ctx context.Context, connection *grpc.ClientConn) {
+		interop.DoUnimplementedMethod(ctx, connection)
 	},
 	"unimplemented_service": func(ctx context.Context, connection *grpc.ClientConn) {
 		interop.DoUnimplementedService(ctx, testgrpc.NewUnimplementedServiceClient(connection))
