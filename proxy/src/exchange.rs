@@ -408,10 +408,15 @@ impl Exchange {
         self.request_bytes.get()
     }
 
+    /// Whether it is a request to the application of this pod.
+    pub fn is_inbound(&self) -> bool {
+        self.direction == Direction::Inbound
+    }
+
     /// The limit on a request's body, if more than that has come in for the application.
     pub fn body_too_large(&self) -> Option<u64> {
         let limit = self.worker.shared.limits.body_bytes;
-        let above = self.direction == Direction::Inbound && limit > 0 && self.request_bytes.get() > limit;
+        let above = self.is_inbound() && limit > 0 && self.request_bytes.get() > limit;
         above.then_some(limit)
     }
 

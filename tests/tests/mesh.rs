@@ -325,7 +325,7 @@ async fn a_token_that_is_bad_or_of_somebody_else_gives_no_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_and_then_the_root_change_under_load() {
+async fn pain_8_certificates_and_then_the_root_change_under_load() {
     let mesh = Mesh::default().leaf_lifetime("4s");
     let (mesh, _origins) = replicas(mesh, &["a", "b"], Duration::from_millis(2)).await;
     let load = load(&mesh);

@@ -290,9 +290,13 @@ async fn try_once(
     let pool = worker.pools.of(endpoint);
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
     let deadline = times.of_a_try();
-    let upgrade = outgoing.upgrade;
+    let repeatable = is_repeatable(&outgoing);
+    // Our own application may be about to end, and closes what rests just when a request comes. What must not be asked
+    // twice goes over a connection of its own then: that is made, or refused and the request still untouched.
+    let ending = !endpoint.sidecar && exchange.is_inbound() && worker.shared.drain.leaving();
+    let alone = outgoing.upgrade || (ending && !repeatable && !over_http2);
     let ready = async {
-        if upgrade {
+        if alone {
             Box::pin(pool::dedicated(worker, endpoint, policy.connect_timeout)).await.map(Sender::Own)
         } else if over_http2 {
             let stream = pool.http2(worker, endpoint, cluster, policy).await;
@@ -316,7 +320,6 @@ async fn try_once(
         // An earlier try may have been for a sidecar.
         outgoing.request.headers_mut().remove(headers::PROTOCOL);
     }
-    let repeatable = is_repeatable(&outgoing);
     let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use penstock_api::names::{PROXY_UID, annotation, port};
 use tempfile::TempDir;
@@ -249,8 +249,12 @@ impl Pods {
 
     /// Runs a subcommand of `penstock-proxy` in a pod, as root.
     pub fn proxy_command(&self, pod: &str, args: &[&str]) -> Output {
-        let program = self.folder.path().join("penstock-proxy");
-        self.pods[pod].machine.namespace.command(program).args(args).output().unwrap()
+        self.proxy_line(pod).args(args).output().unwrap()
+    }
+
+    /// `penstock-proxy` in a pod, as root, for more arguments.
+    pub fn proxy_line(&self, pod: &str) -> Command {
+        self.pods[pod].machine.namespace.command(self.folder.path().join("penstock-proxy"))
     }
 
     /// What the EndpointSlices say of a pod; [`Pods::write`] tells control.

@@ -51,7 +51,7 @@ fn listed(namespace: &Namespace) -> Option<String> {
 }
 
 #[test]
-fn a_dry_run_prints_what_nft_lists() {
+fn pain_9_a_dry_run_prints_what_nft_lists() {
     if !possible() {
         return;
     }
@@ -113,7 +113,7 @@ fn rules_replace_their_older_version_and_go_without_a_trace() {
 }
 
 #[test]
-fn net_admin_is_all_that_it_needs() {
+fn pain_9_net_admin_is_all_that_it_needs() {
     let Some((_network, machine)) = machine() else { return };
     let namespace = &machine.namespace;
     let folder = tempfile::tempdir().unwrap();
@@ -145,7 +145,7 @@ fn machine() -> Option<(Network, Machine)> {
 }
 
 #[test]
-fn a_check_tells_the_truth() {
+fn pain_9_a_check_tells_the_truth() {
     let Some((_network, machine)) = machine() else { return };
     let namespace = &machine.namespace;
     let failed = init(namespace, &["--check"]);
@@ -198,7 +198,7 @@ fn arrives(machine: &Machine, to: SocketAddr) -> bool {
 }
 
 #[test]
-fn a_new_version_leaves_no_gap() {
+fn pain_9_a_new_version_leaves_no_gap() {
     let Some((_network, machine)) = machine() else { return };
     let namespace = &machine.namespace;
     done(&init(namespace, &[]));

@@ -1,0 +1,104 @@
+//! Pains of today's meshes that need no pods to be shown (docs/RELIABILITY.md has all of them).
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use penstock_tests::testkit::PATIENCE;
+use penstock_tests::testkit::mesh::Mesh;
+use penstock_tests::testkit::origin::Origin;
+use penstock_tests::testkit::proxy::metric;
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
+
+/// Services that the pod does not talk to.
+const STRANGERS: usize = 3_000;
+/// What they may cost a proxy, KiB. One Service in full is about 2 KiB; all of them would be 6 MiB.
+const GROWTH: u64 = 2 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pain_5_a_proxys_memory_follows_what_its_pod_talks_to_and_not_the_cluster() {
+    let mut mesh = Mesh::default().pod("client", None).service("web", &[]).pod("web-1", Some("web"));
+    let _web = Origin::named(mesh.application("web-1"), "web-1", Duration::ZERO).await;
+    mesh = mesh.start().await;
+    mesh.reaches("client", "web").await;
+    let held = async |mesh: &Mesh| metric(mesh.admin("client"), "penstock_resources", &[]).await;
+    let (resources, memory) = (held(&mesh).await, mesh.sidecar("client").memory_kib());
+    let mut yaml = String::new();
+    for number in 0..STRANGERS {
+        let _ = write!(
+            yaml,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: other-{number}, namespace: elsewhere}}\nspec:\n  \
+             clusterIP: 10.200.{}.{}\n  ports:\n  - {{name: main, port: 80, targetPort: 8000, appProtocol: http}}\n",
+            number / 250,
+            number % 250 + 1
+        );
+    }
+    mesh.file("others.yaml", &yaml);
+    mesh.write();
+    penstock_tests::testkit::wait_until("control knows them all", PATIENCE, async || {
+        mesh.status().await.snapshot != ""
+            && mesh.page::<serde_json::Value>("/routes").await.to_string().contains("other-2999")
+    })
+    .await;
+    mesh.reaches("client", "web").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (resources_now, memory_now) = (held(&mesh).await, mesh.sidecar("client").memory_kib());
+    println!(
+        "{resources} resources and {memory} KiB before, {resources_now} and {memory_now} KiB with {STRANGERS} more Services"
+    );
+    assert_eq!(resources, resources_now, "it holds what it was asked about");
+    assert!(memory_now < memory + GROWTH, "{memory} KiB grew to {memory_now}");
+}
+
+/// What tunnels whose readers stop may hold, KiB, with both directions of each blocked: kernel buffers are not the
+/// proxy's, and its own are an HTTP/2 stream's at most.
+const TUNNELS: usize = 20;
+const EACH_KIB: u64 = 4 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pain_7_a_tunnel_whose_reader_stops_stops_its_writer() {
+    let mut mesh = Mesh::default().pod("client", None).service("web", &[]).pod("web-1", Some("web"));
+    // It agrees to an upgrade, and never reads again.
+    let _web = Origin::start_at(mesh.application("web-1"), |mut client| async move {
+        while let Ok(request) = client.request().await {
+            let upgrade = request.head.get("upgrade").is_some();
+            let answer = match upgrade {
+                true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: test\r\n\r\n",
+                false => "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            };
+            let _ = client.send(answer).await;
+            if upgrade {
+                std::future::pending::<()>().await;
+            }
+        }
+    })
+    .await;
+    mesh = mesh.start().await;
+    mesh.reaches("client", "web").await;
+    let before = [mesh.sidecar("client").memory_kib(), mesh.sidecar("web-1").memory_kib()];
+    let mut tunnels = Vec::new();
+    for _ in 0..TUNNELS {
+        let mut wire = mesh.client("client").await;
+        let ask = "GET / HTTP/1.1\r\nhost: web.test\r\nconnection: upgrade\r\nupgrade: test\r\n\r\n";
+        assert_eq!(wire.ask(ask).await.unwrap().status(), 101);
+        tunnels.push(wire);
+    }
+    let block = vec![7; 1 << 20];
+    let mut written = 0;
+    for wire in &mut tunnels {
+        // Until nothing more is taken for a while.
+        while let Ok(Ok(count)) = timeout(Duration::from_millis(300), wire.io.write(&block)).await {
+            written += count;
+            assert!(written < 1 << 30, "the tunnel has no bottom");
+        }
+    }
+    let after = [mesh.sidecar("client").memory_kib(), mesh.sidecar("web-1").memory_kib()];
+    println!("{TUNNELS} tunnels took {} MiB; KiB before {before:?}, after {after:?}", written >> 20);
+    for (before, after) in before.into_iter().zip(after) {
+        assert!(after < before + TUNNELS as u64 * EACH_KIB, "{before} KiB grew to {after}");
+    }
+    // And the proxy serves others as before.
+    mesh.reaches("client", "web").await;
+}
