@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use crate::load::{Measured, Protocol};
+use crate::subject::{BASELINE, Subject};
 
 /// How many bytes a MiB has.
 const MIB: usize = 1 << 20;
@@ -34,6 +35,8 @@ pub(crate) enum Shape {
     Tls,
     /// Two proxies with mutual TLS between them.
     Mesh,
+    /// One proxy that does not look at bytes, plaintext on both sides.
+    Bytes,
 }
 
 /// One case.
@@ -75,7 +78,7 @@ const POST: Case = Case {
 };
 
 /// All cases, in the order in which they are run.
-pub(crate) const CASES: [Case; 12] = [
+pub(crate) const CASES: [Case; 13] = [
     SMALL,
     Case {
         name: "h2-small",
@@ -119,6 +122,13 @@ pub(crate) const CASES: [Case; 12] = [
         ..POST
     },
     Case {
+        name: "splice-tcp",
+        says: "post-6mib through a proxy that does not look at the bytes",
+        shape: Shape::Bytes,
+        body: 6 * MIB,
+        ..POST
+    },
+    Case {
         name: "fixed-2000",
         says: "h1-small at 2000 requests a second, timed from the moment each was due",
         rate: 2000,
@@ -146,6 +156,11 @@ impl Case {
     /// Nothing is sent but one request.
     pub(crate) fn at_rest(&self) -> bool {
         self.connections == 0
+    }
+
+    /// Whom ratios refer to: of those that do not look at bytes, the one that is known for splicing them.
+    pub(crate) fn baseline(&self) -> Subject {
+        if self.shape == Shape::Bytes { Subject::Haproxy } else { BASELINE }
     }
 
     /// Whether the proxy's core is meant to be full.

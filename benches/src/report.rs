@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::case::{Case, Metric};
 use crate::load::Measured;
-use crate::subject::BASELINE;
 
 /// The runs of one figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,7 +117,7 @@ pub(crate) fn table(case: &Case, rows: &[Row]) -> String {
     let metrics = case.metrics();
     let mut head = vec![case.name.to_owned()];
     head.extend(metrics.iter().map(|metric| heading(*metric).to_owned()));
-    head.extend([format!("/ {}", BASELINE.name()), "spread".to_owned()]);
+    head.extend([format!("/ {}", case.baseline().name()), "spread".to_owned()]);
     let mut lines = vec![head];
     let mut notes = Vec::new();
 

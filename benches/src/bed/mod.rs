@@ -21,7 +21,7 @@ use crate::case::{CASES, Case, Metric, Shape};
 use crate::load::{self, Measured, Protocol};
 use crate::process::{self, Process};
 use crate::report::{self, Row, Summary};
-use crate::subject::{BASELINE, Programs, SUBJECTS, Subject};
+use crate::subject::{Programs, SUBJECTS, Subject};
 use crate::upstream::Addresses;
 use crate::{certificates, install, usage};
 
@@ -295,7 +295,7 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
             Ok(runs) => runs,
             Err(error) => {
                 let row = Row::failed(case.name, subject.name(), case.main.named(), error.clone());
-                rows.push(Row { baseline: Some(BASELINE.name()), ..row });
+                rows.push(Row { baseline: Some(case.baseline().name()), ..row });
                 continue;
             }
         };
@@ -305,10 +305,10 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
                 continue;
             }
             let Some(figures) = summary(*subject, metric) else { continue };
-            let baseline = summary(BASELINE, metric).filter(|baseline| baseline.median > 0.0);
+            let baseline = summary(case.baseline(), metric).filter(|baseline| baseline.median > 0.0);
             let ratio = baseline.map(|baseline| report::rounded(figures.median / baseline.median));
             let row = Row::measured(case.name, subject.name(), metric.named(), &figures);
-            rows.push(Row { baseline: Some(BASELINE.name()), ratio, note: note.clone(), ..row });
+            rows.push(Row { baseline: Some(case.baseline().name()), ratio, note: note.clone(), ..row });
         }
     }
     rows

@@ -38,7 +38,7 @@ impl Check<'_> {
         let before = self.seen().await?;
         let tls = match self.case.shape {
             Shape::Tls => Some(self.client(Some("client"), self.case.client)?),
-            Shape::Plain | Shape::Mesh => None,
+            Shape::Plain | Shape::Mesh | Shape::Bytes => None,
         };
         let deadline = Instant::now() + START;
         let body = loop {

@@ -19,16 +19,18 @@ pub(super) fn config(role: &Role<'_>) -> String {
             " ssl crt {own} ca-file {anchors} verify required verifyhost localhost sni str(localhost) alpn h2 {TLS}"
         ),
     };
+    // splice-auto splices where HAProxy's own heuristics expect it to pay.
+    let (mode, more) = if role.bytes { ("tcp", "option splice-auto") } else { ("http", "http-reuse always") };
     format!(
         "global
     nbthread 1
     maxconn 4096
 defaults
-    mode http
+    mode {mode}
     timeout connect 5s
     timeout client 60s
     timeout server 60s
-    http-reuse always
+    {more}
 frontend front
     bind 127.0.0.1:{}{bind}
     default_backend next

@@ -61,6 +61,8 @@ pub(crate) struct Role<'a> {
     /// The HTTP version that its clients speak.
     client: Protocol,
     next: Next,
+    /// Bytes are passed as they come.
+    bytes: bool,
     /// Where certificates are and files may be written.
     dir: &'a Path,
 }
@@ -137,9 +139,13 @@ impl Subject {
         }
     }
 
-    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates or to rest.
+    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates or to rest. Bytes are
+    /// compared with HAProxy alone, since the others do not splice.
     pub(crate) fn takes_part(self, case: &Case) -> bool {
-        self != Self::Direct || (case.shape == Shape::Plain && !case.at_rest())
+        match case.shape {
+            Shape::Bytes => matches!(self, Self::Penstock | Self::Haproxy | Self::Direct),
+            shape => self != Self::Direct || (shape == Shape::Plain && !case.at_rest()),
+        }
     }
 
     /// Starts what the case needs, on `core`.
@@ -157,17 +163,19 @@ impl Subject {
         };
         let (front, inner) = (free_port()?, free_port()?);
         let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let bytes = case.shape == Shape::Bytes;
         let single =
-            Role { name: "b", listen: front, admits: None, client: case.client, next: upstream, dir };
+            Role { name: "b", listen: front, admits: None, client: case.client, next: upstream, bytes, dir };
         if self == Self::Direct {
             return Ok(Running { processes: Vec::new(), front: single.next(), guarded: None });
         }
         let (roles, guarded) = match case.shape {
-            Shape::Plain => (vec![single], None),
+            Shape::Plain | Shape::Bytes => (vec![single], None),
             Shape::Tls => (vec![Role { admits: Some("client"), ..single }], Some(local(front))),
             Shape::Mesh => {
                 let next = Next::Proxy { port: inner, leaf: "b" };
-                let a = Role { name: "a", listen: front, admits: None, client: case.client, next, dir };
+                let a =
+                    Role { name: "a", listen: front, admits: None, client: case.client, next, bytes, dir };
                 let b = Role { listen: inner, admits: Some("a"), client: self.between(), ..single };
                 (vec![b, a], Some(local(inner)))
             }

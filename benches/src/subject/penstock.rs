@@ -14,7 +14,9 @@ pub(super) fn config(role: &Role<'_>) -> String {
     let secure = role.admits.is_some() || matches!(role.next, Next::Proxy { .. });
     let admits =
         role.admits.map(|leaf| format!(", tls: {{allow: [\"{}\"]}}", spiffe(leaf))).unwrap_or_default();
+    let listens = if role.bytes { "tcp" } else { "http" };
     let speak = match role.next {
+        Next::Upstream { .. } if role.bytes => "tcp".to_owned(),
         Next::Upstream { speak, .. } if speak == role.client => "same".to_owned(),
         Next::Upstream { speak: Protocol::H1, .. } => "http1".to_owned(),
         Next::Upstream { speak: Protocol::H2, .. } => "h2".to_owned(),
@@ -24,7 +26,7 @@ pub(super) fn config(role: &Role<'_>) -> String {
         "workers: 1
 access_log: off
 {}listeners:
-  - {{name: front, address: \"127.0.0.1:{}\", protocol: http{admits}, upstream: next}}
+  - {{name: front, address: \"127.0.0.1:{}\", protocol: {listens}{admits}, upstream: next}}
 upstreams:
   - {{name: next, endpoints: [\"{}\"], protocol: {speak}}}
 ",
