@@ -17,6 +17,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Drain {
     leaving: watch::Sender<bool>,
+    ending: watch::Sender<bool>,
     last_call: watch::Sender<bool>,
     in_flight: [AtomicU32; 2],
     /// Open connections of the application to its outbound listener.
@@ -37,6 +38,7 @@ impl Default for Drain {
     fn default() -> Self {
         Self {
             leaving: watch::channel(false).0,
+            ending: watch::channel(false).0,
             last_call: watch::channel(false).0,
             in_flight: Default::default(),
             outbound_connections: Arc::default(),
@@ -61,6 +63,17 @@ impl Drain {
     /// To be told when it starts.
     pub fn subscribe(&self) -> watch::Receiver<bool> {
         self.leaving.subscribe()
+    }
+
+    /// The same, and this process ends as soon as nobody needs it.
+    pub fn end_soon(&self) {
+        self.start();
+        self.ending.send_replace(true);
+    }
+
+    /// To be told of [`end_soon`](Self::end_soon).
+    pub fn ending(&self) -> watch::Receiver<bool> {
+        self.ending.subscribe()
     }
 
     /// How others can [`start`](Self::start) it.

@@ -157,7 +157,7 @@ impl Proxy {
     /// before that, streams that know how are told to end.
     pub async fn drain(self, limit: Duration) {
         let drain = &self.shared.drain;
-        drain.start();
+        drain.end_soon();
         let grace = GRACE.min(limit / 4);
         let quiet = tokio::time::timeout(limit.saturating_sub(grace), drain.quiet()).await.is_ok() || {
             drain.call_last();

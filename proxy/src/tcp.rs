@@ -33,7 +33,7 @@ use crate::worker::Worker;
 pub const BUFFER: usize = 16 << 10;
 
 /// A connection of which one side has ended, and over which nothing has passed for this long, holds up no departure.
-const ABANDONED: Duration = Duration::from_secs(1);
+const ABANDONED: Duration = Duration::from_secs(3);
 
 /// What a connection's bytes come over: a socket, or TLS over one.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {
@@ -84,11 +84,11 @@ async fn pass<A: Stream, B: Stream>(client: A, server: B, up: &Passed, down: &Pa
     Ok(())
 }
 
-/// Returns once this proxy leaves and nobody needs the connection any more. An application that is gone has ended its
+/// Returns once this proxy has to end and nobody needs the connection any more. An application that is gone has ended its
 /// side, and a peer that does not care for that would hold up the end of a Job.
 async fn abandoned(drain: &Drain, up: &Passed, down: &Passed) {
-    let mut leaving = drain.subscribe();
-    if leaving.wait_for(|leaving| *leaving).await.is_err() {
+    let mut ending = drain.ending();
+    if ending.wait_for(|ending| *ending).await.is_err() {
         return std::future::pending().await;
     }
     loop {
