@@ -80,13 +80,12 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     let identity = Arc::new(authority.identity(WEB));
     let mut played = Played::start(authority, CONTROL, Duration::from_secs(3600)).await;
     let telemetry = Arc::new(Telemetry::new(&Options::default()).unwrap());
-    let (_draining, receiver) = watch::channel(false);
     let pages = Arc::new(Pages {
         store: Arc::new(Store::default()),
         identity,
         telemetry: Arc::clone(&telemetry),
         level: None,
-        draining: receiver,
+        draining: watch::Sender::new(false),
         epoch: Instant::now(),
     });
     let stop = CancellationToken::new();

@@ -403,9 +403,10 @@ async fn pain_1_with_control_away_at_the_start_connections_are_held_and_not_for_
             wire.is_some()
         })
         .await;
-        tokio::spawn(asked(wire.unwrap()))
+        wire.unwrap()
     };
-    let (held, hasty) = (early("client").await, early("hasty").await);
+    let held = tokio::spawn(asked(early("client").await));
+    let hasty = tokio::spawn(asked(early("hasty").await));
     let health = get(pods.pod("client").machine.at(penstock_api::names::port::HEALTH), "/ready");
     assert_eq!(health.await.unwrap().status(), 503, "not ready without a certificate");
     // Whoever must not wait for ever is told what is missing.
