@@ -110,7 +110,7 @@ fn a_route_that_makes_no_sense_leaves_its_last_good_version() {
         (
             ROUTE.replace("weight: 10", "weight: ten"),
             "*r.yaml:15 HTTPRoute default/r: spec.rules[0].backendRefs[1].weight: invalid type: string \"ten\", \
-             expected i32; write what the Kubernetes API defines for this field",
+             expected i32; write what the API defines for this field",
         ),
         (
             ROUTE.replace("weight: 10", "weigth: 10"),

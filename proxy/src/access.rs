@@ -16,8 +16,10 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method, Request, uri};
 use penstock_api::access::{Access, Facts, Http, Named, Why};
+use penstock_api::v1::Protocol;
 use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
@@ -32,7 +34,7 @@ use crate::worker::Worker;
 pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Result<&'a Rule, Failure> {
     let To::Probes(workload, index) = &connection.to else { return connection.to.rule() };
     let probes = &workload.probes[*index];
-    if probes.is_one(&request.method, &request.uri) {
+    if probes.is_one(&request.method, &request.uri, &request.headers) {
         return Ok(&probes.port.rule);
     }
     Err(strict(&workload.name))
@@ -58,7 +60,18 @@ pub async fn authorize(
     let port = workload.ports[*index].port;
     let access = connection.worker.shared.store.snapshot().access.clone();
     let Some(access) = access else { return Err(untold(&workload.name)) };
-    if access.is_open() || connection.client.is_none() && is_probe(workload, port, request) {
+    if connection.client.is_none() && is_probe(workload, port, request) {
+        return Ok(());
+    }
+    // The pod may have become strict since the connection was opened.
+    let strict_now = || {
+        let snapshot = connection.worker.shared.store.snapshot();
+        snapshot.workload.as_ref().is_some_and(|workload| !workload.permissive)
+    };
+    if connection.client.is_none() && strict_now() {
+        return Err(strict(&workload.name));
+    }
+    if access.is_open() {
         return Ok(());
     }
     if access.looks_at_paths() {
@@ -91,13 +104,23 @@ fn http<'a, B>(request: &'a Request<B>, named: &'a Named) -> Http<'a> {
 
 /// Whether a connection whose bytes are not looked at may go on.
 pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) -> Result<(), Failure> {
-    let (workload, port) = match to {
-        To::Application(workload, index) => (workload, workload.ports[*index].port),
+    let (workload, of) = match to {
+        To::Application(workload, index) => (workload, &workload.ports[*index]),
         To::Probes(workload, _) => return Err(strict(&workload.name)),
         _ => return Ok(()),
     };
     let access = exchange.worker.shared.store.snapshot().access.clone();
     let Some(access) = access else { return Err(untold(&workload.name)) };
+    // What is declared HTTP is judged as such: bytes would get around whatever is asked of a request, and its headers.
+    let (port, protocol) = (of.port, of.protocol);
+    let looked_at = matches!(protocol, Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
+    if looked_at || (protocol == Protocol::Detect && access.denies_by_http()) {
+        let story = format!(
+            "port {port} of {} takes HTTP, and this is none; declare the port opaque (appProtocol: tcp) if it is to take bytes",
+            workload.name
+        );
+        return Err(Failure::unprocessed(Reason::NotAuthorized, story));
+    }
     judge(&access, &Facts { client, port, http: None }, exchange, &workload.name)
 }
 
@@ -198,7 +221,7 @@ fn untold(pod: &str) -> Failure {
 
 fn is_probe<B>(workload: &Workload, port: u16, request: &Request<B>) -> bool {
     let mut of_port = workload.probes.iter().filter(|probes| probes.port.port == port);
-    of_port.any(|probes| probes.is_one(request.method(), request.uri()))
+    of_port.any(|probes| probes.is_one(request.method(), request.uri(), request.headers()))
 }
 
 /// Brings the path of a request into the form that is decided by, for everybody after this.
@@ -232,9 +255,12 @@ pub fn settle_path(
 }
 
 impl crate::config::Probes {
-    /// Whether the kubelet asks so: exactly what the pod declares.
-    pub fn is_one(&self, method: &Method, uri: &uri::Uri) -> bool {
+    /// Whether the kubelet asks so: exactly what the pod declares, with no body, and nothing that it could become.
+    pub fn is_one(&self, method: &Method, uri: &uri::Uri, headers: &HeaderMap) -> bool {
         let asked = uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
-        *method == Method::GET && self.paths.iter().any(|path| **path == *asked)
+        let more = [UPGRADE, CONTENT_LENGTH, TRANSFER_ENCODING];
+        !more.iter().any(|name| headers.contains_key(name))
+            && *method == Method::GET
+            && self.paths.iter().any(|path| **path == *asked)
     }
 }

@@ -89,7 +89,13 @@ pub fn look(headers: &HeaderMap) -> Found {
 /// Whether a name is kept for headers of ours that there may be one day: what a client says under it must not mean
 /// anything then.
 fn is_strange(name: &HeaderName) -> bool {
-    name.as_str().starts_with(names::HEADER_PREFIX) && !names::ASKED.contains(&name.as_str())
+    let name = name.as_str();
+    // Many servers take an underscore for a hyphen (CGI, WSGI).
+    if name.contains('_') {
+        let name = name.replace('_', "-");
+        return name.starts_with(names::HEADER_PREFIX) || FORWARDED == *name || FORWARDED_ALIAS == *name;
+    }
+    name.starts_with(names::HEADER_PREFIX) && !names::ASKED.contains(&name)
 }
 
 /// Whether the request names more than one host, which peers would read differently (RFC 9112, 3.2: answer 400).
@@ -111,7 +117,14 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether the message asks to become another protocol (`Connection: upgrade` names the header `Upgrade`).
 pub fn asks_upgrade(headers: &HeaderMap, found: Found) -> bool {
-    found.connection && found.upgrade && tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
+    // HTTP/2 by Upgrade is no more (RFC 9113, 3.1), and requests in it would be seen by nobody.
+    let h2c = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("h2c")))
+    };
+    found.connection
+        && found.upgrade
+        && tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && !headers.get_all(UPGRADE).iter().any(h2c)
 }
 
 /// Removes what belongs to the hop it came over (RFC 9110, 7.6.1). `upgrade` keeps the two headers of an Upgrade.

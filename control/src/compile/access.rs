@@ -239,6 +239,9 @@ type Texts<'a> = &'a Option<Vec<String>>;
 
 impl Reading<'_, '_> {
     fn rule(&mut self, rule: &Rule) -> v1::AccessRule {
+        self.not_empty("from", rule.from.as_deref());
+        self.not_empty("to", rule.to.as_deref());
+        self.not_empty("when/headers", rule.when.as_ref().and_then(|when| when.headers.as_deref()));
         let from = rule.from.iter().flatten().enumerate().map(|(index, from)| {
             let at = |field: &str| format!("from/{index}/{field}");
             let own = self.object.id.namespace.clone();
@@ -297,6 +300,22 @@ impl Reading<'_, '_> {
         });
         let headers = headers.collect();
         v1::AccessRule { name: rule.name.clone().unwrap_or_default(), from, to, headers }
+    }
+
+    /// A list that is written and has nothing in it, or an entry that says nothing, would match everybody.
+    fn not_empty<T: Default + PartialEq>(&mut self, field: &str, list: Option<&[T]>) {
+        let Some(list) = list else { return };
+        if list.is_empty() {
+            self.refuse(
+                field,
+                "it is empty, which would be everybody and everything; name something, or leave it out",
+            );
+        }
+        for at in list.iter().enumerate().filter(|(_, entry)| **entry == T::default()).map(|(at, _)| at) {
+            let message =
+                "it says nothing, which would be everybody and everything; name something, or remove it";
+            self.refuse(&format!("{field}/{at}"), message);
+        }
     }
 
     fn refuse(&mut self, field: &str, message: &str) {

@@ -138,7 +138,7 @@ pub struct When {
 }
 
 /// A header and its value: what a client claims, which proves nothing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
     /// Its name.

@@ -14,6 +14,7 @@
 mod model;
 mod pattern;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use http::HeaderMap;
@@ -78,6 +79,7 @@ pub struct Access {
     policies: Vec<Policy>,
     looks_at_paths: bool,
     looks_at_models: bool,
+    denies_by_http: bool,
 }
 
 /// One policy.
@@ -197,6 +199,10 @@ impl Access {
         let tos = || policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.to);
         Ok(Self {
             looks_at_models: tos().any(|to| to.models.is_said()),
+            denies_by_http: policies.iter().any(|policy| {
+                let asks = |rule: &Rule| !rule.headers.is_empty() || rule.to.iter().any(To::asks_of_http);
+                policy.denies && !policy.audit && policy.rules.iter().any(asks)
+            }),
             // A model may stand in the path.
             looks_at_paths: tos().any(|to| to.paths.is_said() || to.grpc.is_said() || to.models.is_said()),
             policies,
@@ -216,6 +222,11 @@ impl Access {
     /// Whether a rule asks for the model.
     pub fn looks_at_models(&self) -> bool {
         self.looks_at_models
+    }
+
+    /// Whether something is denied by what only HTTP says, so that who does not look like HTTP would get around it.
+    pub fn denies_by_http(&self) -> bool {
+        self.denies_by_http
     }
 
     /// The policies, in the order in which they are asked.
@@ -293,6 +304,10 @@ impl From {
 }
 
 impl To {
+    fn asks_of_http(&self) -> bool {
+        [&self.methods, &self.paths, &self.grpc, &self.models].iter().any(|list| list.is_said())
+    }
+
     fn matches(&self, facts: &Facts<'_>) -> Match {
         let port = (self.ports.is_empty() || self.ports.contains(&facts.port))
             && !self.not_ports.contains(&facts.port);
@@ -301,13 +316,17 @@ impl To {
         }
         let Some(http) = facts.http else {
             // What asks for HTTP never matches bytes.
-            let lists = [&self.methods, &self.paths, &self.grpc, &self.models];
-            return yes(!lists.iter().any(|list| list.is_said()));
+            return yes(!self.asks_of_http());
         };
         fn is(text: &str) -> impl Fn(&Pattern) -> bool {
             move |pattern| pattern.matches(text.as_bytes())
         }
-        if !(self.methods.holds(is(http.method))
+        // Methods differ by case, and not all servers know that.
+        let method = match http.method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            true => Cow::Owned(http.method.to_ascii_uppercase()),
+            false => Cow::Borrowed(http.method),
+        };
+        if !(self.methods.holds(is(&method))
             && self.paths.holds(is(http.path))
             && self.grpc.holds(is(http.path)))
         {

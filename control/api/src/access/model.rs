@@ -34,6 +34,11 @@ impl Named {
         if *method == Method::CONNECT {
             return Some(Self::Unknown);
         }
+        // Servers that cut it elsewhere would find another name.
+        let marks = path.matches("/v2/models/").count() + path.matches("/v1/models/").count();
+        if marks > 1 || (marks == 1 && path.contains(';')) {
+            return Some(Self::Unknown);
+        }
         if let Some((_, rest)) = path.split_once("/v2/models/") {
             let mut parts = rest.split('/');
             let name = parts.next().unwrap_or_default();
@@ -43,13 +48,55 @@ impl Named {
             ));
         }
         if let Some((_, rest)) = path.split_once("/v1/models/") {
-            return Some(named(rest.trim_end_matches('/'), None));
+            return Some(of_v1(rest.trim_end_matches('/')));
         }
         match path.strip_prefix(OIP) {
             Some("ServerLive" | "ServerReady" | "ServerMetadata") => Some(Self::No),
             Some(_) => None,
-            None => matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS).then_some(Self::No),
+            None => match *method {
+                Method::GET | Method::HEAD | Method::OPTIONS if ABOUT_NONE.contains(&path) => Some(Self::No),
+                // Of an API that is not known.
+                Method::GET | Method::HEAD | Method::OPTIONS => Some(Self::Unknown),
+                _ => None,
+            },
         }
+    }
+}
+
+/// What is asked of servers without a model: health, metrics, what there is.
+const ABOUT_NONE: [&str; 16] = [
+    "/",
+    "/favicon.ico",
+    "/health",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/ping",
+    "/readyz",
+    "/v1/models",
+    "/v2",
+    "/v2/",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models",
+    "/v2/models/stats",
+    "/version",
+];
+
+/// TensorFlow Serving's and KServe's first protocol: `m`, `m:predict`, `m/versions/2:predict`, `m/labels/l:predict`; and OpenAI's
+/// `org/m`.
+fn of_v1(rest: &str) -> Named {
+    let (rest, verb) = rest.rsplit_once(':').map_or((rest, None), |(rest, verb)| (rest, Some(verb)));
+    if verb.is_some_and(|verb| verb.is_empty() || verb.contains('/')) || rest.contains(':') {
+        return Named::Unknown;
+    }
+    if let Some((name, version)) = rest.split_once("/versions/") {
+        return named(name, Some(version));
+    }
+    match rest.split_once("/labels/") {
+        // Which version it is, the server knows.
+        Some((name, _)) => named(name, None),
+        None => named(rest.strip_suffix("/metadata").unwrap_or(rest), None),
     }
 }
 
@@ -79,6 +126,14 @@ mod tests {
             (Method::GET, "/v2/health/ready", Some(Named::No)),
             (Method::GET, "/v1/models", Some(Named::No)),
             (Method::GET, "/v1/models/org/m", named("org/m")),
+            (Method::POST, "/v1/models/m:predict", named("m")),
+            (Method::POST, "/v1/models/m/versions/2:predict", named("m/2")),
+            (Method::POST, "/v1/models/m/labels/stable:predict", named("m")),
+            (Method::POST, "/v1/models/m:a:b", Some(Named::Unknown)),
+            (Method::POST, "/v2/models/m;x/infer", Some(Named::Unknown)),
+            (Method::POST, "/a/v2/models/x/v2/models/m/infer", Some(Named::Unknown)),
+            (Method::GET, "/predictions/m", Some(Named::Unknown)),
+            (Method::GET, "/metrics", Some(Named::No)),
             (Method::POST, "/v1/chat/completions", None),
             (Method::CONNECT, "", Some(Named::Unknown)),
             (Method::POST, "/inference.GRPCInferenceService/ModelInfer", None),
