@@ -71,14 +71,14 @@ FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ_LIMITS := -max_len=65536 -timeout=2 -rss_limit_mb=1024 -malloc_limit_mb=64
 
 .PHONY: fuzz
-fuzz: $(FUZZ) ## malformed bodies and headers, made up by libFuzzer: SECONDS=60 for each reader
+fuzz: $(FUZZ) ## malformed bodies, headers and images, made up by libFuzzer: SECONDS=60 for each reader; FEATURE=turbojpeg
 	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib
-	cd fuzz && $(FUZZ) build -s none --target-dir "$(TARGET)/fuzz"
+	cd fuzz && $(FUZZ) build -s none $(if $(FEATURE),--features $(FEATURE)) --target-dir "$(TARGET)/fuzz"
 	# What it found worth keeping stays outside of the checkout, and the next run begins with it.
 	set -e; for target in $(FUZZ_TARGETS); do \
 	  mkdir -p "$(CACHE)/fuzz/$$target"; \
 	  echo "$$target, $(or $(SECONDS),60) s"; \
-	  (cd fuzz && $(FUZZ) run -s none --target-dir "$(TARGET)/fuzz" $$target "$(CACHE)/fuzz/$$target" seeds/$$target -- \
+	  (cd fuzz && $(FUZZ) run -s none $(if $(FEATURE),--features $(FEATURE)) --target-dir "$(TARGET)/fuzz" $$target "$(CACHE)/fuzz/$$target" seeds/$$target -- \
 	    -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -verbosity=0 $(FUZZ_LIMITS)); \
 	done
 
@@ -89,9 +89,9 @@ $(FUZZ):
 	  --root $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION) cargo-fuzz
 
 .PHONY: soak
-soak: ## an hour of changes in four minutes: certificates, weights, endpoints, memory
+soak: tools ## an hour of changes in four minutes, then 100,000 photographs: certificates, weights, endpoints, memory
 	$(CARGO) build $(LOCKED) --workspace --bins --tests
-	$(CARGO) test $(LOCKED) --workspace --test soak -- --ignored --nocapture
+	$(CARGO) test $(LOCKED) --workspace --test soak --test soak_prepare -- --ignored --nocapture
 
 .PHONY: bench
 bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README.md)
@@ -123,8 +123,10 @@ bench-balance: ## balancing policies on simulated GPUs, beside the peers' (docs/
 FEATURES ?= $(if $(and $(shell command -v cmake),$(shell command -v nasm)),turbojpeg)
 
 .PHONY: bench-prepare
-bench-prepare: ## what preprocessing costs, beside Pillow, OpenCV, simplejpeg and DALI
-	$(CARGO) build $(LOCKED) --release -p penstock-bench-prepare --features "$(FEATURES)"
+bench-prepare: tools ## what preprocessing costs, beside Pillow, OpenCV, simplejpeg and DALI, and from client to Triton
+	# One build, so that the sidecar decodes with what the bench decodes with.
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-bench-prepare \
+	  $(if $(FEATURES),--features $(addprefix penstock-bench-prepare/,$(FEATURES)))
 	"$(TARGET)/release/penstock-bench-prepare" $(ARGS)
 
 .PHONY: test-turbojpeg

@@ -1,13 +1,15 @@
 //! What every reader of the wire promises of any bytes, one function a reader. Each takes what libFuzzer made up and
 //! panics where a promise is broken; `fuzz_targets/` only calls them, and [`seeds`] gives them something to begin with.
 //!
-//! Promised by all: no panic, no arithmetic that wraps, and no more memory than [`LARGEST`] times the input. Time is
+//! Promised by all: no panic, no arithmetic that wraps, and no more memory than [`LARGEST`] times the input, or, of images,
+//! than their limits say. Time is
 //! libFuzzer's to watch: `make fuzz` gives each input of at most 64 KiB two seconds, which a reader in quadratic time
 //! does not keep.
 
 mod json;
 mod load;
 mod oip;
+mod prepare;
 pub mod seeds;
 
 use std::alloc::System;
@@ -17,6 +19,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 pub use json::{coalesce_json, openai};
 pub use load::{metrics_page, orca};
 pub use oip::{oip_grpc, oip_prefix, oip_rest};
+pub use prepare::{image_head, image_jpeg, image_pipeline, image_png, image_webp};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

@@ -10,11 +10,13 @@ use penstock_inference::oip::{Datatype, InferRequest, Parameter, RequestedOutput
 use penstock_inference::orca::LoadReport;
 use prost::Message as _;
 
+use crate::prepare::WORDS;
+
 /// Seeds by target and name.
 pub type Seeds = BTreeMap<(&'static str, String), Vec<u8>>;
 
 /// A target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("oip_rest", crate::oip_rest),
     ("oip_grpc", crate::oip_grpc),
     ("oip_prefix", crate::oip_prefix),
@@ -22,6 +24,11 @@ pub const TARGETS: [(&str, fn(&[u8])); 7] = [
     ("orca", crate::orca),
     ("metrics_page", crate::metrics_page),
     ("coalesce_json", crate::coalesce_json),
+    ("image_head", crate::image_head),
+    ("image_jpeg", crate::image_jpeg),
+    ("image_png", crate::image_png),
+    ("image_webp", crate::image_webp),
+    ("image_pipeline", crate::image_pipeline),
 ];
 
 /// All of them.
@@ -72,6 +79,24 @@ pub fn all() -> Seeds {
     for (name, page) in PAGES {
         put("metrics_page", name, &[128], page);
     }
+    for (name, image) in IMAGES {
+        let target = match name.rsplit_once('.') {
+            Some((_, "jpg")) => "image_jpeg",
+            Some((_, "png")) => "image_png",
+            _ => "image_webp",
+        };
+        put(target, name, &[], image);
+    }
+    for (name, words) in PIPELINES {
+        for (image, bytes) in IMAGES.iter().filter(|(image, _)| SMALLEST.contains(image)) {
+            put("image_pipeline", &format!("{name}-{image}"), &words, bytes);
+        }
+    }
+    for (image, bytes) in IMAGES.iter().filter(|(image, _)| SMALLEST.contains(image)) {
+        put("image_head", image, &[], bytes);
+    }
+    put("image_pipeline", "nv12", &VIDEO, &[128; 8 * 8 * 3 / 2]);
+    put("image_pipeline", "tensor", &TENSOR, &[7; 8 * 8 * 3]);
     seeds
 }
 
@@ -162,6 +187,45 @@ const PAGES: [(&str, &[u8]); 9] = pages!(
     "trtllm-serve",
     "vllm"
 );
+
+macro_rules! images {
+    ($($name:literal),*) => {
+        [$(($name, include_bytes!(concat!("../../proxy/prepare/tests/images/", $name)))),*]
+    };
+}
+
+const IMAGES: [(&str, &[u8]); 17] = images!(
+    "baseline-420.jpg",
+    "baseline-422.jpg",
+    "cmyk.jpg",
+    "exif-6.jpg",
+    "gray.jpg",
+    "one-pixel.jpg",
+    "one-row.jpg",
+    "progressive.jpg",
+    "restart.jpg",
+    "gray-16.png",
+    "gray-alpha.png",
+    "one-bit.png",
+    "palette.png",
+    "alpha.webp",
+    "exif-6.webp",
+    "lossless.webp",
+    "lossy.webp"
+);
+
+/// One of each kind, with which heads and pipelines begin.
+const SMALLEST: [&str; 5] = ["exif-6.jpg", "progressive.jpg", "one-bit.png", "palette.png", "lossy.webp"];
+
+/// Declarations as the fuzzer makes them up: see `prepare::declaration`.
+const PIPELINES: [(&str, [u8; WORDS]); 3] = [
+    ("imagenet", [1, 0, 0, 0, 255, 3, 0, 0, 255, 0, 255, 255, 0, 0, 255, 0]),
+    ("letterbox", [0, 0, 95, 63, 2, 2, 0, 0, 255, 0, 0, 16, 100, 116, 1, 8]),
+    ("shortest-side", [0, 0, 0, 0, 1, 0, 127, 2, 35, 0, 1, 16, 100, 116, 9, 1]),
+];
+/// 8 by 8 pixels of video, and of a tensor.
+const VIDEO: [u8; WORDS] = [0, 2, 7, 7, 255, 3, 0, 0, 255, 0, 255, 255, 0, 0, 255, 0];
+const TENSOR: [u8; WORDS] = [0, 4, 7, 7, 255, 3, 0, 0, 255, 0, 255, 255, 0, 0, 17, 0];
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,8 @@ use crate::head::Format;
 use crate::{Limits, Pipeline, PrepareError, Scratch, head};
 
 /// Small, so that a fuzzer does not spend its time on large images.
-const LIMITS: Limits = Limits { bytes: 1 << 20, pixels: 1 << 20, side: 4096, memory: 16 << 20, scans: 16 };
+pub const LIMITS: Limits =
+    Limits { bytes: 1 << 20, pixels: 1 << 20, side: 4096, memory: 16 << 20, scans: 16 };
 
 /// The head of anything.
 pub fn head(bytes: &[u8]) {

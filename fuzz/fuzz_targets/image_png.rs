@@ -1,0 +1,4 @@
+//! See `penstock_fuzz::image_png`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_fuzz::image_png(data));

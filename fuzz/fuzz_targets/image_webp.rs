@@ -1,0 +1,4 @@
+//! See `penstock_fuzz::image_webp`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| penstock_fuzz::image_webp(data));
