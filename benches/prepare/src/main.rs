@@ -7,6 +7,8 @@
 //!
 //! Exit status 0 if the bed ran to its end, 1 if it could not, 2 for a wrong command line.
 
+mod end_to_end;
+mod mesh;
 mod peers;
 mod report;
 mod subject;
@@ -24,14 +26,17 @@ use subject::{Ours, cpu_ms};
 
 const EXAMPLES: &str = "\
 Examples:
-  penstock-bench-prepare                         all cases, 9 rounds, two or three minutes
+  penstock-bench-prepare                         all cases, 9 rounds, four minutes
   penstock-bench-prepare --cases resize --runs 3
 
 Cases:
   jpeg-1080p  a JPEG of 1920 x 1080 to a normalised f16 CHW of 224 x 224 (preset imagenet)
   resize      1920 x 1080 RGB to 224 x 224, antialiased bilinear
   normalise   RGB to a normalised f16 CHW, beside writing as many bytes once: into one slot again and again, and into
-              slots that are in no cache (cold)";
+              slots that are in no cache (cold)
+  end-to-end-jpeg
+              JPEGs of 1920 x 1080 from a client through two sidecars and mutual TLS to Triton, beside clients that
+              transform with Pillow and send tensors or JSON; on all cores, in wall time";
 
 /// What preprocessing costs, beside Pillow, OpenCV, simplejpeg and DALI
 #[derive(Parser)]
@@ -49,6 +54,22 @@ struct Args {
     /// The core on which everybody works
     #[arg(long, default_value_t = 0)]
     core: usize,
+    /// Rounds of end-to-end-jpeg, seconds of a subject in each of them, and processes of a client
+    #[arg(long, default_value_t = 5)]
+    end_to_end_runs: usize,
+    #[arg(long, default_value_t = 5.0)]
+    end_to_end_seconds: f64,
+    #[arg(long, default_value_t = 4)]
+    clients: usize,
+    /// Where our programs are; by default beside this one
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// What starts the real Triton
+    #[arg(long, value_name = "FILE", default_value = "tests/tests/servers/launch.py")]
+    launch: PathBuf,
+    /// The clients of end-to-end-jpeg
+    #[arg(long, value_name = "FILE", default_value = "benches/prepare/src/clients.py")]
+    client_script: PathBuf,
     /// What installs the peers; run from the repository's root, it is found
     #[arg(long, value_name = "FILE", default_value = "tests/tests/servers/install.py")]
     install: PathBuf,
@@ -117,13 +138,16 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     ensure!(args.runs > 0 && args.span > 0.0, "--runs and --span must be above 0");
-    let unknown = args.cases.iter().find(|name| CASES.iter().all(|case| case.name != **name));
+    ensure!(args.end_to_end_runs > 0 && args.clients > 0, "--end-to-end-runs and --clients must be above 0");
+    let known = |name: &str| name == end_to_end::NAME || CASES.iter().any(|case| case.name == name);
+    let unknown = args.cases.iter().find(|name| !known(name));
     ensure!(unknown.is_none(), "there is no case {}", unknown.map_or("", String::as_str));
     ensure!(
         args.peers.is_file(),
         "{} is not there; run this from the repository's root",
         args.peers.display()
     );
+    let all = rustix::thread::sched_getaffinity(None)?;
     let mut core = rustix::thread::CpuSet::new();
     core.set(args.core);
     rustix::thread::sched_setaffinity(None, &core)
@@ -133,12 +157,30 @@ fn run(args: &Args) -> Result<()> {
     let mut ours = Ours::new(dir.path())?;
     eprintln!("JPEG by {}; normalising by {:?}", penstock_prepare::JPEG_DECODER, ours.way());
     let mut rows = Vec::new();
-    for case in
-        CASES.iter().filter(|case| args.cases.is_empty() || args.cases.iter().any(|name| name == case.name))
-    {
+    let wanted = |name: &str| args.cases.is_empty() || args.cases.iter().any(|wanted| wanted == name);
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
         let (times, notes) = measure(args, case, &mut ours, &mut peers);
         let told = rows_of(case, &times, &notes);
         println!("{}", report::table(case.name, &told));
+        rows.extend(told);
+        report::write(&args.out, &rows)?;
+    }
+    if wanted(end_to_end::NAME) {
+        // This one is about all cores.
+        rustix::thread::sched_setaffinity(None, &all)?;
+        let this = std::env::current_exe().context("where this program is")?;
+        let beside = || this.parent().map(PathBuf::from).unwrap_or_default();
+        let told = end_to_end::rows(&end_to_end::Setting {
+            install: &args.install,
+            launch: &args.launch,
+            clients: &args.client_script,
+            programs: args.programs.clone().unwrap_or_else(beside),
+            dir: dir.path(),
+            runs: args.end_to_end_runs,
+            seconds: args.end_to_end_seconds,
+            processes: args.clients,
+        });
+        println!("{}", report::table(end_to_end::NAME, &told));
         rows.extend(told);
         report::write(&args.out, &rows)?;
     }

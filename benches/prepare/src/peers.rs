@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const VENVS: [(&str, &[&str]); 2] = [("images", &[]), ("dali", &["dali-cpu"])];
 
 /// Ends with the bed, since its input does.
-struct Peer {
+pub(crate) struct Peer {
     child: Child,
     to: Option<ChildStdin>,
     from: BufReader<ChildStdout>,
@@ -52,13 +52,39 @@ impl Peers {
             VENVS.iter().find(|(_, subjects)| subjects.contains(&subject)).map_or("images", |(venv, _)| venv);
         let peer = self.running.get_mut(venv).with_context(|| format!("there is no venv {venv}"))?;
         let peer = peer.as_mut().map_err(|error| anyhow!("{error}"))?;
-        let to = peer.to.as_mut().context("it has ended")?;
+        peer.ask(&question).with_context(|| format!("{subject} in {case}"))
+    }
+}
+
+impl Peer {
+    fn start(install: &Path, script: &Path, dir: &Path, venv: &str) -> Result<Self> {
+        let mut command = Command::new(installed(install, venv)?.join("bin/python"));
+        command.arg(script).arg(dir);
+        Self::of(&mut command).with_context(|| format!("the peers of {venv}"))
+    }
+
+    /// A process that says `ready`, and then answers each line with one of JSON.
+    pub(crate) fn of(command: &mut Command) -> Result<Self> {
+        // One core is one thread: a pool would only be in its own way.
+        command.env("OMP_NUM_THREADS", "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let program = command.get_program().to_owned();
+        let mut child = command.spawn().with_context(|| format!("{} cannot be run", program.display()))?;
+        let (to, from) = (child.stdin.take(), child.stdout.take());
+        let mut peer = Self { child, to, from: BufReader::new(from.context("it has no output")?) };
+        let mut ready = String::new();
+        peer.from.read_line(&mut ready)?;
+        ensure!(ready.trim() == "ready", "it said {ready:?} instead of being ready");
+        Ok(peer)
+    }
+
+    /// Its answer to a line.
+    pub(crate) fn ask(&mut self, question: &Value) -> Result<Value> {
+        let to = self.to.as_mut().context("it has ended")?;
         writeln!(to, "{question}")?;
         to.flush()?;
         let mut line = String::new();
-        let read = peer.from.read_line(&mut line)?;
-        ensure!(read > 0, "{subject} ended while it worked on {case}");
-        let answer: Value = serde_json::from_str(&line).with_context(|| format!("{subject} said {line}"))?;
+        ensure!(self.from.read_line(&mut line)? > 0, "it ended instead of answering");
+        let answer: Value = serde_json::from_str(&line).with_context(|| format!("it said {line}"))?;
         match answer["error"].as_str() {
             Some(error) => bail!("{error}"),
             None => Ok(answer),
@@ -66,25 +92,14 @@ impl Peers {
     }
 }
 
-impl Peer {
-    fn start(install: &Path, script: &Path, dir: &Path, venv: &str) -> Result<Self> {
-        let output = Command::new("python3").arg(install).arg(venv).stdin(Stdio::null()).output()?;
-        let said =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "{}", said.trim());
-        // The path is the last word of what the script says.
-        let path = said.split_whitespace().last().context("nothing was installed")?;
-        let mut command = Command::new(Path::new(path).join("bin/python"));
-        // One core is one thread: a pool would only be in its own way.
-        command.args([script, dir]).env("OMP_NUM_THREADS", "1").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("{path} has no Python"))?;
-        let (to, from) = (child.stdin.take(), child.stdout.take());
-        let mut peer = Self { child, to, from: BufReader::new(from.context("it has no output")?) };
-        let mut ready = String::new();
-        peer.from.read_line(&mut ready)?;
-        ensure!(ready.trim() == "ready", "the peers of {venv} said {ready:?} instead of being ready");
-        Ok(peer)
-    }
+/// The folder of a venv, which is made if it is not there.
+pub(crate) fn installed(install: &Path, venv: &str) -> Result<PathBuf> {
+    let output = Command::new("python3").arg(install).arg(venv).stdin(Stdio::null()).output()?;
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}", said.trim());
+    // The path is the last word of what the script says.
+    Ok(said.split_whitespace().last().context("nothing was installed")?.into())
 }
 
 impl Drop for Peer {

@@ -3,8 +3,9 @@
 Writes what the server needs (its model repository, its settings) into DIR and then executes the server in its place, so
 that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
 on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
-"width", "instances", "kind", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
-up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds` or `pixels`. Fails with exit status 3 if the server
+"width", "instances", "kind", "datatype", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
+up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds` or `pixels`, and `pixels` takes "FP16" unless
+its "datatype" is "FP32". Fails with exit status 3 if the server
 is not installed.
 """
 
@@ -114,10 +115,10 @@ def config(model):
         }
         tensors["output"] += [(f"{name}_back", datatype, width) for name, datatype in of.items()]
     if model.get("kind") == "pixels":
-        image = [3, 224, 224]
+        image, datatype = [3, 224, 224], model.get("datatype", "FP16")
         tensors = {
-            "input": [("pixels", "TYPE_FP16", image)],
-            "output": [("back", "TYPE_UINT16", image), ("sum", "TYPE_FP64", [1])],
+            "input": [("pixels", f"TYPE_{datatype}", image)],
+            "output": [("back", "TYPE_UINT16" if datatype == "FP16" else "TYPE_UINT32", image), ("sum", "TYPE_FP64", [1])],
         }
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():

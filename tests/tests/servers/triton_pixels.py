@@ -25,4 +25,5 @@ class TritonPythonModel:
         # SIMULATED: what an execution takes.
         time.sleep(self.takes)
         total = pixels.astype(np.float64).sum(axis=(1, 2, 3)).reshape(-1, 1)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("back", pixels.view(np.uint16)), pb_utils.Tensor("sum", total)])
+        back = pixels.view(np.uint16 if pixels.dtype == np.float16 else np.uint32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("back", back), pb_utils.Tensor("sum", total)])
