@@ -18,6 +18,7 @@ PROMISES = [
     ("a replica was restarted", "replicas_restarted", lambda n: n == 1),
     ("a replica was killed", "replicas_killed", lambda n: n == 1),
     ("a crowd's requests shared executions", "sharing", lambda shared: shared["executions"] < 0.7 * shared["members"]),
+    ("JPEGs were prepared by the sidecar, and read right", "pictures", lambda p: p["prepared"] > 50 and p["accuracy"] > 0.9),
 ]
 
 

@@ -1,7 +1,8 @@
 //! The digits and the two models that the demo works with, carried inside the program.
 //!
-//! They are the files that tests/models/train.py made and the repository commits: handwritten digits that neither
-//! model has seen in training, with what they really are. The models go to a directory, where the model servers read them.
+//! They are the files that tests/models/train.py and pictures.py made and the repository commits: handwritten digits that
+//! neither model has seen in training, with what they really are, and some of them drawn large as JPEGs. The models go to a
+//! directory, where the model servers read them.
 
 use std::io;
 use std::path::Path;
@@ -11,6 +12,7 @@ use http::HeaderMap;
 use penstock_inference::oip::{InferRequest, Parameter, RequestedOutput, Tensor, rest};
 
 static IMAGES: &[u8] = include_bytes!("../../../../tests/models/digits-test.bin");
+static PICTURES: &[u8] = include_bytes!("../../../../tests/models/digits-pictures.bin");
 static MODELS: [(u8, &[u8]); 2] = [
     (1, include_bytes!("../../../../tests/models/repository/digits/1/model.onnx")),
     (2, include_bytes!("../../../../tests/models/repository/digits/2/model.onnx")),
@@ -29,10 +31,10 @@ const PIXELS: usize = 64;
 /// A request's body and what the right answer is.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
-    /// JSON, then the pixels as FP32.
+    /// JSON, then the pixels as FP32; or a JPEG.
     pub(crate) body: Bytes,
-    /// How many bytes of it are JSON.
-    pub(crate) header_length: usize,
+    /// How many bytes of it are JSON; `None` of a JPEG, which is sent as what it is.
+    pub(crate) header_length: Option<usize>,
     /// The digit that somebody wrote, 0 to 9.
     pub(crate) digit: u8,
 }
@@ -63,7 +65,24 @@ fn question(image: &[u8], digit: u8) -> Result<Question, String> {
         ..InferRequest::default()
     };
     let body = rest::encode_request(&request, true).map_err(|e| e.to_string())?;
-    Ok(Question { header_length: body.header_length.unwrap_or(0), body: body.into_bytes(), digit })
+    Ok(Question { header_length: body.header_length, body: body.into_bytes(), digit })
+}
+
+/// All pictures as requests: some of the digits drawn large, as JPEGs.
+pub(crate) fn pictures() -> Result<Vec<Question>, String> {
+    let broken = || "the pictures carried in this program are broken: build it anew".to_owned();
+    let (count, mut rest) = PICTURES.split_first_chunk::<4>().ok_or_else(broken)?;
+    let count = u32::from_le_bytes(*count);
+    let mut pictures = Vec::new();
+    for _ in 0..count {
+        let ([digit], after) = rest.split_first_chunk().ok_or_else(broken)?;
+        let (length, after) = after.split_first_chunk().ok_or_else(broken)?;
+        let (jpeg, after) =
+            after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(broken)?;
+        pictures.push(Question { body: Bytes::from_static(jpeg), header_length: None, digit: *digit });
+        rest = after;
+    }
+    if pictures.is_empty() || !rest.is_empty() { Err(broken()) } else { Ok(pictures) }
 }
 
 /// What a model server answered.
@@ -113,12 +132,22 @@ mod tests {
         assert_eq!(questions.len(), 599);
         for question in &questions {
             assert!(question.digit <= 9);
-            let request = rest::decode_request(&question.body, Some(question.header_length)).unwrap();
+            let request = rest::decode_request(&question.body, question.header_length).unwrap();
             let pixels: Vec<f32> = request.inputs[0].as_fp32().unwrap().collect();
             assert_eq!(pixels.len(), PIXELS);
             assert!(pixels.iter().all(|pixel| (0.0..=16.0).contains(pixel)));
             assert!(request.wants_binary(LOGITS));
         }
+    }
+
+    #[test]
+    fn pictures_are_jpegs_of_every_digit() {
+        let pictures = pictures().unwrap();
+        assert_eq!(pictures.len(), 50);
+        for picture in &pictures {
+            assert!(picture.digit <= 9 && picture.body.starts_with(b"\xff\xd8"));
+        }
+        assert!((0..10).all(|digit| pictures.iter().any(|picture| picture.digit == digit)));
     }
 
     fn response(version: &str, scores: Vec<f32>) -> Result<Answer, String> {

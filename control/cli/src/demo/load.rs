@@ -330,12 +330,14 @@ pub(crate) async fn exchange(
     question: &Question,
 ) -> Result<Answer, Trouble> {
     let other = |text: &dyn std::fmt::Display| Trouble::Other(text.to_string());
-    let request = Request::post(INFER)
-        .header("host", host)
-        .header("content-type", "application/octet-stream")
-        .header(&HEADER_LENGTH, question.header_length)
-        .body(Full::new(question.body.clone()))
-        .map_err(|e| other(&e))?;
+    let request = Request::post(INFER).header("host", host);
+    let request = match question.header_length {
+        Some(length) => {
+            request.header("content-type", "application/octet-stream").header(&HEADER_LENGTH, length)
+        }
+        None => request.header("content-type", "image/jpeg"),
+    };
+    let request = request.body(Full::new(question.body.clone())).map_err(|e| other(&e))?;
     let response = connection.send(request).await.map_err(|e| other(&e))?;
     let (status, headers) = (response.status(), response.headers().clone());
     let made_by_mesh = headers.get(header::ERROR).and_then(|word| word.to_str().ok());

@@ -8,8 +8,9 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::certificates::Watch;
-use super::digits;
+use super::digits::{self, Question};
 use super::load::{Counts, Load, exchange};
+use super::pictures::{Pictures, Prepared};
 use super::screen::Screen;
 use super::sharing::Sharing;
 use super::stage::Stage;
@@ -25,6 +26,11 @@ const CONNECTIONS: usize = 16;
 const CROWD: usize = 64;
 const CROWD_RATE: u32 = 1_000_000;
 const CROWD_STAYS: Duration = Duration::from_secs(2);
+/// Who sends pictures, as fast as they are answered, for so long.
+const PHOTOGRAPHERS: usize = 16;
+const PICTURES_COME: Duration = Duration::from_secs(3);
+/// A page of metrics is a second old at most, and so is what it is made of.
+const PAGES: Duration = Duration::from_millis(2200);
 /// Weights between two phases, so that the demo's percentiles of a push rest on three times as many.
 const RAMP_STEPS: u32 = 34;
 /// How long a ramp may take; on a slow machine it takes fewer steps.
@@ -104,8 +110,20 @@ pub(super) async fn play(
     ));
     findings.sharing = sharing;
     findings.crowd = crowd.total();
+    screen.phase("pictures", 1.0);
+    let (sent, pictures) = pictures(stage, screen, &admins).await?;
+    screen.say(&format!(
+        "{} JPEGs in {} s; the sidecar decoded and resized each in {}, and {} were read right",
+        units::count(pictures.requests),
+        PICTURES_COME.as_secs(),
+        units::milliseconds(pictures.prepare_ms),
+        units::or_dash(pictures.accuracy, units::percent)
+    ));
+    findings.pictures = pictures;
+    // The crowd's table is about digits; these count among the requests all the same.
+    findings.crowd.add(&sent.total());
     let mut reasons = counts.reasons();
-    for (reason, failures) in crowd.reasons() {
+    for (reason, failures) in crowd.reasons().into_iter().chain(sent.reasons()) {
         *reasons.entry(reason).or_default() += failures;
     }
     Ok(Summary::of(findings, &counts.total(), reasons, lasted))
@@ -117,15 +135,44 @@ async fn crowd(stage: &Stage, admins: &[SocketAddrV4]) -> Result<(Counts, Sharin
     let mut load = client(stage, CROWD, CROWD_RATE)?;
     sleep(CROWD_STAYS).await;
     load.finish().await;
-    // The pages are a second old at most.
-    sleep(Duration::from_millis(2200)).await;
+    sleep(PAGES).await;
     Ok((load.counts(), Sharing::read(admins).await.since(before)))
+}
+
+/// The digits drawn large, sent as JPEGs: a policy has the model's sidecar make of them what the model takes.
+async fn pictures(
+    stage: &mut Stage,
+    screen: &Screen,
+    admins: &[SocketAddrV4],
+) -> Result<(Counts, Pictures), Failure> {
+    let took = stage.prepare_pictures("digits-v2").await?;
+    screen.say(&format!(
+        "a policy says how JPEGs become tensors; it was in force everywhere after {}",
+        units::milliseconds(milliseconds(took))
+    ));
+    let before = (Sharing::read(admins).await, Prepared::read(admins).await);
+    let questions = digits::pictures().map_err(Failure::Problem)?;
+    let mut load = ask(stage, PHOTOGRAPHERS, CROWD_RATE, questions);
+    let began = Instant::now();
+    sleep(PICTURES_COME).await;
+    load.finish().await;
+    let lasted = began.elapsed();
+    sleep(PAGES).await;
+    let prepared = [before.1, Prepared::read(admins).await];
+    let sharing = Sharing::read(admins).await.since(before.0);
+    let counts = load.counts();
+    let pictures = Pictures::of(&counts.total(), lasted, prepared, sharing);
+    Ok((counts, pictures))
 }
 
 /// The client application: so many connections to its sidecar, together so many requests a second.
 pub(super) fn client(stage: &Stage, connections: usize, rate: u32) -> Result<Load, Failure> {
     let questions = digits::questions().map_err(Failure::Problem)?;
-    Ok(Load::start(stage.client().outbound, HOST, connections, rate, questions))
+    Ok(ask(stage, connections, rate, questions))
+}
+
+fn ask(stage: &Stage, connections: usize, rate: u32, questions: Vec<Question>) -> Load {
+    Load::start(stage.client().outbound, HOST, connections, rate, questions)
 }
 
 /// From nothing to the first answer through the mesh.

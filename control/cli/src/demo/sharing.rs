@@ -35,11 +35,12 @@ impl Sharing {
     }
 
     fn add(&mut self, page: &str) {
-        self.members += value(page, "penstock_batch_members_total");
-        self.batches += value(page, "penstock_batches_total");
-        self.rows += value(page, "penstock_batch_rows_total");
-        self.coalesced += value(page, "penstock_coalesced_total{result=\"coalesced\"}");
-        self.executions += value(page, "penstock_executions_total");
+        let count = |name| value(page, name) as u64;
+        self.members += count("penstock_batch_members_total");
+        self.batches += count("penstock_batches_total");
+        self.rows += count("penstock_batch_rows_total");
+        self.coalesced += count("penstock_coalesced_total{result=\"coalesced\"}");
+        self.executions += count("penstock_executions_total");
     }
 
     /// What was counted since.
@@ -65,16 +66,17 @@ impl Sharing {
 }
 
 /// The sum of a metric's values over its labels.
-fn value(page: &str, name: &str) -> u64 {
+pub(super) fn value(page: &str, name: &str) -> f64 {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let is_it = rest.starts_with([' ', '{']);
         rest.rsplit_once(' ')?.1.parse::<f64>().ok().filter(|_| is_it)
     });
-    values.sum::<f64>() as u64
+    values.sum()
 }
 
-async fn page(admin: SocketAddrV4) -> Option<String> {
+/// The metrics page of a sidecar.
+pub(super) async fn page(admin: SocketAddrV4) -> Option<String> {
     let request =
         Request::get("/metrics").header("host", admin.to_string()).body(Full::<Bytes>::default()).ok()?;
     let answer = Connection::to(admin.to_string()).send(request).await.ok()?;

@@ -185,6 +185,11 @@ impl Stage {
         self.apply(|mesh, topology| mesh.services(topology)).await
     }
 
+    /// Has the sidecars of a Service prepare pictures, and waits until all sidecars know.
+    pub(super) async fn prepare_pictures(&mut self, service: &str) -> Result<Duration, Failure> {
+        self.apply(|mesh, _| mesh.pictures(service)).await
+    }
+
     /// Has all sidecars exchange their certificates now, and returns how many did.
     pub(super) async fn renew(&mut self) -> Result<usize, Failure> {
         let renewals: Vec<Renewal> = self.control.post("/renew").await?;

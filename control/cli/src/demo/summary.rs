@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::load::Tally;
+use super::pictures::Pictures;
 use super::sharing::Sharing;
 use crate::table::{Cell, Table, cells};
 use crate::terminal::{Terminal, Tone};
@@ -49,6 +50,8 @@ pub(crate) struct Summary {
     pub(crate) replicas_killed: u64,
     /// What the crowd at the end shared.
     pub(crate) sharing: Sharing,
+    /// What became of pictures that were sent as JPEGs.
+    pub(crate) pictures: Pictures,
     /// How long there was load.
     pub(crate) seconds: f64,
     /// The phases, in order.
@@ -141,10 +144,12 @@ pub(crate) struct Findings {
     pub(crate) replicas_restarted: u64,
     /// Replicas killed.
     pub(crate) replicas_killed: u64,
-    /// What the crowd asked, and shared.
+    /// What the crowd asked, and the pictures.
     pub(crate) crowd: Tally,
-    /// As above.
+    /// What the crowd shared.
     pub(crate) sharing: Sharing,
+    /// What became of the pictures.
+    pub(crate) pictures: Pictures,
 }
 
 impl Summary {
@@ -175,6 +180,7 @@ impl Summary {
             replicas_restarted: findings.replicas_restarted,
             replicas_killed: findings.replicas_killed,
             sharing: findings.sharing,
+            pictures: findings.pictures,
             seconds: lasted.as_secs_f64(),
             phases: findings.phases,
         }
@@ -308,6 +314,17 @@ impl Summary {
                     units::count(self.sharing.saved())
                 ),
             ),
+            (
+                "Pictures",
+                format!(
+                    "{} JPEGs at {}, {:.1} to a batch; decoded and resized in {} each by the sidecar; {} read right",
+                    units::count(self.pictures.requests),
+                    units::per_second(self.pictures.rate()),
+                    self.pictures.rows_per_batch,
+                    units::milliseconds(self.pictures.prepare_ms),
+                    or_dash(self.pictures.accuracy)
+                ),
+            ),
         ]
     }
 }
@@ -360,6 +377,14 @@ mod tests {
             replicas_killed: 1,
             crowd: Tally::default(),
             sharing: Sharing { members: 100, batches: 10, rows: 100, coalesced: 5, executions: 10 },
+            pictures: Pictures {
+                requests: 1200,
+                seconds: 3.0,
+                accuracy: Some(0.98),
+                prepared: 1200,
+                prepare_ms: 1.5,
+                rows_per_batch: 4.0,
+            },
         };
         let mut total = tally(1885, 115);
         total.failed_on_killed_replica = 1;
@@ -441,6 +466,7 @@ mod tests {
         assert!(
             page.contains("105 requests, 10.0 digits to a batch, 5 in flight already; 95 executions saved")
         );
+        assert!(page.contains("Pictures      1,200 JPEGs at 400/s, 4.0 to a batch;"), "{page}");
         assert!(page.ends_with("\nFailures: 1 × upstream-reset.\n"), "{page}");
         assert!(page.lines().all(|line| !line.ends_with(' ')), "{page}");
     }

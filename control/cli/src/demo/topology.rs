@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use penstock_api::names::{annotation, port};
 
+use super::digits::MODEL;
+use super::pictures;
 use crate::failure::Failure;
 
 /// The namespace of everything in the demo.
@@ -287,6 +289,11 @@ impl Mesh {
     /// Writes the EndpointSlices anew.
     pub(crate) fn slices(&self, topology: &Topology) -> io::Result<()> {
         self.replace("endpointslices.yaml", &topology.slices())
+    }
+
+    /// Writes the policy that has the version's sidecars prepare pictures.
+    pub(crate) fn pictures(&self, service: &str) -> io::Result<()> {
+        self.replace("policies.yaml", &pictures::policy(NAMESPACE, service, MODEL))
     }
 
     fn replace(&self, name: &str, yaml: &str) -> io::Result<()> {
