@@ -69,6 +69,13 @@ impl To {
         Some(Self::Probes(Arc::clone(workload), index))
     }
 
+    /// The port of our own pod as it is configured now: connections between sidecars live long, and a policy that was pushed
+    /// meanwhile is for what comes over them, too.
+    pub fn renewed(&self, worker: &Worker) -> Option<Self> {
+        let port = self.port()?.port;
+        Self::application(worker.shared.store.snapshot().workload.as_ref()?, port)
+    }
+
     /// The rule for everything that comes over it, or the refusal.
     pub fn rule(&self) -> Result<&Rule, Failure> {
         match self {

@@ -328,7 +328,8 @@ async fn stages(
     exchange.asks(Arc::clone(&model), &work, permit);
 
     // Coalesce: what is in flight, or was answered lately, is not executed again; what can share an execution does.
-    if let Some(port) = coalesce::applies(connection.to.port())
+    let renewed = connection.to.renewed(worker);
+    if let Some(port) = coalesce::applies(renewed.as_ref().unwrap_or(&connection.to).port())
         && let Some(answer) =
             Box::pin(coalesce::serve(connection, exchange, port, &model, &work, &mut request)).await?
     {

@@ -35,6 +35,9 @@ const PHOTOS: [&str; 8] = [
 /// Made up besides, so that hardly two in flight are equal.
 const DRAWN: usize = 504;
 const SIDE: u32 = 24;
+/// The tensor: large enough to be handed over in shared memory, which begins at 16 KiB.
+const WIDE: u32 = 64;
+const VALUES: u32 = WIDE * WIDE;
 const CLIENTS: u64 = 16;
 /// Of a hundred requests.
 const CANCELLED: u32 = 5;
@@ -69,11 +72,11 @@ async fn soak(requests: u64) {
         &format!(
             "apiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: photos, namespace: {NAMESPACE}}}\n\
              spec:\n  targetRef: {{kind: Service, name: photos}}\n  batch: {{max: 32}}\n  models:\n  - name: photos\n    prepare:\n    \
-             - {{input: image, tensor: values, shape: [64], pipeline: {{resize: {{mode: exact, width: 8, height: 8}}, colour: gray}}}}\n"
+             - {{input: image, tensor: values, shape: [{VALUES}], pipeline: {{resize: {{mode: exact, width: {WIDE}, height: {WIDE}}}, colour: gray}}}}\n"
         ),
     );
     let mut mesh = mesh.start().await;
-    let models = [Model::new("photos").width(64)];
+    let models = [Model::new("photos").width(VALUES)];
     let triton = Triton::start_at(mesh.application("a").ip(), &models).await;
     let questions = Arc::new(questions());
     let (outbound, admin) = (mesh.outbound("client"), mesh.admin("a"));
@@ -209,8 +212,8 @@ fn questions() -> Vec<Question> {
         resize: Some(Resize {
             mode: ResizeMode::Exact,
             size: None,
-            width: Some(8),
-            height: Some(8),
+            width: Some(WIDE),
+            height: Some(WIDE),
             filter: Default::default(),
             antialias: true,
             pad: None,

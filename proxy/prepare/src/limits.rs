@@ -34,7 +34,7 @@ impl Limits {
         let checks = [
             ("its longer side has", u64::from(width.max(height)), u64::from(self.side)),
             ("its pixels are", pixels, self.pixels),
-            ("bytes that decoding takes are", pixels * bytes_for_each_pixel(head), self.memory),
+            ("bytes that decoding takes are", pixels.saturating_mul(bytes_for_each_pixel(head)), self.memory),
             ("its scans are", u64::from(head.scans), u64::from(self.scans)),
         ];
         match checks.into_iter().find(|(_, found, limit)| found > limit) {

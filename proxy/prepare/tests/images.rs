@@ -281,6 +281,9 @@ fn limits_hold_before_anything_is_decoded() {
         error,
         "PNG of 2147483647 x 2147483647 pixels refused before decoding: its longer side has 2147483647, and the limit is 16384"
     );
+    // Sides so large that the bytes of all pixels are more than 64 bits can count.
+    bomb[16..24].copy_from_slice(&[0xff; 8]);
+    assert!(refused(&bomb, limits).contains("refused before decoding"), "{}", refused(&bomb, limits));
     let mut bomb = file("baseline-420.jpg");
     let frame = bomb.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
     bomb[frame + 5..frame + 9].copy_from_slice(&[0x3f; 4]);
