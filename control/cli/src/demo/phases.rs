@@ -153,6 +153,7 @@ async fn pictures(
     let before = (Sharing::read(admins).await, Prepared::read(admins).await);
     let questions = digits::pictures().map_err(Failure::Problem)?;
     let mut load = ask(stage, PHOTOGRAPHERS, CROWD_RATE, questions);
+    screen.load(load.counts());
     let began = Instant::now();
     sleep(PICTURES_COME).await;
     load.finish().await;
