@@ -4,6 +4,12 @@
 //! itself, and CPU seconds by part. All of it ends with this value. Pods have addresses of their own on loopback, so that ports
 //! are the usual ones; nothing says `permissive`, so between the sidecars there is mutual TLS or nothing.
 
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the bed has no runtime: it may wait, and its clock is the real one"
+)]
+
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::unix::process::CommandExt as _;
