@@ -1,7 +1,7 @@
 //! Bytes from one socket to another without passing through this process, by splice(2).
 //!
 //! Both sides have to be plain TCP. A direction begins with a buffer like any other, which is cheaper for a few
-//! messages and needs no file descriptors; once it has moved [`FROM`] bytes it is taken for bulk, gets a pipe, and the
+//! messages and needs no file descriptors; once it has moved `FROM` bytes it is taken for bulk, gets a pipe, and the
 //! kernel moves pages. The pipe is emptied before it is filled again, so what is under way is bounded by its size, and a
 //! slow reader slows the writer down. An end of one side is passed on as the end of one direction.
 
