@@ -466,7 +466,7 @@ mod tests {
         assert!(
             page.contains("105 requests, 10.0 digits to a batch, 5 in flight already; 95 executions saved")
         );
-        assert!(page.contains("Pictures      1,200 JPEGs at 400/s, 4.0 to a batch;"), "{page}");
+        assert!(page.contains("Pictures     1,200 JPEGs at 400/s, 4.0 to a batch;"), "{page}");
         assert!(page.ends_with("\nFailures: 1 × upstream-reset.\n"), "{page}");
         assert!(page.lines().all(|line| !line.ends_with(' ')), "{page}");
     }
