@@ -145,6 +145,9 @@ fn a_policy_that_makes_no_sense_is_refused_with_its_line_and_fails_safe() {
             "from 1 to 65535",
             only,
         ),
+        (format!("{of_digits}  action: Allow\n  rules: [{{from: []}}]\n"), 9, "would be everybody", only),
+        (format!("{of_digits}  action: Allow\n  rules: [{{from: [{{}}]}}]\n"), 9, "it says nothing", only),
+        (format!("{of_digits}  action: Allow\n  rules: [{{to: []}}]\n"), 9, "would be everybody", only),
         // They cannot.
         (
             "  targetRefs: [{kind: Deployment, name: x}]\n  action: Allow\n".into(),
