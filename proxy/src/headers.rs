@@ -458,4 +458,26 @@ mod tests {
             assert_eq!(changed_path(&uri, &PathChange::Prefix(new.into()), prefix), expected, "{path}");
         }
     }
+
+    #[test]
+    fn http2_by_upgrade_is_not_offered_and_underscores_hide_nothing() {
+        let of = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
+            pairs
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .collect()
+        };
+        for (protocol, expected) in [("websocket", true), ("h2c", false), ("websocket, H2C", false)] {
+            let map = of(&[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert_eq!(asks_upgrade(&map, look(&map)), expected, "{protocol}");
+        }
+        let mut map = of(&[
+            ("penstock_client_id", "spiffe://x/ns/a/sa/b"),
+            ("x_forwarded_client_cert", "By=x"),
+            ("my_own", "1"),
+        ]);
+        let found = look(&map);
+        strip_ours(&mut map, found);
+        assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["my_own"]);
+    }
 }
