@@ -67,9 +67,12 @@ async fn autobahns_websocket_cases_end_through_two_sidecars_as_they_do_directly(
     assert!(directly.len() > 250, "{} cases", directly.len());
     let well = directly.values().filter(|ended| ended.as_str() == "OK\tOK").count();
     println!("{} cases, {well} of them OK directly", directly.len());
+    // Non-strict is right too (Autobahn): whether an echo is out before the server notices that the next frame is wrong is a race
+    // in the server, and comes out otherwise from run to run without sidecars as well.
+    let strict = |ended: &String| ended.replace("NON-STRICT", "OK");
     let differing: Vec<_> = directly
         .iter()
-        .filter(|(case, ended)| through.get(*case) != Some(ended))
+        .filter(|(case, ended)| through.get(*case).map(strict) != Some(strict(ended)))
         .map(|(case, ended)| {
             format!("{case}: {ended} directly, {:?} through two sidecars", through.get(case))
         })
