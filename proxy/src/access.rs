@@ -12,7 +12,6 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,9 +23,10 @@ use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
 use crate::config::{Rule, Workload};
-use crate::connection::{Connection, To};
+use crate::connection::{Connection, To, plaintext_refused};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::headers;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
@@ -37,17 +37,7 @@ pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Re
     if probes.is_one(&request.method, &request.uri, &request.headers) {
         return Ok(&probes.port.rule);
     }
-    Err(strict(&workload.name))
-}
-
-/// Why plaintext goes no further.
-pub fn strict(pod: &str) -> Failure {
-    Failure::unprocessed(
-        Reason::PlaintextRefused,
-        format!(
-            "{pod} takes only mutual TLS; call it through a sidecar, or annotate its pod with penstock.io/mtls: permissive"
-        ),
-    )
+    Err(plaintext_refused(&workload.name))
 }
 
 /// Whether the request may go on.
@@ -58,24 +48,25 @@ pub async fn authorize(
 ) -> Result<(), Failure> {
     let To::Application(workload, index) = &connection.to else { return Ok(()) };
     let port = workload.ports[*index].port;
-    let access = connection.worker.shared.store.snapshot().access.clone();
-    let Some(access) = access else { return Err(untold(&workload.name)) };
-    if connection.client.is_none() && is_probe(workload, port, request) {
-        return Ok(());
-    }
-    // The pod may have become strict since the connection was opened.
-    let strict_now = || {
+    let access = {
         let snapshot = connection.worker.shared.store.snapshot();
-        snapshot.workload.as_ref().is_some_and(|workload| !workload.permissive)
+        let Some(access) = &snapshot.access else { return Err(untold(&workload.name)) };
+        if connection.client.is_none() {
+            if is_probe(workload, port, request) {
+                return Ok(());
+            }
+            // The pod may have become strict since the connection was opened.
+            if snapshot.workload.as_ref().is_some_and(|now| !now.permissive) {
+                return Err(plaintext_refused(&workload.name));
+            }
+        }
+        if access.is_open() {
+            return Ok(());
+        }
+        Arc::clone(access)
     };
-    if connection.client.is_none() && strict_now() {
-        return Err(strict(&workload.name));
-    }
-    if access.is_open() {
-        return Ok(());
-    }
     if access.looks_at_paths() {
-        settle_path(request.uri_mut(), path::canonical)?;
+        headers::settle_path(request.uri_mut(), path::canonical)?;
     }
     let client = connection.client.as_ref().map(|(id, _)| id);
     let named = if access.looks_at_models() {
@@ -106,7 +97,7 @@ fn http<'a, B>(request: &'a Request<B>, named: &'a Named) -> Http<'a> {
 pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) -> Result<(), Failure> {
     let (workload, of) = match to {
         To::Application(workload, index) => (workload, &workload.ports[*index]),
-        To::Probes(workload, _) => return Err(strict(&workload.name)),
+        To::Probes(workload, _) => return Err(plaintext_refused(&workload.name)),
         _ => return Ok(()),
     };
     let access = exchange.worker.shared.store.snapshot().access.clone();
@@ -222,36 +213,6 @@ fn untold(pod: &str) -> Failure {
 fn is_probe<B>(workload: &Workload, port: u16, request: &Request<B>) -> bool {
     let mut of_port = workload.probes.iter().filter(|probes| probes.port.port == port);
     of_port.any(|probes| probes.is_one(request.method(), request.uri(), request.headers()))
-}
-
-/// Brings the path of a request into the form that is decided by, for everybody after this.
-pub fn settle_path(
-    uri: &mut uri::Uri,
-    form: fn(&str) -> Result<Cow<'_, str>, path::Ambiguous>,
-) -> Result<(), Failure> {
-    let bad = |why: &dyn std::fmt::Display| {
-        Failure::unprocessed(
-            Reason::BadRequest,
-            format!(
-                "servers read this path differently, so nobody decides by it: {why}; send it in one form"
-            ),
-        )
-    };
-    let canonical = match form(uri.path()).map_err(|why| bad(&why))? {
-        Cow::Borrowed(_) => return Ok(()),
-        Cow::Owned(path) => path,
-    };
-    let target = match uri.query() {
-        Some(query) => format!("{canonical}?{query}"),
-        None => canonical,
-    };
-    let mut parts = std::mem::take(uri).into_parts();
-    parts.path_and_query = Some(target.try_into().map_err(|error: uri::InvalidUri| bad(&error))?);
-    if parts.authority.is_some() && parts.scheme.is_none() {
-        parts.scheme = Some(uri::Scheme::HTTP);
-    }
-    *uri = uri::Uri::from_parts(parts).map_err(|error| bad(&error))?;
-    Ok(())
 }
 
 impl crate::config::Probes {

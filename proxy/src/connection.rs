@@ -10,7 +10,6 @@ use http::uri::Authority;
 use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
-use crate::access;
 use crate::config::static_file::Listener;
 use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
@@ -56,6 +55,16 @@ pub enum To {
     Refusal(Failure),
 }
 
+/// Why plaintext goes no further.
+pub fn plaintext_refused(pod: &str) -> Failure {
+    Failure::unprocessed(
+        Reason::PlaintextRefused,
+        format!(
+            "{pod} takes only mutual TLS; call it through a sidecar, or annotate its pod with penstock.io/mtls: permissive"
+        ),
+    )
+}
+
 impl To {
     /// The port of our own pod.
     pub fn application(workload: &Arc<Workload>, port: u16) -> Option<Self> {
@@ -69,11 +78,13 @@ impl To {
         Some(Self::Probes(Arc::clone(workload), index))
     }
 
-    /// The port of our own pod as it is configured now: connections between sidecars live long, and a policy that was pushed
-    /// meanwhile is for what comes over them, too.
+    /// The port of our own pod as it is configured now, if that is otherwise than when the connection was opened: connections
+    /// between sidecars live long, and a policy that was pushed meanwhile is for what comes over them, too.
     pub fn renewed(&self, worker: &Worker) -> Option<Self> {
-        let port = self.port()?.port;
-        Self::application(worker.shared.store.snapshot().workload.as_ref()?, port)
+        let Self::Application(then, index) = self else { return None };
+        let snapshot = worker.shared.store.snapshot();
+        let now = snapshot.workload.as_ref().filter(|now| !Arc::ptr_eq(now, then))?;
+        Self::application(now, then.ports[*index].port)
     }
 
     /// The rule for everything that comes over it, or the refusal.
@@ -82,7 +93,7 @@ impl To {
             Self::Static(listener) => Ok(&listener.destination.service.ports[0].itself),
             Self::Refusal(failure) => Err(failure.clone()),
             // Only some requests may pass, and `access` says which.
-            Self::Probes(workload, _) => Err(access::strict(&workload.name)),
+            Self::Probes(workload, _) => Err(plaintext_refused(&workload.name)),
             Self::Mesh | Self::Application(..) => self
                 .port()
                 .map(|port| &port.rule)

@@ -1,13 +1,14 @@
 //! Headers on their way through: what belongs to one hop stays behind, what is ours is not taken from strangers, and
 //! what a route's filters ask for is done.
 
+use std::borrow::Cow;
+
 use http::header::{CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Request, Version, uri};
-use penstock_api::names;
+use penstock_api::{Reason, names, path};
 
 use crate::config::{HeaderChange, PathChange, Redirect, Rewrite};
 use crate::failure::Failure;
-use penstock_api::Reason;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -330,6 +331,36 @@ fn changed_path(uri: &uri::Uri, change: &PathChange, prefix: &str) -> String {
             format!("{slash}{path}{query}")
         }
     }
+}
+
+/// Brings the path of a request into the form that is decided by, for everybody after this.
+pub fn settle_path(
+    uri: &mut uri::Uri,
+    form: fn(&str) -> Result<Cow<'_, str>, path::Ambiguous>,
+) -> Result<(), Failure> {
+    let bad = |why: &dyn std::fmt::Display| {
+        Failure::unprocessed(
+            Reason::BadRequest,
+            format!(
+                "servers read this path differently, so nobody decides by it: {why}; send it in one form"
+            ),
+        )
+    };
+    let canonical = match form(uri.path()).map_err(|why| bad(&why))? {
+        Cow::Borrowed(_) => return Ok(()),
+        Cow::Owned(path) => path,
+    };
+    let target = match uri.query() {
+        Some(query) => format!("{canonical}?{query}"),
+        None => canonical,
+    };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(target.try_into().map_err(|error: uri::InvalidUri| bad(&error))?);
+    if parts.authority.is_some() && parts.scheme.is_none() {
+        parts.scheme = Some(uri::Scheme::HTTP);
+    }
+    *uri = uri::Uri::from_parts(parts).map_err(|error| bad(&error))?;
+    Ok(())
 }
 
 #[cfg(test)]

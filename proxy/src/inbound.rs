@@ -21,7 +21,7 @@ use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
 use crate::config::Rule;
 use crate::config::static_file::Listener;
-use crate::connection::{Connection, To};
+use crate::connection::{Connection, To, plaintext_refused};
 use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
@@ -223,9 +223,9 @@ async fn plaintext(
         Some(To::Refusal(failure)) => probes(&worker, port).unwrap_or(To::Refusal(failure)),
         Some(to) => to,
         None if listener.is_none() => {
-            probes(&worker, port).unwrap_or_else(|| To::Refusal(access::strict(&worker.shared.node)))
+            probes(&worker, port).unwrap_or_else(|| To::Refusal(plaintext_refused(&worker.shared.node)))
         }
-        None => To::Refusal(access::strict(&worker.shared.node)),
+        None => To::Refusal(plaintext_refused(&worker.shared.node)),
     };
     let http2 = match spoken {
         Detected::Http1 => false,

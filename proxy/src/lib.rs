@@ -22,6 +22,7 @@ pub mod exchange;
 pub mod failure;
 pub mod fleet;
 pub mod headers;
+pub mod held;
 pub mod identity;
 pub mod inbound;
 pub mod kept;

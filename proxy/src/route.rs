@@ -12,13 +12,12 @@ use penstock_api::{Reason, ServiceName, path};
 use penstock_balance::split;
 use rand::Rng;
 
-use crate::access;
 use crate::config::compile::passing;
 use crate::config::matcher::Match;
 use crate::config::{Address, Backend, Cluster, Known, Rule, Service, ServicePort, Sticky};
 use crate::failure::Failure;
-use crate::outside;
 use crate::worker::Worker;
+use crate::{headers, outside};
 
 /// What a request is for.
 #[derive(Clone, Debug)]
@@ -139,7 +138,7 @@ pub fn alone(cluster: &Arc<Cluster>) -> Destination {
 pub fn settle_path(destination: &Destination, uri: &mut http::Uri) -> Result<(), Failure> {
     let looks = |rule: &Arc<Rule>| rule.matches.iter().any(Match::looks_at_path);
     match destination.service.rules.iter().any(looks) {
-        true => access::settle_path(uri, path::routable),
+        true => headers::settle_path(uri, path::routable),
         false => Ok(()),
     }
 }

@@ -113,6 +113,7 @@ impl Proxy {
             models: Models::new(epoch),
             signals: Arc::default(),
             sharing: Arc::default(),
+            held: Arc::default(),
             preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
             drain: Drain::default(),
             early: Early::default(),
@@ -269,6 +270,7 @@ async fn tick(shared: Arc<Shared>) {
             tell(&cluster);
         }
         shared.sharing.tell(&shared.models);
+        shared.held.tell();
         shared.preparing.tell();
         let workload = shared.store.snapshot().workload.clone();
         shared.models.follow(workload.and_then(|workload| workload.admission));

@@ -21,6 +21,7 @@ use crate::coalesce::batcher::{self, Order};
 use crate::config::{Cluster, Endpoint, Rule, Store};
 use crate::drain::{Drain, Farewells};
 use crate::early::Early;
+use crate::held::Budget;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::models::{Model, Models};
@@ -51,6 +52,8 @@ pub struct Shared {
     pub signals: Arc<Signals>,
     /// What requests share.
     pub sharing: Arc<Sharing>,
+    /// Bodies that are held whole.
+    pub held: Arc<Budget>,
     /// Who prepares inputs.
     pub preparing: Arc<Preparing>,
     /// Whether we are on our way out.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::objects::access::AccessPolicy;
-use crate::objects::policy::InferencePolicy;
+use crate::objects::inference::InferencePolicy;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.

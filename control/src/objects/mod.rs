@@ -5,7 +5,7 @@
 
 pub mod access;
 pub mod decode;
-pub mod policy;
+pub mod inference;
 pub mod yaml;
 
 use std::fmt;
@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
-use self::policy::InferencePolicy;
+use self::inference::InferencePolicy;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.

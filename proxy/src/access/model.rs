@@ -18,6 +18,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::body::RequestBody;
 use crate::exchange::Exchange;
+use crate::held;
 
 /// The largest body that is read for its model. What is larger has none that can be told.
 const BODY: usize = 4 << 20;
@@ -39,9 +40,7 @@ pub(super) async fn of(request: &mut Request<RequestBody>, exchange: &Rc<Exchang
     if let Place::Path(named) = place {
         return named;
     }
-    // Of the room that all bodies have which are held.
-    let sharing = &exchange.worker.shared.sharing;
-    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), BODY).await else {
+    let Some((body, _held)) = held::whole(exchange, request.body_mut(), BODY).await else {
         return Named::Unknown;
     };
     match place {

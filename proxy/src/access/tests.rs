@@ -2,6 +2,7 @@ use http::Uri;
 
 use super::*;
 use crate::config::compile;
+use crate::headers::settle_path;
 use penstock_api::v1;
 
 fn workload() -> Workload {

@@ -21,7 +21,6 @@ pub mod text;
 pub mod wire;
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, Tensor};
+use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse};
 use tokio::sync::oneshot;
 
 use crate::admission::facts;
@@ -41,11 +40,12 @@ use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::held::{self, Held};
 use crate::models::{Model, Models};
-use crate::prepare::{self, Prepare, Prepared};
+use crate::prepare::{self, Prepare};
+use crate::send;
 use crate::telemetry::metric::{self, Metric};
 use crate::work::Work;
-use crate::{kept, send};
 
 use batcher::{Executed, Learn, Told};
 use call::{Trouble, Way};
@@ -54,10 +54,6 @@ use wire::{Asked, Form, ModelError};
 
 /// The largest body that is held to be shared, bytes; a larger one passes.
 pub const MAX_BODY: usize = 64 << 20;
-/// Bytes of bodies that are held at once, over all requests; above, requests pass.
-pub const MAX_HELD: u64 = 256 << 20;
-/// How long a body that is to be shared may take to come in; one that takes longer passes.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A cache that nobody has asked for so long makes way for one of another size.
 const UNUSED: Duration = Duration::from_secs(60);
 
@@ -69,7 +65,6 @@ pub struct Sharing {
     records: record::Records,
     /// By size: Services of one pod may ask for different ones.
     caches: Mutex<Vec<OfSize>>,
-    held: AtomicU64,
     /// Memory that the model server reads too.
     pub memory: handover::Memory,
     /// What it was worth.
@@ -119,23 +114,21 @@ impl Sharing {
         cache
     }
 
-    /// A request's body, whole, and held. `None`: it is too large or too slow, or too much is held already, and passes.
-    pub async fn take_in(
-        self: &Arc<Self>,
+    /// A request's body, whole, and held. `None`: there is no room for it, and it passes.
+    async fn take_in(
+        &self,
         exchange: &Rc<Exchange>,
         body: &mut RequestBody,
         limit: usize,
     ) -> Option<(Bytes, Held)> {
-        let mut held = Held { sharing: Arc::clone(self), bytes: 0 };
-        // Counted as it comes: many that come in at once are not in memory before anybody has counted them.
-        let pieces = kept::whole(body, exchange, limit, PATIENCE, |more| held.grow(more as u64)).await;
-        if pieces.is_none() {
+        let whole = held::whole(exchange, body, limit).await;
+        if whole.is_none() {
             self.tally.passed.add(1);
         }
-        Some((oip::whole(pieces?), held))
+        whole
     }
 
-    /// Tells the metrics what is held now, and what was counted.
+    /// Tells the metrics what goes on now, and what was counted.
     pub fn tell(&self, models: &Models) {
         self.tally.tell(&self.memory);
         let (mut waiting, mut flying) = (0, 0);
@@ -147,32 +140,11 @@ impl Sharing {
         let gauge = |metric: &Metric, value: u64| metrics::gauge!(metric.name).set(value as f64);
         gauge(&metric::BATCH_WAITING, waiting as u64);
         gauge(&metric::BATCHES_IN_FLIGHT, flying as u64);
-        gauge(&metric::COALESCE_HELD, self.held.load(Relaxed));
         gauge(&metric::COALESCE_FLIGHTS, self.flights().len() as u64);
     }
 
     fn flights(&self) -> std::sync::MutexGuard<'_, Flights<oneshot::Sender<Word>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Bytes that are held.
-pub struct Held {
-    sharing: Arc<Sharing>,
-    bytes: u64,
-}
-
-impl Held {
-    /// Holds so many more; `false`: now too many are held, over all requests.
-    fn grow(&mut self, more: u64) -> bool {
-        self.bytes += more;
-        self.sharing.held.fetch_add(more, Relaxed) + more <= MAX_HELD
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.sharing.held.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -243,9 +215,10 @@ fn together(
     (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
 }
 
-/// Whether JSON can hold it (the protocol, "Tensor Data": half-precision numbers travel as bytes alone).
-fn fits_json(input: &Tensor) -> bool {
-    !matches!(input.datatype, Datatype::Fp16 | Datatype::Bf16)
+/// Whether the server can be sent it: as binary tensors, or in JSON (the protocol, "Tensor Data": half-precision numbers travel
+/// as bytes alone).
+fn can_be_sent(request: &InferRequest, binary: bool) -> bool {
+    binary || !request.inputs.iter().any(|input| matches!(input.datatype, Datatype::Fp16 | Datatype::Bf16))
 }
 
 /// Whether anything is shared, or prepared, on a port.
@@ -298,6 +271,7 @@ pub async fn serve(
     let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
     // How tensors are to be written in an answer over gRPC depends on the server.
     let shares = (limits.is_some() || coalesced.is_some()) && (known.is_some() || form == Form::Rest);
+    let (limits, coalesced) = (limits.filter(|_| shares), coalesced.filter(|_| shares));
     if !shares && !prepares {
         return Ok(None);
     }
@@ -334,19 +308,15 @@ pub async fn serve(
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
-    let unprepared = (!pipelines.is_empty()).then(|| Unprepared {
-        pipelines,
-        limits: limits.filter(|_| shares),
-        ask,
-        binary,
-        shared_memory: known.as_ref().is_some_and(|known| known.shared_memory),
-    });
-    let limits = limits.filter(|_| shares && (binary || asked.request.inputs.iter().all(fits_json)));
     let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
+    let shared_memory = known.as_ref().is_some_and(|known| known.shared_memory);
+    let unprepared =
+        (!pipelines.is_empty()).then_some(Unprepared { pipelines, limits, ask, binary, shared_memory });
+    // What is prepared can tell only then with whom it can share.
     let together = limits
-        .filter(|_| unprepared.is_none())
+        .filter(|_| unprepared.is_none() && can_be_sent(&asked.request, binary))
         .and_then(|limits| together(limits, ask, &asked, named, request.headers()));
-    let coalesced = coalesced.filter(|_| shares && key::is_repeatable(&asked.request));
+    let coalesced = coalesced.filter(|_| key::is_repeatable(&asked.request));
     if together.is_none() && coalesced.is_none() && unprepared.is_none() {
         return Ok(None);
     }
@@ -529,50 +499,37 @@ impl Sharer<'_> {
         Ok((told?, How::Miss))
     }
 
-    /// Executed: with others, if it can be, or alone.
+    /// Executed, prepared if it has to be: with others, if it can be, or alone.
     async fn execute(self) -> Result<Told, Failure> {
         let worker = &self.exchange.worker;
-        if let Some(unprepared) = self.unprepared {
-            let Unprepared { pipelines, limits, ask, binary, shared_memory } = unprepared;
-            let arena = if shared_memory { worker.shared.sharing.memory.arena(worker) } else { None };
-            let made = prepare::request(worker, &pipelines, &self.asked.request, ask.deadline, arena).await;
-            let Prepared { request, placed } = made?;
-            let (bytes, elements) = weigh(&request);
-            let limits = limits.filter(|_| binary || request.inputs.iter().all(fits_json));
-            let asked = Arc::new(Asked { request, ..(*self.asked).clone() });
-            let ask = Ask { bytes, elements, ..ask };
-            let together =
-                limits.and_then(|limits| together(limits, ask, &asked, self.named, self.request.headers()));
-            let wants = batcher::Wants {
-                asked,
-                way: self.way,
-                deciding: self.deciding,
-                span: self.exchange.span(),
-                there: placed,
-            };
-            return match together {
-                Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await,
-                None => Ok(batcher::anew(worker, self.model, &wants).await),
-            };
+        let span = self.exchange.span();
+        let is_prepared = self.unprepared.is_some();
+        let (asked, together, there) = match self.unprepared {
+            None => (self.asked, self.together, None),
+            Some(Unprepared { pipelines, limits, ask, binary, shared_memory }) => {
+                let arena = if shared_memory { worker.shared.sharing.memory.arena(worker) } else { None };
+                let request = &self.asked.request;
+                let made = prepare::request(worker, &pipelines, request, ask.deadline, arena).await?;
+                let (bytes, elements) = weigh(&made.request);
+                let limits = limits.filter(|_| can_be_sent(&made.request, binary));
+                let asked = Asked { request: made.request, ..(*self.asked).clone() };
+                let ask = Ask { bytes, elements, ..ask };
+                let headers = self.request.headers();
+                let together = limits.and_then(|limits| together(limits, ask, &asked, self.named, headers));
+                (Arc::new(asked), together, made.placed)
+            }
+        };
+        if together.is_none() && !is_prepared {
+            let outgoing = call::original_to_be_read(self.request, self.body);
+            let mut told = batcher::alone(worker, self.model, &self.way, outgoing).await;
+            // Nothing but the request itself; who shares its answer links to it.
+            told.executed.span = span;
+            return Ok(told);
         }
-        match self.together {
-            Some((limits, ask)) => {
-                let wants = batcher::Wants {
-                    asked: self.asked,
-                    way: self.way,
-                    deciding: self.deciding,
-                    span: self.exchange.span(),
-                    there: None,
-                };
-                batcher::execute(worker, self.model, limits, ask, wants).await
-            }
-            None => {
-                let outgoing = call::original_to_be_read(self.request, self.body);
-                let mut told = batcher::alone(worker, self.model, &self.way, outgoing).await;
-                // Nothing but the request itself; who shares its answer links to it.
-                told.executed.span = self.exchange.span();
-                Ok(told)
-            }
+        let wants = batcher::Wants { asked, way: self.way, deciding: self.deciding, span, there };
+        match together {
+            Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await,
+            None => Ok(batcher::anew(worker, self.model, &wants).await),
         }
     }
 }
@@ -619,21 +576,6 @@ impl Drop for Aboard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_held_is_bounded_while_it_comes_in_and_let_go_with_its_request() {
-        let sharing = Arc::new(Sharing::default());
-        let held = || Held { sharing: Arc::clone(&sharing), bytes: 0 };
-        let (mut one, mut other) = (held(), held());
-        for _ in 0..2 {
-            assert!(one.grow(MAX_HELD / 4) && other.grow(MAX_HELD / 4));
-        }
-        assert!(!other.grow(1));
-        drop(other);
-        assert!(one.grow(MAX_HELD / 2));
-        drop(one);
-        assert_eq!(sharing.held.load(Relaxed), 0);
-    }
 
     #[test]
     fn caches_of_two_sizes_do_not_take_turns_and_one_that_is_unused_goes() {

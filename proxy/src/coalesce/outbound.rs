@@ -76,6 +76,10 @@ pub async fn serve(
     if !is_repeatable(form, request, &body, rules) {
         return Ok(Shared::Apart(outgoing));
     }
+    let Some(backend) = way.rule.backends.iter().position(|backend| std::ptr::eq(backend, way.backend))
+    else {
+        return Ok(Shared::Apart(outgoing));
+    };
     let cluster = &way.backend.cluster;
     let to = format!("{}:{}", cluster.service, cluster.port);
     let scope = Scope { client: "", model: &to, version: "", load: 0, headers: &rules.headers };
@@ -88,7 +92,7 @@ pub async fn serve(
     };
     let Some(pen) = pen else {
         let head = match reader.head().await {
-            Ok(head) if text::is_for_all(head.status) => head,
+            Ok(head) if head.is_for_all() => head,
             // Nobody could have been served: to ask again at once would be the same.
             Err(failure) if failure.unprocessed => return Err(failure),
             // That was the other's own trouble.
@@ -101,23 +105,22 @@ pub async fn serve(
         exchange.flag("coalesced");
         exchange.executed_in(head.span);
         let body = ResponseBody::Replay(Replay::new(reader, Some(exchange)));
-        return Ok(Shared::Answer(Box::new(text::response(&head, How::Coalesced, body))));
+        return Ok(Shared::Answer(Box::new(head.response(How::Coalesced, body))));
     };
     sharing.tally.misses.add(1);
     let record = Arc::clone(&pen.record);
-    let place = way.rule.backends.iter().position(|backend| std::ptr::eq(backend, way.backend));
     let sending = Sending {
         exchange: Rc::clone(exchange),
         rule: Arc::clone(way.rule),
         service: way.service.clone(),
-        backend: place.unwrap_or_default(),
+        backend,
         work: way.work.clone(),
     };
     let task = tokio::task::spawn_local(sending.run(pen, outgoing));
     record.pumped_by(task.abort_handle());
     let head = reader.head().await?;
     let body = ResponseBody::Replay(Replay::new(reader, None));
-    Ok(Shared::Answer(Box::new(text::response(&head, How::Miss, body))))
+    Ok(Shared::Answer(Box::new(head.response(How::Miss, body))))
 }
 
 /// Whether an answer to the request is good for another that is the same.

@@ -12,13 +12,15 @@ use std::task::{Context, Poll, Waker};
 
 use ahash::AHashMap;
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::SET_COOKIE;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Frame;
-use penstock_api::Reason;
+use penstock_api::{Reason, names};
 use penstock_coalesce::key::Hash;
 use tokio::task::AbortHandle;
 
+use super::{How, wire};
+use crate::body::ResponseBody;
 use crate::config::Endpoint;
 use crate::failure::Failure;
 use crate::headers;
@@ -57,6 +59,25 @@ impl Head {
         all.remove(headers::LOAD_REPORT);
         all.remove(headers::LOAD_REPORT_BIN);
         Self { status, headers: all, for_one, endpoint, span }
+    }
+
+    /// Whether all who ask the same would get it: no error of this one execution.
+    pub fn is_for_all(&self) -> bool {
+        self.status < 400 || wire::is_unavailable(self.status)
+    }
+
+    /// A response of it.
+    pub(super) fn response(&self, how: How, body: ResponseBody) -> Response<ResponseBody> {
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        *response.headers_mut() = self.headers.clone();
+        let word = HeaderValue::from_static(how.as_str());
+        match how {
+            // What came from further on may have been somebody's already.
+            How::Miss => drop(response.headers_mut().entry(names::header::CACHE).or_insert(word)),
+            How::Hit | How::Coalesced => drop(response.headers_mut().insert(names::header::CACHE, word)),
+        }
+        response
     }
 }
 

@@ -1,29 +1,13 @@
 //! What sharing was worth, counted over all workers.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use penstock_coalesce::batch::{Batch, Closed};
 
 use super::batcher::{Executed, Member};
 use super::handover::Memory;
+use crate::telemetry::counter::Counter;
 use crate::telemetry::metric;
-
-/// A counter.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Counts on, and returns the new count.
-    pub fn add(&self, count: u64) -> u64 {
-        self.0.fetch_add(count, Relaxed) + count
-    }
-
-    /// The count.
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
 
 /// Counts since the start.
 #[derive(Debug, Default)]

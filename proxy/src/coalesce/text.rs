@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use penstock_api::names;
 use penstock_api::v1::Protocol;
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::json::Document;
@@ -21,7 +20,7 @@ use penstock_inference::openai;
 
 use super::call::{self, Outgoing, Way};
 use super::record::{Head, Pen};
-use super::{How, Stored, counts, wire};
+use super::{How, Stored, counts};
 use crate::body::{Replay, RequestBody, ResponseBody, Share};
 use crate::config::{Coalesce, WorkloadPort};
 use crate::connection::Connection;
@@ -94,7 +93,7 @@ pub(super) async fn serve(
         exchange.began();
         exchange.flag("hit");
         let body = ResponseBody::Shared(Share::new(text.parts.clone(), None, exchange));
-        return Ok(Some(response(&text.head, How::Hit, body)));
+        return Ok(Some(text.head.response(How::Hit, body)));
     }
     if !rules.single_flight && cache.is_none() {
         return Ok(None);
@@ -121,7 +120,7 @@ pub(super) async fn serve(
         record.pumped_by(task.abort_handle());
     }
     let head = match reader.head().await {
-        Ok(head) if leads || is_for_all(head.status) => head,
+        Ok(head) if leads || head.is_for_all() => head,
         // The leader's own trouble: this one asks for himself.
         Ok(_) => return Ok(None),
         Err(_) if !leads => return Ok(None),
@@ -137,25 +136,7 @@ pub(super) async fn serve(
     exchange.flag(if leads { "" } else { "coalesced" });
     exchange.executed_in(head.span.filter(|_| !leads));
     let body = ResponseBody::Replay(Replay::new(reader, Some(exchange)));
-    Ok(Some(response(&head, how, body)))
-}
-
-pub(super) fn response(head: &Head, how: How, body: ResponseBody) -> Response<ResponseBody> {
-    let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    *response.headers_mut() = head.headers.clone();
-    let word = HeaderValue::from_static(how.as_str());
-    match how {
-        // What came from further on may have been somebody's already.
-        How::Miss => drop(response.headers_mut().entry(names::header::CACHE).or_insert(word)),
-        How::Hit | How::Coalesced => drop(response.headers_mut().insert(names::header::CACHE, word)),
-    }
-    response
-}
-
-/// Whether an answer is one that all who ask the same would get: not an error of this one execution.
-pub(super) fn is_for_all(status: u16) -> bool {
-    status < 400 || wire::is_unavailable(status)
+    Ok(Some(head.response(how, body)))
 }
 
 /// Where and on what terms an answer is kept.

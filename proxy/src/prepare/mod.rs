@@ -28,8 +28,8 @@ use penstock_prepare::{Limits, Pipeline, PrepareError, Scratch};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::coalesce::tally::Counter;
 use crate::failure::Failure;
+use crate::telemetry::counter::Counter;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 

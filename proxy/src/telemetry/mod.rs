@@ -5,6 +5,7 @@
 //! [`Details`] and hand them to [`Telemetry::finish`], which never waits: what cannot be taken at once is dropped
 //! and counted.
 
+pub mod counter;
 pub mod decision;
 pub mod ledger;
 pub mod level;

@@ -13,7 +13,7 @@ use super::faults::Faults;
 use super::services::Services;
 use super::view::View;
 use crate::objects::Object;
-use crate::objects::policy::{InferencePolicy, Prepare, words};
+use crate::objects::inference::{InferencePolicy, Prepare, words};
 
 /// Joins what policies ask into the Services that they are for.
 pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Faults) {
