@@ -33,7 +33,7 @@ help: ## this list
 
 .PHONY: demo
 demo: ## the whole mesh on this machine, in a minute; ARGS=--stay keeps it running
-	@[ -x "$(TARGET)/release/penstock" ] || echo "The first build compiles 340 crates with optimisation and takes about 12 minutes on two cores."
+	@[ -x "$(TARGET)/release/penstock" ] || echo "The first build compiles 377 crates with optimisation and takes about 18 minutes on two cores."
 	$(CARGO) build $(LOCKED) --release $(addprefix --bin ,$(MESH))
 	"$(TARGET)/release/penstock" demo $(ARGS)
 
