@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use penstock_api::names::annotation;
+use penstock_inference::oip::grpc::Contents;
 use penstock_inference::oip::{Datatype, InferRequest, InferResponse, Tensor, rest};
+use penstock_tests::testkit::ask::{Ask, Client, Form};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::servers::{Model, Triton};
@@ -171,4 +173,45 @@ async fn triton_may_be_killed_and_come_back() {
         }
     }
     assert!(bed.counted("penstock_arena_bytes").await < 1.0);
+}
+
+/// Nobody has asked over REST, and the annotation leaves the size of a batch to the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_over_grpc_alone_is_learned_over_grpc() {
+    let mesh = Mesh::default().grpc().pod("client", None);
+    let mesh = mesh.service("model", &[(annotation::BATCH, "delay=1ms")]).pod("a", Some("model"));
+    let model = Model::new("rowsum").max_batch(6).takes(Duration::from_millis(20), Duration::ZERO);
+    let _triton = Triton::start_at(mesh.application("a").ip(), &[model]).await;
+    let mesh = mesh.start().await;
+    let through = Client::through(&mesh, "client", "model");
+    let ask = |seed| Ask {
+        model: "rowsum".to_owned(),
+        version: String::new(),
+        request: request(seed, 1, 4),
+        form: Form::Grpc(Contents::Typed),
+        headers: vec![("penstock-batch", "show".to_owned())],
+    };
+    wait_until("Triton has told what its model takes", PATIENCE, async || {
+        through
+            .another()
+            .ask(&ask(0))
+            .await
+            .is_ok_and(|answer| answer.said.is_ok() && answer.rows().is_some())
+    })
+    .await;
+    let clients = (0..16).map(|client| {
+        let mut through = through.another();
+        async move {
+            let mut rows = Vec::new();
+            for nth in 0..8 {
+                let answer = through.ask(&ask(client * 100 + nth)).await.unwrap();
+                // As Triton writes them, whatever the question looked like.
+                assert_eq!(answer.as_bytes.len(), answer.given().outputs.len());
+                rows.push(answer.rows().unwrap());
+            }
+            rows
+        }
+    });
+    let rows: Vec<u64> = futures_util::future::join_all(clients).await.concat();
+    assert_eq!(rows.iter().max(), Some(&6), "{rows:?}");
 }

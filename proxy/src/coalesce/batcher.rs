@@ -23,7 +23,7 @@ use penstock_coalesce::batch::{
 use penstock_inference::oip::{InferResponse, batch as rows_of};
 use penstock_kernels::arena::Frozen;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -117,11 +117,13 @@ pub enum Order {
 pub struct Batcher {
     state: Mutex<State>,
     known: ArcSwapOption<Known>,
-    /// How the server is asked over REST, once a client has: the one way on which it tells what it can.
+    /// How the server is asked over REST, once a client has.
     rest: ArcSwapOption<Way>,
     /// Milliseconds since the epoch from when on the server is asked again.
     learn_at: AtomicU64,
     learning: AtomicBool,
+    /// It has been asked.
+    asked: Notify,
     /// Its outputs turned out to have no rows.
     without_rows: AtomicBool,
     /// Milliseconds since the epoch until when its requests go alone.
@@ -147,6 +149,7 @@ impl Default for Batcher {
             rest: ArcSwapOption::empty(),
             learn_at: AtomicU64::new(0),
             learning: AtomicBool::new(false),
+            asked: Notify::new(),
             without_rows: AtomicBool::new(false),
             apart_until: AtomicU64::new(0),
             load: AtomicU64::new(0),
@@ -191,7 +194,7 @@ impl Batcher {
         way: &Way,
         ask: impl FnOnce() -> Learn,
     ) -> Option<Arc<Known>> {
-        // A server that speaks gRPC on a port of its own tells nothing there.
+        // Over REST where that can be: not every server tells over gRPC all that it tells there.
         if !way.http2 {
             let known = self.rest.load();
             if known.as_ref().is_none_or(|known| !Arc::ptr_eq(&known.cluster, &way.cluster)) {
@@ -206,27 +209,39 @@ impl Batcher {
             tokio::task::spawn_local(async move {
                 let batcher = model.batcher();
                 let before = batcher.known.load_full();
-                let (known, believed) = match learn::ask(&worker, &way, &ask.model, &ask.version).await {
-                    Ok(known) => (known, learn::BELIEVED),
-                    // A server that is asked over gRPC alone, or is not there yet; or one that is too busy to tell, and then
-                    // what it told before is more likely than nothing.
-                    Err(failure) => {
-                        // One that never told anything is not another for telling nothing.
-                        if before.as_deref().is_none_or(|before| *before != Known::default()) {
-                            tracing::info!(model = %model.name, %failure, "the server tells nothing of its model");
+                let believed = match learn::ask(&worker, &way, &ask.model, &ask.version).await {
+                    Ok(known) => {
+                        if before.is_some_and(|before| *before != known) {
                             batcher.changed();
                         }
-                        (before.as_deref().cloned().unwrap_or_default(), learn::FAILED_FOR)
+                        batcher.known.store(Some(Arc::new(known)));
+                        learn::BELIEVED
+                    }
+                    // It is not there yet, or too busy to tell: then what it told before is more likely than nothing, and of
+                    // one that told nothing yet nothing is known.
+                    Err(failure) => {
+                        tracing::info!(model = %model.name, %failure, "the server tells nothing of its model now");
+                        if before.is_some() {
+                            batcher.changed();
+                        }
+                        learn::FAILED_FOR
                     }
                 };
-                if before.is_some_and(|before| *before != known) {
-                    batcher.changed();
-                }
-                batcher.known.store(Some(Arc::new(known)));
                 let again = worker.now() + believed;
                 batcher.learn_at.store(again.as_millis() as u64, Relaxed);
                 batcher.learning.store(false, Relaxed);
+                batcher.asked.notify_waiters();
             });
+        }
+        self.known.load_full()
+    }
+
+    /// The same, once the server that is being asked has told, or has not.
+    pub async fn learned(&self) -> Option<Arc<Known>> {
+        // From here on it would be woken.
+        let asked = self.asked.notified();
+        if self.learning.load(Relaxed) {
+            asked.await;
         }
         self.known.load_full()
     }

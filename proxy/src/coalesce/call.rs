@@ -18,7 +18,6 @@ use penstock_api::Reason;
 use penstock_inference::oip::batch::Joined;
 use penstock_inference::oip::grpc::{self, MODEL_INFER};
 use penstock_inference::oip::{self, InferRequest, InferResponse, Parameter, rest};
-use prost::Message as _;
 
 use super::wire::{self, ModelError};
 use crate::body::RequestBody;
@@ -159,10 +158,15 @@ fn over_grpc((model, version): (&str, &str), request: &Joined) -> Result<Outgoin
     let frames = request
         .grpc_frames(model, version)
         .map_err(|error| Failure::unprocessed(Reason::BadRequest, error.to_string()))?;
+    Ok(called(MODEL_INFER, frames.into()))
+}
+
+/// A unary call over gRPC, of a message in its frame.
+pub fn called(path: &str, parts: VecDeque<Bytes>) -> Outgoing {
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
-    Ok(Outgoing { method: Method::POST, path: MODEL_INFER.to_owned(), headers, parts: frames.into() })
+    Outgoing { method: Method::POST, path: path.to_owned(), headers, parts }
 }
 
 /// An answer, whole.
@@ -319,6 +323,12 @@ pub fn read_rest(
 }
 
 fn read_grpc(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
+    let message: grpc::ModelInferResponse = message(way, answer)?;
+    grpc::decode_response(message).map_err(|error| strange(way, &error.to_string()))
+}
+
+/// The message with which a unary call over gRPC was answered.
+pub fn message<M: prost::Message + Default>(way: &Way, answer: &Answer) -> Result<M, Trouble> {
     let status = |headers: &HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse::<u8>().ok();
     let said = answer.trailers.as_ref().filter(|trailers| status(trailers).is_some());
     let said = said.unwrap_or(&answer.headers);
@@ -332,9 +342,7 @@ fn read_grpc(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
         None => return Err(strange(way, &format!("status {} and no grpc-status", answer.status))),
     }
     let message = wire::unframed(&answer.body).ok_or_else(|| strange(way, "no whole message"))?;
-    let message =
-        grpc::ModelInferResponse::decode(message).map_err(|error| strange(way, &error.to_string()))?;
-    grpc::decode_response(message).map_err(|error| strange(way, &error.to_string()))
+    M::decode(message).map_err(|error| strange(way, &error.to_string()))
 }
 
 fn strange(way: &Way, what: &str) -> Trouble {

@@ -269,8 +269,8 @@ pub async fn serve(
         .zip(known.as_ref())
         .and_then(|(rules, known)| model.batcher().limits(rules, known, worker.now()));
     let coalesced = port.coalesce.as_ref().filter(|_| wish.coalesced);
-    // How tensors are to be written in an answer over gRPC depends on the server.
-    let shares = (limits.is_some() || coalesced.is_some()) && (known.is_some() || form == Form::Rest);
+    // Whether it takes binary tensors, and how an answer over gRPC is written, depends on the server.
+    let shares = (limits.is_some() || coalesced.is_some()) && known.is_some();
     let (limits, coalesced) = (limits.filter(|_| shares), coalesced.filter(|_| shares));
     if !shares && !prepares {
         return Ok(None);
@@ -291,6 +291,11 @@ pub async fn serve(
     if !shares && pipelines.is_empty() {
         return Ok(None);
     }
+    // Tensors that are made here have no form of the client's in which the server could be asked.
+    let known = match known {
+        None if is_known && !pipelines.is_empty() => model.batcher().learned().await,
+        known => known,
+    };
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
     }

@@ -21,6 +21,10 @@ pub use pb::grpc_inference_service_client::GrpcInferenceServiceClient as Client;
 pub use pb::grpc_inference_service_server::{
     GrpcInferenceService as Service, GrpcInferenceServiceServer as Server,
 };
+pub use pb::{
+    ModelConfigRequest, ModelConfigResponse, ModelMetadataRequest, ModelMetadataResponse,
+    RepositoryIndexRequest, RepositoryIndexResponse, ServerMetadataRequest, ServerMetadataResponse,
+};
 pub use pb::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 pub use pb::{
     SystemSharedMemoryRegisterRequest, SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest,
@@ -35,6 +39,14 @@ use pb::{InferParameter, InferTensorContents};
 
 /// The path of the one inference call that has one answer.
 pub const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+/// What the server is.
+pub const SERVER_METADATA: &str = "/inference.GRPCInferenceService/ServerMetadata";
+/// What a model takes and gives.
+pub const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
+/// How a model is configured (Triton).
+pub const MODEL_CONFIG: &str = "/inference.GRPCInferenceService/ModelConfig";
+/// Which models and versions there are, and in which states (Triton, MLServer).
+pub const REPOSITORY_INDEX: &str = "/inference.GRPCInferenceService/RepositoryIndex";
 
 /// How a message carries tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +169,27 @@ impl From<ModelMetadata> for pb::ModelMetadataResponse {
             inputs: tensors(model.inputs),
             outputs: tensors(model.outputs),
         }
+    }
+}
+
+impl TryFrom<pb::ModelMetadataResponse> for ModelMetadata {
+    type Error = Problem;
+
+    fn try_from(model: pb::ModelMetadataResponse) -> Result<Self, Problem> {
+        let tensors = |list: Vec<pb::model_metadata_response::TensorMetadata>| {
+            let read = list.into_iter().map(|tensor| {
+                let datatype = tensor.datatype.parse()?;
+                Ok(TensorMetadata { name: tensor.name, datatype, shape: tensor.shape })
+            });
+            read.collect::<Result<Vec<_>, Problem>>()
+        };
+        Ok(Self {
+            name: model.name,
+            versions: model.versions,
+            platform: model.platform,
+            inputs: tensors(model.inputs)?,
+            outputs: tensors(model.outputs)?,
+        })
     }
 }
 
