@@ -95,7 +95,7 @@ soak: tools ## an hour of changes in four minutes, then 100,000 photographs: cer
 
 .PHONY: bench
 bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README.md)
-	$(CARGO) build $(LOCKED) --release -p penstock-proxy -p penstock-benches
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
 	"$(TARGET)/release/penstock-bench" proxy $(ARGS)
 
 .PHONY: bench-control

@@ -37,6 +37,11 @@ pub(crate) enum Shape {
     Mesh,
     /// One proxy that does not look at bytes, plaintext on both sides.
     Bytes,
+    /// The same two proxies as in `Mesh`, each in a network namespace whose rules bring it connections that were going to
+    /// somebody else.
+    Redirected,
+    /// One proxy that gets certificate and configuration from control; no requests.
+    Start,
 }
 
 /// One case.
@@ -78,7 +83,7 @@ const POST: Case = Case {
 };
 
 /// All cases, in the order in which they are run.
-pub(crate) const CASES: [Case; 13] = [
+pub(crate) const CASES: [Case; 15] = [
     SMALL,
     Case {
         name: "h2-small",
@@ -103,6 +108,12 @@ pub(crate) const CASES: [Case; 13] = [
         name: "mesh-mtls",
         says: "h1-small over two proxies, mutual TLS between them",
         shape: Shape::Mesh,
+        ..SMALL
+    },
+    Case {
+        name: "redirected",
+        says: "mesh-mtls between two network namespaces with real nftables rules, beside mesh-mtls as it is",
+        shape: Shape::Redirected,
         ..SMALL
     },
     POST,
@@ -150,7 +161,18 @@ pub(crate) const CASES: [Case; 13] = [
         main: Metric::Rss,
         ..SMALL
     },
+    Case {
+        name: "start",
+        says: "from the start of the process to ready: certificate and first configuration from control, beside it",
+        shape: Shape::Start,
+        connections: 0,
+        main: Metric::Ready,
+        ..SMALL
+    },
 ];
+
+/// Starts of a process are short, and each is another draw of the scheduler's lots.
+const STARTS: usize = 20;
 
 impl Case {
     /// Nothing is sent but one request.
@@ -158,9 +180,19 @@ impl Case {
         self.connections == 0
     }
 
-    /// Whom ratios refer to: of those that do not look at bytes, the one that is known for splicing them.
+    /// How many runs of each subject, where so many are asked for.
+    pub(crate) fn runs(&self, asked: usize) -> usize {
+        if self.shape == Shape::Start { asked.max(STARTS) } else { asked }
+    }
+
+    /// Whom ratios refer to: of those that do not look at bytes, the one that is known for splicing them; of redirection,
+    /// ourselves without it.
     pub(crate) fn baseline(&self) -> Subject {
-        if self.shape == Shape::Bytes { Subject::Haproxy } else { BASELINE }
+        match self.shape {
+            Shape::Bytes => Subject::Haproxy,
+            Shape::Redirected => Subject::Loopback,
+            _ => BASELINE,
+        }
     }
 
     /// Whether the proxy's core is meant to be full.
@@ -170,12 +202,18 @@ impl Case {
 
     /// The metrics of its rows, in the order of the table.
     pub(crate) fn metrics(&self) -> Vec<Metric> {
+        if self.shape == Shape::Start {
+            return vec![Metric::Ready, Metric::Rss];
+        }
         if self.at_rest() {
             return vec![Metric::Rss];
         }
         let mut metrics = vec![Metric::Rps, Metric::P50, Metric::P99, Metric::P999, Metric::CpuPer1k];
         if self.body > 0 {
             metrics.extend([Metric::MbPerS, Metric::CpuPerGb]);
+        }
+        if self.shape == Shape::Redirected {
+            metrics.push(Metric::MachinePer1k);
         }
         metrics.extend([Metric::Rss, Metric::RssPeak]);
         metrics
@@ -190,10 +228,14 @@ pub(crate) enum Metric {
     P99,
     P999,
     CpuPer1k,
+    /// All that the two cores did. What the kernel does for packets between machines it charges to whomever it
+    /// interrupts, or to a thread of its own.
+    MachinePer1k,
     MbPerS,
     CpuPerGb,
     Rss,
     RssPeak,
+    Ready,
 }
 
 impl Metric {
@@ -205,10 +247,12 @@ impl Metric {
             Self::P99 => "p99_us",
             Self::P999 => "p999_us",
             Self::CpuPer1k => "cpu_s_per_1k",
+            Self::MachinePer1k => "machine_s_per_1k",
             Self::MbPerS => "mb_per_s",
             Self::CpuPerGb => "cpu_s_per_gb",
             Self::Rss => "rss",
             Self::RssPeak => "rss_peak",
+            Self::Ready => "ready_ms",
         }
     }
 
@@ -222,16 +266,17 @@ impl Metric {
         match self {
             Self::Rps => "requests/s",
             Self::P50 | Self::P99 | Self::P999 => "us",
-            Self::CpuPer1k => "s/1000 requests",
+            Self::CpuPer1k | Self::MachinePer1k => "s/1000 requests",
             Self::MbPerS => "MB/s",
             Self::CpuPerGb => "s/GB",
             Self::Rss | Self::RssPeak => "MiB",
+            Self::Ready => "ms",
         }
     }
 
     /// Whether it is about the proxy's processes, which a run without a proxy doesn't have.
     pub(crate) fn of_proxy(self) -> bool {
-        matches!(self, Self::CpuPer1k | Self::CpuPerGb | Self::Rss | Self::RssPeak)
+        matches!(self, Self::CpuPer1k | Self::CpuPerGb | Self::Rss | Self::RssPeak | Self::Ready)
     }
 
     /// Its value in one run. GB and MB are powers of ten, MiB is not.
@@ -242,10 +287,12 @@ impl Metric {
             Self::P99 => run.p99_us,
             Self::P999 => run.p999_us,
             Self::CpuPer1k => run.cpu_s / run.requests as f64 * 1e3,
+            Self::MachinePer1k => run.cores_busy_s / run.requests as f64 * 1e3,
             Self::MbPerS => run.bytes as f64 / run.seconds / 1e6,
             Self::CpuPerGb => run.cpu_s / run.bytes as f64 * 1e9,
             Self::Rss => run.rss,
             Self::RssPeak => run.rss_peak,
+            Self::Ready => run.ready_ms,
         }
     }
 }
@@ -258,6 +305,8 @@ mod tests {
     fn a_case_measures_what_decides_about_it() {
         for case in CASES {
             assert!(case.metrics().contains(&case.main), "{}", case.name);
+            let (one, many) = (case.runs(1), case.runs(50));
+            assert!(many == 50 && one == if case.name == "start" { STARTS } else { 1 }, "{}", case.name);
         }
     }
 

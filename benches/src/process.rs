@@ -34,10 +34,27 @@ pub(crate) fn spawn(
     dir: &Path,
     piped: bool,
 ) -> Result<Process> {
+    spawn_as(None, core, name, program, args, dir, piped)
+}
+
+/// The same, as another user.
+pub(crate) fn spawn_as(
+    user: Option<u32>,
+    core: Option<usize>,
+    name: &str,
+    program: &Path,
+    args: &[OsString],
+    dir: &Path,
+    piped: bool,
+) -> Result<Process> {
     let log = dir.join(format!("{name}.log"));
     let said = File::create(&log).with_context(|| format!("{}", log.display()))?;
     let printed = if piped { Stdio::piped() } else { said.try_clone()?.into() };
     let mut command = Command::new("setpriv");
+    if let Some(user) = user.map(|user| user.to_string()) {
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+    }
+    // Last, since changing the user forgets it.
     command.args(["--pdeathsig", "TERM", "--"]);
     if let Some(core) = core {
         command.args(["taskset", "-c"]).arg(core.to_string());

@@ -184,19 +184,21 @@ fn heading(metric: Metric) -> &'static str {
         Metric::P99 => "p99 us",
         Metric::P999 => "p99.9 us",
         Metric::CpuPer1k => "CPU ms/1k",
+        Metric::MachinePer1k => "machine ms/1k",
         Metric::MbPerS => "MB/s",
         Metric::CpuPerGb => "CPU s/GB",
         Metric::Rss => "RSS MiB",
         Metric::RssPeak => "peak MiB",
+        Metric::Ready => "ready ms",
     }
 }
 
 fn figure(metric: Metric, value: f64) -> String {
     match metric {
         Metric::Rps | Metric::P50 | Metric::P99 | Metric::P999 | Metric::MbPerS => format!("{value:.0}"),
-        Metric::CpuPer1k => format!("{:.1}", value * 1e3),
+        Metric::CpuPer1k | Metric::MachinePer1k => format!("{:.1}", value * 1e3),
         Metric::CpuPerGb => format!("{value:.2}"),
-        Metric::Rss | Metric::RssPeak => format!("{value:.1}"),
+        Metric::Rss | Metric::RssPeak | Metric::Ready => format!("{value:.1}"),
     }
 }
 

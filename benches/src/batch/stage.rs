@@ -164,7 +164,7 @@ impl Stage {
                 };
                 let plain = PROXY_CASES.first().context("the proxy bed's plain case")?;
                 let upstream = Addresses { h1: self.at, h2: self.at };
-                let running = Proxy::Envoy.start(plain, &programs, upstream, &dir, PROXY_CORE)?;
+                let running = Proxy::Envoy.start(plain, &programs, upstream, &dir, PROXY_CORE, None)?;
                 self.front = running.front;
                 self.proxies = running.processes;
             }

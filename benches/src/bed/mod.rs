@@ -5,6 +5,8 @@
 //! more, so that the rows of a case always come from one round. A subject that fails has an `error` instead of
 //! figures; the bed goes on.
 
+pub(crate) mod hosts;
+mod start;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,9 @@ use crate::report::{self, Row, Summary};
 use crate::subject::{Programs, SUBJECTS, Subject};
 use crate::upstream::Addresses;
 use crate::{certificates, install, usage};
+
+use hosts::{Host, Hosts};
+use start::Start;
 
 /// The core of the proxies.
 pub(crate) const PROXY_CORE: usize = 0;
@@ -81,6 +86,15 @@ struct Bed {
     upstream: Process,
     addresses: Addresses,
     answer: String,
+    redirected: Option<Redirected>,
+    start: Option<Start>,
+}
+
+/// The machines of the case `redirected`, with an upstream of their own.
+struct Redirected {
+    hosts: Hosts,
+    upstream: Process,
+    addresses: Addresses,
 }
 
 /// The runs of each subject in one round of a case, or why there are none.
@@ -98,7 +112,8 @@ pub(crate) async fn run(args: ProxyArgs) -> Result<()> {
     );
     let _lock = alone()?;
 
-    let runs: usize = cases.iter().map(|case| takers(&subjects, case).len() * args.runs).sum();
+    let timed = cases.iter().filter(|case| case.shape != Shape::Start);
+    let runs: usize = timed.map(|case| takers(&subjects, case).len() * args.runs).sum();
     let minutes = runs as f64 * (args.warm_up + args.seconds + AROUND) / 60.0;
     eprintln!("cases: {}; runs: {runs}; about {:.0} min if none is run again", cases.len(), minutes.ceil());
 
@@ -130,6 +145,12 @@ pub(crate) async fn run(args: ProxyArgs) -> Result<()> {
     }
     eprintln!("{} rows in {}", rows.len(), bed.args.out.display());
     bed.upstream.stop().await;
+    if let Some(redirected) = bed.redirected {
+        redirected.upstream.stop().await;
+    }
+    if let Some(start) = bed.start {
+        start.stop().await;
+    }
     Ok(())
 }
 
@@ -148,21 +169,40 @@ impl Bed {
         certificates::make(dir.path())?;
         // Nobody can answer with it who has not asked the upstream.
         let answer = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        let arguments: Vec<OsString> = ["upstream", "--answer", &answer].iter().map(OsString::from).collect();
-        let mut upstream = process::spawn(Some(LOAD_CORE), "upstream", &this, &arguments, dir.path(), true)?;
-        let addresses = serde_json::from_str(&upstream.line().await?).context("the upstream's addresses")?;
-        Ok(Self { args, programs, dir, this, upstream, addresses, answer })
+        let (upstream, addresses) = upstream(&this, &answer, dir.path()).await?;
+        let (redirected, start) = (None, None);
+        Ok(Self { args, programs, dir, this, upstream, addresses, answer, redirected, start })
+    }
+
+    /// What only some cases need is made when the first of them comes.
+    async fn prepare(&mut self, case: &Case) -> Result<()> {
+        if case.shape == Shape::Redirected && self.redirected.is_none() {
+            let hosts = Hosts::new(&self.programs.penstock, self.dir.path())?;
+            let (upstream, addresses) = {
+                let _away = hosts.enter(Host::Server)?;
+                upstream(&self.this, &self.answer, self.dir.path()).await?
+            };
+            self.redirected = Some(Redirected { hosts, upstream, addresses });
+        }
+        if case.shape == Shape::Start && self.start.is_none() {
+            self.start = Some(Start::new(&self.programs.penstock, self.dir.path()).await?);
+        }
+        Ok(())
     }
 
     /// Every subject `--runs` times, interleaved.
     async fn round(&mut self, case: &Case, subjects: &[Subject]) -> Result<Round> {
         let mut round: Round = subjects.iter().map(|subject| (*subject, Ok(Vec::new()))).collect();
-        for turn in 0..self.args.runs {
+        if let Err(error) = self.prepare(case).await {
+            eprintln!("{}: {error:#}", case.name);
+            round.values_mut().for_each(|runs| *runs = Err(format!("{error:#}")));
+        }
+        let of = case.runs(self.args.runs);
+        for turn in 0..of {
             for at in 0..subjects.len() {
                 let subject = subjects[(at + turn) % subjects.len()];
                 let Some(Ok(runs)) = round.get_mut(&subject) else { continue };
-                let label =
-                    format!("{:<16} run {}/{}  {:<9}", case.name, turn + 1, self.args.runs, subject.name());
+                let label = format!("{:<16} run {}/{}  {:<9}", case.name, turn + 1, of, subject.name());
                 self.upstream.check()?;
                 match self.run_twice_at_most(case, subject).await {
                     Ok(run) => {
@@ -180,21 +220,31 @@ impl Bed {
     }
 
     /// A port may be taken between its choice and its use; that must not cost a subject its rows.
-    async fn run_twice_at_most(&self, case: &Case, subject: Subject) -> Result<Measured> {
+    async fn run_twice_at_most(&mut self, case: &Case, subject: Subject) -> Result<Measured> {
         match self.run(case, subject).await {
             Ok(run) => Ok(run),
             Err(_) => self.run(case, subject).await,
         }
     }
 
-    async fn run(&self, case: &Case, subject: Subject) -> Result<Measured> {
-        let mut running = subject.start(case, &self.programs, self.addresses, self.dir.path(), PROXY_CORE)?;
+    async fn run(&mut self, case: &Case, subject: Subject) -> Result<Measured> {
+        if case.shape == Shape::Start {
+            return self.start.as_mut().context("there is no control")?.run(PROXY_CORE).await;
+        }
+        let redirected = self.redirected.as_ref();
+        let redirected =
+            redirected.filter(|_| case.shape == Shape::Redirected && subject == Subject::Penstock);
+        let hosts = redirected.map(|redirected| &redirected.hosts);
+        let addresses = redirected.map_or(self.addresses, |redirected| redirected.addresses);
+        let mut running =
+            subject.start(case, &self.programs, addresses, self.dir.path(), PROXY_CORE, hosts)?;
         let check = verify::Check {
             case,
             subject,
-            upstream: self.addresses,
+            upstream: addresses,
             answer: &self.answer,
             certificates: self.dir.path(),
+            hosts,
         };
         check.run(&mut running).await?;
         let pids: Vec<u32> = running.processes.iter().map(Process::pid).collect();
@@ -204,7 +254,9 @@ impl Bed {
             Measured { rss: memory.now, rss_peak: memory.peak, ..Measured::default() }
         } else {
             let address = running.front.to_string();
-            self.load(case, &address, &pids)
+            let companion = redirected.map_or(&self.upstream, |redirected| &redirected.upstream).pid();
+            let _away = hosts.map(|hosts| hosts.enter(Host::Client)).transpose()?;
+            self.load(case, &address, &pids, companion)
                 .await
                 .with_context(|| running.story("was under load").to_string())?
         };
@@ -213,7 +265,7 @@ impl Bed {
         Ok(run)
     }
 
-    async fn load(&self, case: &Case, address: &str, watch: &[u32]) -> Result<Measured> {
+    async fn load(&self, case: &Case, address: &str, watch: &[u32], companion: u32) -> Result<Measured> {
         let mut args: Vec<OsString> = vec!["load".into()];
         let mut flag = |name: &str, value: String| args.extend([format!("--{name}").into(), value.into()]);
         flag("address", address.to_owned());
@@ -224,7 +276,7 @@ impl Bed {
         flag("rate", case.rate.to_string());
         flag("warm-up", self.args.warm_up.to_string());
         flag("seconds", self.args.seconds.to_string());
-        flag("companion", self.upstream.pid().to_string());
+        flag("companion", companion.to_string());
         if case.shape == Shape::Tls {
             flag("tls", self.dir.path().display().to_string());
         }
@@ -240,6 +292,14 @@ impl Bed {
         }
         Ok(run)
     }
+}
+
+/// An upstream, in the network namespace that this thread is in.
+async fn upstream(this: &Path, answer: &str, dir: &Path) -> Result<(Process, Addresses)> {
+    let arguments: Vec<OsString> = ["upstream", "--answer", answer].iter().map(OsString::from).collect();
+    let mut upstream = process::spawn(Some(LOAD_CORE), "upstream", this, &arguments, dir, true)?;
+    let addresses = serde_json::from_str(&upstream.line().await?).context("the upstream's addresses")?;
+    Ok((upstream, addresses))
 }
 
 /// The named cases, or all.
@@ -364,7 +424,7 @@ fn percent(share: f64) -> String {
 
 /// What the two proxies of a mesh speak decides how the check asks for a certificate.
 fn guarded_protocol(case: &Case, subject: Subject) -> Protocol {
-    if case.shape == Shape::Mesh { subject.between() } else { case.client }
+    if matches!(case.shape, Shape::Mesh | Shape::Redirected) { subject.between() } else { case.client }
 }
 
 #[cfg(test)]

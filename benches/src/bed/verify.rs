@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::guarded_protocol;
+use super::hosts::{Host, Hosts};
 use crate::case::{Case, Shape};
 use crate::certificates;
 use crate::load::{self, Protocol, h1, h2};
@@ -30,6 +31,8 @@ pub(super) struct Check<'a> {
     pub(super) upstream: Addresses,
     pub(super) answer: &'a str,
     pub(super) certificates: &'a Path,
+    /// Where the client and the upstream are, if not here.
+    pub(super) hosts: Option<&'a Hosts>,
 }
 
 impl Check<'_> {
@@ -38,12 +41,16 @@ impl Check<'_> {
         let before = self.seen().await?;
         let tls = match self.case.shape {
             Shape::Tls => Some(self.client(Some("client"), self.case.client)?),
-            Shape::Plain | Shape::Mesh | Shape::Bytes => None,
+            _ => None,
         };
         let deadline = Instant::now() + START;
         let body = loop {
             running.check()?;
-            let why = match ask(running.front, self.case.client, tls.as_ref()).await {
+            let answer = {
+                let _away = self.hosts.map(|hosts| hosts.enter(Host::Client)).transpose()?;
+                ask(running.front, self.case.client, tls.as_ref()).await
+            };
+            let why = match answer {
                 Ok((200, body)) => break body,
                 Ok((status, _)) => format!("it answers with status {status}"),
                 Err(error) => error.to_string(),
@@ -63,6 +70,7 @@ impl Check<'_> {
 
     /// The listener must give a 200 neither in TLS without a certificate nor in plaintext.
     async fn refuses(&self, address: SocketAddr) -> Result<()> {
+        let _away = self.hosts.map(|hosts| hosts.enter(Host::Server)).transpose()?;
         let protocol = guarded_protocol(self.case, self.subject);
         let stranger = self.client(None, protocol)?;
         let name = self.subject.name();
@@ -82,6 +90,7 @@ impl Check<'_> {
 
     /// How many requests the upstream has seen.
     async fn seen(&self) -> Result<u64> {
+        let _away = self.hosts.map(|hosts| hosts.enter(Host::Server)).transpose()?;
         let mut connection = h1::Connection::new(load::connect(self.upstream.h1).await?);
         let request = h1::Request::new("/seen", 0);
         let answer = connection.exchange(&request).await.context("the upstream does not answer")?;

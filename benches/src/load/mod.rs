@@ -127,6 +127,9 @@ pub(crate) struct Measured {
     pub(crate) rss: f64,
     /// Their peaks since they began, MiB.
     pub(crate) rss_peak: f64,
+    /// From the start of the process to ready, where that is what was measured.
+    #[serde(default)]
+    pub(crate) ready_ms: f64,
     /// CPU seconds of this process and its companions.
     pub(crate) load_cpu_s: f64,
     /// CPU seconds that anyone spent on the two cores.
@@ -193,6 +196,7 @@ async fn measure(args: LoadArgs) -> Result<Measured> {
         cpu_s: after.watched - before.watched,
         rss: after.memory.now,
         rss_peak: after.memory.peak,
+        ready_ms: 0.0,
         load_cpu_s: after.load - before.load,
         cores_busy_s: after.cores - before.cores,
     })

@@ -65,7 +65,7 @@ pub(super) fn config(role: &Role<'_>) -> String {
       - lb_endpoints:
         - endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {next}}}}}}}{upstream}
 ",
-        listen = role.listen,
+        listen = role.listen.port(),
         ip = role.next().ip(),
         next = role.next().port(),
         downstream = downstream.unwrap_or_default(),

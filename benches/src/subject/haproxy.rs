@@ -37,7 +37,7 @@ frontend front
 backend next
     server next {}{server}
 ",
-        role.listen,
+        role.listen.port(),
         role.next(),
     )
 }

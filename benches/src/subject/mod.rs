@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use penstock_api::names::{PROXY_UID, port};
 
+use crate::bed::hosts::{Host, Hosts};
 use crate::case::{Case, Shape};
 use crate::load::Protocol;
 use crate::process::{self, Process};
@@ -25,6 +27,8 @@ use crate::upstream::Addresses;
 pub(crate) enum Subject {
     /// Ours.
     Penstock,
+    /// Ours as in `mesh-mtls`, with nothing redirected: what `redirected` is compared with.
+    Loopback,
     /// Envoy, the baseline.
     Envoy,
     /// HAProxy.
@@ -36,8 +40,8 @@ pub(crate) enum Subject {
 }
 
 /// All subjects.
-pub(crate) const SUBJECTS: [Subject; 5] =
-    [Subject::Penstock, Subject::Envoy, Subject::Haproxy, Subject::Nginx, Subject::Direct];
+pub(crate) const SUBJECTS: [Subject; 6] =
+    [Subject::Penstock, Subject::Loopback, Subject::Envoy, Subject::Haproxy, Subject::Nginx, Subject::Direct];
 
 /// The subject that ratios refer to.
 pub(crate) const BASELINE: Subject = Subject::Envoy;
@@ -52,10 +56,13 @@ pub(crate) struct Programs {
 }
 
 /// One proxy process.
+#[derive(Clone, Copy)]
 pub(crate) struct Role<'a> {
     /// `a` or `b`: whose certificate it has.
     name: &'static str,
-    listen: u16,
+    listen: SocketAddr,
+    /// In which network namespace, if not in ours.
+    host: Option<Host>,
     /// Serve TLS 1.3 and require a client certificate, that of this leaf.
     admits: Option<&'static str>,
     /// The HTTP version that its clients speak.
@@ -68,11 +75,12 @@ pub(crate) struct Role<'a> {
 }
 
 /// Where a proxy sends requests.
+#[derive(Clone, Copy)]
 enum Next {
     /// To the upstream, in plaintext.
     Upstream { address: SocketAddr, speak: Protocol },
     /// To the proxy of this leaf, in mutual TLS.
-    Proxy { port: u16, leaf: &'static str },
+    Proxy { address: SocketAddr, leaf: &'static str },
 }
 
 impl Role<'_> {
@@ -88,8 +96,7 @@ impl Role<'_> {
 
     fn next(&self) -> SocketAddr {
         match self.next {
-            Next::Upstream { address, .. } => address,
-            Next::Proxy { port, .. } => (Ipv4Addr::LOCALHOST, port).into(),
+            Next::Upstream { address, .. } | Next::Proxy { address, .. } => address,
         }
     }
 }
@@ -132,6 +139,7 @@ impl Subject {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Penstock => "penstock",
+            Self::Loopback => "loopback",
             Self::Envoy => "envoy",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
@@ -140,9 +148,12 @@ impl Subject {
     }
 
     /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates or to rest. Bytes are
-    /// compared with HAProxy alone, since the others do not splice.
+    /// compared with HAProxy alone, since the others do not splice, and redirection and starts with ourselves.
     pub(crate) fn takes_part(self, case: &Case) -> bool {
         match case.shape {
+            Shape::Start => self == Self::Penstock,
+            Shape::Redirected => matches!(self, Self::Penstock | Self::Loopback),
+            _ if self == Self::Loopback => false,
             Shape::Bytes => matches!(self, Self::Penstock | Self::Haproxy | Self::Direct),
             shape => self != Self::Direct || (shape == Shape::Plain && !case.at_rest()),
         }
@@ -156,6 +167,7 @@ impl Subject {
         upstream: Addresses,
         dir: &Path,
         core: usize,
+        hosts: Option<&Hosts>,
     ) -> Result<Running> {
         let upstream = match case.upstream {
             Protocol::H1 => Next::Upstream { address: upstream.h1, speak: Protocol::H1 },
@@ -164,24 +176,69 @@ impl Subject {
         let (front, inner) = (free_port()?, free_port()?);
         let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let bytes = case.shape == Shape::Bytes;
-        let single =
-            Role { name: "b", listen: front, admits: None, client: case.client, next: upstream, bytes, dir };
+        let single = Role {
+            name: "b",
+            listen: local(front),
+            host: None,
+            admits: None,
+            client: case.client,
+            next: upstream,
+            bytes,
+            dir,
+        };
         if self == Self::Direct {
             return Ok(Running { processes: Vec::new(), front: single.next(), guarded: None });
         }
+        if let (Shape::Redirected, Self::Penstock) = (case.shape, self) {
+            let hosts = hosts.context("the network namespaces are not there")?;
+            return self.start_redirected(single, programs, core, hosts);
+        }
         let (roles, guarded) = match case.shape {
+            Shape::Start => anyhow::bail!("starts are measured by themselves"),
             Shape::Plain | Shape::Bytes => (vec![single], None),
             Shape::Tls => (vec![Role { admits: Some("client"), ..single }], Some(local(front))),
-            Shape::Mesh => {
-                let next = Next::Proxy { port: inner, leaf: "b" };
-                let a =
-                    Role { name: "a", listen: front, admits: None, client: case.client, next, bytes, dir };
-                let b = Role { listen: inner, admits: Some("a"), client: self.between(), ..single };
+            Shape::Mesh | Shape::Redirected => {
+                let next = Next::Proxy { address: local(inner), leaf: "b" };
+                let a = Role { name: "a", next, ..single };
+                let b = Role { listen: local(inner), admits: Some("a"), client: self.between(), ..single };
                 (vec![b, a], Some(local(inner)))
             }
         };
-        let processes = roles.iter().map(|role| self.serve(role, programs, core)).collect::<Result<_>>()?;
+        let processes =
+            roles.iter().map(|role| self.serve(role, programs, core, None)).collect::<Result<_>>()?;
         Ok(Running { processes, front: local(front), guarded })
+    }
+
+    /// A and B of a mesh, each where `penstock-proxy init` sends its pod's connections. The client asks for an address at
+    /// which nobody listens, and so does A: if either's rules did not work, there would be no answer.
+    fn start_redirected(
+        self,
+        single: Role<'_>,
+        programs: &Programs,
+        core: usize,
+        hosts: &Hosts,
+    ) -> Result<Running> {
+        let a = Role {
+            name: "a",
+            listen: (Ipv4Addr::LOCALHOST, port::OUTBOUND).into(),
+            host: Some(Host::Client),
+            next: Next::Proxy { address: Hosts::front(), leaf: "b" },
+            ..single
+        };
+        let b = Role {
+            listen: (Ipv4Addr::UNSPECIFIED, port::INBOUND).into(),
+            host: Some(Host::Server),
+            admits: Some("a"),
+            client: self.between(),
+            ..single
+        };
+        for leaf in ["a.pem", "a.key", "b.pem", "b.key", "ca.pem"] {
+            Hosts::hand_over(&single.dir.join(leaf))?;
+        }
+        let processes =
+            [b, a].iter().map(|role| self.serve(role, programs, core, Some(hosts))).collect::<Result<_>>()?;
+        let guarded = Some((Ipv4Addr::LOCALHOST, port::INBOUND).into());
+        Ok(Running { processes, front: Hosts::front(), guarded })
     }
 
     /// What its two proxies speak in a mesh.
@@ -189,9 +246,15 @@ impl Subject {
         if self == Self::Nginx { Protocol::H1 } else { Protocol::H2 }
     }
 
-    fn serve(self, role: &Role<'_>, programs: &Programs, core: usize) -> Result<Process> {
+    fn serve(
+        self,
+        role: &Role<'_>,
+        programs: &Programs,
+        core: usize,
+        hosts: Option<&Hosts>,
+    ) -> Result<Process> {
         let (program, file, config, args) = match self {
-            Self::Penstock => {
+            Self::Penstock | Self::Loopback => {
                 (&programs.penstock, "penstock.yaml", penstock::config(role), &["run", "--static"][..])
             }
             Self::Envoy => (
@@ -207,7 +270,13 @@ impl Subject {
         let file = role.file(file);
         fs::write(&file, config).with_context(|| format!("{}", file.display()))?;
         let args: Vec<OsString> = args.iter().map(OsString::from).chain([file.into()]).collect();
-        process::spawn(Some(core), &format!("{}-{}", self.name(), role.name), program, &args, role.dir, false)
+        let name = format!("{}-{}", self.name(), role.name);
+        let (Some(hosts), Some(host)) = (hosts, role.host) else {
+            return process::spawn(Some(core), &name, program, &args, role.dir, false);
+        };
+        Hosts::hand_over(&role.file("penstock.yaml"))?;
+        let _away = hosts.enter(host)?;
+        process::spawn_as(Some(PROXY_UID), Some(core), &name, &hosts.proxy, &args, role.dir, false)
     }
 }
 

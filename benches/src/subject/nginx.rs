@@ -12,12 +12,12 @@ pub(super) fn config(role: &Role<'_>) -> String {
     let anchors = role.pem("ca.pem");
     let h2 = if role.client == Protocol::H2 { " http2" } else { "" };
     let listen = match role.admits {
-        None => format!("listen 127.0.0.1:{}{h2};", role.listen),
+        None => format!("listen 127.0.0.1:{}{h2};", role.listen.port()),
         Some(_) => format!(
             "listen 127.0.0.1:{} ssl{h2}; {TLS}
         ssl_certificate {own}; ssl_certificate_key {key};
         ssl_client_certificate {anchors}; ssl_verify_client on;",
-            role.listen
+            role.listen.port()
         ),
     };
     let pass = match role.next {

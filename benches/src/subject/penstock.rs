@@ -26,7 +26,7 @@ pub(super) fn config(role: &Role<'_>) -> String {
         "workers: 1
 access_log: off
 {}listeners:
-  - {{name: front, address: \"127.0.0.1:{}\", protocol: {listens}{admits}, upstream: next}}
+  - {{name: front, address: \"{}\", protocol: {listens}{admits}, upstream: next}}
 upstreams:
   - {{name: next, endpoints: [\"{}\"], protocol: {speak}}}
 ",
