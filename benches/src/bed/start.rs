@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use penstock_api::names::{annotation, port};
+use tokio::time::Instant;
 
 use crate::control;
 use crate::load::{self, Measured, h1};
