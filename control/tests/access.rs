@@ -232,9 +232,22 @@ spec:
     readinessProbe: {httpGet: {port: 8000, path: ready}}
     livenessProbe: {tcpSocket: {port: 8000}}
     startupProbe: {httpGet: {port: nothing, path: /x}}
+  - name: calls
+    readinessProbe: {grpc: {port: 8001, service: live}}
+    livenessProbe: {grpc: {port: 8001}}
 status: {podIP: 10.0.0.1}
 ";
     let snapshot = compiled(&read("pod.yaml", POD));
+    let told = messages(&snapshot);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].starts_with("pod.yaml:10 ") && told[0].contains("an HTTPS probe of port 8443"),
+        "{told:?}"
+    );
+    assert!(
+        told[1].starts_with("pod.yaml:13 ") && told[1].contains("a tcpSocket probe of port 8000"),
+        "{told:?}"
+    );
     let entry = snapshot.get(Kind::Workload, "a/p").unwrap();
     let Payload::Workload(workload) = Payload::decode(Kind::Workload, &entry.any.value).unwrap() else {
         panic!()
@@ -249,6 +262,9 @@ status: {podIP: 10.0.0.1}
             (8080, "/", "10.0.0.1:8080"),
         ]
     );
+    let calls: Vec<_> =
+        workload.grpc_probes.iter().map(|probe| (probe.port, &*probe.service, &*probe.application)).collect();
+    assert_eq!(calls, [(8001, "", "10.0.0.1:8001"), (8001, "live", "10.0.0.1:8001")]);
     assert!(workload.forward_identity);
     assert_eq!(workload.ports.len(), 1, "a port that only a probe knows is nobody else's");
 }
@@ -282,4 +298,110 @@ fn the_example_is_right_and_says_what_its_comments_say() {
     assert!(!decide("demo/sa/client", "POST", "/v2/models/faces/infer", Model::Named("faces")).0);
     assert!(decide("batch-jobs/sa/experiments", "GET", "/v2/health/ready", Model::None).0);
     assert!(!decide("demo/sa/client", "GET", "/v2/repository/index", Model::None).0);
+}
+
+/// What a policy of one Service protects while the Service comes and goes.
+#[test]
+fn a_service_that_is_deleted_or_renamed_takes_no_protection_with_it() {
+    let protects = policy(
+        "  targetRefs: [{kind: Service, name: digits}]\n  action: Allow\n  rules: [{from: [{serviceAccounts: [jobs]}]}]\n",
+    );
+    let (_, pods) = PODS.split_once("---\n").unwrap();
+    let renamed = PODS.replace(
+        "name: digits, namespace: a}\nspec:\n  selector",
+        "name: numbers, namespace: a}\nspec:\n  selector",
+    );
+    assert!(renamed != PODS);
+    let sees = |pods: &str, policy: &str, before: &State| {
+        let mut set = read("pods.yaml", pods);
+        set.objects.extend(read("policy.yaml", policy).objects);
+        compile(&set, before, &trust())
+    };
+    let guarded = [false, true, true, true];
+    let (snapshot, there) = sees(PODS, &protects, &State::default());
+    assert_eq!((open(&snapshot), messages(&snapshot)), (guarded, Vec::new()));
+    for without in [pods, &renamed] {
+        let (snapshot, gone) = sees(without, &protects, &there);
+        assert_eq!(open(&snapshot), guarded);
+        let told = messages(&snapshot);
+        assert!(
+            told.len() == 1
+                && told[0].contains("policy.yaml:7 ")
+                && told[0].contains("no Service a/digits any more"),
+            "{told:?}"
+        );
+        // A pod that comes later and has its labels is protected too.
+        let more = without
+            .replace("name: other, namespace: a,", "name: other, namespace: a, labels: {app: digits},");
+        let more = more.replace(
+            "ports: [{containerPort: 8000}]}]}\nstatus: {podIP: 10.0.0.2}",
+            "ports: [{name: rest, containerPort: 8000}]}]}\nstatus: {podIP: 10.0.0.2}",
+        );
+        let (snapshot, still) = sees(&more, &protects, &gone);
+        assert_eq!(open(&snapshot), [false, true, false, true]);
+        // It ends with the policy, or with one that names something else.
+        let (snapshot, forgotten) = sees(without, "", &still);
+        assert_eq!(open(&snapshot), [true; 4]);
+        let (snapshot, _) = sees(without, &protects, &forgotten);
+        assert_eq!(
+            open(&snapshot),
+            [true; 4],
+            "nothing is known of a Service that no policy named when it was there"
+        );
+        let elsewhere = protects.replace("name: digits}", "name: numbers}");
+        assert_eq!(open(&sees(&renamed, &elsewhere, &gone).0), guarded);
+    }
+}
+
+#[test]
+fn a_port_that_is_reached_past_the_proxy_is_called_without_an_identity_and_a_policy_says_that_it_does_not_hold_there()
+ {
+    let skip = PODS.replace(
+        "tier: gpu}, annotations: {penstock.io/inject: enabled",
+        "tier: gpu}, annotations: {penstock.io/skip-inbound-ports: '9000-9010,7', penstock.io/inject: enabled",
+    );
+    assert!(skip != PODS);
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: both, namespace: a}\nspec:\n  \
+        ports: [{name: rest, port: 80, targetPort: rest}, {name: admin, port: 90, targetPort: admin}]\n---\n\
+        apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+        metadata: {name: both-1, namespace: a, labels: {kubernetes.io/service-name: both}}\naddressType: IPv4\n\
+        ports: [{name: rest, port: 8000}, {name: admin, port: 9000}]\n\
+        endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: digits-0}}]\n";
+    let mut set = read("pods.yaml", &format!("{skip}{service}"));
+    set.objects.extend(read("policy.yaml", &policy("  selector: {matchLabels: {tier: gpu}}\n  action: Deny\n  rules: [{to: [{ports: [9000]}]}]\n")).objects);
+    let snapshot = compiled(&set);
+    let Payload::Endpoints(endpoints) =
+        Payload::decode(Kind::Endpoints, &snapshot.get(Kind::Endpoints, "a/both").unwrap().any.value)
+            .unwrap()
+    else {
+        panic!("no endpoints")
+    };
+    let mut found: Vec<_> = endpoints
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            (endpoint.ports.iter().map(|port| port.port).collect::<Vec<_>>(), endpoint.identity.as_str())
+        })
+        .collect();
+    found.sort();
+    let identity = "spiffe://cluster.local/ns/a/sa/default";
+    assert_eq!(found, [(vec![8000], identity), (vec![9000], "")]);
+    for (port, expected) in [(8000, identity), (9000, ""), (0, identity)] {
+        let entry = snapshot.get(Kind::Address, &format!("10.0.0.1:{port}")).unwrap();
+        let Payload::Address(address) = Payload::decode(Kind::Address, &entry.any.value).unwrap() else {
+            panic!("no address")
+        };
+        let Some(v1::address::Target::Endpoint(endpoint)) = address.target else { panic!("{address:?}") };
+        assert_eq!(endpoint.identity, expected, "{port}");
+    }
+    // The policy names its port in a rule, so nobody can say that it is about that one alone; a Service's port can be told.
+    let named = policy("  targetRefs: [{kind: Service, name: both}]\n  action: Deny\n  rules: [{}]\n");
+    let mut set = read("pods.yaml", &format!("{skip}{service}"));
+    set.objects.extend(read("policy.yaml", &named).objects);
+    let told = messages(&compiled(&set));
+    assert!(
+        told.iter().any(|told| told.contains("port 9000 of Pod a/digits-0 is reached past its proxy")),
+        "{told:?}"
+    );
+    assert!(!told.iter().any(|told| told.contains("port 8000")), "{told:?}");
 }

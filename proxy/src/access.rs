@@ -9,35 +9,61 @@
 //! whose bytes are not looked at are watched by [`revoked`], and end when they are no longer allowed.
 
 mod model;
+mod probe;
 #[cfg(test)]
 mod tests;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Method, Request, uri};
+use http::{HeaderMap, Method, Request};
 use penstock_api::access::{Access, Facts, Http, Named, Why};
-use penstock_api::v1::Protocol;
 use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
-use crate::config::{Rule, Workload};
+use crate::config::{Probes, Rule, Workload};
 use crate::connection::{Connection, To, plaintext_refused};
+use crate::entry::{Arrival, Came, Entry};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
-use crate::headers;
 use crate::telemetry::metric;
 use crate::worker::Worker;
+use crate::{headers, held};
+use probe::Probe;
 
 /// The way to the application for a request. Over a connection that is open for probes only, there is one for these.
 pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Result<&'a Rule, Failure> {
     let To::Probes(workload, index) = &connection.to else { return connection.to.rule() };
     let probes = &workload.probes[*index];
-    if probes.is_one(&request.method, &request.uri, &request.headers) {
+    if probes.kind(&request.method, &request.uri, &request.headers).is_some() {
         return Ok(&probes.port.rule);
     }
     Err(plaintext_refused(&workload.name))
+}
+
+/// What may pass to a port of our own pod as things are now: [`crate::entry`] with the facts of this moment.
+pub fn entry(worker: &Worker, to: &To, probed: bool, came: Came, proven: bool) -> Entry {
+    let snapshot = worker.shared.store.snapshot();
+    let arrival = Arrival {
+        protocol: to.port().map(|port| port.protocol),
+        came,
+        proven,
+        permissive: snapshot.workload.as_ref().is_some_and(|workload| workload.permissive),
+        probed,
+        denies_by_http: snapshot.access.as_ref().is_some_and(|access| access.denies_by_http()),
+    };
+    arrival.entry()
+}
+
+/// Whether some request of this client might be allowed. Others are told nothing of the application's load.
+pub fn may_ask_something(connection: &Connection) -> bool {
+    let To::Application(workload, index) = &connection.to else { return true };
+    let client = connection.client.as_ref().map(|(id, _)| id);
+    let port = workload.ports[*index].port;
+    let entry = entry(&connection.worker, &connection.to, false, Came::Http, client.is_some());
+    let snapshot = connection.worker.shared.store.snapshot();
+    entry == Entry::Requests
+        && snapshot.access.as_ref().is_some_and(|access| access.may_ask_something(client, port))
 }
 
 /// Whether the request may go on.
@@ -46,25 +72,35 @@ pub async fn authorize(
     exchange: &Rc<Exchange>,
     request: &mut Request<RequestBody>,
 ) -> Result<(), Failure> {
-    let To::Application(workload, index) = &connection.to else { return Ok(()) };
+    let (workload, index) = match &connection.to {
+        To::Application(workload, index) => (workload, index),
+        To::Probes(workload, index) => {
+            return only_probe(&workload.probes[*index], &workload.name, request, exchange).await;
+        }
+        _ => {
+            exchange.let_in();
+            return Ok(());
+        }
+    };
     let port = workload.ports[*index].port;
     let access = {
         let snapshot = connection.worker.shared.store.snapshot();
         let Some(access) = &snapshot.access else { return Err(untold(&workload.name)) };
-        if connection.client.is_none() {
-            if is_probe(workload, port, request) {
-                return Ok(());
-            }
-            // The pod may have become strict since the connection was opened.
-            if snapshot.workload.as_ref().is_some_and(|now| !now.permissive) {
-                return Err(plaintext_refused(&workload.name));
-            }
-        }
-        if access.is_open() {
-            return Ok(());
-        }
         Arc::clone(access)
     };
+    if connection.client.is_none() {
+        if let Some(probes) = probed(workload, port, request) {
+            return only_probe(probes, &workload.name, request, exchange).await;
+        }
+        // The pod may have become strict since the connection was opened.
+        if entry(&connection.worker, &connection.to, false, Came::Http, false) == Entry::NotSecured {
+            return Err(plaintext_refused(&workload.name));
+        }
+    }
+    if access.is_open() {
+        exchange.let_in();
+        return Ok(());
+    }
     if access.looks_at_paths() {
         headers::settle_path(request.uri_mut(), path::canonical)?;
     }
@@ -74,6 +110,7 @@ pub async fn authorize(
         let facts = Facts { client, port, http: Some(http(request, &Named::Unknown)) };
         let decision = access.decide(&facts);
         if decision.denied.is_none() && decision.would_deny.is_none() {
+            exchange.let_in();
             return Ok(());
         }
         Box::pin(model::of(request, exchange)).await
@@ -81,7 +118,31 @@ pub async fn authorize(
         Named::No
     };
     let facts = Facts { client, port, http: Some(http(request, &named)) };
-    judge(&access, &facts, exchange, &workload.name)
+    judge(&access, &facts, exchange, &workload.name)?;
+    exchange.let_in();
+    Ok(())
+}
+
+/// A request by whose head the kubelet may have sent it. A call of gRPC's health service names in its message what is asked
+/// for, so that is read too.
+async fn only_probe(
+    probes: &Probes,
+    pod: &str,
+    request: &mut Request<RequestBody>,
+    exchange: &Rc<Exchange>,
+) -> Result<(), Failure> {
+    match probes.kind(request.method(), request.uri(), request.headers()) {
+        Some(Probe::Get) => Ok(()),
+        Some(Probe::Health) => {
+            let body = Box::pin(held::whole(exchange, request.body_mut(), probe::QUESTION)).await;
+            let service = body.as_ref().and_then(|(body, _held)| probe::service(body));
+            match service.is_some_and(|service| probes.grpc.iter().any(|known| **known == *service)) {
+                true => Ok(()),
+                false => Err(plaintext_refused(pod)),
+            }
+        }
+        None => Err(plaintext_refused(pod)),
+    }
 }
 
 fn http<'a, B>(request: &'a Request<B>, named: &'a Named) -> Http<'a> {
@@ -102,15 +163,17 @@ pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) 
     };
     let access = exchange.worker.shared.store.snapshot().access.clone();
     let Some(access) = access else { return Err(untold(&workload.name)) };
-    // What is declared HTTP is judged as such: bytes would get around whatever is asked of a request, and its headers.
-    let (port, protocol) = (of.port, of.protocol);
-    let looked_at = matches!(protocol, Protocol::Http | Protocol::Http1 | Protocol::Http2 | Protocol::Grpc);
-    if looked_at || (protocol == Protocol::Detect && access.denies_by_http()) {
-        let story = format!(
-            "port {port} of {} takes HTTP, and this is none; declare the port opaque (appProtocol: tcp) if it is to take bytes",
-            workload.name
-        );
-        return Err(Failure::unprocessed(Reason::NotAuthorized, story));
+    let port = of.port;
+    match entry(&exchange.worker, to, false, Came::Bytes, client.is_some()) {
+        Entry::Bytes => {}
+        Entry::NotSecured => return Err(plaintext_refused(&workload.name)),
+        _ => {
+            let story = format!(
+                "port {port} of {} takes HTTP, and this is none; declare the port opaque (appProtocol: tcp) if it is to take bytes",
+                workload.name
+            );
+            return Err(Failure::unprocessed(Reason::NotAuthorized, story));
+        }
     }
     judge(&access, &Facts { client, port, http: None }, exchange, &workload.name)
 }
@@ -210,18 +273,7 @@ fn untold(pod: &str) -> Failure {
     Failure::unprocessed(Reason::NoConfig, format!("control has not told {pod} yet who may call it"))
 }
 
-fn is_probe<B>(workload: &Workload, port: u16, request: &Request<B>) -> bool {
+fn probed<'a, B>(workload: &'a Workload, port: u16, request: &Request<B>) -> Option<&'a Probes> {
     let mut of_port = workload.probes.iter().filter(|probes| probes.port.port == port);
-    of_port.any(|probes| probes.is_one(request.method(), request.uri(), request.headers()))
-}
-
-impl crate::config::Probes {
-    /// Whether the kubelet asks so: exactly what the pod declares, with no body, and nothing that it could become.
-    pub fn is_one(&self, method: &Method, uri: &uri::Uri, headers: &HeaderMap) -> bool {
-        let asked = uri.path_and_query().map_or("/", uri::PathAndQuery::as_str);
-        let more = [UPGRADE, CONTENT_LENGTH, TRANSFER_ENCODING];
-        !more.iter().any(|name| headers.contains_key(name))
-            && *method == Method::GET
-            && self.paths.iter().any(|path| **path == *asked)
-    }
+    of_port.find(|probes| probes.kind(request.method(), request.uri(), request.headers()).is_some())
 }

@@ -18,6 +18,7 @@ use crate::age::{self, Age};
 use crate::coalesce::record::{self, Cut, Reader};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
+use crate::headers;
 use crate::kept::Reading;
 use crate::oob::Reports;
 use crate::send::Lease;
@@ -49,6 +50,14 @@ pub enum RequestBroken {
     SentAgain,
 }
 
+/// What every frame of a request meets as it comes in: its bytes count, and its trailers lose what is ours to say.
+pub fn came_in(frame: &mut Frame<Bytes>, exchange: &Exchange) -> Result<(), RequestBroken> {
+    if let Some(trailers) = frame.trailers_mut() {
+        headers::strip_trailers(trailers);
+    }
+    frame.data_ref().map_or(Ok(()), |data| exchange.came_in(data.len()))
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBroken;
@@ -59,11 +68,9 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
         match self.get_mut() {
             Self::Client(body, exchange) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    exchange.came_in(data.len())?;
+                let mut frame = ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(frame)) = &mut frame {
+                    came_in(frame, exchange)?;
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
             }

@@ -60,6 +60,8 @@ pub struct Exchange {
     wants_report: Cell<Option<Format>>,
     /// The response carries a load report.
     reports: Cell<bool>,
+    /// Policies let the client in, so that it may know how loaded the application is.
+    let_in: Cell<bool>,
     place: RefCell<Option<Place>>,
     asked: RefCell<Option<Asked>>,
     details: OnceCell<Box<Details>>,
@@ -111,6 +113,7 @@ impl Exchange {
             complete: Cell::new(false),
             wants_report: Cell::new(None),
             reports: Cell::new(true),
+            let_in: Cell::new(false),
             place: RefCell::new(None),
             asked: RefCell::new(None),
             details: OnceCell::new(),
@@ -173,6 +176,16 @@ impl Exchange {
     /// Says whether the response carries a load report.
     pub fn set_reports(&self, reports: bool) {
         self.reports.set(reports);
+    }
+
+    /// The client may ask this of the application.
+    pub fn let_in(&self) {
+        self.let_in.set(true);
+    }
+
+    /// Whether it may.
+    pub fn is_let_in(&self) -> bool {
+        self.let_in.get()
     }
 
     /// Whether the response carries a load report.

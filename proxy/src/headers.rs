@@ -190,6 +190,12 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
     }
 }
 
+/// The same of trailers: a server that reads them as it reads headers must not take a client's word there either.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    let found = look(trailers);
+    strip_ours(trailers, found);
+}
+
 fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     headers
         .get_all(CONNECTION)

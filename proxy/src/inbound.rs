@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
-use penstock_api::v1::{Direction, Protocol};
+use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId, names};
 use rustls::CommonState;
 use tokio::net::TcpStream;
@@ -23,6 +23,7 @@ use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::{Connection, To, plaintext_refused};
 use crate::detect::{self, Detected};
+use crate::entry::{Came, Entry};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;
@@ -57,12 +58,9 @@ pub async fn connection(
 
 /// Whether the client may be one without a sidecar that waits for the server to speak first.
 fn may_wait(worker: &Worker, original: Option<std::net::SocketAddr>) -> bool {
-    let snapshot = worker.shared.store.snapshot();
-    let permissive = snapshot.workload.as_ref().filter(|workload| workload.permissive);
-    let port = permissive
-        .zip(original)
-        .and_then(|(workload, original)| workload.ports.iter().find(|port| port.port == original.port()));
-    port.is_some_and(|port| is_bytes(port.protocol) || port.protocol == Protocol::Detect)
+    let Some(original) = original else { return false };
+    let to = own_port(worker, Some(original.port()));
+    access::entry(worker, &to, false, Came::Bytes, false) == Entry::Bytes
 }
 
 /// Authenticates the client, and serves what it speaks.
@@ -106,8 +104,8 @@ async fn secured(
         },
         None => own_port(&worker, port),
     };
-    let bytes = wire == Wire::Bytes || to.port().is_some_and(|port| is_bytes(port.protocol));
-    if bytes {
+    let came = if wire == Wire::Bytes { Came::Bytes } else { Came::Http };
+    if came == Came::Bytes || access::entry(&worker, &to, false, came, true) == Entry::Bytes {
         return tcp::inbound(&worker, tls, &to, Some(&client)).await;
     }
     let header = HeaderValue::try_from(client.as_str());
@@ -125,10 +123,6 @@ async fn secured(
         counted,
     });
     serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
-}
-
-fn is_bytes(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::Opaque | Protocol::Tls)
 }
 
 async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<ReadAhead>, Failure> {
@@ -215,24 +209,23 @@ async fn plaintext(
     original: Option<std::net::SocketAddr>,
     spoken: Detected,
 ) {
-    let permissive =
-        worker.shared.store.snapshot().workload.as_ref().is_some_and(|workload| workload.permissive);
+    let (http2, came) = match spoken {
+        Detected::Http1 => (false, Came::Http),
+        Detected::Http2 => (true, Came::Http),
+        Detected::Bytes | Detected::Tls => (false, Came::Bytes),
+    };
     let port = original.map(|address| address.port());
-    let declared = (permissive && listener.is_none()).then(|| own_port(&worker, port));
-    let to = match declared {
-        Some(To::Refusal(failure)) => probes(&worker, port).unwrap_or(To::Refusal(failure)),
-        Some(to) => to,
-        None if listener.is_none() => {
-            probes(&worker, port).unwrap_or_else(|| To::Refusal(plaintext_refused(&worker.shared.node)))
-        }
-        None => To::Refusal(plaintext_refused(&worker.shared.node)),
+    let (to, probes) = match listener {
+        Some(_) => (To::Refusal(plaintext_refused(&worker.shared.node)), None),
+        None => (own_port(&worker, port), probes(&worker, port)),
     };
-    let http2 = match spoken {
-        Detected::Http1 => false,
-        Detected::Http2 => true,
-        Detected::Bytes | Detected::Tls => return tcp::inbound(&worker, stream, &to, None).await,
+    let entry = access::entry(&worker, &to, probes.is_some(), came, false);
+    let to = match (entry, probes) {
+        (Entry::Probes, Some(probes)) => probes,
+        (Entry::NotSecured, _) => To::Refusal(plaintext_refused(&worker.shared.node)),
+        _ => to,
     };
-    if to.port().is_some_and(|port| is_bytes(port.protocol)) {
+    if came == Came::Bytes || entry == Entry::Bytes {
         return tcp::inbound(&worker, stream, &to, None).await;
     }
     let farewell = Some(worker.farewells.add());
@@ -257,6 +250,7 @@ pub async fn request(
 ) -> Result<Response<ResponseBody>, Infallible> {
     if connection.sidecar
         && let Some(model) = probe::asked(request.headers())
+        && access::may_ask_something(&connection)
     {
         return Ok(probe::answer(&connection.worker, model));
     }
@@ -268,7 +262,7 @@ pub async fn request(
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
     exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
     report::stamp(&exchange, response.headers_mut());
-    if connection.sidecar {
+    if connection.sidecar && exchange.is_let_in() {
         report::list_models(&connection.worker, &connection.last_told, response.headers_mut());
     }
     Ok(response)

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::body::{RequestBody, RequestBroken};
+use crate::body::{self, RequestBody, RequestBroken};
 use crate::exchange::Exchange;
 
 /// Has a body kept from now on; `None`: there is none.
@@ -157,14 +157,12 @@ impl Kept {
 
     /// The next frame from the client.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
-        let Poll::Ready(frame) = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx) else {
             self.waker.replace(Some(cx.waker().clone()));
             return Poll::Pending;
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.exchange.came_in(data.len())?;
+        if let Some(Ok(frame)) = &mut frame {
+            body::came_in(frame, &self.exchange)?;
         }
         Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
     }

@@ -18,6 +18,7 @@ pub mod connection;
 pub mod detect;
 pub mod drain;
 pub mod early;
+pub mod entry;
 pub mod exchange;
 pub mod failure;
 pub mod fleet;

@@ -28,6 +28,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
+use crate::access;
 use crate::answer;
 use crate::body::ResponseBody;
 use crate::connection::{Connection, To};
@@ -58,13 +59,15 @@ enum Status {
     Unavailable = 14,
 }
 
-/// Whether the request is for us rather than for the application. Whom the port refuses is refused here too.
+/// Whether the request is for us rather than for the application. Whom the port or a policy refuses whatever he asks is refused
+/// here too: for him it is a request like any other.
 pub fn asked<B>(connection: &Connection, request: &Request<B>) -> bool {
     request.version() == Version::HTTP_2
         && request.uri().path() == PATH
         && request.method() == http::Method::POST
         && answer::is_grpc(request.headers())
         && matches!(connection.to, To::Static(_) | To::Application(..))
+        && access::may_ask_something(connection)
 }
 
 /// Reads the question and begins to answer.

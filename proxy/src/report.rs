@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::age;
 use crate::exchange::Exchange;
-use crate::headers::{ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN, MODELS};
+use crate::headers::{self, ENDPOINT, Found, LOAD_REPORT, LOAD_REPORT_BIN, MODELS};
 use crate::models::Model;
 use crate::worker::Worker;
 
@@ -94,12 +94,19 @@ pub fn list_models(worker: &Worker, last: &LastTold, headers: &mut HeaderMap) {
 }
 
 /// Inbound: puts the report, and our own word that we are leaving, on a response. What the application itself reported
-/// becomes a part of it.
+/// becomes a part of it. Whoever was not let in is told no load: a refusal says only why it is one.
 pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
     let worker = &exchange.worker;
+    if !exchange.is_let_in() {
+        return leaving(worker, headers);
+    }
     if exchange.reports() || headers.contains_key(LOAD_REPORT) || headers.contains_key(LOAD_REPORT_BIN) {
         load_of(exchange).merge(headers, exchange.shows_reports(), &mut worker.scratch());
     }
+    leaving(worker, headers);
+}
+
+fn leaving(worker: &Worker, headers: &mut HeaderMap) {
     if worker.shared.drain.leaving() {
         headers.insert(ENDPOINT, HeaderValue::from_static("draining"));
     }
@@ -107,8 +114,10 @@ pub fn stamp(exchange: &Exchange, headers: &mut HeaderMap) {
 
 /// Inbound: puts the report on a gRPC response's trailers.
 pub fn stamp_trailers(exchange: &Exchange, trailers: &mut HeaderMap) {
+    // The application's own: it says nothing in our name.
+    headers::strip_trailers(trailers);
     note_grpc_status(exchange, trailers);
-    if exchange.reports() && trailers.contains_key("grpc-status") {
+    if exchange.is_let_in() && exchange.reports() && trailers.contains_key("grpc-status") {
         let worker = &exchange.worker;
         let asked = exchange.shows_reports().is_some();
         load_of(exchange).merge_trailers(trailers, asked, &mut worker.scratch());

@@ -6,36 +6,60 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::ServiceName;
 use penstock_api::access::{self, Pattern};
+use penstock_api::names::annotation;
 use penstock_api::resource::Kind;
 use penstock_api::v1::{self, access_policy::Effect};
+use serde::{Deserialize, Serialize};
 
 use super::Unread;
 use super::endpoints::Joined;
 use super::faults::Faults;
 use super::pods::{PodModel, Pods};
 use super::services::Services;
-use super::view::{Of, View};
+use super::view::View;
 use crate::objects::Object;
 use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule};
 use crate::snapshot::Builder;
 
+/// What a Service that a policy names leads to, kept for when it is gone: what was protected must not be open because a
+/// Service was renamed, or deleted before the policy that names it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Protected {
+    spec: Option<ServiceSpec>,
+    /// The pods that its slices led to, with the ports: a Service without a selector has nothing else.
+    pods: BTreeMap<String, BTreeSet<u16>>,
+}
+
+/// The Services that policies name, as `<namespace>/<name>`.
+pub(super) type Memory = BTreeMap<String, Protected>;
+
 /// The pods that a policy is about, each with the ports (none = all).
 type Targets<'a> = BTreeMap<&'a str, BTreeSet<u16>>;
 
+/// What is known of the mesh besides the policies.
+pub(super) struct Mesh<'a, 'o> {
+    pub view: &'a View<'o>,
+    pub pods: &'a Pods<'o>,
+    pub services: &'a Services<'o>,
+    pub joined: &'a Joined,
+    /// What Services led to when they were last there.
+    pub before: &'a Memory,
+}
+
 /// Adds the policies of each pod of the mesh. One without any is told so: that a proxy has not heard of policies must
-/// never mean that there are none.
+/// never mean that there are none. Returns what the Services that are named lead to, or last led to.
 pub(super) fn add(
-    view: &View<'_>,
+    mesh: &Mesh<'_, '_>,
     unread: &[Unread],
-    pods: &Pods<'_>,
-    services: &Services<'_>,
-    joined: &Joined,
     builder: &mut Builder,
     faults: &mut Faults,
-) {
+) -> Memory {
+    let Mesh { view, pods, .. } = mesh;
+    let mut memory = Memory::new();
     let mut of_pods: BTreeMap<&str, v1::Access> = pods
         .iter()
         .filter(|(_, pod)| pod.injected)
@@ -49,7 +73,7 @@ pub(super) fn add(
         }
     }
     for (object, policy) in &view.access {
-        let targets = targets(object, policy, pods, services, joined, view, faults);
+        let targets = targets(object, policy, mesh, &mut memory, faults);
         let compiled = compiled(object, policy, faults);
         let mut selects = false;
         let (targets, open) = match targets {
@@ -60,6 +84,13 @@ pub(super) fn add(
         for (pod, ports) in targets {
             let Some(access) = of_pods.get_mut(pod) else { continue };
             selects = true;
+            for port in ports.iter().filter(|port| pods[pod].is_past_proxy(**port)) {
+                let message = format!(
+                    "port {port} of Pod {pod} is reached past its proxy ({}), so nothing is enforced there",
+                    annotation::SKIP_INBOUND_PORTS
+                );
+                faults.note(object, "/spec", message);
+            }
             let ports = ports.into_iter().map(u32::from).collect();
             let name = object.id.qualified();
             let policy = match &compiled {
@@ -84,6 +115,7 @@ pub(super) fn add(
     for (name, access) in of_pods {
         builder.add(Kind::Access, name, &access);
     }
+    memory
 }
 
 fn namespace(pod: &str) -> &str {
@@ -111,12 +143,11 @@ fn everything<'a>(object: &Object, pods: &'a Pods<'_>) -> Targets<'a> {
 fn targets<'a>(
     object: &Object,
     policy: &AccessPolicy,
-    pods: &'a Pods<'_>,
-    services: &Services<'_>,
-    joined: &Joined,
-    view: &View<'_>,
+    mesh: &Mesh<'a, '_>,
+    memory: &mut Memory,
     faults: &mut Faults,
 ) -> Option<Targets<'a>> {
+    let pods = mesh.pods;
     let refs = policy.spec.target_refs.as_deref().unwrap_or_default();
     match &policy.spec.selector {
         Some(_) if !refs.is_empty() => {
@@ -141,24 +172,53 @@ fn targets<'a>(
             faults.refuse(object, format!("{pointer}/kind"), message);
             return None;
         }
+        let key = format!("{}/{}", object.id.namespace, target.name);
         let service = ServiceName::new(&object.id.namespace, &target.name).ok();
-        let Some(service) = service.filter(|service| services.contains_key(service)) else {
-            let message = format!(
-                "there is no Service {} in {}, so nothing of it is protected; create it, or select the workloads by label",
-                target.name, object.id.namespace
-            );
-            faults.note(object, format!("{pointer}/name"), message);
-            continue;
+        let service = service.filter(|service| mesh.services.contains_key(service));
+        let protected = match (service, mesh.before.get(&key)) {
+            (Some(service), _) => protected(object, mesh, &service),
+            (None, Some(before)) => {
+                let message = format!(
+                    "there is no Service {key} any more; what it last led to is protected as before. Name a Service that \
+                     exists, or select the workloads by label"
+                );
+                faults.note(object, format!("{pointer}/name"), message);
+                before.clone()
+            }
+            (None, None) => {
+                let message = format!(
+                    "there is no Service {} in {}, so nothing of it is protected; create it, or select the workloads by label",
+                    target.name, object.id.namespace
+                );
+                faults.note(object, format!("{pointer}/name"), message);
+                continue;
+            }
         };
-        for (pod, ports) in everything(object, pods).into_keys().filter_map(|pod| {
-            let mut ports = by_slices(joined, pod, &service);
-            ports.extend(by_selector(view, &pods[pod], &service));
-            (!ports.is_empty()).then_some((pod, ports))
-        }) {
-            targets.entry(pod).or_default().extend(ports);
+        for pod in everything(object, pods).into_keys() {
+            let mut ports = protected.pods.get(pod).cloned().unwrap_or_default();
+            ports.extend(by_selector(protected.spec.as_ref(), &pods[pod]));
+            if !ports.is_empty() {
+                targets.entry(pod).or_default().extend(ports);
+            }
         }
+        memory.insert(key, protected);
     }
     Some(targets)
+}
+
+/// What a Service leads to.
+fn protected(object: &Object, mesh: &Mesh<'_, '_>, service: &ServiceName) -> Protected {
+    let slices =
+        everything(object, mesh.pods).into_keys().map(|pod| (pod, by_slices(mesh.joined, pod, service)));
+    let pods = slices.filter(|(_, ports)| !ports.is_empty()).map(|(pod, ports)| (pod.to_owned(), ports));
+    let mut found =
+        mesh.view.services.iter().filter(|(object, _)| {
+            object.id.namespace == service.namespace() && object.id.name == service.name()
+        });
+    let spec = found.next().and_then(|(_, service)| service.spec.clone());
+    let spec =
+        spec.map(|spec| ServiceSpec { selector: spec.selector, ports: spec.ports, ..ServiceSpec::default() });
+    Protected { spec, pods: pods.collect() }
 }
 
 /// The ports of a pod that a Service's slices lead to.
@@ -170,17 +230,13 @@ fn by_slices(joined: &Joined, pod: &str, service: &ServiceName) -> BTreeSet<u16>
 
 /// The ports of a pod that a Service's selector leads to, whether a slice lists it or not: a pod that is about to go, or not
 /// ready, is protected all the same.
-fn by_selector(view: &View<'_>, pod: &PodModel<'_>, service: &ServiceName) -> BTreeSet<u16> {
-    let found: Option<&Of<'_, k8s_openapi::api::core::v1::Service>> = view
-        .services
-        .iter()
-        .find(|(object, _)| object.id.namespace == service.namespace() && object.id.name == service.name());
-    let Some(spec) = found.and_then(|(_, service)| service.spec.as_ref()) else { return BTreeSet::new() };
+fn by_selector(spec: Option<&ServiceSpec>, pod: &PodModel<'_>) -> BTreeSet<u16> {
+    let Some(spec) = spec else { return BTreeSet::new() };
     let labels = spec.selector.as_ref().filter(|labels| !labels.is_empty() && has_labels(pod, labels));
     if labels.is_none() {
         return BTreeSet::new();
     }
-    let number = |port: &k8s_openapi::api::core::v1::ServicePort| match &port.target_port {
+    let number = |port: &ServicePort| match &port.target_port {
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
         Some(IntOrString::String(name)) => pod.port_of(name),
         None => u16::try_from(port.port).ok(),

@@ -3,6 +3,8 @@
 //! In: the value of an annotation. Out: the message it stands for. Can go wrong: the text doesn't parse; the error
 //! says which word is wrong and what would be right.
 
+use std::ops::RangeInclusive;
+
 use penstock_api::names::annotation;
 use penstock_api::service::is_label;
 use penstock_api::v1::{self, Balance, Sticky, sticky};
@@ -261,6 +263,16 @@ pub fn traffic_split(text: &str) -> Parsed<Vec<(String, u32)>> {
 /// `3306,6379`.
 pub fn ports(text: &str) -> Parsed<Vec<u16>> {
     words(text)?.into_iter().map(port).collect()
+}
+
+/// `9090,7000-7100`, as `penstock-proxy init` takes them.
+pub fn port_ranges(text: &str) -> Parsed<Vec<RangeInclusive<u16>>> {
+    let range = |word: &str| {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        let range = port(first)?..=port(last)?;
+        if range.is_empty() { Err(format!("{word:?} ends before it begins")) } else { Ok(range) }
+    };
+    words(text)?.into_iter().map(range).collect()
 }
 
 /// A port number.
@@ -563,6 +575,11 @@ mod tests {
         assert_eq!(ports("3306, 6379"), Ok(vec![3306, 6379]));
         for bad in ["0", "65536", "http", ""] {
             assert!(ports(bad).is_err(), "{bad}");
+            assert!(port_ranges(bad).is_err(), "{bad}");
+        }
+        assert_eq!(port_ranges("9090, 7000-7100"), Ok(vec![9090..=9090, 7000..=7100]));
+        for bad in ["7100-7000", "1-", "-1", "1-2-3"] {
+            assert!(port_ranges(bad).is_err(), "{bad}");
         }
     }
 }

@@ -120,7 +120,8 @@ fn endpoints(
     opaque: &mut BTreeSet<u32>,
     faults: &mut Faults,
 ) -> v1::Endpoints {
-    let mut found: BTreeMap<(String, IpAddr), v1::Endpoint> = BTreeMap::new();
+    // A pod of which some ports are reached past its proxy is two endpoints: who is there differs.
+    let mut found: BTreeMap<(String, IpAddr, bool), v1::Endpoint> = BTreeMap::new();
     for (object, slice) in slices {
         if slice.address_type == "FQDN" {
             let message = "endpoints named by DNS are not supported and left out; use IPv4 or IPv6 addresses";
@@ -173,26 +174,34 @@ fn endpoints(
                 }
             }
             let Some(draining) = state(endpoint) else { continue };
-            message.ports = ports;
             message.draining = draining;
             message.zone = endpoint.zone.clone().unwrap_or_default();
             if let Some(node) = &endpoint.node_name {
                 message.node.clone_from(node);
             }
-            found
-                .entry((message.name.clone(), ip))
-                .and_modify(|known| {
-                    let more = message
-                        .ports
-                        .iter()
-                        .filter(|port| !known.ports.contains(port))
-                        .copied()
-                        .collect::<Vec<_>>();
-                    known.ports.extend(more);
-                    known.ports.sort_by_key(|port| (port.service_port, port.port));
-                    known.draining &= message.draining;
-                })
-                .or_insert(message);
+            let pod = pods.get(&message.name);
+            let is_past = |port: &v1::PortTarget| {
+                pod.is_some_and(|pod| u16::try_from(port.port).is_ok_and(|port| pod.is_past_proxy(port)))
+            };
+            let (past, through): (Vec<_>, Vec<_>) = ports.into_iter().partition(is_past);
+            for ports in [through, past] {
+                let Some(first) = ports.first() else { continue };
+                let number = u16::try_from(first.port).unwrap_or_default();
+                let of_port = pod.map(|pod| pod.endpoint_at(&message.name, ip, number));
+                let of_port = of_port.unwrap_or_else(|| message.clone());
+                let message = v1::Endpoint {
+                    ports: Vec::new(),
+                    identity: of_port.identity,
+                    inbound_port: of_port.inbound_port,
+                    ..message.clone()
+                };
+                let known = found.entry((message.name.clone(), ip, is_past(first)));
+                let known = known.or_insert_with(|| v1::Endpoint { draining: true, ..message.clone() });
+                known.ports.extend(ports);
+                known.ports.sort_by_key(|port| (port.service_port, port.port));
+                known.ports.dedup();
+                known.draining &= message.draining;
+            }
         }
     }
     v1::Endpoints { endpoints: found.into_values().collect() }

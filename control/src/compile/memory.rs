@@ -9,8 +9,25 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
-use super::State;
+use super::{Accepted, State, access};
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Kept {
+    /// As [`store`] writes it.
+    Now { accepted: Vec<Accepted>, protected: access::Memory },
+    /// As it was before Services that are gone were kept.
+    Before(Vec<Accepted>),
+}
+
+#[derive(Serialize)]
+struct Keeping<'a> {
+    accepted: Vec<&'a Accepted>,
+    protected: &'a access::Memory,
+}
 
 /// Reads what an earlier life of control accepted.
 pub(super) fn load(file: &Path) -> State {
@@ -19,10 +36,14 @@ pub(super) fn load(file: &Path) -> State {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return State::default(),
         Err(error) => return forget(file, &error),
     };
-    match serde_json::from_slice::<Vec<super::Accepted>>(&bytes) {
-        Ok(accepted) => {
+    match serde_json::from_slice::<Kept>(&bytes) {
+        Ok(kept) => {
+            let (accepted, protected) = match kept {
+                Kept::Now { accepted, protected } => (accepted, protected),
+                Kept::Before(accepted) => (accepted, access::Memory::new()),
+            };
             let accepted = accepted.into_iter().map(|known| (known.current.id.clone(), known));
-            State { accepted: accepted.collect() }
+            State { accepted: accepted.collect(), protected }
         }
         Err(error) => forget(file, &error),
     }
@@ -38,11 +59,11 @@ fn forget(file: &Path, error: &dyn std::error::Error) -> State {
 
 /// Replaces the file.
 pub(super) fn store(state: &State, file: &Path) -> Result<()> {
-    let accepted: Vec<_> = state.accepted.values().collect();
+    let keeping = Keeping { accepted: state.accepted.values().collect(), protected: &state.protected };
     let draft = file.with_extension("tmp");
     let write = || -> Result<()> {
         let mut out = fs::File::create(&draft)?;
-        out.write_all(&serde_json::to_vec(&accepted)?)?;
+        out.write_all(&serde_json::to_vec(&keeping)?)?;
         out.sync_all()?;
         fs::rename(&draft, file)?;
         Ok(())

@@ -46,6 +46,8 @@ pub struct TrustAnchors {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     accepted: BTreeMap<ObjectId, Accepted>,
+    /// What the Services that access policies name lead to, or led to before they were gone.
+    protected: access::Memory,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,11 +86,11 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     // An object that falls back to its last good version changes what others refer to, so look again until all is
     // settled. What is referred to falls back first: it may be all that was wrong. Every turn replaces something, and
     // nothing twice, so this ends; it takes one turn when nothing is wrong.
-    let (builder, faults) = loop {
-        let (builder, faults) = resources(&in_force, &unread, trust);
+    let (builder, faults, protected) = loop {
+        let (builder, faults, protected) = resources(&in_force, &unread, trust, &previous.protected);
         let fallen = fall_back(&faults, &candidates, previous, &replaced);
         if fallen.is_empty() {
-            break (builder, faults);
+            break (builder, faults, protected);
         }
         for (id, good) in fallen {
             let causes = faults.iter().filter(|fault| fault.refused && fault.object == id);
@@ -118,7 +120,7 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         };
         (id, Accepted { current: candidate.object, good })
     });
-    let state = State { accepted: accepted.collect() };
+    let state = State { accepted: accepted.collect(), protected };
     (builder.build(problems), state)
 }
 
@@ -225,7 +227,8 @@ fn resources(
     in_force: &BTreeMap<ObjectId, Arc<Object>>,
     unread: &[Unread],
     trust: &TrustAnchors,
-) -> (Builder, Vec<Fault>) {
+    before: &access::Memory,
+) -> (Builder, Vec<Fault>, access::Memory) {
     let mut faults = Faults::default();
     let mut builder = Builder::default();
     if !trust.trust_domain.is_empty() {
@@ -240,7 +243,8 @@ fn resources(
     services::add(&services, &mut builder, &mut faults);
     endpoints::add(&joined, &mut builder);
     pods::add(&pods, &services, &joined, &mut builder, &mut faults);
-    access::add(&view, unread, &pods, &services, &joined, &mut builder, &mut faults);
+    let mesh = access::Mesh { view: &view, pods: &pods, services: &services, joined: &joined, before };
+    let protected = access::add(&mesh, unread, &mut builder, &mut faults);
     routes::add(&view, &services, &mut builder, &mut faults);
-    (builder, faults.into_vec())
+    (builder, faults.into_vec(), protected)
 }

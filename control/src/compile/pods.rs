@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::names::annotation;
@@ -33,8 +34,10 @@ pub(super) struct PodModel<'a> {
     pub admission: Option<v1::Admission>,
     /// Its application is told who calls.
     pub forward_identity: bool,
-    /// Its HTTP probes: port, and path with query.
-    probes: BTreeSet<(u16, String)>,
+    /// What the kubelet asks it for.
+    probes: BTreeSet<Probe>,
+    /// Ports that are reached past its proxy.
+    past: Vec<RangeInclusive<u16>>,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -43,6 +46,15 @@ pub(super) struct PodModel<'a> {
     /// TCP ports of the containers, and their names.
     ports: BTreeMap<u16, String>,
     host_network: bool,
+}
+
+/// A probe that a proxy can tell from everything else.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Probe {
+    /// A port, and a path with its query.
+    Get(u16, String),
+    /// A port, and the service that gRPC's health service is asked about.
+    Health(u16, String),
 }
 
 /// All pods by `<namespace>/<name>`; those that have ended are left out.
@@ -73,6 +85,8 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
     })
     .unwrap_or(false);
     let opaque = setting(object, annotation::OPAQUE_PORTS, faults, annotations::ports).unwrap_or_default();
+    let past =
+        setting(object, annotation::SKIP_INBOUND_PORTS, faults, annotations::port_ranges).unwrap_or_default();
     let inbound_port = setting(object, annotation::INBOUND_PORT, faults, annotations::port).unwrap_or(0);
 
     let spec = pod.spec.as_ref();
@@ -99,7 +113,8 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
-    let probes = probes(spec, &ports);
+    let declared = Declared { object, injected, ports: &ports, past: &past };
+    let probes = declared.probes(spec, faults);
     let mut ips: Vec<IpAddr> = Vec::new();
     if let Some(status) = &pod.status {
         let texts = status.pod_ip.iter().chain(status.pod_ips.iter().flatten().map(|ip| &ip.ip));
@@ -119,6 +134,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         admission,
         forward_identity,
         probes,
+        past,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
         ips,
@@ -143,36 +159,105 @@ fn setting<T>(
     }
 }
 
-/// What the kubelet asks the pod for over plain HTTP.
-fn probes(spec: Option<&PodSpec>, ports: &BTreeMap<u16, String>) -> BTreeSet<(u16, String)> {
-    let containers =
-        spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-    let each = containers.flat_map(|container| {
-        [&container.readiness_probe, &container.liveness_probe, &container.startup_probe]
-            .into_iter()
-            .flatten()
-    });
-    let gets = each.filter_map(|probe| probe.http_get.as_ref());
-    let plain = gets.filter(|get| get.scheme.as_deref().unwrap_or("HTTP") == "HTTP");
-    let found = plain.filter_map(|get| {
-        // One that goes elsewhere does not come here.
-        let number = match &get.port {
+/// What matters about a pod for what the kubelet asks it.
+struct Declared<'a> {
+    object: &'a Object,
+    injected: bool,
+    ports: &'a BTreeMap<u16, String>,
+    past: &'a [RangeInclusive<u16>],
+}
+
+impl Declared<'_> {
+    /// What the kubelet asks the pod for in plaintext, as far as its proxy can tell that from everything else. Of the rest it
+    /// is said that it does not work, or says nothing.
+    fn probes(&self, spec: Option<&PodSpec>, faults: &mut Faults) -> BTreeSet<Probe> {
+        let mut found = BTreeSet::new();
+        let containers = spec.into_iter().flat_map(|spec| {
+            let init = spec.init_containers.iter().flatten().enumerate();
+            let init = init.map(|(index, container)| (format!("/spec/initContainers/{index}"), container));
+            let main = spec.containers.iter().enumerate();
+            main.map(|(index, container)| (format!("/spec/containers/{index}"), container)).chain(init)
+        });
+        for (pointer, container) in containers {
+            for (name, probe) in [
+                ("readinessProbe", &container.readiness_probe),
+                ("livenessProbe", &container.liveness_probe),
+                ("startupProbe", &container.startup_probe),
+            ] {
+                let Some(probe) = probe else { continue };
+                match self.probe(probe) {
+                    Ok(probe) => found.extend(probe),
+                    Err(why) if self.injected => {
+                        faults.note(self.object, format!("{pointer}/{name}"), why);
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        found
+    }
+
+    fn probe(&self, probe: &core::Probe) -> Result<Option<Probe>, String> {
+        if let Some(get) = &probe.http_get {
+            let Some(port) = self.redirected(&get.port) else { return Ok(None) };
+            if get.scheme.as_deref().unwrap_or("HTTP") != "HTTP" {
+                return Err(format!(
+                    "an HTTPS probe of port {port} meets the proxy's mutual TLS and fails; probe over plain HTTP, gRPC or exec, \
+                     or let the port past the proxy ({})",
+                    annotation::SKIP_INBOUND_PORTS
+                ));
+            }
+            let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+            let slash = if path.starts_with('/') { "" } else { "/" };
+            return Ok(Some(Probe::Get(port, format!("{slash}{path}"))));
+        }
+        if let Some(grpc) = &probe.grpc {
+            let port = self.redirected(&IntOrString::Int(grpc.port));
+            return Ok(port.map(|port| Probe::Health(port, grpc.service.clone().unwrap_or_default())));
+        }
+        if let Some(tcp) = &probe.tcp_socket
+            && let Some(port) = self.redirected(&tcp.port)
+        {
+            return Err(format!(
+                "a tcpSocket probe of port {port} reaches the proxy, which takes every connection, so it says nothing about the \
+                 application; probe over HTTP, gRPC or exec, or let the port past the proxy ({})",
+                annotation::SKIP_INBOUND_PORTS
+            ));
+        }
+        Ok(None)
+    }
+
+    /// The number of a port that comes by the proxy.
+    fn redirected(&self, port: &IntOrString) -> Option<u16> {
+        let number = match port {
             IntOrString::Int(number) => u16::try_from(*number).ok(),
             IntOrString::String(name) => {
-                ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
+                self.ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
             }
         };
-        let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-        let slash = if path.starts_with('/') { "" } else { "/" };
-        Some((number.filter(|number| *number > 0)?, format!("{slash}{path}")))
-    });
-    found.collect()
+        number.filter(|number| *number > 0 && !self.past.iter().any(|range| range.contains(number)))
+    }
 }
 
 impl PodModel<'_> {
+    /// Whether the port is reached past the pod's proxy, by the pod's own word: `penstock.io/skip-inbound-ports`.
+    pub(super) fn is_past_proxy(&self, port: u16) -> bool {
+        self.past.iter().any(|range| range.contains(&port))
+    }
+
     /// The number of the port that a container calls so.
     pub(super) fn port_of(&self, name: &str) -> Option<u16> {
         self.ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
+    }
+
+    /// The pod as somebody else's proxy reaches a port of it. Where the pod says that the port is none of its proxy's,
+    /// nobody is there who could prove an identity, and it is called as everything outside the mesh is.
+    pub(super) fn endpoint_at(&self, name: &str, ip: IpAddr, port: u16) -> v1::Endpoint {
+        let endpoint = self.endpoint(name, ip);
+        if !self.injected || !self.is_past_proxy(port) {
+            return endpoint;
+        }
+        v1::Endpoint { identity: String::new(), inbound_port: 0, ..endpoint }
     }
 
     /// The pod as somebody else's proxy reaches it.
@@ -256,7 +341,7 @@ pub(super) fn add(
                     continue;
                 }
                 taken.insert(address, name);
-                let mut endpoint = pod.endpoint(name, ip);
+                let mut endpoint = pod.endpoint_at(name, ip, number);
                 endpoint.ports = vec![v1::PortTarget { service_port: number.into(), port: number.into() }];
                 let target = Some(v1::address::Target::Endpoint(endpoint));
                 let message = v1::Address { target, port: number.into(), protocol: protocol.into() };
@@ -275,12 +360,18 @@ pub(super) fn add(
             }
         }
         if pod.injected {
-            let probes = pod.probes.iter().map(|(port, path)| v1::Probe {
-                port: (*port).into(),
-                path: path.clone(),
-                application: SocketAddr::new(ip, *port).to_string(),
-            });
-            let probes = probes.collect();
+            let (mut probes, mut grpc_probes) = (Vec::new(), Vec::new());
+            for probe in &pod.probes {
+                let (Probe::Get(port, text) | Probe::Health(port, text)) = probe;
+                let application = SocketAddr::new(ip, *port).to_string();
+                let (port, text) = (u32::from(*port), text.clone());
+                match probe {
+                    Probe::Get(..) => probes.push(v1::Probe { port, path: text, application }),
+                    Probe::Health(..) => {
+                        grpc_probes.push(v1::GrpcProbe { port, service: text, application });
+                    }
+                }
+            }
             let message = v1::Workload {
                 namespace: pod.object.id.namespace.clone(),
                 name: pod.object.id.name.clone(),
@@ -289,6 +380,7 @@ pub(super) fn add(
                 permissive: pod.permissive,
                 admission: pod.admission,
                 probes,
+                grpc_probes,
                 forward_identity: pod.forward_identity,
             };
             builder.add(Kind::Workload, name.as_str(), &message);

@@ -16,11 +16,17 @@ fn workload() -> Workload {
         path: path.into(),
         application: format!("127.0.0.1:{port}"),
     };
+    let grpc = |port: u32, service: &str| v1::GrpcProbe {
+        port,
+        service: service.into(),
+        application: format!("127.0.0.1:{port}"),
+    };
     let message = v1::Workload {
         namespace: "a".into(),
         name: "p".into(),
         ports: vec![port(8000)],
         probes: vec![probe(8000, "/ready"), probe(8000, "/live?full=1"), probe(9000, "/")],
+        grpc_probes: vec![grpc(9001, "live")],
         ..v1::Workload::default()
     };
     compile::workload(&message).unwrap()
@@ -30,7 +36,7 @@ fn workload() -> Workload {
 fn a_probe_is_exactly_what_the_pod_declares() {
     let workload = workload();
     let ports: Vec<_> = workload.probes.iter().map(|probes| probes.port.port).collect();
-    assert_eq!(ports, [8000, 9000]);
+    assert_eq!(ports, [8000, 9000, 9001]);
     let table = [
         (8000, "GET", "/ready", true),
         (8000, "GET", "/live?full=1", true),
@@ -50,7 +56,32 @@ fn a_probe_is_exactly_what_the_pod_declares() {
     ];
     for (port, method, uri, expected) in table {
         let request = Request::builder().method(method).uri(uri).body(()).unwrap();
-        assert_eq!(is_probe(&workload, port, &request), expected, "{port} {method} {uri}");
+        assert_eq!(probed(&workload, port, &request).is_some(), expected, "{port} {method} {uri}");
+    }
+    for (more, expected) in [
+        (("x-any", "1"), true),
+        (("upgrade", "websocket"), false),
+        (("content-length", "0"), false),
+        (("transfer-encoding", "chunked"), false),
+    ] {
+        let request = Request::builder().uri("/ready").header(more.0, more.1).body(()).unwrap();
+        assert_eq!(probed(&workload, 8000, &request).is_some(), expected, "{more:?}");
+    }
+    let health = "/grpc.health.v1.Health/Check";
+    for (port, method, path, content_type, expected) in [
+        (9001, "POST", health, "application/grpc", true),
+        (9001, "POST", health, "application/json", false),
+        (9001, "GET", health, "application/grpc", false),
+        (9001, "POST", "/grpc.health.v1.Health/Watch", "application/grpc", false),
+        (8000, "POST", health, "application/grpc", false),
+    ] {
+        let request = Request::builder().method(method).uri(path).header("content-type", content_type);
+        let request = request.body(()).unwrap();
+        assert_eq!(
+            probed(&workload, port, &request).is_some(),
+            expected,
+            "{port} {method} {path} {content_type}"
+        );
     }
 }
 

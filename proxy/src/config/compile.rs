@@ -394,40 +394,55 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
     let admission = from
         .admission
         .map(|from| Admission { limit: (from.limit > 0).then_some(from.limit), queue: from.queue as usize });
+    let gets = from.probes.iter().map(|probe| (probe.port, &probe.application, Some(&probe.path), None));
+    let calls =
+        from.grpc_probes.iter().map(|probe| (probe.port, &probe.application, None, Some(&probe.service)));
     let mut probes: Vec<Probes> = Vec::new();
-    for probe in &from.probes {
-        let number = port(probe.port)?;
-        let path = probe.path.as_str().into();
-        if let Some(known) = probes.iter_mut().find(|probes| probes.port.port == number) {
-            known.paths.push(path);
-            continue;
-        }
-        let declared = ports.iter().find(|port| port.port == number);
-        let cluster = match declared {
-            Some(port) => Arc::clone(&port.cluster),
+    for (number, application, path, service) in gets.chain(calls) {
+        let number = port(number)?;
+        let at = match probes.iter().position(|probes| probes.port.port == number) {
+            Some(at) => at,
             None => {
-                let application = probe.application.parse().map_err(|_| {
-                    format!("a probe of {name}: {:?} is not an address of the application", probe.application)
-                })?;
-                let service =
-                    ServiceName::new(&from.namespace, "probes").map_err(|error| error.to_string())?;
-                application_cluster(service, number, Protocol::Detect, &name, application)
+                probes.push(probed(&name, from, number, &ports, application)?);
+                probes.len() - 1
             }
         };
-        let rule = passing("application", &cluster);
-        let port = WorkloadPort {
-            port: number,
-            protocol: Protocol::Http1,
-            cluster,
-            rule,
-            batch: None,
-            coalesce: None,
-            pipelines: Vec::new(),
-        };
-        probes.push(Probes { port, paths: vec![path] });
+        probes[at].paths.extend(path.map(|path| path.as_str().into()));
+        probes[at].grpc.extend(service.map(|service| service.as_str().into()));
     }
     let forward_identity = from.forward_identity;
     Ok(Workload { name, ports, permissive: from.permissive, admission, probes, forward_identity })
+}
+
+/// A port that the kubelet asks for something, which need not be one that the pod declares.
+fn probed(
+    name: &Arc<str>,
+    from: &v1::Workload,
+    number: u16,
+    ports: &[WorkloadPort],
+    application: &str,
+) -> Result<Probes, String> {
+    let cluster = match ports.iter().find(|port| port.port == number) {
+        Some(port) => Arc::clone(&port.cluster),
+        None => {
+            let application = application.parse().map_err(|_| {
+                format!("a probe of {name}: {application:?} is not an address of the application")
+            })?;
+            let service = ServiceName::new(&from.namespace, "probes").map_err(|error| error.to_string())?;
+            application_cluster(service, number, Protocol::Detect, name, application)
+        }
+    };
+    let rule = passing("application", &cluster);
+    let port = WorkloadPort {
+        port: number,
+        protocol: Protocol::Http,
+        cluster,
+        rule,
+        batch: None,
+        coalesce: None,
+        pipelines: Vec::new(),
+    };
+    Ok(Probes { port, paths: Vec::new(), grpc: Vec::new() })
 }
 
 fn batch(from: &v1::Batch) -> Batch {

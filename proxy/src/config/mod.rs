@@ -450,6 +450,8 @@ pub struct Probes {
     pub port: WorkloadPort,
     /// The paths, with their queries.
     pub paths: Vec<Box<str>>,
+    /// The services that gRPC's health service is asked about there.
+    pub grpc: Vec<Box<str>>,
 }
 
 /// How many requests of one model the application gets at once, and how many wait for it.

@@ -234,6 +234,19 @@ impl Access {
         &self.policies
     }
 
+    /// Whether anything that the client may ask over the port is allowed, as far as that can be told before it asks. Who is
+    /// denied whatever he asks learns nothing, not even how busy the application is.
+    pub fn may_ask_something(&self, client: Option<&SpiffeId>, port: u16) -> bool {
+        let mut about = self.policies.iter().filter(|policy| !policy.audit && policy.is_about(port));
+        let always = |rule: &Rule| rule.is_from(client) >= Match::Maybe && rule.whatever_is_asked(port);
+        if about.clone().any(|policy| policy.denies && policy.rules.iter().any(always)) {
+            return false;
+        }
+        let sometimes = |rule: &Rule| rule.is_from(client) == Match::Yes && rule.is_to_port(port);
+        about.clone().all(|policy| policy.denies)
+            || about.any(|policy| !policy.denies && policy.rules.iter().any(sometimes))
+    }
+
     /// Decides.
     pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {
         let about = || self.policies.iter().filter(|policy| policy.is_about(facts.port));
@@ -274,8 +287,22 @@ impl Policy {
 }
 
 impl Rule {
+    fn is_from(&self, client: Option<&SpiffeId>) -> Match {
+        surest(&self.from, |from| from.matches(client))
+    }
+
+    fn is_to_port(&self, port: u16) -> bool {
+        self.to.is_empty() || self.to.iter().any(|to| to.is_port(port))
+    }
+
+    /// It matches everything over the port.
+    fn whatever_is_asked(&self, port: u16) -> bool {
+        let to = |to: &To| to.is_port(port) && !to.asks_of_http();
+        self.headers.is_empty() && (self.to.is_empty() || self.to.iter().any(to))
+    }
+
     fn matches(&self, facts: &Facts<'_>) -> Match {
-        let from = surest(&self.from, |from| from.matches(facts.client));
+        let from = self.is_from(facts.client);
         if from == Match::No {
             return from;
         }
@@ -308,10 +335,12 @@ impl To {
         [&self.methods, &self.paths, &self.grpc, &self.models].iter().any(|list| list.is_said())
     }
 
+    fn is_port(&self, port: u16) -> bool {
+        (self.ports.is_empty() || self.ports.contains(&port)) && !self.not_ports.contains(&port)
+    }
+
     fn matches(&self, facts: &Facts<'_>) -> Match {
-        let port = (self.ports.is_empty() || self.ports.contains(&facts.port))
-            && !self.not_ports.contains(&facts.port);
-        if !port {
+        if !self.is_port(facts.port) {
             return Match::No;
         }
         let Some(http) = facts.http else {
@@ -326,6 +355,10 @@ impl To {
             true => Cow::Owned(http.method.to_ascii_uppercase()),
             false => Cow::Borrowed(http.method),
         };
+        // CONNECT has no path (RFC 9110, 9.3.6), and what will be said over it is not known.
+        if http.path.is_empty() && [&self.paths, &self.grpc, &self.models].iter().any(|list| list.is_said()) {
+            return if self.methods.holds(is(&method)) { Match::Maybe } else { Match::No };
+        }
         if !(self.methods.holds(is(&method))
             && self.paths.holds(is(http.path))
             && self.grpc.holds(is(http.path)))

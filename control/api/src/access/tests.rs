@@ -388,3 +388,63 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whoever_is_denied_whatever_he_asks_may_ask_nothing() {
+    let id = |text: &str| (!text.is_empty()).then(|| text.parse::<SpiffeId>().unwrap());
+    let reads = || AccessTo { methods: texts(&["GET"]), ..AccessTo::default() };
+    let elsewhere = || AccessTo { ports: vec![9000], ..AccessTo::default() };
+    let allow = |rules| access(vec![policy("allow", Effect::Allow, rules)]);
+    let deny = |rules| access(vec![policy("deny", Effect::Deny, rules)]);
+    let front_reads = || AccessRule { to: vec![reads()], ..from(&[FRONT]) };
+    let table = [
+        (access(vec![]), [true, true, true]),
+        (allow(vec![front_reads()]), [true, false, false]),
+        (allow(vec![to(reads())]), [true, true, true]),
+        (allow(vec![to(elsewhere())]), [false, false, false]),
+        (allow(vec![]), [false, false, false]),
+        (deny(vec![from(&[FRONT])]), [false, true, true]),
+        (deny(vec![front_reads()]), [true, true, true]),
+        (deny(vec![to(elsewhere())]), [true, true, true]),
+        (deny(vec![AccessRule::default()]), [false, false, false]),
+        (access(vec![audit(policy("audit", Effect::Allow, vec![]))]), [true, true, true]),
+    ];
+    for (at, (access, expected)) in table.iter().enumerate() {
+        let may = [FRONT, BATCH, ""].map(|client| access.may_ask_something(id(client).as_ref(), 8000));
+        assert_eq!(may, *expected, "row {at}");
+        // It never says no where a question is allowed.
+        for client in [FRONT, BATCH, ""] {
+            for method in ["GET", "POST"] {
+                let some = access.may_ask_something(id(client).as_ref(), 8000);
+                assert!(
+                    some || !allowed(access, &Ask { client, method, ..get() }),
+                    "row {at}: {client} {method}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn connect_and_what_asks_for_an_upgrade_are_judged_by_what_they_say_before_they_are_something_else() {
+    // CONNECT has no path (RFC 9110, 9.3.6): no rule that asks for one allows it.
+    let connect = Ask { method: "CONNECT", path: "", ..get() };
+    let paths = |paths: &[&str]| AccessTo { paths: texts(paths), ..AccessTo::default() };
+    let by_path = access(vec![policy("p", Effect::Allow, vec![to(paths(&["/*"]))])]);
+    assert!(allowed(&by_path, &get()) && !allowed(&by_path, &connect));
+    let by_method = access(vec![policy(
+        "m",
+        Effect::Allow,
+        vec![to(AccessTo { methods: texts(&["GET"]), ..AccessTo::default() })],
+    )]);
+    assert!(!allowed(&by_method, &connect));
+    // And what will be said over it is not known, so every Deny by path is about it.
+    let denied = access(vec![policy("d", Effect::Deny, vec![to(paths(&["/admin/*"]))])]);
+    assert!(!allowed(&denied, &connect) && allowed(&denied, &get()));
+    // WebSocket over HTTP/2 is CONNECT with a path, and over HTTP/1 a GET: one rule by path is about both.
+    let chat = access(vec![policy("c", Effect::Allow, vec![to(paths(&["/chat"]))])]);
+    for method in ["GET", "CONNECT"] {
+        assert!(allowed(&chat, &Ask { method, path: "/chat", ..get() }));
+        assert!(!allowed(&chat, &Ask { method, path: "/admin", ..get() }));
+    }
+}
