@@ -32,7 +32,7 @@ pub struct Pod {
     annotations: Vec<(&'static str, String)>,
     in_mesh: bool,
     ports: Vec<u16>,
-    probe: Option<&'static str>,
+    probe: Option<String>,
     listed: Listed,
     /// What its proxy is told besides.
     pub options: Vec<String>,
@@ -134,7 +134,15 @@ impl Pods {
 
     /// Has the kubelet ask a pod's application for a path.
     pub fn probe(mut self, pod: &str, path: &'static str) -> Self {
-        self.pods.get_mut(pod).unwrap().probe = Some(path);
+        let probe = format!("readinessProbe: {{httpGet: {{port: {APPLICATION}, path: {path}}}}}");
+        self.pods.get_mut(pod).unwrap().probe = Some(probe);
+        self
+    }
+
+    /// Has the kubelet ask the health service of a pod's application for a service.
+    pub fn grpc_probe(mut self, pod: &str, service: &str) -> Self {
+        let probe = format!("livenessProbe: {{grpc: {{port: {APPLICATION}, service: {service}}}}}");
+        self.pods.get_mut(pod).unwrap().probe = Some(probe);
         self
     }
 
@@ -227,9 +235,7 @@ impl Pods {
         }
         for (name, pod) in &self.pods {
             let ports: Vec<_> = pod.ports.iter().map(|port| format!("{{containerPort: {port}}}")).collect();
-            let probe = pod.probe.map_or_else(String::new, |path| {
-                format!(", readinessProbe: {{httpGet: {{port: {APPLICATION}, path: {path}}}}}")
-            });
+            let probe = pod.probe.as_ref().map_or_else(String::new, |probe| format!(", {probe}"));
             let Machine { v4, v6, .. } = &pod.machine;
             let mut annotations =
                 format!("    {}: {}\n", annotation::INJECT, if pod.in_mesh { "enabled" } else { "disabled" });
@@ -283,9 +289,15 @@ impl Pods {
         self
     }
 
-    /// Lays the rules of a pod.
+    /// Lays the rules of a pod, as its annotations say.
     pub fn lay(&self, pod: &str) {
-        let laid = self.proxy_command(pod, &["init"]);
+        let mut args = vec!["init"];
+        for (key, value) in &self.pods[pod].annotations {
+            if *key == annotation::SKIP_INBOUND_PORTS {
+                args.extend(["--skip-inbound-ports", value]);
+            }
+        }
+        let laid = self.proxy_command(pod, &args);
         assert!(laid.status.success(), "{}", String::from_utf8_lossy(&laid.stderr));
     }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod conformance;
+mod edges;
 mod lifecycle;
 mod rules;
 mod strictness;
