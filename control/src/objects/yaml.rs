@@ -47,6 +47,8 @@ pub fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
     // directory may be long, only not bottomless.
     let options = serde_saphyr::options! {
         with_snippet: false,
+        // As Kubernetes reads it (YAML 1.1): `defaultMode: 0440` is how everybody writes it.
+        legacy_octal_numbers: true,
         budget: serde_saphyr::budget! {
             max_documents: 1_000_000,
             max_nodes: 50_000_000,
@@ -236,6 +238,19 @@ kind: Pod
             let error = parse(text).unwrap_err();
             assert!(lines.contains(&error.line), "{text:?}: {error:?}");
         }
+    }
+
+    #[test]
+    fn a_number_that_begins_with_nought_is_octal_as_kubernetes_reads_it() {
+        let nodes = parse("mode: 0440\nnewer: 0o440\nport: 8000\nzero: 0\nquoted: '0440'\n").unwrap();
+        let of = |key: &str| match &nodes[0].get(key).unwrap().content {
+            Content::Scalar(value) => value.clone(),
+            other => panic!("{other:?}"),
+        };
+        for key in ["mode", "newer"] {
+            assert_eq!(of(key), 0o440, "{key}");
+        }
+        assert_eq!((of("port"), of("zero"), of("quoted")), (8000.into(), 0.into(), "0440".into()));
     }
 
     #[test]
