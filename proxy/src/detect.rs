@@ -21,6 +21,8 @@ pub enum Detected {
     Tls,
     /// Something else, or nothing within the timeout.
     Bytes,
+    /// The client has ended its side without a byte: a probe over TCP, a scanner, or somebody who only listens.
+    Nothing,
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -35,7 +37,7 @@ pub async fn detect(stream: &TcpStream, limit: Duration) -> Detected {
         loop {
             let read = stream.peek(&mut buffer).await.unwrap_or(0);
             if read == 0 {
-                return Detected::Bytes;
+                return Detected::Nothing;
             }
             if let Some(detected) = judge(&buffer[..read]) {
                 return detected;
@@ -109,5 +111,9 @@ mod tests {
         };
         let (detected, ()) = tokio::join!(detect(&server, Duration::from_secs(5)), more);
         assert_eq!(detected, Detected::Http1);
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        drop(client);
+        assert_eq!(detect(&server, Duration::from_secs(5)).await, Detected::Nothing);
     }
 }

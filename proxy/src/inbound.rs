@@ -212,7 +212,7 @@ async fn plaintext(
     let (http2, came) = match spoken {
         Detected::Http1 => (false, Came::Http),
         Detected::Http2 => (true, Came::Http),
-        Detected::Bytes | Detected::Tls => (false, Came::Bytes),
+        Detected::Bytes | Detected::Tls | Detected::Nothing => (false, Came::Bytes),
     };
     let port = original.map(|address| address.port());
     let (to, probes) = match listener {
@@ -220,6 +220,10 @@ async fn plaintext(
         None => (own_port(&worker, port), probes(&worker, port)),
     };
     let entry = access::entry(&worker, &to, probes.is_some(), came, false);
+    if spoken == Detected::Nothing && entry != Entry::Bytes {
+        // Load balancers and kubelets ask so, every few seconds. It is no failure of anybody's.
+        return tracing::debug!(listener = LISTENER, "a client came and went without a word");
+    }
     let to = match (entry, probes) {
         (Entry::Probes, Some(probes)) => probes,
         (Entry::NotSecured, _) => To::Refusal(plaintext_refused(&worker.shared.node)),

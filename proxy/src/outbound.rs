@@ -61,7 +61,7 @@ pub async fn connection(
         Protocol::Detect => match detect::detect(&stream, worker.shared.limits.detect_time).await {
             Detected::Http1 => false,
             Detected::Http2 => true,
-            Detected::Tls | Detected::Bytes => {
+            Detected::Tls | Detected::Bytes | Detected::Nothing => {
                 return tcp::outbound(&worker, stream, listener.as_deref(), original).await;
             }
         },
@@ -92,7 +92,7 @@ async fn refuse(
     let http2 = match detect::detect(&stream, worker.shared.limits.detect_time).await {
         Detected::Http1 => false,
         Detected::Http2 => true,
-        Detected::Tls | Detected::Bytes => return tcp::refused(LISTENER, &failure),
+        Detected::Tls | Detected::Bytes | Detected::Nothing => return tcp::refused(LISTENER, &failure),
     };
     let connection = Rc::new(Connection {
         worker,

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use penstock_tests::testkit::mesh::Mesh;
@@ -11,6 +13,55 @@ use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
+
+/// The pains that are decided here.
+const PAINS: [u32; 12] = [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13, 14];
+
+/// The names of all tests of this crate.
+fn tests() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(entry).unwrap();
+                let lines: Vec<&str> = text.lines().map(str::trim).collect();
+                let each = lines
+                    .windows(2)
+                    .filter(|pair| pair[0].starts_with("#[test]") || pair[0].starts_with("#[tokio::test"));
+                let names = each.filter_map(|pair| pair[1].split_once("fn ")?.1.split('(').next());
+                found.extend(names.map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_pain_has_a_test_that_exists_and_every_test_of_a_pain_is_on_the_page() {
+    let page = include_str!("../../docs/RELIABILITY.md");
+    let tests = tests();
+    let mut on_page = BTreeSet::new();
+    for pain in PAINS {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| {pain} | ")))
+            .unwrap_or_else(|| panic!("no row {pain}"));
+        let cell = row.split(" | ").last().unwrap();
+        let named: BTreeSet<String> = cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        for name in &named {
+            assert!(tests.contains(name), "pain {pain}: there is no test {name}");
+        }
+        let own = format!("pain_{pain}_");
+        assert!(named.iter().any(|name| name.starts_with(&own)), "pain {pain} has no test with its number");
+        on_page.extend(named);
+    }
+    let all: BTreeSet<_> = tests.into_iter().filter(|name| name.starts_with("pain_")).collect();
+    let forgotten: Vec<_> = all.difference(&on_page).collect();
+    assert!(forgotten.is_empty(), "not in docs/RELIABILITY.md: {forgotten:?}");
+}
 
 /// Services that the pod does not talk to.
 const STRANGERS: usize = 3_000;

@@ -62,7 +62,7 @@ async fn bytes_are_for_whom_a_policy_allows_and_end_when_it_no_longer_does() {
 }
 
 #[tokio::test]
-async fn the_kubelet_reaches_what_a_pod_declares_and_nothing_else() {
+async fn pain_14_the_kubelet_reaches_what_a_pod_declares_and_nothing_else() {
     let Some(pods) = Pods::new() else { return };
     let pods = pods.with_stranger("node").with("client", &[]).with("server", &[]);
     let pods = pods.service("db", "http", &["server"]).probe("server", "/healthz?full=1");

@@ -57,7 +57,7 @@ async fn strict_refuses_plaintext_and_permissive_takes_it() {
 }
 
 #[tokio::test]
-async fn a_pod_that_lost_its_proxy_is_not_reached_in_plaintext() {
+async fn pain_13_a_pod_that_lost_its_proxy_is_not_reached_in_plaintext() {
     let Some(pods) = Pods::new() else { return };
     let pods = pods.with("client", &[]).with("server", &[]).service("web", "http", &["server"]);
     let mut pods = pods.start().await;
