@@ -17,13 +17,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, Request};
-use penstock_api::access::{Access, Facts, Http, Named, Why};
+use penstock_api::access::{Access, Arrival, Came, Entry, Facts, Http, Named, Why};
 use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
 use crate::config::{Probes, Rule, Workload};
 use crate::connection::{Connection, To, plaintext_refused};
-use crate::entry::{Arrival, Came, Entry};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::telemetry::metric;
@@ -41,7 +40,7 @@ pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Re
     Err(plaintext_refused(&workload.name))
 }
 
-/// What may pass to a port of our own pod as things are now: [`crate::entry`] with the facts of this moment.
+/// What may pass to a port of our own pod as things are now: [`Arrival`] with the facts of this moment.
 pub fn entry(worker: &Worker, to: &To, probed: bool, came: Came, proven: bool) -> Entry {
     let snapshot = worker.shared.store.snapshot();
     let arrival = Arrival {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
+use penstock_api::access::{Came, Entry};
 use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId, names};
 use rustls::CommonState;
@@ -23,7 +24,6 @@ use crate::config::Rule;
 use crate::config::static_file::Listener;
 use crate::connection::{Connection, To, plaintext_refused};
 use crate::detect::{self, Detected};
-use crate::entry::{Came, Entry};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;

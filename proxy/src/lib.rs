@@ -18,7 +18,6 @@ pub mod connection;
 pub mod detect;
 pub mod drain;
 pub mod early;
-pub mod entry;
 pub mod exchange;
 pub mod failure;
 pub mod fleet;

@@ -1,7 +1,7 @@
 //! `/authz`: the policies of a pod, and what would become of a request. Pure; decided by the code that proxies decide by.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use penstock_api::access::{Access, Facts, Http, Named};
+use penstock_api::access::{self, Access, Arrival, Came, Entry, Facts, Http, Named};
 use penstock_api::resource::Kind;
 use penstock_api::view::{Authz, AuthzRow, Verdict};
 use penstock_api::{SpiffeId, path, v1};
@@ -94,19 +94,45 @@ fn verdict(
         let value: HeaderValue = pair.1.trim().parse().map_err(|_| bad("the value of a header", pair.1))?;
         headers.insert(name, value);
     }
+    let told =
+        |allowed: bool, story: &str| Ok(Verdict { allowed, story: story.to_owned(), would_deny: None });
+    let probes = || workload.probes.iter().filter(|probe| probe.port == u32::from(port));
+    let calls = || workload.grpc_probes.iter().filter(|probe| probe.port == u32::from(port));
+    if client.is_none()
+        && let Some(target) = question.path.as_deref()
+    {
+        if method == Method::GET && probes().any(|probe| probe.path == target) {
+            return told(
+                true,
+                "it is a probe that the pod declares, which the kubelet sends without a certificate",
+            );
+        }
+        if method == Method::POST && target == access::HEALTH && calls().next().is_some() {
+            let services: Vec<_> = calls().map(|probe| format!("{:?}", probe.service)).collect();
+            let story =
+                format!("it is a probe that the pod declares if it asks about {}", services.join(" or "));
+            return told(true, &story);
+        }
+    }
+    let declared = workload.ports.iter().find(|declared| declared.port == u32::from(port));
+    let arrival = Arrival {
+        protocol: declared.map(v1::WorkloadPort::protocol),
+        came: if question.path.is_some() { Came::Http } else { Came::Bytes },
+        proven: client.is_some(),
+        permissive: workload.permissive,
+        probed: probes().next().is_some() || calls().next().is_some(),
+        denies_by_http: access.denies_by_http(),
+    };
+    match arrival.entry() {
+        Entry::NotSecured | Entry::Probes => {
+            return told(false, "plaintext-refused: the pod takes only mutual TLS");
+        }
+        // Without a path nothing is said of HTTP: it is asked whether the client may come at all.
+        Entry::NotHttp | Entry::NoPort | Entry::Requests | Entry::Bytes => {}
+    }
     let Some(target) = question.path.as_deref() else {
         return Ok(decided(access, &Facts { client: client.as_ref(), port, http: None }));
     };
-    let probe = v1::Probe { port: port.into(), path: target.to_owned(), ..v1::Probe::default() };
-    let declared = workload.probes.iter().any(|one| one.port == probe.port && one.path == probe.path);
-    if client.is_none() && method == Method::GET && declared {
-        let story = "it is a probe that the pod declares, which the kubelet sends without a certificate";
-        return Ok(Verdict { allowed: true, story: story.to_owned(), would_deny: None });
-    }
-    if client.is_none() && !workload.permissive {
-        let story = "plaintext-refused: the pod takes only mutual TLS";
-        return Ok(Verdict { allowed: false, story: story.to_owned(), would_deny: None });
-    }
     let path = target.split('?').next().unwrap_or_default();
     let path = match access.looks_at_paths() {
         false => path.into(),

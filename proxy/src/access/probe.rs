@@ -3,12 +3,11 @@
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method};
+use penstock_api::access::HEALTH;
 use prost::Message as _;
 
 use crate::config::Probes;
 
-/// The call of gRPC's health service (grpc/health/v1/health.proto) that a `grpc` probe makes.
-const HEALTH: &str = "/grpc.health.v1.Health/Check";
 /// The longest question that is read: the name of a service, which Kubernetes bounds by nothing but sense.
 pub(super) const QUESTION: usize = 1 << 10;
 

@@ -11,6 +11,7 @@
 //! What is not known for sure counts against the client: an Allow matches only what it is certain of, a Deny also what
 //! may be so. That is why comparing has three outcomes ([`Match`]).
 
+mod entry;
 mod model;
 mod pattern;
 
@@ -21,6 +22,7 @@ use http::HeaderMap;
 
 use crate::SpiffeId;
 use crate::v1::{self, access_policy::Effect};
+pub use entry::{Arrival, Came, Entry, HEALTH};
 pub use model::{Named, OIP};
 pub use pattern::Pattern;
 

@@ -1,8 +1,8 @@
-//! What may pass to a port of our own pod: the one table of it.
+//! What may pass to a port of a pod: the one table of it.
 //!
 //! In: what is declared for the port, what came, and from whom. Out: as what it is served, or why it is not. Pure. Everybody
-//! who has to know asks here: who waits for first bytes, who serves a connection, who authorizes its bytes, and who looks at
-//! the requests of one that was opened when the pod was configured otherwise.
+//! who has to know asks here: in the pod's proxy who waits for first bytes, who serves a connection, who authorizes its bytes, and
+//! who looks at the requests of one that was opened when the pod was configured otherwise; and control, which says what it would do.
 //!
 //! | declared | looks like HTTP, or says so | anything else |
 //! | --- | --- | --- |
@@ -13,7 +13,10 @@
 //! That is for who has proven an identity, and in plaintext for everybody where the pod is permissive. Elsewhere plaintext
 //! gets what the kubelet may ask the port for, which is requests, or nothing.
 
-use penstock_api::v1::Protocol;
+use crate::v1::Protocol;
+
+/// The call of gRPC's health service (grpc/health/v1/health.proto) that a `grpc` probe makes.
+pub const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 /// What came over a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
