@@ -274,7 +274,13 @@ mod tests {
         };
         let port = v1::WorkloadPort { port: 8000, ..Default::default() };
         let probe = v1::Probe { port: 8000, path: "/ready".into(), ..Default::default() };
-        let workload = v1::Workload { ports: vec![port], probes: vec![probe], ..Default::default() };
+        let health = v1::GrpcProbe { port: 8000, service: "live".into(), ..Default::default() };
+        let workload = v1::Workload {
+            ports: vec![port],
+            probes: vec![probe],
+            grpc_probes: vec![health],
+            ..Default::default()
+        };
         let mut builder = Builder::default();
         builder.add(Kind::Access, "a/digits-0", &v1::Access { policies: vec![allow], level: 1 });
         builder.add(Kind::Access, "a/open", &v1::Access::default());
@@ -315,6 +321,13 @@ mod tests {
             ..Question::default()
         };
         let table = [
+            (
+                question("", "POST", access::HEALTH, None),
+                true,
+                "a probe that the pod declares if it asks about \"live\"",
+            ),
+            (question("", "GET", access::HEALTH, None), false, "plaintext-refused"),
+            (question("", "GET", "", None), false, "plaintext-refused"),
             (
                 question(FRONT, "POST", "/v2/models/digits/infer", None),
                 true,
