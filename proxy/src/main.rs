@@ -141,6 +141,9 @@ struct Run {
     /// Shared memory in which tensors are handed to a model server that reads it (Triton), bytes; 0 = none
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().arena_bytes)]
     arena: usize,
+    /// The library of NVIDIA's driver, opened where a pod asks for a GPU (penstock.io/gpu)
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_CUDA_DRIVER", default_value = "libcuda.so.1")]
+    cuda_driver: PathBuf,
     /// Images and other inputs that are prepared at once, each by a thread of its own (InferencePolicy)
     #[arg(long, value_name = "N", default_value_t = Limits::default().prepare_threads)]
     prepare_threads: usize,
@@ -318,6 +321,7 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
     store.set_ready();
     let proxy = Proxy::start(Setup {
         listen: run::static_listeners(&file),
+        cuda_driver: options.cuda_driver.clone(),
         workers: file.workers,
         node: "static/proxy".to_owned(),
         limits: limits(options),
@@ -375,6 +379,7 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
         identity: Arc::clone(&identity),
         telemetry,
         signals: looked_at(options, node),
+        cuda_driver: options.cuda_driver.clone(),
     })?;
     let stop = CancellationToken::new();
     let pages = pages(&proxy.shared, level);

@@ -5,6 +5,7 @@
 //! taken is an error at start and not a silence later.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accept::{self, OpenConnections};
+use crate::coalesce::Sharing;
 use crate::config::static_file::{Listener, StaticFile};
 use crate::config::{Cluster, Store};
 use crate::drain::Drain;
@@ -83,6 +85,8 @@ pub struct Setup {
     pub telemetry: Arc<Telemetry>,
     /// Where the model server and the GPU are looked at.
     pub signals: signals::Config,
+    /// The library of the GPU's driver.
+    pub cuda_driver: PathBuf,
 }
 
 /// A proxy whose workers run.
@@ -112,7 +116,7 @@ impl Proxy {
             queue_wait: QueueWait::default(),
             models: Models::new(epoch),
             signals: Arc::default(),
-            sharing: Arc::default(),
+            sharing: Arc::new(Sharing::new(setup.cuda_driver)),
             held: Arc::default(),
             preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
             drain: Drain::default(),
@@ -273,6 +277,7 @@ async fn tick(shared: Arc<Shared>) {
         shared.held.tell();
         shared.preparing.tell();
         let workload = shared.store.snapshot().workload.clone();
+        shared.sharing.gpu.follow(workload.as_ref().and_then(|workload| workload.gpu));
         shared.models.follow(workload.and_then(|workload| workload.admission));
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(FORGET_EVERY) {

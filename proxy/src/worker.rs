@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::coalesce::Sharing;
 use crate::coalesce::batcher::{self, Order};
-use crate::config::{Cluster, Endpoint, Rule, Store};
+use crate::config::{Cluster, Endpoint, Rule, Store, Workload};
 use crate::drain::{Drain, Farewells};
 use crate::early::Early;
 use crate::held::Budget;
@@ -170,6 +170,11 @@ impl Worker {
             }
         });
         worker
+    }
+
+    /// The pod that this proxy belongs to, once control has said so.
+    pub fn workload(&self) -> Option<Arc<Workload>> {
+        self.shared.store.snapshot().workload.clone()
     }
 
     /// The time, since the epoch that all workers share.

@@ -90,6 +90,11 @@ pub mod annotation {
     pub const ADMISSION: &str = "penstock.io/admission";
     /// Pod: `true` has its application told who calls in `x-forwarded-client-cert`.
     pub const FORWARD_IDENTITY: &str = "penstock.io/forward-identity";
+    /// Pod, whose containers share a GPU: `ipc` has tensors handed to the model server in memory of that GPU, where this
+    /// measures faster; further `ipc,always,memory=256Mi,device=0`.
+    pub const GPU: &str = "penstock.io/gpu";
+    /// Pod: so many callers at most get a region of shared memory of their own, and share no execution with others, `4`.
+    pub const TENANT_REGIONS: &str = "penstock.io/tenant-regions";
     /// Pod, where traffic is not redirected: the port its proxy listens on for the mesh.
     pub const INBOUND_PORT: &str = "penstock.io/inbound-port";
     /// Pod: ports of its application that are reached past the proxy, `9090,7000-7100`; `penstock-proxy init

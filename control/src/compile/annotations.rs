@@ -144,6 +144,31 @@ pub fn admission(text: &str) -> Parsed<v1::Admission> {
 /// Requests that may wait for an application unless it is said.
 const QUEUE: u32 = 1024;
 
+/// `ipc`; further `ipc,always,memory=256Mi,device=0`.
+pub fn gpu(text: &str) -> Parsed<v1::Gpu> {
+    let mut gpu = v1::Gpu::default();
+    let mut ipc = false;
+    for word in words(text)? {
+        match word.split_once('=') {
+            None if word == "ipc" => ipc = true,
+            None if word == "always" => gpu.always = true,
+            Some(("memory", size)) => gpu.bytes = bytes(size)?,
+            Some(("device", value)) => gpu.device = number(value, 0, 255)?,
+            _ => {
+                return Err(format!(
+                    "{word:?} is not known; write ipc, always, memory=<size> or device=<number>"
+                ));
+            }
+        }
+    }
+    if ipc { Ok(gpu) } else { Err("it says no way to hand tensors over; write ipc".to_owned()) }
+}
+
+/// A number of regions.
+pub fn tenant_regions(text: &str) -> Parsed<u32> {
+    number(text, 1, 64)
+}
+
 /// `failures=5,base=1s,max=60s,ejected=50%`.
 pub fn outlier(text: &str) -> Parsed<v1::Outlier> {
     let mut outlier = v1::Outlier::default();

@@ -34,6 +34,10 @@ pub(super) struct PodModel<'a> {
     pub admission: Option<v1::Admission>,
     /// Its application is told who calls.
     pub forward_identity: bool,
+    /// How its GPU's memory is shared with its application.
+    pub gpu: Option<v1::Gpu>,
+    /// Callers that get shared memory of their own.
+    pub tenant_regions: u32,
     /// What the kubelet asks it for.
     probes: BTreeSet<Probe>,
     /// Ports that are reached past its proxy.
@@ -84,6 +88,9 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         annotations::either(text, "true", "false")
     })
     .unwrap_or(false);
+    let gpu = setting(object, annotation::GPU, faults, annotations::gpu);
+    let tenant_regions =
+        setting(object, annotation::TENANT_REGIONS, faults, annotations::tenant_regions).unwrap_or(0);
     let opaque = setting(object, annotation::OPAQUE_PORTS, faults, annotations::ports).unwrap_or_default();
     let past =
         setting(object, annotation::SKIP_INBOUND_PORTS, faults, annotations::port_ranges).unwrap_or_default();
@@ -133,6 +140,8 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         permissive,
         admission,
         forward_identity,
+        gpu,
+        tenant_regions,
         probes,
         past,
         opaque,
@@ -382,6 +391,8 @@ pub(super) fn add(
                 probes,
                 grpc_probes,
                 forward_identity: pod.forward_identity,
+                gpu: pod.gpu,
+                tenant_regions: pod.tenant_regions,
             };
             builder.add(Kind::Workload, name.as_str(), &message);
         }

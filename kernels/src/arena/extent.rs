@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Ground;
+use super::memory::Memory;
 use super::run::ALIGN;
 use super::space::{Lent, Slots};
 
-/// Slots, and what lies in them.
+/// Slots of memory `M`, and what lies in them.
 #[derive(Debug)]
-pub(super) struct Extent {
-    pub(super) ground: Arc<Ground>,
+pub(super) struct Extent<M = Memory> {
+    pub(super) ground: Arc<Ground<M>>,
     slots: Slots,
     inputs: Box<[Input]>,
     pub(super) rows: u32,
@@ -27,8 +28,8 @@ struct Input {
     row: usize,
 }
 
-impl Extent {
-    pub(super) fn take(ground: &Arc<Ground>, bytes_per_row: &[usize], rows: u32) -> Option<Self> {
+impl<M> Extent<M> {
+    pub(super) fn take(ground: &Arc<Ground<M>>, bytes_per_row: &[usize], rows: u32) -> Option<Self> {
         let count = rows as usize;
         let mut inputs = Vec::with_capacity(bytes_per_row.len());
         let mut end = 0_usize;
@@ -49,6 +50,19 @@ impl Extent {
     /// All of it.
     pub(super) fn whole(&self) -> Range<usize> {
         self.slots.start * self.ground.slot..self.slots.end * self.ground.slot
+    }
+
+    /// What belongs to it and to no row: gaps between inputs, and what is left of the last slot.
+    pub(super) fn slack(&self) -> Vec<Range<usize>> {
+        let Range { start: mut at, end } = self.whole();
+        let mut slack = Vec::new();
+        for Input { begin, row } in &self.inputs {
+            slack.push(at..*begin);
+            at = begin + row * self.rows as usize;
+        }
+        slack.push(at..end);
+        slack.retain(|part| !part.is_empty());
+        slack
     }
 
     /// How many inputs there are.
@@ -75,7 +89,7 @@ impl Extent {
     }
 }
 
-impl Drop for Extent {
+impl<M> Drop for Extent<M> {
     fn drop(&mut self) {
         let lent = self.lent.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         self.ground.space().give(self.slots.clone(), lent);

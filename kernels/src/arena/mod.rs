@@ -19,6 +19,7 @@
 //!
 //! A tensor whose rows differ in length (BYTES) has no run of rows; it takes a run of one row that is as long as all of it.
 
+mod device;
 mod extent;
 mod file;
 #[expect(unsafe_code, reason = "memory is mapped and unmapped here")]
@@ -27,6 +28,7 @@ mod memory;
 mod run;
 mod space;
 
+pub use device::{DeviceArena, DeviceLease, DeviceRun};
 pub use file::sweep;
 pub use run::{Frozen, Lease, Misfit, Region, RowsMut, Run, Sealed};
 
@@ -142,6 +144,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The device gives no memory.
+    #[error(
+        "the GPU gives no arena of {bytes} bytes of its memory; tensors take another way to the model server: {source}"
+    )]
+    Device {
+        /// The arena.
+        bytes: usize,
+        /// What the driver said.
+        source: crate::cuda::Error,
+    },
     /// The driver of the GPU pins no memory.
     #[error(
         "the GPU's driver pins no arena of {bytes} bytes; an arena of another kind works without it: {source}"
@@ -161,16 +173,16 @@ pub struct Arena {
     zeroing: bool,
 }
 
-/// What all handles share.
+/// What all handles share; `M` is the memory.
 #[derive(Debug)]
-struct Ground {
-    memory: Memory,
+struct Ground<M = Memory> {
+    memory: M,
     slot: usize,
     /// Held for some tens of nanoseconds.
     space: Mutex<Space>,
 }
 
-impl Ground {
+impl<M> Ground<M> {
     fn space(&self) -> MutexGuard<'_, Space> {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,12 +205,42 @@ pub struct Occupancy {
     pub refused: u64,
 }
 
+/// The size of an arena of whole slots and whole pages.
+fn whole(bytes: usize, slot: usize) -> Result<usize, Error> {
+    let whole = bytes.checked_next_multiple_of(slot.max(PAGE));
+    let whole = whole.filter(|whole| slot.is_power_of_two() && slot >= run::ALIGN && *whole > 0);
+    whole.ok_or(Error::Size { bytes, slot })
+}
+
+impl Occupancy {
+    /// Two arenas together; the peaks were not at the same time, but no more was ever in use.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            in_use: self.in_use + other.in_use,
+            peak: self.peak + other.peak,
+            runs: self.runs + other.runs,
+            quarantined: self.quarantined + other.quarantined,
+            refused: self.refused + other.refused,
+        }
+    }
+
+    fn of(bytes: usize, slot: usize, space: &Space) -> Self {
+        Self {
+            bytes,
+            in_use: space.in_use * slot,
+            peak: space.peak * slot,
+            runs: space.runs,
+            quarantined: space.quarantined() * slot,
+            refused: space.refused,
+        }
+    }
+}
+
 impl Arena {
     /// An arena of at least so many bytes, given out in slots: a power of two of bytes, the unit of every run.
     pub fn new(kind: Kind<'_>, bytes: usize, slot: usize) -> Result<Self, Error> {
-        let whole = bytes.checked_next_multiple_of(slot.max(PAGE));
-        let whole = whole.filter(|whole| slot.is_power_of_two() && slot >= run::ALIGN && *whole > 0);
-        let whole = whole.ok_or(Error::Size { bytes, slot })?;
+        let whole = whole(bytes, slot)?;
         let memory = match kind {
             Kind::Heap => Memory::heap(whole)?,
             Kind::Shared { node, name, access } => Memory::shared(node, name, access, whole)?,
@@ -211,7 +253,9 @@ impl Arena {
         Ok(Self { ground: Arc::new(Ground { memory, slot, space }), zeroing: false })
     }
 
-    /// The same arena; runs from this handle are zeroed first, so that nobody reads what another left.
+    /// The same arena; runs from this handle are zeroed first, so that nobody reads what another left. For what a server
+    /// writes, which need not write all of it. Of other runs only that is zeroed which belongs to no row: whoever has a
+    /// run writes its rows before it is handed to anybody.
     pub fn zeroing(&self) -> Self {
         Self { zeroing: true, ..self.clone() }
     }
@@ -235,15 +279,7 @@ impl Arena {
 
     /// How full it is.
     pub fn occupancy(&self) -> Occupancy {
-        let (slot, space) = (self.ground.slot, self.ground.space());
-        Occupancy {
-            bytes: self.ground.memory.bytes(),
-            in_use: space.in_use * slot,
-            peak: space.peak * slot,
-            runs: space.runs,
-            quarantined: space.quarantined() * slot,
-            refused: space.refused,
-        }
+        Occupancy::of(self.ground.memory.bytes(), self.ground.slot, &self.ground.space())
     }
 
     /// The model server is gone, or has taken back the region: whatever it has not returned is free again. To be called before

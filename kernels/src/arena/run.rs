@@ -36,10 +36,11 @@ fn lock(claims: &Mutex<Claims>) -> MutexGuard<'_, Claims> {
 
 impl Run {
     pub(super) fn new(extent: Extent, zero: bool) -> Self {
-        if zero {
-            let all = extent.ground.memory.at(extent.whole());
+        let parts = if zero { vec![extent.whole()] } else { extent.slack() };
+        for part in parts {
+            let bytes = extent.ground.memory.at(part);
             // SAFETY: the extent is new, and its slots are nobody else's.
-            unsafe { &mut *all }.fill(0);
+            unsafe { &mut *bytes }.fill(0);
         }
         Self(Arc::new(Mutex::new(Claims { extent: Some(Arc::new(extent)), rows: Vec::new() })))
     }

@@ -126,6 +126,13 @@ impl Span {
         &self.memory
     }
 
+    /// A part of this part; `None`: it has none such.
+    pub fn part(&self, part: Range<usize>) -> Option<Self> {
+        let inside = part.start <= part.end && part.end <= self.bytes();
+        let start = self.part.start;
+        inside.then(|| Self { memory: self.memory.clone(), part: start + part.start..start + part.end })
+    }
+
     /// Its first address.
     pub(super) fn address(&self) -> Address {
         self.memory.0.address + self.part.start as u64

@@ -133,6 +133,11 @@ impl<T: Send + 'static> Pending<T> {
         }
     }
 
+    /// Keeps something else for as long: what the memory in use belongs to, such as a run of an arena.
+    pub fn keeping<U: Send + 'static>(mut self, also: U) -> Pending<(T, U)> {
+        Pending { flight: self.flight.take().map(|(event, used)| (event, (used, also))) }
+    }
+
     /// The same, waiting. Not for a thread that has anything else to do.
     pub fn wait(mut self) -> Result<T, Error> {
         match self.flight.take() {

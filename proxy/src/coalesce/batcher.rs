@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::call::{self, Answered, Outgoing, Trouble, Way};
-use super::handover;
+use super::handover::{self, Hand};
 use super::learn::{self, Known};
 use super::wire::{self, Asked, ModelError};
 use crate::config;
@@ -57,6 +57,8 @@ pub struct Wants {
     pub span: Option<Span>,
     /// Where its inputs lie in the arena, if they do.
     pub there: Option<Frozen>,
+    /// Whose it is, where callers have regions of shared memory of their own; the same for all of an execution.
+    pub tenant: Option<u64>,
 }
 
 /// One of a batch.
@@ -542,7 +544,8 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let mut headers = first.deciding.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
     let there = if let [only] = members { only.wants.there.as_ref() } else { None };
-    let answered = handover::infer(worker, way, (name, version), requests, &headers, &known, there).await;
+    let hand = Hand { there, tenant: first.tenant };
+    let answered = handover::infer(worker, way, (name, version), requests, &headers, &known, hand).await;
     if let Some(traced) = traced {
         traced.end(worker, &model.name, &executed, answered.is_err());
     }
@@ -570,7 +573,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
 
 /// One execution for one request, which is written anew: its inputs are not those that came.
 pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
-    let Wants { asked, way, deciding, span, there } = wants;
+    let Wants { asked, way, deciding, span, there, tenant } = wants;
     let rows = asked.request.inputs.first().and_then(|input| input.shape.first()).copied();
     let mut executed = worker.shared.sharing.tally.execution(rows.unwrap_or(1) as u32, 1);
     executed.span = *span;
@@ -578,11 +581,8 @@ pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
     span.inspect(|span| span.apply(&mut headers));
     let known = model.batcher().known.load_full().unwrap_or_default();
     let (name, requests) = ((&*asked.model, &*asked.version), [&asked.request]);
-    told(
-        model,
-        executed,
-        handover::infer(worker, way, name, requests, &headers, &known, there.as_ref()).await,
-    )
+    let hand = Hand { there: there.as_ref(), tenant: *tenant };
+    told(model, executed, handover::infer(worker, way, name, requests, &headers, &known, hand).await)
 }
 
 /// One execution for one request, which goes as it came.

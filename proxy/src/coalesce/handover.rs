@@ -11,123 +11,146 @@
 //! the memory stays in quarantine until the server has been told the region anew.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use penstock_api::Reason;
 use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
 use penstock_inference::oip::{InferRequest, Tensor, TensorMetadata};
-use penstock_kernels::arena::{Access, Arena, Frozen, Kind, Lease, Sealed};
-use tokio::time::Instant;
+use penstock_kernels::arena::{Access, Arena, DeviceLease, Frozen, Kind, Lease, Occupancy, Sealed};
 
 use super::call::{self, Answered, Outgoing, Trouble, Way};
+use super::gpu;
 use super::learn::Known;
+use super::told::{self, Next, Registered, Told, number};
 use crate::failure::Failure;
 use crate::worker::Worker;
 
 /// Below, the way through shared memory costs more than it saves, bytes.
-const WORTH_IT: usize = 16 << 10;
+pub(super) const WORTH_IT: usize = 16 << 10;
 /// The unit of the arena: small enough that little is lost, large enough that there are few.
 const SLOT: usize = 4096;
-/// After a server refused the region it is asked again.
-const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// The arena, and who has been told of it.
+/// The regions, and who has been told of them.
 #[derive(Debug, Default)]
 pub struct Memory {
-    arena: OnceLock<Option<Arena>>,
-    told: Mutex<HashMap<SocketAddr, Standing>>,
+    common: Arc<Ground>,
+    /// Of callers that have one of their own.
+    tenants: Mutex<HashMap<u64, Arc<Ground>>>,
 }
 
-/// How a server stands to the region.
-#[derive(Clone, Copy, Debug)]
-enum Standing {
-    /// It is being told.
-    Asked,
-    /// It knows it.
-    Knows,
-    /// It does not want it.
-    Refused(Instant),
+/// An arena in shared memory, and who has been told of it.
+#[derive(Debug, Default)]
+pub struct Ground {
+    arena: OnceLock<Option<Arena>>,
+    /// Which of several it is.
+    number: usize,
+    told: Told,
 }
 
 impl Memory {
+    /// The region of a caller, or that of all. `None`: this caller came too late for one of his own, and shares none.
+    pub fn ground(&self, worker: &Worker, tenant: Option<u64>) -> Option<Arc<Ground>> {
+        let Some(tenant) = tenant else { return Some(Arc::clone(&self.common)) };
+        let most = worker.workload().map_or(0, |workload| workload.tenant_regions);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = tenants.len() + 1;
+        match tenants.entry(tenant) {
+            Entry::Occupied(known) => Some(Arc::clone(known.get())),
+            Entry::Vacant(place) if number <= most => {
+                Some(Arc::clone(place.insert(Arc::new(Ground { number, ..Ground::default() }))))
+            }
+            Entry::Vacant(_) => None,
+        }
+    }
+
+    /// How full the arenas are, if there are any.
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = tenants.values().chain([&self.common]);
+        all.filter_map(|ground| Some(ground.arena.get()?.as_ref()?.occupancy())).reduce(Occupancy::and)
+    }
+}
+
+impl Ground {
     /// The arena, made when it is first needed, for tensors that are to be put there before they go to a server that reads it.
     pub fn arena(&self, worker: &Worker) -> Option<&Arena> {
         let make = || {
-            let bytes = worker.shared.limits.arena_bytes;
+            let regions = match self.number {
+                0 => 1,
+                _ => worker.workload().map_or(1, |workload| workload.tenant_regions.max(1)),
+            };
+            let bytes = worker.shared.limits.arena_bytes / regions;
             if bytes == 0 {
                 return None;
             }
             let node = worker.shared.node.replace('/', "-");
-            let kind = Kind::Shared { node: &node, name: "tensors", access: Access::Group(None) };
-            Arena::new(kind, bytes, SLOT)
-                .inspect_err(|error| tracing::warn!(%error, "tensors go to the model server as bytes"))
-                .ok()
+            let name =
+                if self.number == 0 { "tensors".to_owned() } else { format!("tensors-{}", self.number) };
+            let access = Access::Group(None);
+            let shared = Kind::Shared { node: &node, name: &name, access };
+            // Pages that a GPU's driver knows are copied by the GPU itself.
+            let registered = worker.shared.sharing.gpu.context().and_then(|context| {
+                let kind = Kind::Registered { context: &context, node: &node, name: &name, access };
+                Arena::new(kind, bytes, SLOT)
+                    .inspect_err(|error| tracing::warn!(%error, "shared memory is not pinned"))
+                    .ok()
+            });
+            registered.or_else(|| {
+                Arena::new(shared, bytes, SLOT)
+                    .inspect_err(|error| tracing::warn!(%error, "tensors go to the model server as bytes"))
+                    .ok()
+            })
         };
         self.arena.get_or_init(make).as_ref()
     }
 
-    /// How full the arena is, if there is one.
-    pub fn occupancy(&self) -> Option<penstock_kernels::arena::Occupancy> {
-        self.arena.get()?.as_ref().map(Arena::occupancy)
-    }
-
-    fn told(&self) -> MutexGuard<'_, HashMap<SocketAddr, Standing>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether that server knows the region. One that has not been told is told now, as a task of its own: nobody waits for
     /// that, and nobody's leaving stops it.
-    fn is_known(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr) -> bool {
-        let mut told = self.told();
-        match told.get(&server) {
-            Some(Standing::Knows) => return true,
-            Some(Standing::Asked) => return false,
-            Some(Standing::Refused(at)) if at.elapsed() < REFUSED_FOR => return false,
-            Some(Standing::Refused(_)) | None => drop(told.insert(server, Standing::Asked)),
+    fn is_known(self: &Arc<Self>, worker: &Rc<Worker>, way: &Way, server: SocketAddr) -> bool {
+        match self.told.next(server) {
+            Next::Use => return true,
+            Next::Wait => return false,
+            Next::Tell => {}
         }
-        let (worker, way) = (Rc::clone(worker), way.clone());
+        let (ground, worker, way) = (Arc::clone(self), Rc::clone(worker), way.clone());
         tokio::task::spawn_local(async move {
-            worker.shared.sharing.memory.tell(&worker, &way, server).await;
+            let Some(arena) = ground.arena(&worker) else { return };
+            let said = match arena.key() {
+                Some(key) => {
+                    let name = region(arena);
+                    let call = shm::register(&name, key, arena.bytes() as u64);
+                    told::register(&worker, &way, shm::unregister(&name), call).await
+                }
+                None => Err("the arena is in no shared memory".to_owned()),
+            };
+            match &said {
+                // Whoever had the memory before has forgotten it with the region.
+                Ok(Registered::Anew) => drop(arena.amnesty_of(number(server))),
+                Ok(Registered::Still) => {}
+                Err(why) => {
+                    tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
+                }
+            }
+            ground.told.is_told(server, said.is_ok());
         });
         false
     }
-
-    async fn tell(&self, worker: &Rc<Worker>, way: &Way, server: SocketAddr) {
-        let Some(arena) = self.arena(worker) else { return };
-        let standing = match register(worker, way, arena).await {
-            Ok(Registered::Anew) => {
-                // Whoever had the memory before has forgotten it with the region.
-                arena.amnesty_of(number(server));
-                Standing::Knows
-            }
-            Ok(Registered::Still) => Standing::Knows,
-            Err(why) => {
-                tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
-                Standing::Refused(Instant::now())
-            }
-        };
-        self.told().insert(server, standing);
-    }
-
-    /// The server may have been replaced by another.
-    fn forget(&self, server: SocketAddr) {
-        self.told().remove(&server);
-    }
 }
 
-/// What the arena knows a server by.
-fn number(server: SocketAddr) -> u64 {
-    let ip = match server.ip() {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits() as u64,
-    };
-    (ip << 16) | u64::from(server.port())
+impl Memory {
+    /// The server may have been replaced by another.
+    fn forget(&self, server: SocketAddr) {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for ground in tenants.values().chain([&self.common]) {
+            ground.told.forget(server);
+        }
+    }
 }
 
 /// The name of the region, which no other sidecar of the same server has.
@@ -135,36 +158,16 @@ fn region(arena: &Arena) -> String {
     arena.key().unwrap_or_default().trim_start_matches('/').to_owned()
 }
 
-/// How a server has come to know the region.
-enum Registered {
-    /// It has just been told.
-    Anew,
-    /// It knew it, and was using it, so that it would not forget it.
-    Still,
+/// What is said of an execution besides its requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hand<'a> {
+    /// Where the inputs of the only request lie in the arena already.
+    pub there: Option<&'a Frozen>,
+    /// Whose they are, where callers have regions of their own.
+    pub tenant: Option<u64>,
 }
 
-async fn register(worker: &Rc<Worker>, way: &Way, arena: &Arena) -> Result<Registered, String> {
-    let key = arena.key().ok_or("the arena is in no shared memory")?;
-    let (path, body) = shm::register(&region(arena), key, arena.bytes() as u64);
-    let post = |path: String, body: Bytes| {
-        let outgoing =
-            Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
-        call::whole(worker, way, outgoing)
-    };
-    // A connection that broke looks like a server that was started anew, and need not be one.
-    let forgotten = post(shm::unregister(&region(arena)), Bytes::from_static(b"{}")).await;
-    if forgotten.is_ok_and(|answer| answer.status >= 500) {
-        return Ok(Registered::Still);
-    }
-    let answer = post(path, body).await.map_err(|failure| failure.to_string())?;
-    match answer.status {
-        200 => Ok(Registered::Anew),
-        status => Err(format!("{status}: {}", String::from_utf8_lossy(&answer.body))),
-    }
-}
-
-/// Asks a model, of that name and version, for all of these together. `there`: where the inputs of the only one lie in the
-/// arena already.
+/// Asks a model, of that name and version, for all of these together.
 pub async fn infer<'a>(
     worker: &Rc<Worker>,
     way: &Way,
@@ -172,31 +175,86 @@ pub async fn infer<'a>(
     requests: impl IntoIterator<Item = &'a InferRequest>,
     headers: &HeaderMap,
     known: &Known,
-    there: Option<&Frozen>,
+    hand: Hand<'_>,
 ) -> Result<Answered, Trouble> {
     let joined = batch::join(requests).ok_or_else(|| {
         let story = "requests were to share an execution that differ in more than their rows";
         Failure::new(Reason::Internal, story)
     })?;
-    match place(worker, way, model, &joined, headers, known, there) {
-        Some(placed) => by_memory(worker, way, model, joined, placed, headers, known).await,
-        None => call::infer(worker, way, model, joined, headers, known.binary).await,
+    gpu::infer(worker, way, model, joined, headers, known, &hand).await
+}
+
+/// The same without a GPU: through shared memory of the host, or as bytes.
+pub(super) async fn without(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: (&str, &str),
+    joined: Joined,
+    headers: &HeaderMap,
+    known: &Known,
+    hand: &Hand<'_>,
+) -> Result<Answered, Trouble> {
+    if let Some(placed) = place(worker, way, model, &joined, headers, known, hand)
+        && let Some(answered) = by_memory(worker, way, placed).await?
+    {
+        return Ok(answered);
     }
+    call::infer(worker, way, model, joined, headers, known.binary).await
 }
 
 /// A batch whose inputs are in their place.
-struct Placed {
-    outgoing: Outgoing,
-    inputs: Lease,
-    outputs: Option<Outputs>,
-    server: SocketAddr,
+pub(super) struct Placed {
+    /// The request.
+    pub(super) outgoing: Outgoing,
+    /// Where its inputs are.
+    pub(super) inputs: Inputs,
+    /// Where its outputs are to go.
+    pub(super) outputs: Option<Outputs>,
+    /// Whom it goes to.
+    pub(super) server: SocketAddr,
+}
+
+/// Where inputs are while the server has them.
+#[derive(Debug)]
+pub(super) enum Inputs {
+    /// In shared memory.
+    Host(Lease),
+    /// In memory of a GPU.
+    Device(DeviceLease),
+}
+
+impl Inputs {
+    /// The server is done with them.
+    fn give_back(self) {
+        match self {
+            Self::Host(lease) => drop(lease.returned()),
+            Self::Device(lease) => drop(lease.returned()),
+        }
+    }
 }
 
 /// Where a server is to write.
-struct Outputs {
+pub(super) struct Outputs {
     lease: Lease,
     names: Vec<String>,
     rows: u32,
+    region: String,
+}
+
+/// Rows of an execution, and bytes of a row of each input; `None`: rows of strings, which differ in length.
+pub(super) fn rows(head: &InferRequest) -> Option<(u32, Vec<usize>)> {
+    let rows = u32::try_from(*head.inputs.first()?.shape.first()?).ok()?;
+    let alike = head.inputs.iter().all(|input| input.shape.first() == Some(&u64::from(rows)));
+    alike.then_some(())?;
+    Some((rows, head.inputs.iter().map(row).collect::<Option<_>>()?))
+}
+
+/// Bytes of a row of an input.
+pub(super) fn row(input: &Tensor) -> Option<usize> {
+    let (_, dimensions) = input.shape.split_first()?;
+    dimensions
+        .iter()
+        .try_fold(input.datatype.size()?, |bytes, dimension| bytes.checked_mul(*dimension as usize))
 }
 
 /// Writes the inputs into the arena, and makes room for the outputs. `None`: they go as bytes.
@@ -207,31 +265,24 @@ fn place(
     joined: &Joined,
     headers: &HeaderMap,
     known: &Known,
-    there: Option<&Frozen>,
+    hand: &Hand<'_>,
 ) -> Option<Placed> {
     let bytes: usize = joined.data.iter().flatten().map(Bytes::len).sum();
     if way.http2 || !known.shared_memory || bytes < WORTH_IT {
         return None;
     }
-    let rows = u32::try_from(*joined.head.inputs.first()?.shape.first()?).ok()?;
-    // Rows of strings differ in length.
-    let row = |input: &Tensor| {
-        let size = input.datatype.size()?;
-        (input.shape.first() == Some(&u64::from(rows))).then_some(())?;
-        input.shape[1..].iter().try_fold(size, |bytes, dimension| bytes.checked_mul(*dimension as usize))
-    };
-    let per_row: Vec<usize> = joined.head.inputs.iter().map(row).collect::<Option<_>>()?;
-    let memory = &worker.shared.sharing.memory;
-    let arena = memory.arena(worker)?;
+    let (rows, per_row) = rows(&joined.head)?;
+    let ground = worker.shared.sharing.memory.ground(worker, hand.tenant)?;
+    let arena = ground.arena(worker)?;
     let server = way.endpoint().ok()?.address;
-    if !memory.is_known(worker, way, server) {
+    if !ground.is_known(worker, way, server) {
         return None;
     }
-    let inputs = match there {
+    let inputs = match hand.there {
         Some(there) => there.hand_over_to(number(server)),
         None => write(arena, joined, &per_row, rows)?.hand_over_to(number(server)),
     };
-    let outputs = outputs(arena, &joined.head, rows, known, server);
+    let outputs = outputs_in(arena, &joined.head, rows, known, server);
     let outgoing = (|| {
         let places = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect::<Option<Vec<_>>>()?;
         let wanted = outputs.as_ref().map_or(Some(Vec::new()), Outputs::places)?;
@@ -245,10 +296,10 @@ fn place(
     let Some(outgoing) = outgoing else {
         // Nobody has been told of it.
         drop(inputs.returned());
-        drop(outputs.map(|outputs| outputs.lease.returned()));
+        outputs.map(Outputs::give_back);
         return None;
     };
-    Some(Placed { outgoing, inputs, outputs, server })
+    Some(Placed { outgoing, inputs: Inputs::Host(inputs), outputs, server })
 }
 
 /// Writes the inputs, from the pieces that they came in.
@@ -269,14 +320,40 @@ fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {
 }
 
 impl Outputs {
-    fn places(&self) -> Option<Vec<(&str, Span)>> {
+    /// The region that they lie in.
+    pub(super) fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Nobody has been told of them.
+    pub(super) fn give_back(self) {
+        drop(self.lease.returned());
+    }
+
+    /// Their names and places.
+    pub(super) fn places(&self) -> Option<Vec<(&str, Span)>> {
         let places = self.names.iter().enumerate();
         places.map(|(at, name)| Some((name.as_str(), span(&self.lease, at, self.rows)?))).collect()
     }
 }
 
+/// Room for the outputs in shared memory, if the server reads that and it is worth it.
+pub(super) fn outputs(
+    worker: &Rc<Worker>,
+    way: &Way,
+    head: &InferRequest,
+    rows: u32,
+    known: &Known,
+    server: SocketAddr,
+    hand: &Hand<'_>,
+) -> Option<Outputs> {
+    let ground = worker.shared.sharing.memory.ground(worker, hand.tenant).filter(|_| known.shared_memory)?;
+    let arena = ground.arena(worker)?;
+    if ground.is_known(worker, way, server) { outputs_in(arena, head, rows, known, server) } else { None }
+}
+
 /// Room for the outputs, if it is known how large they will be, and worth it.
-fn outputs(
+fn outputs_in(
     arena: &Arena,
     head: &InferRequest,
     rows: u32,
@@ -299,20 +376,18 @@ fn outputs(
     if per_row.iter().sum::<usize>().checked_mul(rows as usize)? < WORTH_IT {
         return None;
     }
-    let lease = arena.run(&per_row, rows)?.seal()?.hand_over_to(number(server));
+    // Zeroed, since a server that writes less than it said would show what another's request left there.
+    let lease = arena.zeroing().run(&per_row, rows)?.seal()?.hand_over_to(number(server));
     let names = wanted.iter().map(|output| output.name.clone()).collect();
-    Some(Outputs { lease, names, rows })
+    Some(Outputs { lease, names, rows, region: region(arena) })
 }
 
-async fn by_memory(
+/// Asks with tensors in memory. `None`: the server does not know the region, and has done nothing.
+pub(super) async fn by_memory(
     worker: &Rc<Worker>,
     way: &Way,
-    model: (&str, &str),
-    joined: Joined,
     placed: Placed,
-    headers: &HeaderMap,
-    known: &Known,
-) -> Result<Answered, Trouble> {
+) -> Result<Option<Answered>, Trouble> {
     let Placed { outgoing, inputs, outputs, server } = placed;
     worker.shared.sharing.tally.placed.add(1);
     // On its own, so that memory that the server may still use is not forgotten when nobody waits any more.
@@ -323,8 +398,8 @@ async fn by_memory(
             // A server that has said anything is done with it; of one that has not, nobody knows.
             let done = answer.as_ref().map_or_else(|failure| failure.unprocessed, |_| true);
             let outputs = done.then(|| {
-                drop(inputs.returned());
-                outputs.map(|Outputs { lease, names, rows }| (lease.returned(), names, rows))
+                inputs.give_back();
+                outputs.map(|Outputs { lease, names, rows, .. }| (lease.returned(), names, rows))
             });
             answer.map(|answer| (answer, outputs.flatten()))
         })
@@ -340,8 +415,8 @@ async fn by_memory(
         Err(Trouble::Model(error)) if error.message.contains("shared memory") => {
             // It was started anew and knows the region no more: it is told again, and until then there are bytes.
             memory.forget(server);
-            call::infer(worker, way, model, joined, headers, known.binary).await
+            Ok(None)
         }
-        response => Ok(Answered { response: response?, headers: answer.headers }),
+        response => Ok(Some(Answered { response: response?, headers: answer.headers })),
     }
 }

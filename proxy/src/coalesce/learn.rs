@@ -38,6 +38,8 @@ pub struct Known {
     pub binary: bool,
     /// Tensors may lie in system shared memory.
     pub shared_memory: bool,
+    /// Tensors may lie in memory of a GPU.
+    pub gpu_memory: bool,
     /// Its inputs and outputs.
     pub metadata: ModelMetadata,
     /// Its versions and their states, as the server's repository lists them.
@@ -96,6 +98,7 @@ pub async fn ask(worker: &Rc<Worker>, way: &Way, model: &str, version: &str) -> 
         }),
         binary: can("binary_tensor_data"),
         shared_memory: can("system_shared_memory"),
+        gpu_memory: can("cuda_shared_memory"),
         metadata: told.metadata.unwrap_or_default(),
         index,
     })

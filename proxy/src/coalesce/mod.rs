@@ -12,14 +12,17 @@
 
 pub mod batcher;
 pub mod call;
+pub mod gpu;
 pub mod handover;
 pub mod learn;
 pub mod outbound;
 pub mod record;
 pub mod tally;
 pub mod text;
+pub mod told;
 pub mod wire;
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,7 +61,7 @@ pub const MAX_BODY: usize = 64 << 20;
 const UNUSED: Duration = Duration::from_secs(60);
 
 /// What requests share, over all workers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sharing {
     flights: Mutex<Flights<oneshot::Sender<Word>>>,
     /// Answers that come in and are read by all who asked the same.
@@ -67,6 +70,8 @@ pub struct Sharing {
     caches: Mutex<Vec<OfSize>>,
     /// Memory that the model server reads too.
     pub memory: handover::Memory,
+    /// A GPU whose memory the model server reads too.
+    pub gpu: Arc<gpu::Gpu>,
     /// What it was worth.
     pub tally: Tally,
 }
@@ -100,6 +105,18 @@ enum Word {
 }
 
 impl Sharing {
+    /// With the library of a GPU's driver, which is opened when a GPU is asked for.
+    pub fn new(driver: PathBuf) -> Self {
+        Self {
+            flights: Mutex::default(),
+            records: record::Records::default(),
+            caches: Mutex::default(),
+            memory: handover::Memory::default(),
+            gpu: Arc::new(gpu::Gpu::new(driver)),
+            tally: Tally::default(),
+        }
+    }
+
     /// The cache of that size.
     fn cache(&self, bytes: u64, now: Duration) -> Arc<Cache<Stored>> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,6 +148,7 @@ impl Sharing {
     /// Tells the metrics what goes on now, and what was counted.
     pub fn tell(&self, models: &Models) {
         self.tally.tell(&self.memory);
+        self.gpu.tell();
         let (mut waiting, mut flying) = (0, 0);
         for model in models.all().iter() {
             let (waits, flies) = model.open_batches();
@@ -181,6 +199,8 @@ struct Sharer<'a> {
     body: Bytes,
     /// Whose it is; empty: not proven.
     client: &'a str,
+    /// Whose it is, where callers have regions of shared memory of their own.
+    tenant: Option<u64>,
     /// How it can share an execution; `None`: it goes alone.
     together: Option<(Limits, Ask)>,
     /// What is still to be done before it can be executed.
@@ -207,11 +227,14 @@ fn together(
     limits: Limits,
     ask: Ask,
     asked: &Asked,
+    tenant: Option<u64>,
     named: &[HeaderName],
     headers: &HeaderMap,
 ) -> Option<(Limits, Ask)> {
     let scope = Scope { client: "", model: &asked.model, version: &asked.version, load: 0, headers: named };
     let (rows, key) = key::compatible(&asked.request, &scope, headers)?;
+    // What lies in a region of one's own lies beside nobody's.
+    let key = key ^ u128::from(tenant.unwrap_or_default());
     (rows <= limits.rows).then_some((limits, Ask { key, rows, ..ask }))
 }
 
@@ -312,6 +335,7 @@ pub async fn serve(
         tenant: facts::tenant(client, &worker.shared.hasher),
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
+    let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| ask.tenant);
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
     let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
     let shared_memory = known.as_ref().is_some_and(|known| known.shared_memory);
@@ -320,7 +344,7 @@ pub async fn serve(
     // What is prepared can tell only then with whom it can share.
     let together = limits
         .filter(|_| unprepared.is_none() && can_be_sent(&asked.request, binary))
-        .and_then(|limits| together(limits, ask, &asked, named, request.headers()));
+        .and_then(|limits| together(limits, ask, &asked, tenant, named, request.headers()));
     let coalesced = coalesced.filter(|_| key::is_repeatable(&asked.request));
     if together.is_none() && coalesced.is_none() && unprepared.is_none() {
         return Ok(None);
@@ -337,6 +361,7 @@ pub async fn serve(
         request,
         body,
         client,
+        tenant,
         together,
         unprepared,
         named,
@@ -512,7 +537,9 @@ impl Sharer<'_> {
         let (asked, together, there) = match self.unprepared {
             None => (self.asked, self.together, None),
             Some(Unprepared { pipelines, limits, ask, binary, shared_memory }) => {
-                let arena = if shared_memory { worker.shared.sharing.memory.arena(worker) } else { None };
+                let ground =
+                    worker.shared.sharing.memory.ground(worker, self.tenant).filter(|_| shared_memory);
+                let arena = ground.as_ref().and_then(|ground| ground.arena(worker));
                 let request = &self.asked.request;
                 let made = prepare::request(worker, &pipelines, request, ask.deadline, arena).await?;
                 let (bytes, elements) = weigh(&made.request);
@@ -520,7 +547,8 @@ impl Sharer<'_> {
                 let asked = Asked { request: made.request, ..(*self.asked).clone() };
                 let ask = Ask { bytes, elements, ..ask };
                 let headers = self.request.headers();
-                let together = limits.and_then(|limits| together(limits, ask, &asked, self.named, headers));
+                let together =
+                    limits.and_then(|limits| together(limits, ask, &asked, self.tenant, self.named, headers));
                 (Arc::new(asked), together, made.placed)
             }
         };
@@ -531,7 +559,14 @@ impl Sharer<'_> {
             told.executed.span = span;
             return Ok(told);
         }
-        let wants = batcher::Wants { asked, way: self.way, deciding: self.deciding, span, there };
+        let wants = batcher::Wants {
+            asked,
+            way: self.way,
+            deciding: self.deciding,
+            span,
+            there,
+            tenant: self.tenant,
+        };
         match together {
             Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await,
             None => Ok(batcher::anew(worker, self.model, &wants).await),
@@ -584,7 +619,7 @@ mod tests {
 
     #[test]
     fn caches_of_two_sizes_do_not_take_turns_and_one_that_is_unused_goes() {
-        let sharing = Sharing::default();
+        let sharing = Sharing::new(PathBuf::new());
         let at = Duration::from_secs;
         let (small, large) = (sharing.cache(1 << 20, at(0)), sharing.cache(2 << 20, at(0)));
         assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(50))));

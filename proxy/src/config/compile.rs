@@ -12,7 +12,7 @@ use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
 use super::{
-    Admission, Backend, Batch, Cluster, Coalesce, Endpoint, Filters, HeaderChange, PathChange, Policy,
+    Admission, Backend, Batch, Cluster, Coalesce, Endpoint, Filters, Gpu, HeaderChange, PathChange, Policy,
     Probes, Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
     WorkloadPort,
 };
@@ -411,7 +411,21 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
         probes[at].grpc.extend(service.map(|service| service.as_str().into()));
     }
     let forward_identity = from.forward_identity;
-    Ok(Workload { name, ports, permissive: from.permissive, admission, probes, forward_identity })
+    let gpu = from.gpu.map(|from| Gpu {
+        always: from.always,
+        bytes: usize::try_from(from.bytes).ok().filter(|bytes| *bytes > 0),
+        device: from.device,
+    });
+    Ok(Workload {
+        name,
+        ports,
+        permissive: from.permissive,
+        admission,
+        probes,
+        forward_identity,
+        gpu,
+        tenant_regions: from.tenant_regions as usize,
+    })
 }
 
 /// A port that the kubelet asks for something, which need not be one that the pod declares.

@@ -441,6 +441,21 @@ pub struct Workload {
     pub probes: Vec<Probes>,
     /// The application is told who calls.
     pub forward_identity: bool,
+    /// Tensors are handed to the application in memory of a GPU that both see.
+    pub gpu: Option<Gpu>,
+    /// Callers that get a region of shared memory of their own; 0: all share one.
+    pub tenant_regions: usize,
+}
+
+/// How a GPU's memory is shared with the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Also where it measures slower.
+    pub always: bool,
+    /// Bytes of it; `None`: not said.
+    pub bytes: Option<usize>,
+    /// The device's number.
+    pub device: u32,
 }
 
 /// What the kubelet asks one port for, in plaintext and without a certificate.

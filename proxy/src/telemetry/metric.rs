@@ -108,6 +108,14 @@ penstock_api::metrics! {
         "Shared memory for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     ARENA_REFUSED Counter "penstock_arena_refused_total" []
         "Batches that went as bytes because the arena was full.";
+    EXECUTIONS_GPU Counter "penstock_executions_gpu_total" []
+        "Executions whose inputs were handed over in memory of the GPU (CUDA IPC).";
+    PREPARED_GPU Counter "penstock_prepared_gpu_total" []
+        "Rows of inputs that a kernel on the GPU made; decoded they were on the CPU.";
+    GPU_ARENA_BYTES Gauge "penstock_gpu_arena_bytes" ["state"]
+        "Memory of the GPU for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
+    GPU_FAILURES Counter "penstock_gpu_failures_total" []
+        "Executions that were to go through memory of the GPU and went another way: the log says why.";
     LOG_DROPPED Counter "penstock_log_dropped_total" []
         "Access log lines that were dropped because standard output was too slow.";
     TAP_DROPPED Counter "penstock_tap_dropped_total" []

@@ -12,6 +12,7 @@
 //! registered twice is refused; one that is unregistered twice is not. The server reads and writes the region for as long as
 //! a request runs, which is until it has answered, whether anybody waits for that or not.
 
+use base64::Engine as _;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,13 @@ pub struct Registered {
     pub byte_size: u64,
 }
 
+/// A region of a GPU's memory that a server knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredCuda {
+    /// Its name at the server.
+    pub name: String,
+}
+
 /// Path and body of the REST request (`POST`) that registers the shared memory object `key` from its beginning.
 pub fn register(region: &str, key: &str, bytes: u64) -> (String, Bytes) {
     let body = serde_json::json!({"key": key, "offset": 0, "byte_size": bytes});
@@ -63,6 +71,24 @@ pub fn register(region: &str, key: &str, bytes: u64) -> (String, Bytes) {
 /// The path of the REST request (`POST`, without a body) that takes a region back.
 pub fn unregister(region: &str) -> String {
     format!("/v2/systemsharedmemory/region/{region}/unregister")
+}
+
+/// Path and body of the REST request (`POST`) that registers memory of a GPU, whole: the extension `cuda_shared_memory`. The
+/// handle is what CUDA's `cuIpcGetMemHandle` wrote; its name is one of the same space as those of system shared memory.
+pub fn register_cuda(region: &str, handle: &[u8; 64], device: u32, bytes: u64) -> (String, Bytes) {
+    let b64 = base64::engine::general_purpose::STANDARD.encode(handle);
+    let body = serde_json::json!({"raw_handle": {"b64": b64}, "device_id": device, "byte_size": bytes});
+    (format!("/v2/cudasharedmemory/region/{region}/register"), body.to_string().into())
+}
+
+/// The path of the REST request (`POST`, without a body) that takes it back.
+pub fn unregister_cuda(region: &str) -> String {
+    format!("/v2/cudasharedmemory/region/{region}/unregister")
+}
+
+/// The path of the REST request (`GET`) that asks which regions of GPUs there are; the answer is a list of [`RegisteredCuda`].
+pub fn status_cuda() -> &'static str {
+    "/v2/cudasharedmemory/status"
 }
 
 /// The path of the REST request (`GET`) that asks which regions there are; the answer is a list of [`Registered`].
@@ -161,6 +187,18 @@ mod tests {
             byte_size: 4096,
         };
         assert_eq!(message.encode_to_vec(), b"\x0a\x01a\x12\x02/k\x20\x80\x20");
+    }
+
+    #[test]
+    fn memory_of_a_gpu_is_registered_as_triton_wants_it() {
+        let (path, body) = register_cuda("gpu", &[7; 64], 1, 4096);
+        assert_eq!(path, "/v2/cudasharedmemory/region/gpu/register");
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["device_id"], &body["byte_size"]), (&1.into(), &4096.into()));
+        // 64 bytes in base64: 84 letters and two for the last byte.
+        let handle = body["raw_handle"]["b64"].as_str().unwrap();
+        assert!(handle.len() == 88 && handle.starts_with("BwcHBwcH") && handle.ends_with("Bw=="), "{handle}");
+        assert_eq!(unregister_cuda("gpu"), "/v2/cudasharedmemory/region/gpu/unregister");
     }
 
     fn request() -> InferRequest {

@@ -1,0 +1,577 @@
+//! Tensors in memory of a GPU that the model server sees too, by CUDA IPC (Triton's "CUDA shared memory extension").
+//!
+//! In: an execution, as [`handover`] gets it. Out: the same answer. Whoever runs a pod asks for it
+//! (`penstock.io/gpu: ipc`), because both containers must see the same device and each other; then the device is opened
+//! and tested once, as a task of its own, and a server is told of a region of its memory. The first execution of each model
+//! goes both ways, and only if the answers are the same is the GPU's way used for that model: that is the one test that
+//! shows that the server reads what was written. Afterwards [`cost`] decides.
+//!
+//! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
+//! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
+//! request is lost for it, and none waits longer than [`PATIENCE`]. Outputs take the host's way always: a client wants them
+//! there.
+//!
+//! ```text
+//! infer ─▶ decide ─┬─ Device ─▶ fill (a thread: copies, kernels, wait) ─▶ by_memory ─▶ answer
+//!                  │               └─ any failure ─┐
+//!                  └─ Host ──────────────────────▶ without ─▶ answer
+//! ```
+
+pub mod cost;
+mod device;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use penstock_inference::oip::InferResponse;
+use penstock_inference::oip::batch::Joined;
+use penstock_inference::oip::shm::{self, Span};
+use penstock_kernels::arena::{DeviceArena, Occupancy};
+use penstock_kernels::cuda::{Context, Kind as Said};
+use rand::Rng as _;
+
+use super::call::{self, Answered, Outgoing, Trouble, Way};
+use super::handover::{self, Hand, Inputs, Placed};
+use super::learn::Known;
+use super::told::{self, Next, Registered, Told};
+use crate::config;
+use crate::telemetry::counter::Counter;
+use crate::telemetry::metric;
+use crate::worker::Worker;
+
+use cost::Cost;
+use device::{Device, Input, Unfit};
+pub use device::{Picture, Piece};
+
+/// Memory of the device for tensors unless the annotation says: the same as of the host.
+const BYTES: usize = 128 << 20;
+/// How long filling a run may take: a batch of 19 MB needs some milliseconds, and what takes a thousand times as long will
+/// not come.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// After a failure that may pass, tensors take the other way for so long.
+const REST: Duration = Duration::from_secs(10);
+/// A test of a model that nobody finished, because its clients left, is begun anew after so long.
+const TESTED_WITHIN: Duration = Duration::from_secs(30);
+/// Models whose costs are known; above, further ones do without.
+const MAX_MODELS: usize = 256;
+
+/// The GPU, and what is known of its use.
+#[derive(Debug)]
+pub struct Gpu {
+    library: PathBuf,
+    state: Mutex<State>,
+    /// By caller, where callers have regions of their own.
+    regions: Mutex<HashMap<Option<u64>, Option<Arc<Region>>>>,
+    models: Mutex<HashMap<(SocketAddr, String), Model>>,
+    /// Milliseconds since the epoch until when it rests.
+    rests_until: AtomicU64,
+    handed: Counter,
+    prepared: Counter,
+    failed: Counter,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nobody has asked for it.
+    #[default]
+    Idle,
+    /// It is being opened and tested.
+    Opening,
+    /// It is ready.
+    Ready(Arc<Device>),
+    /// It is of no use to this process, for ever.
+    Off,
+}
+
+/// Memory that servers map.
+#[derive(Debug)]
+struct Region {
+    name: String,
+    arena: DeviceArena,
+    handle: [u8; 64],
+    device: u32,
+    told: Told,
+}
+
+/// What is known of a model on a server.
+#[derive(Debug, Default)]
+struct Model {
+    test: Test,
+    cost: Cost,
+    /// The same for where its inputs are prepared.
+    preparing: Cost,
+}
+
+/// Whether a model answers the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Test {
+    #[default]
+    Open,
+    /// Since then.
+    Running(Duration),
+    Passed,
+    /// Until it, or its server, is another.
+    Failed,
+}
+
+/// How an execution goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// The host's way, and nobody asks how long it took.
+    Plain,
+    /// The host's way, to compare.
+    Host,
+    /// The GPU's way.
+    Device,
+    /// Both ways, to see that the answers are the same.
+    Both,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// With a driver's library; nothing is opened yet.
+    pub fn new(library: PathBuf) -> Self {
+        Self {
+            library,
+            state: Mutex::default(),
+            regions: Mutex::default(),
+            models: Mutex::default(),
+            rests_until: AtomicU64::new(0),
+            handed: Counter::default(),
+            prepared: Counter::default(),
+            failed: Counter::default(),
+        }
+    }
+
+    /// Opens the device when it is first asked for.
+    pub fn follow(self: &Arc<Self>, asked: Option<config::Gpu>) {
+        let Some(asked) = asked else { return };
+        {
+            let mut state = lock(&self.state);
+            if !matches!(*state, State::Idle) {
+                return;
+            }
+            *state = State::Opening;
+        }
+        let gpu = Arc::clone(self);
+        // A driver that hangs when it is opened keeps this one thread, and tensors go as if there were none.
+        tokio::task::spawn_blocking(move || {
+            let opened = Device::open(&gpu.library, asked.device);
+            *lock(&gpu.state) = match opened {
+                Ok(device) => {
+                    let (of, kernels) = (device.context.device(), device.kernels.is_some());
+                    tracing::info!(device = %of.name, number = of.number, kernels, "tensors may be handed over in the GPU's memory");
+                    State::Ready(Arc::new(device))
+                }
+                Err(Unfit::Absent(absent)) => {
+                    tracing::info!("{absent}");
+                    State::Off
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no GPU is used; tensors go through shared memory, or as bytes");
+                    State::Off
+                }
+            };
+        });
+    }
+
+    fn device(&self) -> Option<Arc<Device>> {
+        match &*lock(&self.state) {
+            State::Ready(device) => Some(Arc::clone(device)),
+            State::Idle | State::Opening | State::Off => None,
+        }
+    }
+
+    /// The device, for arenas of the host that it reads by itself.
+    pub fn context(&self) -> Option<Context> {
+        self.device().map(|device| device.context.clone())
+    }
+
+    /// It is of no use any more.
+    fn off(&self, why: &str) {
+        let before = std::mem::replace(&mut *lock(&self.state), State::Off);
+        if matches!(before, State::Ready(_)) {
+            tracing::warn!(
+                why,
+                "the GPU is not used any more; tensors go through shared memory, or as bytes"
+            );
+        }
+        // Its regions stay: servers have mapped them, and no driver says what becomes of a mapping whose memory is freed.
+    }
+
+    /// A failure while something was handed over.
+    fn fails(&self, unfit: &Unfit, now: Duration) {
+        self.failed.add(1);
+        let lost = matches!(unfit, Unfit::Driver(error) if error.kind() == Said::DeviceLost)
+            || matches!(unfit, Unfit::Order(penstock_kernels::cuda::Order::Driver(error)) if error.kind() == Said::DeviceLost);
+        if lost {
+            return self.off(&unfit.to_string());
+        }
+        if matches!(unfit, Unfit::Full) {
+            return;
+        }
+        let until = (now + REST).as_millis() as u64;
+        if self.rests_until.swap(until, Relaxed) < now.as_millis() as u64 {
+            tracing::warn!(error = %unfit, "tensors do not go through the GPU's memory for {REST:?}");
+        }
+    }
+
+    /// The region for a caller, made when it is first needed.
+    fn region(&self, worker: &Worker, asked: &config::Gpu, tenant: Option<u64>) -> Option<Arc<Region>> {
+        let most = worker.workload().map_or(0, |workload| workload.tenant_regions);
+        let mut regions = lock(&self.regions);
+        if let Some(known) = regions.get(&tenant) {
+            return known.clone();
+        }
+        let device = self.device()?;
+        if tenant.is_some() && regions.len() >= most {
+            return None;
+        }
+        let bytes = asked.bytes.unwrap_or(BYTES) / if tenant.is_some() { most } else { 1 };
+        let node: String =
+            worker.shared.node.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let name = format!("penstock-{node}-{}-gpu-{}", std::process::id(), regions.len());
+        let made = device.region(bytes).map(|(arena, handle)| {
+            let device = asked.device;
+            Arc::new(Region { name, arena, handle: handle.0, device, told: Told::default() })
+        });
+        let made = made
+            .inspect_err(|error| {
+                tracing::warn!(%error, "tensors go through shared memory, or as bytes");
+            })
+            .ok();
+        regions.insert(tenant, made.clone());
+        made
+    }
+
+    /// Whether that server knows the region; one that does not is told as a task of its own.
+    fn is_known(
+        self: &Arc<Self>,
+        worker: &Rc<Worker>,
+        way: &Way,
+        server: SocketAddr,
+        region: &Arc<Region>,
+    ) -> bool {
+        match region.told.next(server) {
+            Next::Use => return true,
+            Next::Wait => return false,
+            Next::Tell => {}
+        }
+        let (worker, way, region) = (Rc::clone(worker), way.clone(), Arc::clone(region));
+        tokio::task::spawn_local(async move {
+            let bytes = region.arena.memory().bytes() as u64;
+            let call = shm::register_cuda(&region.name, &region.handle, region.device, bytes);
+            leave(&worker, &way, &region.name).await;
+            let said = told::register(&worker, &way, shm::unregister_cuda(&region.name), call).await;
+            match &said {
+                Ok(Registered::Anew) => {
+                    region.arena.amnesty_of(told::number(server));
+                    tracing::info!(%server, region = region.name, "the model server reads memory of the GPU");
+                }
+                Ok(Registered::Still) => {}
+                Err(why) => {
+                    tracing::info!(%server, why, "the model server takes no memory of the GPU; tensors go through shared memory, or as bytes");
+                }
+            }
+            region.told.is_told(server, said.is_ok());
+        });
+        false
+    }
+
+    /// The server may have been replaced by another, which is told and tested anew.
+    fn forget(&self, server: SocketAddr) {
+        let regions: Vec<_> = lock(&self.regions).values().flatten().cloned().collect();
+        if regions.iter().fold(false, |known, region| region.told.forget(server) | known) {
+            lock(&self.models).iter_mut().filter(|((of, _), _)| *of == server).for_each(|(_, model)| {
+                model.test = Test::Open;
+            });
+        }
+    }
+
+    /// Something with what is known of a model; `None`: there are too many.
+    fn model<T>(&self, server: SocketAddr, name: &str, with: impl FnOnce(&mut Model) -> T) -> Option<T> {
+        let mut models = lock(&self.models);
+        let full = models.len() >= MAX_MODELS;
+        let key = (server, name.to_owned());
+        match models.get_mut(&key) {
+            Some(model) => Some(with(model)),
+            None if full => None,
+            None => Some(with(models.entry(key).or_default())),
+        }
+    }
+
+    /// How an execution goes.
+    fn decide(&self, run: &Execution<'_>, always: bool, now: Duration, chance: f64) -> Turn {
+        let turn = self.model(run.server, run.model.0, |model| match model.test {
+            Test::Running(since) if now.saturating_sub(since) < TESTED_WITHIN => Turn::Plain,
+            Test::Open | Test::Running(_) => {
+                model.test = Test::Running(now);
+                Turn::Both
+            }
+            Test::Failed => Turn::Plain,
+            Test::Passed if always => Turn::Device,
+            Test::Passed => match model.cost.choose(run.bytes, now, chance) {
+                cost::Way::Host => Turn::Host,
+                cost::Way::Device => Turn::Device,
+            },
+        });
+        turn.unwrap_or(Turn::Plain)
+    }
+
+    /// Both ways were gone.
+    fn tested(
+        &self,
+        run: &Execution<'_>,
+        device: &Result<Answered, Trouble>,
+        host: &Result<Answered, Trouble>,
+    ) {
+        let test = match (device, host) {
+            (Ok(device), Ok(host)) if same(&device.response, &host.response) => Test::Passed,
+            (Ok(_), Ok(_)) => Test::Failed,
+            // What the model refuses says nothing of the way, and neither does a server that is not there.
+            _ => Test::Open,
+        };
+        if test == Test::Failed {
+            let (model, server) = (run.model.0, run.server);
+            tracing::warn!(model, %server, "its answer is another when its tensors lie in the GPU's memory, so they do not");
+        }
+        self.model(run.server, run.model.0, |model| model.test = test);
+    }
+
+    /// Tells the metrics.
+    pub fn tell(&self) {
+        let regions: Vec<Occupancy> =
+            lock(&self.regions).values().flatten().map(|region| region.arena.occupancy()).collect();
+        if !regions.is_empty() || self.handed.get() > 0 {
+            let sum = |of: fn(&Occupancy) -> usize| regions.iter().map(of).sum::<usize>() as f64;
+            let gauge = |state: &'static str, bytes: f64| {
+                metrics::gauge!(metric::GPU_ARENA_BYTES.name, "state" => state).set(bytes);
+            };
+            gauge("used", sum(|occupancy| occupancy.in_use - occupancy.quarantined));
+            gauge("quarantined", sum(|occupancy| occupancy.quarantined));
+        }
+        for (metric, counter) in [
+            (&metric::EXECUTIONS_GPU, &self.handed),
+            (&metric::PREPARED_GPU, &self.prepared),
+            (&metric::GPU_FAILURES, &self.failed),
+        ] {
+            metrics::counter!(metric.name).absolute(counter.get());
+        }
+    }
+}
+
+/// Has the server let go of what processes before this one had it map, which would keep memory of the device.
+async fn leave(worker: &Rc<Worker>, way: &Way, ours: &str) {
+    let ask = |method: Method, path: String, body: &'static str| {
+        let parts =
+            if body.is_empty() { Default::default() } else { [Bytes::from_static(body.as_bytes())].into() };
+        call::whole(worker, way, Outgoing { method, path, headers: HeaderMap::new(), parts })
+    };
+    let Ok(listed) = ask(Method::GET, shm::status_cuda().to_owned(), "").await else { return };
+    let listed: Vec<shm::RegisteredCuda> = serde_json::from_slice(&listed.body).unwrap_or_default();
+    // `penstock-<node>-<pid>-gpu-<number>`: the same node, and another process.
+    let of_node = |name: &str| name.rsplitn(4, '-').nth(3).map(str::to_owned);
+    let of_process = |name: &str| name.rsplitn(3, '-').nth(2).map(str::to_owned);
+    for shm::RegisteredCuda { name } in listed {
+        if of_node(&name) == of_node(ours) && of_process(&name) != of_process(ours) {
+            let _ = ask(Method::POST, shm::unregister_cuda(&name), "{}").await;
+        }
+    }
+}
+
+/// Whether two answers are the same, bit for bit.
+fn same(one: &InferResponse, other: &InferResponse) -> bool {
+    let find = |name: &str| other.outputs.iter().find(|output| output.name == name);
+    one.outputs.len() == other.outputs.len()
+        && one.outputs.iter().all(|output| {
+            find(&output.name).is_some_and(|other| {
+                (output.datatype, &output.shape, &output.data) == (other.datatype, &other.shape, &other.data)
+            })
+        })
+}
+
+/// An execution, as far as the GPU's way may have to do with it.
+struct Execution<'a> {
+    model: (&'a str, &'a str),
+    server: SocketAddr,
+    bytes: usize,
+    rows: u32,
+    per_row: Vec<usize>,
+}
+
+/// An execution over the GPU if that can be and pays; otherwise as without one.
+pub async fn infer(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: (&str, &str),
+    joined: Joined,
+    headers: &HeaderMap,
+    known: &Known,
+    hand: &Hand<'_>,
+) -> Result<Answered, Trouble> {
+    let gpu = &worker.shared.sharing.gpu;
+    let ready = ready(worker, way, model, &joined, known, hand);
+    let Some((run, region, device, always)) = ready else {
+        return handover::without(worker, way, model, joined, headers, known, hand).await;
+    };
+    let begun = worker.now();
+    let chance = worker.with_random(|random| random.random::<f64>());
+    let turn = gpu.decide(&run, always, begun, chance);
+    let by_device = match turn {
+        Turn::Device | Turn::Both => {
+            over(worker, way, &joined, headers, known, hand, (&run, &region, device)).await
+        }
+        Turn::Host | Turn::Plain => None,
+    };
+    let took = |which: cost::Way| {
+        let now = worker.now();
+        gpu.model(run.server, model.0, |model| {
+            model.cost.took(run.bytes, which, now.saturating_sub(begun), now);
+        });
+    };
+    match (by_device, turn) {
+        (Some(answered), Turn::Both) => {
+            let host = handover::without(worker, way, model, joined, headers, known, hand).await;
+            gpu.tested(&run, &answered, &host);
+            host
+        }
+        (Some(answered), _) => {
+            if answered.is_ok() {
+                took(cost::Way::Device);
+            }
+            answered
+        }
+        (None, turn) => {
+            if turn == Turn::Both {
+                gpu.model(run.server, model.0, |model| model.test = Test::Open);
+            }
+            let answered = handover::without(worker, way, model, joined, headers, known, hand).await;
+            if turn == Turn::Host && answered.is_ok() {
+                took(cost::Way::Host);
+            }
+            answered
+        }
+    }
+}
+
+/// All that the GPU's way needs, if it is there; the server is told of the region if it has not been.
+fn ready<'a>(
+    worker: &Rc<Worker>,
+    way: &Way,
+    model: (&'a str, &'a str),
+    joined: &Joined,
+    known: &Known,
+    hand: &Hand<'_>,
+) -> Option<(Execution<'a>, Arc<Region>, Arc<Device>, bool)> {
+    let gpu = &worker.shared.sharing.gpu;
+    let asked = worker.workload()?.gpu?;
+    if way.http2 || !known.gpu_memory || (worker.now().as_millis() as u64) < gpu.rests_until.load(Relaxed) {
+        return None;
+    }
+    let device = gpu.device()?;
+    let (rows, per_row) = handover::rows(&joined.head)?;
+    let bytes = per_row.iter().sum::<usize>().checked_mul(rows as usize)?;
+    if bytes < handover::WORTH_IT {
+        return None;
+    }
+    let server = way.endpoint().ok()?.address;
+    let region = gpu.region(worker, &asked, hand.tenant)?;
+    if !gpu.is_known(worker, way, server, &region) {
+        return None;
+    }
+    Some((Execution { model, server, bytes, rows, per_row }, region, device, asked.always))
+}
+
+/// An execution over the GPU. `None`: it was not begun, or the server did not know the region, and it can go as without.
+async fn over(
+    worker: &Rc<Worker>,
+    way: &Way,
+    joined: &Joined,
+    headers: &HeaderMap,
+    known: &Known,
+    hand: &Hand<'_>,
+    (run, region, device): (&Execution<'_>, &Arc<Region>, Arc<Device>),
+) -> Option<Result<Answered, Trouble>> {
+    let gpu = &worker.shared.sharing.gpu;
+    let inputs = inputs(joined);
+    let room = region.arena.run(&run.per_row, run.rows)?;
+    let (arena, rows) = (region.arena.clone(), run.rows);
+    // A driver may block, and is given a thread for it. Whoever leaves meanwhile takes nothing with him: the thread has
+    // the run until it is filled.
+    let filling = tokio::task::spawn_blocking(move || device.fill(&arena, room, rows, inputs));
+    let filled = match tokio::time::timeout(PATIENCE, filling).await {
+        Ok(Ok(Ok(filled))) => filled,
+        Ok(Ok(Err(unfit))) => {
+            gpu.fails(&unfit, worker.now());
+            return None;
+        }
+        Ok(Err(_)) => return None,
+        Err(_) => {
+            gpu.failed.add(1);
+            gpu.off(&format!("a copy to it was not done within {PATIENCE:?}"));
+            return None;
+        }
+    };
+    let outputs = handover::outputs(worker, way, &joined.head, run.rows, known, run.server, hand);
+    let lease = filled.hand_over_to(told::number(run.server));
+    let outgoing = (|| {
+        let place = |at: usize| {
+            let region = lease.region(at, 0..run.rows)?;
+            Some(Span { offset: region.offset, bytes: region.bytes })
+        };
+        let places = (0..run.per_row.len()).map(place).collect::<Option<Vec<_>>>()?;
+        let mut head = joined.head.clone();
+        if outputs.is_none() {
+            call::binary_outputs(&mut head);
+        }
+        let head = shm::request_over_shm(head, &region.name, places, []);
+        let head = match &outputs {
+            Some(outputs) => shm::request_over_shm(head, outputs.region(), [], outputs.places()?),
+            None => head,
+        };
+        call::placed(run.model, &head, headers).ok()
+    })();
+    let Some(outgoing) = outgoing else {
+        drop(lease.returned());
+        outputs.map(handover::Outputs::give_back);
+        return None;
+    };
+    let placed = Placed { outgoing, inputs: Inputs::Device(lease), outputs, server: run.server };
+    let ended = handover::by_memory(worker, way, placed).await;
+    match &ended {
+        Ok(Some(_)) => {
+            gpu.handed.add(1);
+        }
+        // It was started anew and knows the region no more, or the connection broke.
+        Ok(None) | Err(Trouble::Way(_)) => gpu.forget(run.server),
+        // Of its own GPU it says so in its own words; asked without it may answer.
+        Err(Trouble::Model(error)) if error.message.to_ascii_lowercase().contains("cuda") => {
+            gpu.failed.add(1);
+            gpu.forget(run.server);
+            return None;
+        }
+        Err(Trouble::Model(_)) => {}
+    }
+    ended.transpose()
+}
+
+/// What each input is filled with.
+fn inputs(joined: &Joined) -> Vec<Input> {
+    let pieces = |(input, data): (&penstock_inference::oip::Tensor, &Vec<Bytes>)| {
+        let row = handover::row(input).unwrap_or(1).max(1);
+        let pieces = data.iter().filter(|data| !data.is_empty());
+        let pieces = pieces.map(|data| ((data.len() / row) as u32, Piece::Bytes(data.clone()))).collect();
+        Input { pieces, tensor: None }
+    };
+    joined.head.inputs.iter().zip(&joined.data).map(pieces).collect()
+}
