@@ -350,6 +350,13 @@ extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, s
         let (to, from) = (to as usize, from as usize);
         world.on_device(to, bytes)?;
         let (stream, delay) = (world.stream(stream)?, world.script.delay);
+        if world.script.stalls("cuMemcpyHtoDAsync_v2") {
+            stream.push(delay, || {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
         if world.is_locked(from, bytes) {
             stream.push(delay, move || copy(to, from, bytes));
         } else {
@@ -368,7 +375,13 @@ extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, str
         let from = from as usize;
         world.on_device(from, bytes)?;
         let (stream, delay) = (world.stream(stream)?, world.script.delay);
-        stream.push(delay, move || copy(to, from, bytes));
+        let garble = world.script.garble && bytes > 0;
+        stream.push(delay, move || {
+            copy(to, from, bytes);
+            if garble {
+                fill(to, !staged(from, 1)[0], 1);
+            }
+        });
         if !world.is_locked(to, bytes) {
             wait = Some(stream.mark());
         }

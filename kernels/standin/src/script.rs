@@ -7,11 +7,13 @@
 //! | `fail=cuMemAlloc_v2:2@3` | the third from now on |
 //! | `fail=cuMemAlloc_v2:2@3+` | the third and all after it |
 //! | `lose=cuLaunchKernel:719@2` | the second says 719, and so do all calls of all functions from then on: the device is lost |
+//! | `stall=cuMemcpyHtoDAsync_v2@2` | what the second puts into its stream never ends, and neither does all behind it |
 //! | `delay=50ms` | whatever a stream does waits so long first; `us` for microseconds |
 //! | `devices=0` | how many there are (1) |
 //! | `capability=8.9` | their compute capability (9.0) |
 //! | `memory=67108864` | bytes of device memory (1 GiB) |
 //! | `version=12040` | what the driver says its version is (12080) |
+//! | `garble` | what is copied to the host has another first byte |
 //! | `backward` | threads and blocks of kernels run in the opposite order |
 //!
 //! A word that makes no sense fails the call that brought it.
@@ -36,24 +38,29 @@ pub(crate) struct Fault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Script {
     faults: Vec<Fault>,
+    /// Calls until one whose work never ends.
+    stalls: Vec<(String, u32)>,
     pub(crate) delay: Duration,
     pub(crate) devices: i32,
     pub(crate) capability: (i32, i32),
     pub(crate) memory: usize,
     pub(crate) version: i32,
     pub(crate) backward: bool,
+    pub(crate) garble: bool,
 }
 
 impl Default for Script {
     fn default() -> Self {
         Self {
             faults: Vec::new(),
+            stalls: Vec::new(),
             delay: Duration::ZERO,
             devices: 1,
             capability: (9, 0),
             memory: 1 << 30,
             version: 12_080,
             backward: false,
+            garble: false,
         }
     }
 }
@@ -67,6 +74,10 @@ impl Script {
             match key {
                 "fail" => new.faults.push(fault(value, false)?),
                 "lose" => new.faults.push(fault(value, true)?),
+                "stall" => {
+                    let (call, after) = value.split_once('@').unwrap_or((value, "1"));
+                    new.stalls.push((call.to_owned(), after.parse().ok().filter(|after| *after > 0)?));
+                }
                 "delay" => new.delay = duration(value)?,
                 "devices" => new.devices = value.parse().ok()?,
                 "capability" => {
@@ -76,11 +87,22 @@ impl Script {
                 "memory" => new.memory = value.parse().ok()?,
                 "version" => new.version = value.parse().ok()?,
                 "backward" if value.is_empty() => new.backward = true,
+                "garble" if value.is_empty() => new.garble = true,
                 _ => return None,
             }
         }
         *self = new;
         Some(())
+    }
+
+    /// This function is called: whether what it starts never ends.
+    pub(crate) fn stalls(&mut self, call: &str) -> bool {
+        let Some((_, after)) = self.stalls.iter_mut().find(|(known, after)| known == call && *after > 0)
+        else {
+            return false;
+        };
+        *after -= 1;
+        *after == 0
     }
 
     /// This function is called: what it has to say, and whether that is for ever.

@@ -42,6 +42,7 @@ struct Pod {
     account: String,
     service: Option<String>,
     annotations: Vec<(&'static str, String)>,
+    variables: Vec<(&'static str, String)>,
     probe: Option<String>,
     listed: Listed,
     sidecar: Option<Process>,
@@ -125,6 +126,7 @@ impl Mesh {
             account: name.to_owned(),
             service: service.map(str::to_owned),
             annotations: Vec::new(),
+            variables: Vec::new(),
             probe: None,
             listed: Listed::Ready,
             sidecar: None,
@@ -138,6 +140,12 @@ impl Mesh {
         if let Some(pod) = self.pods.get_mut(pod) {
             pod.annotations.push((key, value.to_owned()));
         }
+        self
+    }
+
+    /// A variable of the environment of a pod's sidecar.
+    pub fn variable(mut self, pod: &str, name: &'static str, value: &str) -> Self {
+        self.pods.get_mut(pod).unwrap().variables.push((name, value.to_owned()));
         self
     }
 
@@ -408,7 +416,9 @@ impl Mesh {
             "--workers=2".to_owned(),
             "--drain-timeout=10s".to_owned(),
         ];
-        let process = Process::start(pod, &program("penstock-proxy"), &args, self.folder.path());
+        let variables = &self.pods[pod].variables;
+        let process =
+            Process::start_with(pod, &program("penstock-proxy"), &args, variables, self.folder.path());
         self.pods.get_mut(pod).unwrap().sidecar = Some(process);
     }
 

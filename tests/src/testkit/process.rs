@@ -37,10 +37,22 @@ pub struct Process {
 impl Process {
     /// Starts `program`; what it prints goes to `folder/name.log`, after what an earlier process of the name printed.
     pub fn start<A: AsRef<OsStr>>(name: &str, program: &Path, args: &[A], folder: &Path) -> Self {
+        Self::start_with(name, program, args, &[], folder)
+    }
+
+    /// The same with variables of its environment.
+    pub fn start_with<A: AsRef<OsStr>>(
+        name: &str,
+        program: &Path,
+        args: &[A],
+        variables: &[(&str, String)],
+        folder: &Path,
+    ) -> Self {
         let log = folder.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(program)
             .args(args)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)

@@ -58,10 +58,20 @@ pub fn header_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
 
 /// Reads a request. `header_length` as [`header_length`] gave it; for 0 there is [`raw_request`].
 pub fn decode_request(body: &Bytes, header_length: Option<usize>) -> Result<InferRequest, Error> {
+    decode_request_over_shm(body, header_length, |_| None)
+}
+
+/// Reads a request of which inputs lie in shared memory: what lies there, says `placed` of an input's parameters. For servers;
+/// a proxy has no business there.
+pub fn decode_request_over_shm(
+    body: &Bytes,
+    header_length: Option<usize>,
+    placed: impl Fn(&Parameters) -> Option<Bytes>,
+) -> Result<InferRequest, Error> {
     let (header, binary) = split(body, header_length)?;
     let wire: RequestIn<'_> = parse(&header)?;
     let inputs = wire.inputs.into_iter().map(TensorIn::from).collect();
-    let inputs = tensors(inputs, Side::Input, binary, nowhere)?;
+    let inputs = tensors(inputs, Side::Input, binary, |_, parameters| placed(parameters))?;
     Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
 }
 
@@ -83,7 +93,7 @@ pub fn decode_placed(
         model_version: wire.model_version,
         id: wire.id,
         parameters: wire.parameters,
-        outputs: tensors(wire.outputs, Side::Output, binary, placed)?,
+        outputs: tensors(wire.outputs, Side::Output, binary, |name, _| placed(name))?,
     })
 }
 
@@ -178,7 +188,7 @@ fn tensors(
     wire: Vec<TensorIn<'_>>,
     side: Side,
     mut binary: Bytes,
-    placed: impl Fn(&str) -> Option<Bytes>,
+    placed: impl Fn(&str, &Parameters) -> Option<Bytes>,
 ) -> Result<Vec<Tensor>, Error> {
     if wire.len() > MAX_TENSORS {
         return Err(Error::TooManyTensors(wire.len()));
@@ -198,7 +208,7 @@ fn tensors(
 fn read(
     wire: TensorIn<'_>,
     binary: &mut Bytes,
-    placed: impl Fn(&str) -> Option<Bytes>,
+    placed: impl Fn(&str, &Parameters) -> Option<Bytes>,
 ) -> Result<Tensor, Problem> {
     let datatype: Datatype = wire.datatype.parse()?;
     let shape = tensor::shape(&wire.shape)?;
@@ -212,7 +222,7 @@ fn read(
     let data = match (wire.data, parameters.remove(BINARY_DATA_SIZE)) {
         (Some(_), Some(_)) => return Err(Problem::TwoData),
         (None, None) => {
-            let place = placed(&wire.name).ok_or(Problem::NoData)?;
+            let place = placed(&wire.name, &parameters).ok_or(Problem::NoData)?;
             shm::forget(&mut parameters);
             shm::lying(datatype, &shape, &place)?
         }

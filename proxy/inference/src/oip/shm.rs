@@ -20,8 +20,10 @@ use super::{Datatype, InferRequest, Parameter, Parameters, Problem, RequestedOut
 
 /// The parameter that names the region.
 pub const REGION: &str = "shared_memory_region";
-const OFFSET: &str = "shared_memory_offset";
-const SIZE: &str = "shared_memory_byte_size";
+/// The parameter that says where in it a tensor begins.
+pub const OFFSET: &str = "shared_memory_offset";
+/// The parameter that says how many bytes it has there.
+pub const SIZE: &str = "shared_memory_byte_size";
 /// What a REST client says of the form of an output; not to be said of one that goes elsewhere.
 const BINARY_DATA: &str = "binary_data";
 

@@ -7,6 +7,7 @@
 mod delay;
 mod engine;
 mod grpc;
+mod memory;
 mod model;
 mod refusal;
 mod rest;
@@ -60,6 +61,12 @@ struct Options {
     /// The largest request, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     max_body: usize,
+    /// Read and write tensors in shared memory of the system, over REST
+    #[arg(long)]
+    shared_memory: bool,
+    /// Read tensors in memory of a GPU by CUDA IPC, over REST: the library of its driver. FOR TESTS, with the stand-in
+    #[arg(long, value_name = "FILE")]
+    cuda_driver: Option<PathBuf>,
     /// SIMULATED service time of a GPU, e.g. fixed=2ms,row=50us: an execution lasts at least this long
     #[arg(long, value_name = "MODEL")]
     delay_model: Option<delay::DelayModel>,
@@ -78,6 +85,7 @@ struct Options {
 struct Server {
     models: model::Repository,
     engine: engine::Engine,
+    memory: memory::Memory,
     delay: Option<delay::DelayModel>,
     draining: AtomicBool,
     max_body: usize,
@@ -102,6 +110,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         models,
         engine: engine::Engine::start(options.threads, options.queue, options.delay_model)?,
+        memory: memory::Memory::new(options.shared_memory, options.cuda_driver.as_deref())?,
         delay: options.delay_model,
         draining: AtomicBool::new(false),
         max_body: options.max_body << 20,

@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderValue, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use penstock_inference::oip::{InferRequest, InferResponse, ModelMetadata, ServerMetadata, rest};
+use penstock_inference::oip::shm::{REGION, RegisteredCuda};
+use penstock_inference::oip::{InferRequest, InferResponse, ModelMetadata, Parameters, ServerMetadata, rest};
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -27,6 +29,11 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v2/models/{name}/versions/{version}/ready", get(model_ready))
         .route("/v2/models/{name}/infer", post(infer))
         .route("/v2/models/{name}/versions/{version}/infer", post(infer))
+        .route("/v2/systemsharedmemory/region/{name}/register", post(register_system))
+        .route("/v2/systemsharedmemory/region/{name}/unregister", post(unregister))
+        .route("/v2/cudasharedmemory/region/{name}/register", post(register_cuda))
+        .route("/v2/cudasharedmemory/region/{name}/unregister", post(unregister))
+        .route("/v2/cudasharedmemory/status", get(cuda_status))
         .route("/metrics", get(metrics))
         .route_service("/inference.GRPCInferenceService/{method}", grpc::service(server.clone()))
         .fallback(unknown)
@@ -82,7 +89,21 @@ async fn infer(
     let body = read(request.into_body(), server.max_body).await?;
     let asked = match header_length {
         Some(0) => rest::raw_request(&body, &model.inputs)?,
-        length => rest::decode_request(&body, length)?,
+        length => {
+            let mut refusal = None;
+            let read = RefCell::new(&mut refusal);
+            let lies = |parameters: &Parameters| {
+                // A copy from a GPU is waited for.
+                let read_there = || tokio::task::block_in_place(|| server.memory.read(parameters));
+                let there = parameters.contains_key(REGION).then(read_there)?;
+                there.map_err(|why| **read.borrow_mut() = Some(why)).ok()
+            };
+            let asked = rest::decode_request_over_shm(&body, length, lies);
+            match refusal {
+                Some(refusal) => return Err(refusal),
+                None => asked?,
+            }
+        }
     };
     // The answer's form is in the question, which the engine keeps.
     let form = InferRequest {
@@ -91,8 +112,38 @@ async fn infer(
         outputs: asked.outputs.clone(),
         id: None,
     };
-    let response = server.engine.infer(model, asked).await?;
+    let mut response = server.engine.infer(model, asked).await?;
+    server.memory.write(&form.outputs, &mut response)?;
     answer(&form, &response)
+}
+
+async fn register_system(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+    body: bytes::Bytes,
+) -> Result<StatusCode, Refusal> {
+    server.memory.add_system(name, &json(&body)?).map(|()| StatusCode::OK)
+}
+
+async fn register_cuda(
+    State(server): State<Arc<Server>>,
+    Path(name): Path<String>,
+    body: bytes::Bytes,
+) -> Result<StatusCode, Refusal> {
+    server.memory.add_cuda(name, &json(&body)?).map(|()| StatusCode::OK)
+}
+
+async fn unregister(State(server): State<Arc<Server>>, Path(name): Path<String>) -> StatusCode {
+    server.memory.remove(&name);
+    StatusCode::OK
+}
+
+async fn cuda_status(State(server): State<Arc<Server>>) -> Json<Vec<RegisteredCuda>> {
+    Json(server.memory.list_cuda())
+}
+
+fn json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| Refusal::Invalid(error.to_string()))
 }
 
 fn answer(form: &InferRequest, response: &InferResponse) -> Result<Response, Refusal> {
@@ -124,6 +175,7 @@ impl Server {
 
     pub(crate) fn metadata(&self) -> ServerMetadata {
         let mut extensions = vec!["binary_tensor_data".to_owned()];
+        extensions.extend(self.memory.extensions());
         extensions.extend(self.delay.map(|delay| format!("simulated_delay({delay})")));
         ServerMetadata {
             name: "penstock-modelserver".into(),

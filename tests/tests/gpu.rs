@@ -1,0 +1,331 @@
+//! A GPU's memory as the way to the model server, all of it on the STAND-IN driver (`kernels/standin`: the host's memory in
+//! files, no GPU), through real sidecars, with a model server that opens what the sidecar exports: the answers are those
+//! without, and whatever fails, no request does.
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use penstock_api::names::annotation;
+use penstock_inference::oip::{InferRequest, Parameter, Tensor, rest};
+use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
+use penstock_tests::testkit::process::Process;
+use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::wire::{Message, Wire, get};
+use penstock_tests::testkit::{PATIENCE, wait_until};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+
+/// The variable by which a process's stand-in is told what to do.
+const SCRIPT: &str = "PENSTOCK_STANDIN";
+/// A row of the model `pixels`.
+const SHAPE: [u64; 3] = [3, 64, 64];
+const ROW: usize = 3 * 64 * 64;
+
+fn standin() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name(penstock_standin_driver::FILE)
+}
+
+/// A client, a sidecar with the stand-in, and a model server with another.
+struct Bed {
+    mesh: Mesh,
+    server: Option<Process>,
+    script: String,
+    folder: tempfile::TempDir,
+}
+
+/// What is to go wrong: in the sidecar's driver, and in the server's.
+#[derive(Default)]
+struct Wrong<'a> {
+    sidecar: &'a str,
+    server: &'a str,
+    driver: Option<&'a str>,
+}
+
+impl Bed {
+    async fn start(gpu: &str, wrong: Wrong<'_>) -> Self {
+        Self::with(gpu, wrong, &[(annotation::BATCH, "max=32")], None).await
+    }
+
+    async fn with(
+        gpu: &str,
+        wrong: Wrong<'_>,
+        service: &[(&'static str, &str)],
+        policy: Option<&str>,
+    ) -> Self {
+        let driver = wrong.driver.map_or_else(|| standin().display().to_string(), str::to_owned);
+        let mut mesh = Mesh::default()
+            .pod("client", None)
+            .service("pixels", service)
+            .pod("a", Some("pixels"))
+            .annotate_pod("a", annotation::GPU, gpu)
+            .variable("a", "PENSTOCK_CUDA_DRIVER", &driver)
+            .variable("a", SCRIPT, wrong.sidecar);
+        if let Some(policy) = policy {
+            mesh.file("policy.yaml", policy);
+        }
+        let mesh = mesh.start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut bed = Self { mesh, server: None, script: wrong.server.to_owned(), folder };
+        bed.restart().await;
+        bed
+    }
+
+    /// Kills the model server without a word, and starts another in its place.
+    async fn restart(&mut self) {
+        drop(self.server.take());
+        let address = self.mesh.application("a").to_string();
+        let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shared");
+        let driver = standin().display().to_string();
+        let args =
+            ["--repository", repository, "--listen", &address, "--shared-memory", "--cuda-driver", &driver];
+        let program = Path::new(env!("CARGO_BIN_EXE_penstock-modelserver"));
+        let variables = [(SCRIPT, self.script.clone())];
+        self.server =
+            Some(Process::start_with("modelserver", program, &args, &variables, self.folder.path()));
+        let application = self.mesh.application("a");
+        wait_until("the model server answers", PATIENCE, async || {
+            get(application, "/v2/health/ready").await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        wait_until("the model answers through both sidecars", PATIENCE, async || {
+            let mut client = self.client().await;
+            ask(&mut client, &request(0, 1), "").await.status() == 200
+        })
+        .await;
+    }
+
+    async fn client(&self) -> Wire {
+        self.mesh.client("client").await
+    }
+
+    async fn metric(&self, name: &str, label: &str) -> f64 {
+        metric(self.mesh.admin("a"), name, &[label]).await
+    }
+
+    /// Asks until executions go over the GPU: the sidecar opens the device, tells the server, and tests the model first.
+    async fn goes_over_the_gpu(&self) {
+        let before = self.metric("penstock_executions_gpu_total", "").await;
+        let mut client = self.client().await;
+        wait_until("an execution goes over the GPU", PATIENCE, async || {
+            checked(&mut client, 1, 2).await;
+            self.metric("penstock_executions_gpu_total", "").await >= before + 3.0
+        })
+        .await;
+    }
+
+    /// Many clients at once, of which each looks at each answer.
+    async fn many(&self, clients: u64, requests: u64) {
+        let all = (0..clients).map(|client| async move {
+            let mut wire = self.client().await;
+            for nth in 0..requests {
+                checked(&mut wire, client * 1000 + nth, 1 + nth % 4).await;
+            }
+        });
+        futures_util::future::join_all(all).await;
+    }
+
+    async fn logs(&mut self, words: &str) {
+        let sidecar = self.mesh.sidecar("a");
+        wait_until(&format!("the sidecar's log says {words:?}"), PATIENCE, async || {
+            sidecar.said().contains(words)
+        })
+        .await;
+    }
+
+    /// Nothing is left in either arena.
+    async fn is_empty(&self) {
+        wait_until("both arenas are empty", PATIENCE, async || {
+            self.metric("penstock_arena_bytes", "").await + self.metric("penstock_gpu_arena_bytes", "").await
+                == 0.0
+        })
+        .await;
+    }
+}
+
+/// Rows that no other seed has.
+fn request(seed: u64, rows: u64) -> InferRequest {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..rows as usize * ROW).map(|_| random.random::<f32>()).collect();
+    let shape = [&[rows][..], &SHAPE].concat();
+    let inputs = vec![Tensor::fp32("pixels", shape, values)];
+    let parameters = [("binary_data_output".to_owned(), Parameter::Bool(true))].into();
+    InferRequest { inputs, parameters, ..InferRequest::default() }
+}
+
+async fn ask(client: &mut Wire, request: &InferRequest, headers: &str) -> Message {
+    let body = rest::encode_request(request, true).unwrap();
+    let head = format!(
+        "POST /v2/models/pixels/infer HTTP/1.1\r\nhost: pixels.test\r\n{headers}\
+         inference-header-content-length: {}\r\ncontent-length: {}\r\n\r\n",
+        body.header_length.unwrap(),
+        body.length(),
+    );
+    client.ask([head.as_bytes(), &body.into_bytes()].concat()).await.unwrap()
+}
+
+fn output(message: &Message) -> Bytes {
+    assert_eq!(message.status(), 200, "{}", message.text());
+    let length = message.head.get("inference-header-content-length").map(|length| length.parse().unwrap());
+    let answer = rest::decode_response(&message.body.clone().into(), length).unwrap();
+    answer.outputs[0].data.clone()
+}
+
+/// Asks, and looks at every bit of the answer: the signs of all numbers are turned.
+async fn checked(client: &mut Wire, seed: u64, rows: u64) {
+    let request = request(seed, rows);
+    let answer = output(&ask(client, &request, "").await);
+    let mut wanted = request.inputs[0].data.to_vec();
+    wanted.chunks_exact_mut(4).for_each(|number| number[3] ^= 0x80);
+    assert!(answer == wanted, "request {seed} of {rows} rows has another's answer, or none");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tensors_reach_the_server_through_the_gpus_memory_and_a_restart_tells_it_anew() {
+    let mut bed = Bed::start("ipc,always", Wrong { sidecar: "delay=500us", ..Wrong::default() }).await;
+    bed.logs("tensors may be handed over in the GPU's memory").await;
+    bed.goes_over_the_gpu().await;
+    bed.many(8, 12).await;
+    let before = bed.metric("penstock_executions_gpu_total", "").await;
+    assert!(before > 10.0, "{before}");
+    assert_eq!(bed.metric("penstock_gpu_failures_total", "").await, 0.0);
+    bed.is_empty().await;
+    for _ in 0..2 {
+        bed.restart().await;
+        bed.goes_over_the_gpu().await;
+    }
+    bed.many(4, 6).await;
+    bed.is_empty().await;
+    assert!(bed.mesh.sidecar("a").said().contains("STAND-IN"), "a stand-in is labelled in the log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_is_told_and_loses_no_request() {
+    let always = "ipc,always";
+    let table = [
+        // The sidecar's device, before anything is handed over.
+        (
+            "no memory for the region",
+            Wrong { sidecar: "fail=cuMemAlloc_v2:2@3+", ..Wrong::default() },
+            "CUDA_ERROR_OUT_OF_MEMORY",
+        ),
+        (
+            "no export",
+            Wrong { sidecar: "fail=cuIpcGetMemHandle:801@1+", ..Wrong::default() },
+            "cuIpcGetMemHandle",
+        ),
+        ("a copy that is another", Wrong { sidecar: "garble", ..Wrong::default() }, "self-test failed"),
+        (
+            "no driver",
+            Wrong { driver: Some("/nowhere/libcuda.so.1"), ..Wrong::default() },
+            "no GPU is used: \\\"/nowhere",
+        ),
+        (
+            "no device",
+            Wrong { sidecar: "devices=0", ..Wrong::default() },
+            "this container is given no device",
+        ),
+        // The server.
+        (
+            "the server does not open it",
+            Wrong { server: "fail=cuIpcOpenMemHandle_v2:1@1+", ..Wrong::default() },
+            "takes no memory of the GPU",
+        ),
+        (
+            "the server reads something else",
+            Wrong { server: "garble", ..Wrong::default() },
+            "its answer is another",
+        ),
+    ];
+    for (what, wrong, words) in table {
+        let mut bed = Bed::start(always, wrong).await;
+        let words = words.replace("\\\"", "\"");
+        let mut client = bed.client().await;
+        wait_until(&format!("{what}: the log says so"), PATIENCE, async || {
+            checked(&mut client, 7, 2).await;
+            let said = bed.mesh.sidecar("a").said();
+            said.contains(&words)
+        })
+        .await;
+        bed.many(4, 6).await;
+        assert_eq!(bed.mesh.sidecar("a").said().matches(&*words).count(), 1, "{what}: told once");
+        // The proof of the last one is handed over; nothing else is.
+        assert!(bed.metric("penstock_executions_gpu_total", "").await <= 1.0, "{what}");
+        wait_until(&format!("{what}: tensors go through shared memory"), PATIENCE, async || {
+            checked(&mut client, 8, 2).await;
+            bed.metric("penstock_executions_placed_total", "").await > 2.0
+        })
+        .await;
+        bed.is_empty().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_goes_in_the_middle_loses_no_request() {
+    for (what, script, words) in [
+        ("lost at a copy", "lose=cuMemcpyHtoDAsync_v2:719@30", "the GPU is not used any more"),
+        (
+            "lost while a copy is waited for",
+            "delay=2ms; lose=cuEventSynchronize:700@60",
+            "the GPU is not used any more",
+        ),
+        ("copies that never end", "delay=1ms; stall=cuMemcpyHtoDAsync_v2@30", "was not done within"),
+    ] {
+        let mut bed = Bed::start("ipc,always", Wrong { sidecar: script, ..Wrong::default() }).await;
+        bed.goes_over_the_gpu().await;
+        let mut client = bed.client().await;
+        wait_until(&format!("{what}: the device is lost"), PATIENCE, async || {
+            bed.many(4, 3).await;
+            bed.mesh.sidecar("a").said().contains(words)
+        })
+        .await;
+        let before = bed.metric("penstock_executions_gpu_total", "").await;
+        bed.many(4, 6).await;
+        tokio::time::sleep(Duration::from_millis(2200)).await;
+        checked(&mut client, 9, 2).await;
+        let after = bed.metric("penstock_executions_gpu_total", "").await;
+        assert!(after - before <= 8.0, "{what}: {before} and then {after}");
+        assert_eq!(bed.mesh.sidecar("a").said().matches(words).count(), 1, "{what}: told once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_that_may_pass_is_not_for_ever() {
+    // One copy fails and the device is well: the next go another way for some seconds, and then over it again.
+    let script = "fail=cuMemcpyHtoDAsync_v2:1@30";
+    let mut bed = Bed::start("ipc,always", Wrong { sidecar: script, ..Wrong::default() }).await;
+    bed.goes_over_the_gpu().await;
+    let mut client = bed.client().await;
+    wait_until("a copy fails", PATIENCE, async || {
+        checked(&mut client, 1, 1).await;
+        bed.mesh.sidecar("a").said().contains("do not go through the GPU's memory for 10s")
+    })
+    .await;
+    bed.goes_over_the_gpu().await;
+    bed.logs("cuMemcpyHtoDAsync_v2").await;
+    bed.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_it_is_slower_it_is_left_alone() {
+    // Every copy and every fill takes 30 ms longer than it has to.
+    let bed = Bed::start("ipc", Wrong { sidecar: "delay=30ms", ..Wrong::default() }).await;
+    let mut client = bed.client().await;
+    // Both ways are measured.
+    wait_until("the GPU's way is measured", PATIENCE, async || {
+        checked(&mut client, 1, 2).await;
+        bed.metric("penstock_executions_gpu_total", "").await >= 8.0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    let before = bed.metric("penstock_executions_gpu_total", "").await;
+    for seed in 0..100 {
+        checked(&mut client, seed, 2).await;
+    }
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    let over_gpu = bed.metric("penstock_executions_gpu_total", "").await - before;
+    assert!(over_gpu < 20.0, "{over_gpu} of 100 went the slower way");
+    let _ = NAMESPACE;
+}
