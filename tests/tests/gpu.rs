@@ -188,8 +188,10 @@ async fn tensors_reach_the_server_through_the_gpus_memory_and_a_restart_tells_it
     bed.logs("tensors may be handed over in the GPU's memory").await;
     bed.goes_over_the_gpu().await;
     bed.many(8, 12).await;
-    let before = bed.metric("penstock_executions_gpu_total", "").await;
-    assert!(before > 10.0, "{before}");
+    wait_until("executions went over the GPU", PATIENCE, async || {
+        bed.metric("penstock_executions_gpu_total", "").await > 10.0
+    })
+    .await;
     assert_eq!(bed.metric("penstock_gpu_failures_total", "").await, 0.0);
     bed.is_empty().await;
     for _ in 0..2 {
@@ -208,7 +210,7 @@ async fn what_fails_is_told_and_loses_no_request() {
         // The sidecar's device, before anything is handed over.
         (
             "no memory for the region",
-            Wrong { sidecar: "fail=cuMemAlloc_v2:2@3+", ..Wrong::default() },
+            Wrong { sidecar: "fail=cuMemAlloc_v2:2@5+", ..Wrong::default() },
             "CUDA_ERROR_OUT_OF_MEMORY",
         ),
         (

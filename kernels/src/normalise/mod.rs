@@ -177,6 +177,12 @@ impl Normaliser {
         Self { channels, layout, dtype, mul, add, tables, vector: vectors() }
     }
 
+    /// The same in a kernel's words, for a tensor of this size.
+    pub fn tensor(&self, width: u32, height: u32) -> crate::fused::Tensor {
+        let Self { channels, layout, dtype, mul, add, .. } = *self;
+        crate::fused::Tensor { width, height, channels, layout, dtype, mul, add }
+    }
+
     /// The same by the other way; where this CPU has no such vectors it stays with tables.
     pub fn by(mut self, way: Way) -> Self {
         self.vector = way == Way::Vector && vectors();

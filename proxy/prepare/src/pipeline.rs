@@ -23,11 +23,11 @@ const SIDE: u32 = 8192;
 /// Buffers that runs leave to the next run. One for each thread that prepares.
 #[derive(Default)]
 pub struct Scratch {
-    pixels: Vec<u8>,
-    resized: Vec<u8>,
-    turned: Vec<u8>,
-    resizer: Resizer,
-    jpeg: jpeg::Decoder,
+    pub(crate) pixels: Vec<u8>,
+    pub(crate) resized: Vec<u8>,
+    pub(crate) turned: Vec<u8>,
+    pub(crate) resizer: Resizer,
+    pub(crate) jpeg: jpeg::Decoder,
 }
 
 impl Scratch {
@@ -275,7 +275,7 @@ impl Pipeline {
     }
 
     /// What to do with an image of this head, as it is stored.
-    fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
+    pub(crate) fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
         let orientation = if self.orientation { head.orientation } else { Orientation::default() };
         let (width, height) = match orientation.transposed {
             true => (head.height, head.width),
@@ -287,7 +287,7 @@ impl Pipeline {
 
     /// At how many eighths of its size a JPEG is decoded. Without antialiasing the result is made of single pixels of the
     /// full image, which a smaller one does not have.
-    fn eighths(&self, plan: &Plan) -> u32 {
+    pub(crate) fn eighths(&self, plan: &Plan) -> u32 {
         match self.scaling {
             JpegScaling::Fine if self.sampling.antialias => plan.eighths(2.0),
             JpegScaling::Fast if self.sampling.antialias => plan.eighths(jpeg::LEAST_MARGIN),
@@ -296,7 +296,7 @@ impl Pipeline {
     }
 
     /// From pixels to the tensor.
-    fn finish(
+    pub(crate) fn finish(
         &self,
         image: &Image,
         pixels: &[u8],
@@ -371,7 +371,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn check_size(&self, input: &[u8], expected: usize) -> Result<(), PrepareError> {
+    pub(crate) fn check_size(&self, input: &[u8], expected: usize) -> Result<(), PrepareError> {
         if input.len() == expected {
             return Ok(());
         }
@@ -396,7 +396,7 @@ impl Pipeline {
 }
 
 /// The scale a decoder chose: sides are rounded up to whole pixels, scales are eighths.
-fn scale_of(image: &Image, head: &Head) -> f64 {
+pub(crate) fn scale_of(image: &Image, head: &Head) -> f64 {
     let of = |eighths: u32| {
         let side = |side: u32| (u64::from(side) * u64::from(eighths)).div_ceil(8);
         (side(head.width), side(head.height)) == (u64::from(image.width), u64::from(image.height))

@@ -93,6 +93,52 @@ fn filters_crops_and_letterboxes_have_the_same_bits() {
     assert!(pipeline(&boxed, &input) == reference::exact(&frame, &input, &part, &tensor).unwrap());
 }
 
+/// Photographs in every format and orientation, by the presets and by odd pipelines: decoded alone and then made by the
+/// kernel's arithmetic, or by the second half here, they are what one run gives.
+#[test]
+fn pictures_in_two_halves_have_the_same_bits() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images");
+    let mut images: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    images.retain(|path| path.is_file());
+    images.sort();
+    let declarations = [
+        r#"{"preset":"imagenet","dtype":"f16"}"#,
+        r#"{"preset":"clip","colour":"bgr","layout":"nhwc"}"#,
+        r#"{"preset":"yolo-letterbox","dtype":"u8"}"#,
+        r#"{"resize":{"mode":"exact","width":31,"height":64,"filter":"lanczos"},"colour":"gray","dtype":"bf16"}"#,
+        r#"{"preset":"imagenet","jpeg-scaling":"off","orientation":"ignore"}"#,
+        r#"{"crop":{"width":16,"height":12,"left":1,"top":2}}"#,
+    ];
+    let (mut scratch, limits) = (Scratch::default(), Limits::default());
+    let (mut alike, mut turned, mut gray) = (0, 0, 0);
+    for path in &images {
+        let bytes = std::fs::read(path).unwrap();
+        for declaration in declarations {
+            let pipeline = Pipeline::new(&serde_json::from_str(declaration).unwrap()).unwrap();
+            let mut wanted = vec![0; pipeline.bytes()];
+            let run = pipeline.run(&bytes, &mut wanted, &mut scratch, &limits, &|| false);
+            let halves = pipeline.decode(&bytes, &mut scratch, &limits, &|| false, |pixels, picture| {
+                (pixels.to_vec(), picture)
+            });
+            if let Err(error) = run {
+                assert_eq!(halves.unwrap_err().to_string(), error.to_string(), "{path:?}");
+                continue;
+            }
+            let (pixels, picture) = halves.unwrap();
+            let (frame, part) = (picture.frame(), picture.part());
+            let kernel = reference::exact(&frame, &pixels, &part, &pipeline.tensor().unwrap()).unwrap();
+            assert!(kernel == wanted, "{path:?} by {declaration}, {part:?}");
+            let mut here = vec![0; pipeline.bytes()];
+            pipeline.make(&pixels, &picture, &mut here, &mut scratch).unwrap();
+            assert!(here == wanted, "{path:?} by {declaration}");
+            alike += 1;
+            turned += u32::from(part.turn != Default::default());
+            gray += u32::from(frame.format == Format::Gray);
+        }
+    }
+    assert!(alike > 60 && turned > 3 && gray > 3, "{alike} compared, {turned} turned, {gray} gray");
+}
+
 /// With these `fast_image_resize` 6.1.0 reads outside of its memory: 39 x 32 is enlarged seven times, and the left edge
 /// of the crop lies exactly on a pixel.
 #[test]
