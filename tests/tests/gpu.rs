@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use penstock_api::names::annotation;
 use penstock_inference::oip::{InferRequest, Parameter, Tensor, rest};
+use penstock_prepare::{Limits, Pipeline, Scratch};
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
 use penstock_tests::testkit::process::Process;
 use penstock_tests::testkit::proxy::metric;
@@ -329,5 +330,110 @@ async fn where_it_is_slower_it_is_left_alone() {
     tokio::time::sleep(Duration::from_millis(2200)).await;
     let over_gpu = bed.metric("penstock_executions_gpu_total", "").await - before;
     assert!(over_gpu < 20.0, "{over_gpu} of 100 went the slower way");
-    let _ = NAMESPACE;
+}
+
+const PHOTOS: [&str; 6] =
+    ["baseline-420.jpg", "progressive.jpg", "exif-6.jpg", "rgba.png", "lossy.webp", "gray.jpg"];
+const PIPELINE: &str =
+    r#"{"resize":{"mode":"exact","width":64,"height":64},"normalise":{"mean":[0.5],"std":[0.25]}}"#;
+
+fn photo(name: &str) -> Bytes {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/prepare/tests/images");
+    std::fs::read(folder.join(name)).unwrap().into()
+}
+
+/// What the CPU makes of a photograph, and the model of that.
+fn expected(photo: &[u8]) -> Vec<u8> {
+    let pipeline = Pipeline::new(&serde_json::from_str(PIPELINE).unwrap()).unwrap();
+    let mut tensor = vec![0; pipeline.bytes()];
+    pipeline.run(photo, &mut tensor, &mut Scratch::default(), &Limits::default(), &|| false).unwrap();
+    tensor.chunks_exact_mut(4).for_each(|number| number[3] ^= 0x80);
+    tensor
+}
+
+async fn with_pipeline(gpu: &str, wrong: Wrong<'_>) -> Bed {
+    let policy = format!(
+        "apiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: pixels, namespace: {NAMESPACE}}}\n\
+         spec:\n  targetRef: {{kind: Service, name: pixels}}\n  batch: {{max: 16}}\n  models:\n  - name: pixels\n    \
+         prepare:\n    - {{input: image, tensor: pixels, pipeline: {PIPELINE}}}\n"
+    );
+    Bed::with(gpu, wrong, &[], Some(&policy)).await
+}
+
+/// Sends photographs, as rows of a batch.
+async fn send(client: &mut Wire, photos: &[Bytes], headers: &str) -> Message {
+    let rows = photos.iter().map(|photo| &photo[..]);
+    let mut request = InferRequest {
+        inputs: vec![Tensor::bytes("image", vec![photos.len() as u64], rows)],
+        ..InferRequest::default()
+    };
+    request.parameters.insert("binary_data_output".to_owned(), Parameter::Bool(true));
+    ask(client, &request, headers).await
+}
+
+/// Photographs from many clients at once, of which every fifth is damaged: each gets what is its own.
+async fn many_photographs(bed: &Bed, clients: usize, requests: usize) {
+    let photos: Vec<Bytes> = PHOTOS.iter().map(|name| photo(name)).collect();
+    let expected: Vec<Vec<u8>> = photos.iter().map(|photo| expected(photo)).collect();
+    let damaged = photos[0].slice(..photos[0].len() / 3);
+    let all = (0..clients).map(|client| {
+        let (photos, expected, damaged) = (&photos, &expected, &damaged);
+        async move {
+            let mut wire = bed.client().await;
+            for nth in 0..requests {
+                let which: Vec<usize> =
+                    (0..1 + nth % 3).map(|row| (client + nth + row) % photos.len()).collect();
+                if (client + nth) % 5 == 4 {
+                    let message = send(&mut wire, &[photos[which[0]].clone(), damaged.clone()], "").await;
+                    assert_eq!(
+                        (message.status(), message.head.get("penstock-error")),
+                        (400, Some("bad-input"))
+                    );
+                    assert!(message.text().contains("row 1: damaged JPEG"), "{}", message.text());
+                    continue;
+                }
+                let sent: Vec<Bytes> = which.iter().map(|at| photos[*at].clone()).collect();
+                let answer = output(&send(&mut wire, &sent, "").await);
+                for (row, at) in answer.chunks_exact(4 * ROW).zip(which) {
+                    assert!(row == expected[at], "{} is not what the CPU makes of it", PHOTOS[at]);
+                }
+            }
+        }
+    });
+    futures_util::future::join_all(all).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn photographs_become_tensors_by_a_kernel_to_the_same_bits() {
+    let bed = with_pipeline("ipc,always", Wrong { sidecar: "delay=300us", ..Wrong::default() }).await;
+    wait_until("a kernel has made rows", PATIENCE, async || {
+        many_photographs(&bed, 1, 4).await;
+        bed.metric("penstock_prepared_gpu_total", "").await > 4.0
+    })
+    .await;
+    many_photographs(&bed, 8, 10).await;
+    wait_until("kernels have made most rows", PATIENCE, async || {
+        bed.metric("penstock_prepared_gpu_total", "").await > 60.0
+    })
+    .await;
+    assert_eq!(bed.metric("penstock_gpu_failures_total", "").await, 0.0);
+    bed.is_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn photographs_whose_kernel_fails_are_made_by_the_cpu_after_all() {
+    for script in ["lose=cuLaunchKernel:719@12", "fail=cuLaunchKernel:701@12"] {
+        let bed = with_pipeline("ipc,always", Wrong { sidecar: script, ..Wrong::default() }).await;
+        wait_until("a kernel has made rows", PATIENCE, async || {
+            many_photographs(&bed, 1, 4).await;
+            bed.metric("penstock_prepared_gpu_total", "").await > 4.0
+        })
+        .await;
+        wait_until("a kernel has failed", PATIENCE, async || {
+            many_photographs(&bed, 4, 4).await;
+            bed.metric("penstock_gpu_failures_total", "").await > 0.0
+        })
+        .await;
+        many_photographs(&bed, 4, 4).await;
+    }
 }

@@ -7,11 +7,11 @@
 
 use penstock_kernels::fused;
 
-use crate::decode::{self, Image};
+use crate::decode::Image;
 use crate::form::Filter;
 use crate::geometry::{Plan, plan};
-use crate::head::{self, Orientation};
-use crate::pipeline::{Kind, scale_of};
+use crate::head::Orientation;
+use crate::pipeline::Kind;
 use crate::{Limits, Pipeline, PrepareError, Scratch};
 
 /// What a picture is and what becomes of it; its pixels are elsewhere.
@@ -88,17 +88,8 @@ impl Pipeline {
                 Ok(with(input, picture(image, plan, Orientation::default())))
             }
             Kind::Image => {
-                let head = head::read(input)?;
-                limits.check(&head)?;
-                let (mut plan, orientation) = self.plan(&head)?;
-                let eighths = self.eighths(&plan);
                 let Scratch { pixels, jpeg, .. } = scratch;
-                let image = decode::decode(input, &head, eighths, pixels, jpeg, cancelled)?;
-                if (image.width, image.height) != (head.width, head.height) {
-                    // Not what the sides became, which is rounded up, but the scale itself.
-                    let scale = scale_of(&image, &head);
-                    plan.area = plan.area.scaled(scale, image.width, image.height);
-                }
+                let (image, plan, orientation) = self.decoded(input, (pixels, jpeg), limits, cancelled)?;
                 Ok(with(&pixels[..image.bytes()], picture(image, plan, orientation)))
             }
             Kind::Yuv(_) | Kind::Tensor(_) => {

@@ -256,26 +256,36 @@ impl Pipeline {
                 self.finish(&image, pixels, &plan, Orientation::default(), out, (resized, turned, resizer))
             }
             Kind::Image => {
-                let head = head::read(input)?;
-                limits.check(&head)?;
-                let (plan, orientation) = self.plan(&head)?;
-                let eighths = self.eighths(&plan);
                 let Scratch { pixels, resized, turned, resizer, jpeg } = scratch;
-                let image = decode::decode(input, &head, eighths, pixels, jpeg, cancelled)?;
+                let (image, plan, orientation) = self.decoded(input, (pixels, jpeg), limits, cancelled)?;
                 go_on()?;
-                let mut plan = plan;
-                if (image.width, image.height) != (head.width, head.height) {
-                    // Not what the sides became, which is rounded up, but the scale itself.
-                    let scale = scale_of(&image, &head);
-                    plan.area = plan.area.scaled(scale, image.width, image.height);
-                }
                 self.finish(&image, pixels, &plan, orientation, out, (resized, turned, resizer))
             }
         }
     }
 
+    /// The pixels of an image, and what is to be done with them.
+    pub(crate) fn decoded(
+        &self,
+        input: &[u8],
+        (pixels, jpeg): (&mut Vec<u8>, &mut jpeg::Decoder),
+        limits: &Limits,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(Image, Plan, Orientation), PrepareError> {
+        let head = head::read(input)?;
+        limits.check(&head)?;
+        let (mut plan, orientation) = self.plan(&head)?;
+        let image = decode::decode(input, &head, self.eighths(&plan), pixels, jpeg, cancelled)?;
+        if (image.width, image.height) != (head.width, head.height) {
+            // Not what the sides became, which is rounded up, but the scale itself.
+            let scale = scale_of(&image, &head);
+            plan.area = plan.area.scaled(scale, image.width, image.height);
+        }
+        Ok((image, plan, orientation))
+    }
+
     /// What to do with an image of this head, as it is stored.
-    pub(crate) fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
+    fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
         let orientation = if self.orientation { head.orientation } else { Orientation::default() };
         let (width, height) = match orientation.transposed {
             true => (head.height, head.width),
@@ -287,7 +297,7 @@ impl Pipeline {
 
     /// At how many eighths of its size a JPEG is decoded. Without antialiasing the result is made of single pixels of the
     /// full image, which a smaller one does not have.
-    pub(crate) fn eighths(&self, plan: &Plan) -> u32 {
+    fn eighths(&self, plan: &Plan) -> u32 {
         match self.scaling {
             JpegScaling::Fine if self.sampling.antialias => plan.eighths(2.0),
             JpegScaling::Fast if self.sampling.antialias => plan.eighths(jpeg::LEAST_MARGIN),
@@ -396,7 +406,7 @@ impl Pipeline {
 }
 
 /// The scale a decoder chose: sides are rounded up to whole pixels, scales are eighths.
-pub(crate) fn scale_of(image: &Image, head: &Head) -> f64 {
+fn scale_of(image: &Image, head: &Head) -> f64 {
     let of = |eighths: u32| {
         let side = |side: u32| (u64::from(side) * u64::from(eighths)).div_ceil(8);
         (side(head.width), side(head.height)) == (u64::from(image.width), u64::from(image.height))

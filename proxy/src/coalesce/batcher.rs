@@ -34,6 +34,7 @@ use super::wire::{self, Asked, ModelError};
 use crate::config;
 use crate::failure::Failure;
 use crate::models::Model;
+use crate::prepare::pictures::Pictures;
 use crate::telemetry::trace::{Execution, Span};
 use crate::worker::Worker;
 
@@ -57,6 +58,8 @@ pub struct Wants {
     pub span: Option<Span>,
     /// Where its inputs lie in the arena, if they do.
     pub there: Option<Frozen>,
+    /// Its inputs that have no data yet.
+    pub pictures: Option<Arc<Pictures>>,
     /// Whose it is, where callers have regions of shared memory of their own; the same for all of an execution.
     pub tenant: Option<u64>,
 }
@@ -544,7 +547,8 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
     let mut headers = first.deciding.clone();
     executed.span.inspect(|span| span.apply(&mut headers));
     let there = if let [only] = members { only.wants.there.as_ref() } else { None };
-    let hand = Hand { there, tenant: first.tenant };
+    let pictures: Vec<_> = members.iter().map(|member| member.wants.pictures.as_deref()).collect();
+    let hand = Hand { there, tenant: first.tenant, pictures: &pictures };
     let answered = handover::infer(worker, way, (name, version), requests, &headers, &known, hand).await;
     if let Some(traced) = traced {
         traced.end(worker, &model.name, &executed, answered.is_err());
@@ -573,7 +577,7 @@ async fn together(flight: &Flight, first: &Wants, members: &[Member]) -> Answers
 
 /// One execution for one request, which is written anew: its inputs are not those that came.
 pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
-    let Wants { asked, way, deciding, span, there, tenant } = wants;
+    let Wants { asked, way, deciding, span, there, pictures, tenant } = wants;
     let rows = asked.request.inputs.first().and_then(|input| input.shape.first()).copied();
     let mut executed = worker.shared.sharing.tally.execution(rows.unwrap_or(1) as u32, 1);
     executed.span = *span;
@@ -581,7 +585,8 @@ pub async fn anew(worker: &Rc<Worker>, model: &Model, wants: &Wants) -> Told {
     span.inspect(|span| span.apply(&mut headers));
     let known = model.batcher().known.load_full().unwrap_or_default();
     let (name, requests) = ((&*asked.model, &*asked.version), [&asked.request]);
-    let hand = Hand { there: there.as_ref(), tenant: *tenant };
+    let pictures = [pictures.as_deref()];
+    let hand = Hand { there: there.as_ref(), tenant: *tenant, pictures: &pictures };
     told(model, executed, handover::infer(worker, way, name, requests, &headers, &known, hand).await)
 }
 

@@ -29,6 +29,7 @@ use super::gpu;
 use super::learn::Known;
 use super::told::{self, Next, Registered, Told, number};
 use crate::failure::Failure;
+use crate::prepare::pictures::Pictures;
 use crate::worker::Worker;
 
 /// Below, the way through shared memory costs more than it saves, bytes.
@@ -165,6 +166,8 @@ pub struct Hand<'a> {
     pub there: Option<&'a Frozen>,
     /// Whose they are, where callers have regions of their own.
     pub tenant: Option<u64>,
+    /// Of each request, in their order, the inputs that have no data yet.
+    pub pictures: &'a [Option<&'a Pictures>],
 }
 
 /// Asks a model, of that name and version, for all of these together.

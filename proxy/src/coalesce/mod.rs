@@ -220,6 +220,7 @@ struct Unprepared {
     /// Whether the server takes tensors behind the JSON, or over gRPC.
     binary: bool,
     shared_memory: bool,
+    gpu_memory: bool,
 }
 
 /// How a request can share an execution, if it can.
@@ -251,7 +252,12 @@ pub fn applies(port: Option<&WorkloadPort>) -> Option<&WorkloadPort> {
 
 /// What a request weighs in a batch.
 fn weigh(request: &InferRequest) -> (u64, u64) {
-    let bytes = request.inputs.iter().map(|input| input.data.len() as u64).sum();
+    // Those of pictures are not there yet.
+    let bytes = request.inputs.iter().map(|input| {
+        let size = input.datatype.size().unwrap_or_default() as u64;
+        size.saturating_mul(input.shape.iter().product::<u64>()).max(input.data.len() as u64)
+    });
+    let bytes = bytes.sum();
     let elements = request.inputs.iter().map(|input| input.shape.iter().product::<u64>()).sum();
     (bytes, elements)
 }
@@ -339,8 +345,15 @@ pub async fn serve(
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
     let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
     let shared_memory = known.as_ref().is_some_and(|known| known.shared_memory);
-    let unprepared =
-        (!pipelines.is_empty()).then_some(Unprepared { pipelines, limits, ask, binary, shared_memory });
+    let gpu_memory = known.as_ref().is_some_and(|known| known.gpu_memory);
+    let unprepared = (!pipelines.is_empty()).then_some(Unprepared {
+        pipelines,
+        limits,
+        ask,
+        binary,
+        shared_memory,
+        gpu_memory,
+    });
     // What is prepared can tell only then with whom it can share.
     let together = limits
         .filter(|_| unprepared.is_none() && can_be_sent(&asked.request, binary))
@@ -534,22 +547,41 @@ impl Sharer<'_> {
         let worker = &self.exchange.worker;
         let span = self.exchange.span();
         let is_prepared = self.unprepared.is_some();
-        let (asked, together, there) = match self.unprepared {
-            None => (self.asked, self.together, None),
-            Some(Unprepared { pipelines, limits, ask, binary, shared_memory }) => {
-                let ground =
-                    worker.shared.sharing.memory.ground(worker, self.tenant).filter(|_| shared_memory);
-                let arena = ground.as_ref().and_then(|ground| ground.arena(worker));
-                let request = &self.asked.request;
-                let made = prepare::request(worker, &pipelines, request, ask.deadline, arena).await?;
-                let (bytes, elements) = weigh(&made.request);
-                let limits = limits.filter(|_| can_be_sent(&made.request, binary));
-                let asked = Asked { request: made.request, ..(*self.asked).clone() };
+        let mut made_for = None;
+        let (asked, together, there, pictures) = match self.unprepared {
+            None => (self.asked, self.together, None, None),
+            Some(Unprepared { pipelines, limits, ask, binary, shared_memory, gpu_memory }) => {
+                let (request, deadline) = (&self.asked.request, ask.deadline);
+                let gpu = &worker.shared.sharing.gpu;
+                made_for = gpu.prepares(worker, &self.way, &self.asked, &pipelines, gpu_memory);
+                let (request, there, pictures) = match &made_for {
+                    Some(turn) if turn.is_on_the_gpu() => {
+                        let arena = gpu.staging();
+                        let (request, pictures) =
+                            prepare::pictures::decode(worker, &pipelines, request, deadline, arena.as_ref())
+                                .await?;
+                        (request, None, Some(Arc::new(pictures)))
+                    }
+                    Some(_) | None => {
+                        let ground = worker
+                            .shared
+                            .sharing
+                            .memory
+                            .ground(worker, self.tenant)
+                            .filter(|_| shared_memory);
+                        let arena = ground.as_ref().and_then(|ground| ground.arena(worker));
+                        let made = prepare::request(worker, &pipelines, request, deadline, arena).await?;
+                        (made.request, made.placed, None)
+                    }
+                };
+                let (bytes, elements) = weigh(&request);
+                let limits = limits.filter(|_| can_be_sent(&request, binary));
+                let asked = Asked { request, ..(*self.asked).clone() };
                 let ask = Ask { bytes, elements, ..ask };
                 let headers = self.request.headers();
                 let together =
                     limits.and_then(|limits| together(limits, ask, &asked, self.tenant, self.named, headers));
-                (Arc::new(asked), together, made.placed)
+                (Arc::new(asked), together, there, pictures)
             }
         };
         if together.is_none() && !is_prepared {
@@ -565,12 +597,17 @@ impl Sharer<'_> {
             deciding: self.deciding,
             span,
             there,
+            pictures,
             tenant: self.tenant,
         };
-        match together {
-            Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await,
-            None => Ok(batcher::anew(worker, self.model, &wants).await),
+        let told = match together {
+            Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await?,
+            None => batcher::anew(worker, self.model, &wants).await,
+        };
+        if let Some(turn) = made_for.filter(|_| told.answer.is_ok()) {
+            worker.shared.sharing.gpu.prepared(turn, worker.now());
         }
+        Ok(told)
     }
 }
 

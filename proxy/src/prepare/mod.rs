@@ -9,6 +9,7 @@
 //! it (`--prepare-threads`). Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
 //! What is computed is `penstock-prepare`'s business; [`read`] takes images from requests that are no inference requests.
 
+pub mod pictures;
 pub mod read;
 
 use std::cell::RefCell;
@@ -89,9 +90,9 @@ impl Preparing {
         }
     }
 
-    fn over(&self, made: &Result<(), PrepareError>, took: Duration) {
+    fn over<T>(&self, made: &Result<T, PrepareError>, took: Duration) {
         let count = match made {
-            Ok(()) => &self.done,
+            Ok(_) => &self.done,
             Err(PrepareError::Cancelled) => &self.abandoned,
             Err(_) => &self.refused,
         };
@@ -128,14 +129,8 @@ enum Part<'a> {
     Made(Arc<Prepare>, Vec<Bytes>),
 }
 
-/// Prepares a request. Its tensors go to the arena where there is one.
-pub async fn request(
-    worker: &Rc<Worker>,
-    pipelines: &[Arc<Prepare>],
-    request: &InferRequest,
-    deadline: Option<Duration>,
-    arena: Option<&Arena>,
-) -> Result<Prepared, Failure> {
+/// What becomes of each input of a request, if all of it fits.
+fn parts<'a>(pipelines: &[Arc<Prepare>], request: &'a InferRequest) -> Result<Vec<Part<'a>>, Failure> {
     let parts: Vec<Part<'_>> = request
         .inputs
         .iter()
@@ -155,6 +150,18 @@ pub async fn request(
         let story = format!("its tensors would have {bytes} bytes, and the limit is {MAX_TENSORS}");
         return Err(Failure::unprocessed(Reason::BadInput, story));
     }
+    Ok(parts)
+}
+
+/// Prepares a request. Its tensors go to the arena where there is one.
+pub async fn request(
+    worker: &Rc<Worker>,
+    pipelines: &[Arc<Prepare>],
+    request: &InferRequest,
+    deadline: Option<Duration>,
+    arena: Option<&Arena>,
+) -> Result<Prepared, Failure> {
+    let parts = parts(pipelines, request)?;
     let in_arena = arena.and_then(|arena| in_arena(worker, &parts, deadline, arena));
     let Made { data, placed } = match in_arena {
         Some(made) => made.await?,
@@ -352,6 +359,21 @@ async fn one(
     mut place: Place,
     deadline: Option<Duration>,
 ) -> Result<Place, Failure> {
+    on_a_thread(worker, prepare, row, deadline, move |pipeline, scratch, cancelled| {
+        let source = decoded(&source);
+        pipeline.run(&source, place.bytes(), scratch, &Limits::default(), cancelled).map(|()| place)
+    })
+    .await
+}
+
+/// Does something with a row, on a thread that prepares.
+async fn on_a_thread<T: Send + 'static>(
+    worker: &Rc<Worker>,
+    prepare: &Arc<Prepare>,
+    row: usize,
+    deadline: Option<Duration>,
+    work: impl FnOnce(&Pipeline, &mut Scratch, &dyn Fn() -> bool) -> Result<T, PrepareError> + Send + 'static,
+) -> Result<T, Failure> {
     let preparing = &worker.shared.preparing;
     let thread = {
         let waits = Waits(&preparing.waiting);
@@ -368,21 +390,20 @@ async fn one(
         return Err(Failure::unprocessed(Reason::TooLate, story));
     }
     let stop = Stop(Arc::default());
-    let (stopped, work) = (Arc::clone(&stop.0), Arc::clone(prepare));
+    let (stopped, of) = (Arc::clone(&stop.0), Arc::clone(prepare));
     let preparing = Arc::clone(preparing);
     let job = tokio::task::spawn_blocking(move || {
         let begun = Instant::now();
         let made = SCRATCH.with_borrow_mut(|scratch| {
             let cancelled = || stopped.load(Relaxed);
-            let source = decoded(&source);
-            let made = work.pipeline.run(&source, place.bytes(), scratch, &Limits::default(), &cancelled);
+            let made = work(&of.pipeline, scratch, &cancelled);
             scratch.shrink(KEPT);
             made
         });
         preparing.over(&made, begun.elapsed());
         // The next may begin only now, also when nobody waits for this one any more.
         drop(thread);
-        made.map(|()| place)
+        made
     });
     job.await.map_err(|_| lost())?.map_err(|error| {
         let reason = if error.is_clients() { Reason::BadInput } else { Reason::Internal };

@@ -60,16 +60,12 @@ pub struct Picture {
 pub enum Piece {
     /// The tensor, as it is.
     Bytes(Bytes),
-    /// Pictures, each of which becomes a row.
-    Pictures(Vec<Picture>),
+    /// Pictures, each of which becomes such a row.
+    Pictures(Vec<Picture>, Tensor),
 }
 
-/// What an input is filled with: its pieces, one after the other with their rows, and what pictures become.
-#[derive(Clone, Debug)]
-pub(super) struct Input {
-    pub(super) pieces: Vec<(u32, Piece)>,
-    pub(super) tensor: Option<Tensor>,
-}
+/// What an input is filled with: pieces, one after the other, with their rows.
+pub(super) type Input = Vec<(u32, Piece)>;
 
 /// A device that is ready.
 #[derive(Debug)]
@@ -78,7 +74,7 @@ pub(super) struct Device {
     stream: Stream,
     /// `None`: none that fit it, or they do not give the CPU's bits.
     pub(super) kernels: Option<Kernels>,
-    staging: Option<Arena>,
+    pub(super) staging: Option<Arena>,
     /// Where pictures lie while kernels read them. Got once, since getting memory waits for all that the device does.
     pictures: DeviceArena,
 }
@@ -120,7 +116,7 @@ impl Device {
         let sent: Vec<u8> = (0..TESTED).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
         let run = arena.run(&[TESTED / 2], 2).ok_or(NO_ROOM)?;
         let piece = Piece::Bytes(Bytes::from(sent.clone()));
-        let run = self.fill(&arena, run, 2, vec![Input { pieces: vec![(2, piece)], tensor: None }])?;
+        let run = self.fill(&arena, run, 2, vec![vec![(2, piece)]])?;
         let found = self.download(&arena, &run, TESTED)?;
         if found != sent {
             return Err(Unfit::Test("bytes that were copied there and back are others"));
@@ -178,7 +174,7 @@ impl Device {
         let mut flights: Vec<Flight> = Vec::new();
         // Whatever another left there is gone before anything is seen of it, also between the inputs.
         self.keep(&run, self.stream.fill(arena.memory(), run.whole(), 0)?, &mut flights);
-        for (number, Input { pieces, tensor }) in inputs.into_iter().enumerate() {
+        for (number, pieces) in inputs.into_iter().enumerate() {
             let mut row = 0;
             for (count, piece) in pieces {
                 let end = row + count;
@@ -190,8 +186,8 @@ impl Device {
                         let copy = self.stream.upload(self.staged(bytes), arena.memory(), at)?;
                         self.keep(&run, copy, &mut flights);
                     }
-                    Piece::Pictures(pictures) => {
-                        let (kernels, tensor) = self.kernels.as_ref().zip(tensor).ok_or(MISFIT)?;
+                    Piece::Pictures(pictures, tensor) => {
+                        let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
                         self.launch(kernels, &run, &pictures, &tensor, &to, &mut flights)?;
                     }
                     Piece::Bytes(_) => return Err(MISFIT),
@@ -242,7 +238,7 @@ impl Device {
         let mut sources = Vec::with_capacity(pictures.len());
         for (Picture { pixels, frame, part }, place) in pictures.iter().zip(places) {
             let (memory, at) = (self.pictures.memory(), begin + place.start);
-            let copy = self.stream.upload(self.staged(pixels.clone()), memory, at)?;
+            let copy = self.stream.upload(pixels.clone(), memory, at)?;
             self.keep(&room, copy, flights);
             sources.push(Source { bytes: whole.part(place).ok_or(MISFIT)?, frame: *frame, part: *part });
         }
@@ -268,7 +264,7 @@ impl Device {
     }
 }
 
-/// What a tensor is to the kernels; `None`: pipelines of this kind are the CPU's.
-pub(super) fn check(picture: &Picture, tensor: &Tensor) -> bool {
+/// Whether a kernel can make that of it.
+pub(super) fn fits(picture: &Picture, tensor: &Tensor) -> bool {
     fused::check(&picture.frame, picture.pixels.len(), &picture.part, tensor).is_ok()
 }

@@ -33,7 +33,7 @@ use http::{HeaderMap, Method};
 use penstock_inference::oip::InferResponse;
 use penstock_inference::oip::batch::Joined;
 use penstock_inference::oip::shm::{self, Span};
-use penstock_kernels::arena::{DeviceArena, Occupancy};
+use penstock_kernels::arena::{Arena, DeviceArena, Occupancy};
 use penstock_kernels::cuda::{Context, Kind as Said};
 use rand::Rng as _;
 
@@ -41,7 +41,10 @@ use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::handover::{self, Hand, Inputs, Placed};
 use super::learn::Known;
 use super::told::{self, Next, Registered, Told};
+use super::wire::Asked;
 use crate::config;
+use crate::failure::Failure;
+use crate::prepare::{Prepare, pictures};
 use crate::telemetry::counter::Counter;
 use crate::telemetry::metric;
 use crate::worker::Worker;
@@ -414,7 +417,7 @@ pub async fn infer(
     worker: &Rc<Worker>,
     way: &Way,
     model: (&str, &str),
-    joined: Joined,
+    mut joined: Joined,
     headers: &HeaderMap,
     known: &Known,
     hand: &Hand<'_>,
@@ -422,11 +425,14 @@ pub async fn infer(
     let gpu = &worker.shared.sharing.gpu;
     let ready = ready(worker, way, model, &joined, known, hand);
     let Some((run, region, device, always)) = ready else {
+        finish(worker, &mut joined, hand).await?;
         return handover::without(worker, way, model, joined, headers, known, hand).await;
     };
+    // What was decoded for a kernel is not asked again which way it goes, and says nothing of how long the ways take.
+    let pictures = hand.pictures.iter().any(Option::is_some);
     let begun = worker.now();
     let chance = worker.with_random(|random| random.random::<f64>());
-    let turn = gpu.decide(&run, always, begun, chance);
+    let turn = gpu.decide(&run, always || pictures, begun, chance);
     let by_device = match turn {
         Turn::Device | Turn::Both => {
             over(worker, way, &joined, headers, known, hand, (&run, &region, device)).await
@@ -434,6 +440,9 @@ pub async fn infer(
         Turn::Host | Turn::Plain => None,
     };
     let took = |which: cost::Way| {
+        if pictures {
+            return;
+        }
         let now = worker.now();
         gpu.model(run.server, model.0, |model| {
             model.cost.took(run.bytes, which, now.saturating_sub(begun), now);
@@ -441,6 +450,7 @@ pub async fn infer(
     };
     match (by_device, turn) {
         (Some(answered), Turn::Both) => {
+            finish(worker, &mut joined, hand).await?;
             let host = handover::without(worker, way, model, joined, headers, known, hand).await;
             gpu.tested(&run, &answered, &host);
             host
@@ -455,6 +465,7 @@ pub async fn infer(
             if turn == Turn::Both {
                 gpu.model(run.server, model.0, |model| model.test = Test::Open);
             }
+            finish(worker, &mut joined, hand).await?;
             let answered = handover::without(worker, way, model, joined, headers, known, hand).await;
             if turn == Turn::Host && answered.is_ok() {
                 took(cost::Way::Host);
@@ -503,7 +514,10 @@ async fn over(
     (run, region, device): (&Execution<'_>, &Arc<Region>, Arc<Device>),
 ) -> Option<Result<Answered, Trouble>> {
     let gpu = &worker.shared.sharing.gpu;
-    let inputs = inputs(joined);
+    let inputs = inputs(joined, hand)?;
+    let of_pictures =
+        |piece: &(u32, Piece)| if matches!(piece.1, Piece::Pictures(..)) { piece.0.into() } else { 0 };
+    let pictures: u64 = inputs.iter().flatten().map(of_pictures).sum();
     let room = region.arena.run(&run.per_row, run.rows)?;
     let (arena, rows) = (region.arena.clone(), run.rows);
     // A driver may block, and is given a thread for it. Whoever leaves meanwhile takes nothing with him: the thread has
@@ -551,6 +565,7 @@ async fn over(
     match &ended {
         Ok(Some(_)) => {
             gpu.handed.add(1);
+            gpu.prepared.add(pictures);
         }
         // It was started anew and knows the region no more, or the connection broke.
         Ok(None) | Err(Trouble::Way(_)) => gpu.forget(run.server),
@@ -565,13 +580,111 @@ async fn over(
     ended.transpose()
 }
 
-/// What each input is filled with.
-fn inputs(joined: &Joined) -> Vec<Input> {
-    let pieces = |(input, data): (&penstock_inference::oip::Tensor, &Vec<Bytes>)| {
-        let row = handover::row(input).unwrap_or(1).max(1);
-        let pieces = data.iter().filter(|data| !data.is_empty());
-        let pieces = pieces.map(|data| ((data.len() / row) as u32, Piece::Bytes(data.clone()))).collect();
-        Input { pieces, tensor: None }
-    };
-    joined.head.inputs.iter().zip(&joined.data).map(pieces).collect()
+/// What each input is filled with; `None`: a kernel cannot make it.
+fn inputs(joined: &Joined, hand: &Hand<'_>) -> Option<Vec<Input>> {
+    let mut inputs = Vec::with_capacity(joined.data.len());
+    for (input, data) in joined.head.inputs.iter().zip(&joined.data) {
+        let row = handover::row(input)?.max(1);
+        let mut pieces: Input = Vec::new();
+        for (member, data) in data.iter().enumerate() {
+            let pictures = hand.pictures.get(member).copied().flatten().and_then(|all| all.of(&input.name));
+            let Some(pictures) = pictures else {
+                pieces.push(((data.len() / row) as u32, Piece::Bytes(data.clone())));
+                continue;
+            };
+            let tensor = pictures.tensor;
+            let mut rows = pictures.rows.iter().map(|(pixels, picture)| {
+                let picture =
+                    Picture { pixels: pixels.clone(), frame: picture.frame(), part: picture.part() };
+                device::fits(&picture, &tensor).then_some(picture)
+            });
+            // Those of neighbours are made by one launch.
+            let count = pictures.rows.len() as u32;
+            match pieces.last_mut() {
+                Some((before, Piece::Pictures(all, of))) if *of == tensor => {
+                    all.extend(rows.by_ref().collect::<Option<Vec<_>>>()?);
+                    *before += count;
+                }
+                _ => pieces.push((count, Piece::Pictures(rows.collect::<Option<_>>()?, tensor))),
+            }
+        }
+        inputs.push(pieces);
+    }
+    Some(inputs)
+}
+
+/// Gives inputs their data on the CPU, where it was left to a kernel that does not make it.
+async fn finish(worker: &Rc<Worker>, joined: &mut Joined, hand: &Hand<'_>) -> Result<(), Failure> {
+    for (input, data) in joined.head.inputs.iter().zip(&mut joined.data) {
+        for (data, pictures) in data.iter_mut().zip(hand.pictures) {
+            if let Some(pictures) = pictures.and_then(|all| all.of(&input.name)) {
+                *data = pictures::finish(worker, pictures).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the images of a request become tensors, and when that began.
+#[derive(Debug)]
+pub struct Preparing {
+    on_the_gpu: bool,
+    /// Whose costs are compared; `None`: nobody's.
+    measured: Option<(SocketAddr, String, usize, Duration)>,
+}
+
+impl Preparing {
+    /// By a kernel.
+    pub fn is_on_the_gpu(&self) -> bool {
+        self.on_the_gpu
+    }
+}
+
+impl Gpu {
+    /// Pinned memory for decoded pictures.
+    pub fn staging(&self) -> Option<Arena> {
+        self.device()?.staging.clone()
+    }
+
+    /// Whether a request's images are to become tensors on the GPU; `None`: it is not asked.
+    pub fn prepares(
+        &self,
+        worker: &Worker,
+        way: &Way,
+        asked: &Asked,
+        pipelines: &[Arc<Prepare>],
+        gpu_memory: bool,
+    ) -> Option<Preparing> {
+        let rule = worker.workload()?.gpu?;
+        let device = self.device().filter(|device| gpu_memory && device.kernels.is_some())?;
+        let now = worker.now();
+        if way.http2 || (now.as_millis() as u64) < self.rests_until.load(Relaxed) {
+            return None;
+        }
+        // Without room for pixels the memory that waits would grow with the line.
+        let room = device.staging.as_ref()?.occupancy();
+        let rows = asked.request.inputs.first()?.shape.first().copied()? as usize;
+        let bytes = pictures::are_pictures(pipelines)?.checked_mul(rows)?;
+        if room.in_use > room.bytes / 4 * 3 || bytes < handover::WORTH_IT {
+            return None;
+        }
+        let server = way.endpoint().ok()?.address;
+        let chance = worker.with_random(|random| random.random::<f64>());
+        let turn = self.model(server, &asked.model, |model| match model.test {
+            Test::Passed if rule.always => Some(cost::Way::Device),
+            Test::Passed => Some(model.preparing.choose(bytes, now, chance)),
+            Test::Open | Test::Running(_) | Test::Failed => None,
+        })??;
+        let measured = (!rule.always).then(|| (server, asked.model.clone(), bytes, now));
+        Some(Preparing { on_the_gpu: turn == cost::Way::Device, measured })
+    }
+
+    /// A request whose images were prepared so was answered.
+    pub fn prepared(&self, how: Preparing, now: Duration) {
+        let Some((server, name, bytes, begun)) = how.measured else { return };
+        let way = if how.on_the_gpu { cost::Way::Device } else { cost::Way::Host };
+        self.model(server, &name, |model| {
+            model.preparing.took(bytes, way, now.saturating_sub(begun), now);
+        });
+    }
 }

@@ -1,0 +1,105 @@
+//! Preparing in two halves: images are decoded here, on the threads that prepare, and become tensors when their batch is
+//! executed, all of them in one launch of a kernel that writes them where the model server reads them.
+//!
+//! In: a request, as for [`request`](super::request), and where decoded pixels are kept. Out: the request without the data of
+//! those inputs, and their [`Pictures`]; later, if no GPU took them, the same tensors from the CPU ([`finish`]). Can go
+//! wrong: as with [`request`](super::request). Which half is whose is decided by [`gpu`](crate::coalesce::gpu).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use penstock_inference::oip::InferRequest;
+use penstock_kernels::arena::Arena;
+use penstock_kernels::fused;
+use penstock_prepare::{Limits, Picture};
+
+use super::{Part, Prepare, decoded, on_a_thread, parts, tensor};
+use crate::failure::Failure;
+use crate::worker::Worker;
+
+/// The decoded images of one request.
+#[derive(Debug)]
+pub struct Pictures(Vec<Input>);
+
+/// Those of one of its inputs, a row each.
+#[derive(Debug)]
+pub struct Input {
+    prepare: Arc<Prepare>,
+    /// What they become.
+    pub tensor: fused::Tensor,
+    /// The pixels of each, and how they lie.
+    pub rows: Vec<(Bytes, Picture)>,
+}
+
+impl Pictures {
+    /// Those of a tensor of this name; `None`: it has its data.
+    pub fn of(&self, tensor: &str) -> Option<&Input> {
+        self.0.iter().find(|input| input.prepare.tensor == tensor)
+    }
+}
+
+/// Whether all that would be made for these pipelines begins with pixels, and how many bytes a row of all tensors has.
+pub fn are_pictures(pipelines: &[Arc<Prepare>]) -> Option<usize> {
+    let bytes = |prepare: &Arc<Prepare>| prepare.pipeline.tensor().map(|_| prepare.pipeline.bytes());
+    pipelines.iter().map(bytes).sum()
+}
+
+/// Decodes the images of a request. What it becomes has no data where there are pictures.
+pub async fn decode(
+    worker: &Rc<Worker>,
+    pipelines: &[Arc<Prepare>],
+    request: &InferRequest,
+    deadline: Option<Duration>,
+    arena: Option<&Arena>,
+) -> Result<(InferRequest, Pictures), Failure> {
+    let parts = parts(pipelines, request)?;
+    let made = parts.iter().map(async |part| {
+        let Part::Made(prepare, sources) = part else { return Ok(None) };
+        let Some(tensor) = prepare.pipeline.tensor() else { return Err(super::lost()) };
+        let rows = sources.iter().enumerate().map(|(row, source)| {
+            let (source, arena) = (source.clone(), arena.cloned());
+            on_a_thread(worker, prepare, row, deadline, move |pipeline, scratch, cancelled| {
+                let keep = |pixels: &[u8], picture| (kept(arena.as_ref(), pixels), picture);
+                pipeline.decode(&decoded(&source), scratch, &Limits::default(), cancelled, keep)
+            })
+        });
+        Ok(Some(Input { prepare: Arc::clone(prepare), tensor, rows: try_join_all(rows).await? }))
+    });
+    let made: Vec<Option<Input>> = try_join_all(made).await?;
+    let inputs = parts.iter().map(|part| match part {
+        Part::Finished(input) => (*input).clone(),
+        Part::Made(prepare, sources) => tensor(prepare, sources.len(), Bytes::new()),
+    });
+    let request = InferRequest { inputs: inputs.collect(), ..request.clone() };
+    Ok((request, Pictures(made.into_iter().flatten().collect())))
+}
+
+/// Pixels in memory that a device reads by itself, or where there is no room for them in any.
+fn kept(arena: Option<&Arena>, pixels: &[u8]) -> Bytes {
+    let place = || {
+        let run = arena?.run(&[pixels.len()], 1)?;
+        run.rows(0, 1)?.write(0, 0, pixels).ok()?;
+        run.seal()?.freeze().bytes(0, 0..1)
+    };
+    place().unwrap_or_else(|| Bytes::copy_from_slice(pixels))
+}
+
+/// The tensor of an input, made here after all.
+pub async fn finish(worker: &Rc<Worker>, input: &Input) -> Result<Bytes, Failure> {
+    let Input { prepare, rows, .. } = input;
+    let bytes = prepare.pipeline.bytes();
+    let mut room = BytesMut::zeroed(bytes * rows.len());
+    let made = rows.iter().enumerate().map(|(row, (pixels, picture))| {
+        let (pixels, picture, mut place) = (pixels.clone(), *picture, room.split_to(bytes));
+        on_a_thread(worker, prepare, row, None, move |pipeline, scratch, _| {
+            pipeline.make(&pixels, &picture, &mut place, scratch).map(|()| place)
+        })
+    });
+    let mut whole = BytesMut::new();
+    // Neighbours become one again, without a copy.
+    try_join_all(made).await?.into_iter().for_each(|row| whole.unsplit(row));
+    Ok(whole.freeze())
+}
