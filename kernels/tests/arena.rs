@@ -302,3 +302,29 @@ mod shared {
         assert_eq!(heap(4096).key(), None);
     }
 }
+
+/// A server that maps the arena, or that writes less than it said, sees nothing of whoever had the slots before.
+#[test]
+fn what_another_left_is_not_in_what_is_handed_over() {
+    let arena = heap(4 * SLOT);
+    let secret = arena.run(&[4 * SLOT], 1).unwrap();
+    secret.rows(0, 1).unwrap().input(0).unwrap().fill(0x5e);
+    drop(secret);
+    // Inputs are written whole; what lies between them, and behind the last, belongs to no row.
+    let run = arena.run(&[100, 50], 3).unwrap();
+    let mut rows = run.rows(0, 3).unwrap();
+    assert!(rows.input(0).unwrap().contains(&0x5e), "rows are the writer's to fill");
+    rows.write(0, 0, &[1; 300]).unwrap();
+    rows.write(1, 0, &[2; 150]).unwrap();
+    drop((rows, run));
+    let whole = arena.run(&[2 * SLOT], 1).unwrap();
+    let bytes = whole.seal().unwrap();
+    assert!(
+        !bytes.input(0, 0..1).unwrap().contains(&0x5e),
+        "300 and 20 and 150 bytes, and 42 of the last slot"
+    );
+    drop(bytes);
+    // Outputs are a server's to write, and it may write less: they are zero first.
+    let outputs = arena.zeroing().run(&[SLOT], 4).unwrap().seal().unwrap();
+    assert!(outputs.input(0, 0..4).unwrap().iter().all(|byte| *byte == 0));
+}

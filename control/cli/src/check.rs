@@ -397,9 +397,12 @@ mod tests {
 
     #[test]
     fn the_examples_in_the_repository_pass() {
-        let digits = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples/digits");
-        let checks = of_directory(&digits).unwrap();
-        assert_eq!(verdicts(&checks), [("objects", Verdict::Ok)], "{}", page(&checks, Terminal::PLAIN));
+        for example in ["digits", "gpu"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples").join(example);
+            let checks = of_directory(&path).unwrap();
+            let page = page(&checks, Terminal::PLAIN);
+            assert_eq!(verdicts(&checks), [("objects", Verdict::Ok)], "{example}: {page}");
+        }
     }
 
     #[test]

@@ -429,6 +429,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_gpu_is_asked_for_in_so_many_words() {
+        assert_eq!(gpu("ipc"), Ok(v1::Gpu::default()));
+        let all = v1::Gpu { always: true, bytes: 256 << 20, device: 1 };
+        assert_eq!(gpu("ipc, always,memory=256Mi,device=1"), Ok(all));
+        for (text, told) in [
+            ("always", "write ipc"),
+            ("ipc,fast", "\"fast\" is not known; write ipc, always, memory=<size> or device=<number>"),
+            ("ipc,memory=much", "is not a size"),
+            ("ipc,device=-1", "-1"),
+        ] {
+            let error = gpu(text).unwrap_err();
+            assert!(error.contains(told), "{text}: {error}");
+        }
+        assert_eq!(tenant_regions("4"), Ok(4));
+        assert!(tenant_regions("0").is_err() && tenant_regions("many").is_err());
+    }
+
+    #[test]
     fn a_policy_is_read_whole() {
         let table = [
             (annotation::BALANCE, "gpu, choices=4,explore=2.5%,hot=0.9"),

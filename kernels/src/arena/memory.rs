@@ -101,6 +101,11 @@ impl Memory {
         }
     }
 
+    /// Whether a GPU reads and writes it by itself.
+    pub(super) fn is_pinned(&self) -> bool {
+        matches!(self.backing, Backing::Pinned { .. } | Backing::Shared(_, Some(_)))
+    }
+
     /// Where these bytes are.
     pub(super) fn at(&self, range: Range<usize>) -> *mut [u8] {
         assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);

@@ -272,6 +272,11 @@ impl Arena {
         self.ground.memory.key()
     }
 
+    /// Whether a GPU reads and writes it by itself.
+    pub fn is_pinned(&self) -> bool {
+        self.ground.memory.is_pinned()
+    }
+
     /// Its size.
     pub fn bytes(&self) -> usize {
         self.ground.memory.bytes()

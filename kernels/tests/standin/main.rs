@@ -8,3 +8,4 @@ mod failures;
 mod kernels;
 mod memory;
 mod program;
+mod region;

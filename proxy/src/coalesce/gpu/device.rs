@@ -60,6 +60,8 @@ pub struct Picture {
 pub enum Piece {
     /// The tensor, as it is.
     Bytes(Bytes),
+    /// The same in memory that the device reads by itself.
+    Pinned(Bytes),
     /// Pictures, each of which becomes such a row.
     Pictures(Vec<Picture>, Tensor),
 }
@@ -186,11 +188,15 @@ impl Device {
                         let copy = self.stream.upload(self.staged(bytes), arena.memory(), at)?;
                         self.keep(&run, copy, &mut flights);
                     }
+                    Piece::Pinned(bytes) if bytes.len() == to.bytes() => {
+                        let copy = self.stream.upload(bytes, arena.memory(), at)?;
+                        self.keep(&run, copy, &mut flights);
+                    }
                     Piece::Pictures(pictures, tensor) => {
                         let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
                         self.launch(kernels, &run, &pictures, &tensor, &to, &mut flights)?;
                     }
-                    Piece::Bytes(_) => return Err(MISFIT),
+                    Piece::Bytes(_) | Piece::Pinned(_) => return Err(MISFIT),
                 }
             }
             if row != rows {

@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use penstock_coalesce::key;
 use penstock_inference::oip::InferResponse;
 use penstock_inference::oip::batch::Joined;
 use penstock_inference::oip::shm::{self, Span};
@@ -317,6 +318,8 @@ impl Gpu {
     fn decide(&self, run: &Execution<'_>, always: bool, now: Duration, chance: f64) -> Turn {
         let turn = self.model(run.server, run.model.0, |model| match model.test {
             Test::Running(since) if now.saturating_sub(since) < TESTED_WITHIN => Turn::Plain,
+            // One of a sequence is executed once, or the sequence is another.
+            Test::Open | Test::Running(_) if !run.is_repeatable => Turn::Plain,
             Test::Open | Test::Running(_) => {
                 model.test = Test::Running(now);
                 Turn::Both
@@ -351,7 +354,7 @@ impl Gpu {
         self.model(run.server, run.model.0, |model| model.test = test);
     }
 
-    /// Tells the metrics.
+    /// Tells the metrics, and lets go of what the device is done with and nobody waited for.
     pub fn tell(&self) {
         let regions: Vec<Occupancy> =
             lock(&self.regions).values().flatten().map(|region| region.arena.occupancy()).collect();
@@ -362,6 +365,11 @@ impl Gpu {
             };
             gauge("used", sum(|occupancy| occupancy.in_use - occupancy.quarantined));
             gauge("quarantined", sum(|occupancy| occupancy.quarantined));
+        }
+        if let Some(context) = self.context()
+            && regions.iter().any(|occupancy| occupancy.in_use > 0)
+        {
+            tokio::task::spawn_blocking(move || context.reap());
         }
         for (metric, counter) in [
             (&metric::EXECUTIONS_GPU, &self.handed),
@@ -410,6 +418,8 @@ struct Execution<'a> {
     bytes: usize,
     rows: u32,
     per_row: Vec<usize>,
+    /// It may be executed twice.
+    is_repeatable: bool,
 }
 
 /// An execution over the GPU if that can be and pays; otherwise as without one.
@@ -500,7 +510,8 @@ fn ready<'a>(
     if !gpu.is_known(worker, way, server, &region) {
         return None;
     }
-    Some((Execution { model, server, bytes, rows, per_row }, region, device, asked.always))
+    let is_repeatable = key::is_repeatable(&joined.head);
+    Some((Execution { model, server, bytes, rows, per_row, is_repeatable }, region, device, asked.always))
 }
 
 /// An execution over the GPU. `None`: it was not begun, or the server did not know the region, and it can go as without.
@@ -514,7 +525,12 @@ async fn over(
     (run, region, device): (&Execution<'_>, &Arc<Region>, Arc<Device>),
 ) -> Option<Result<Answered, Trouble>> {
     let gpu = &worker.shared.sharing.gpu;
-    let inputs = inputs(joined, hand)?;
+    // What lies in pinned shared memory already is copied from there.
+    let pinned = hand.there.is_some() && {
+        let ground = worker.shared.sharing.memory.ground(worker, hand.tenant);
+        ground.is_some_and(|ground| ground.arena(worker).is_some_and(Arena::is_pinned))
+    };
+    let inputs = inputs(joined, hand, pinned)?;
     let of_pictures =
         |piece: &(u32, Piece)| if matches!(piece.1, Piece::Pictures(..)) { piece.0.into() } else { 0 };
     let pictures: u64 = inputs.iter().flatten().map(of_pictures).sum();
@@ -581,7 +597,7 @@ async fn over(
 }
 
 /// What each input is filled with; `None`: a kernel cannot make it.
-fn inputs(joined: &Joined, hand: &Hand<'_>) -> Option<Vec<Input>> {
+fn inputs(joined: &Joined, hand: &Hand<'_>, pinned: bool) -> Option<Vec<Input>> {
     let mut inputs = Vec::with_capacity(joined.data.len());
     for (input, data) in joined.head.inputs.iter().zip(&joined.data) {
         let row = handover::row(input)?.max(1);
@@ -589,7 +605,9 @@ fn inputs(joined: &Joined, hand: &Hand<'_>) -> Option<Vec<Input>> {
         for (member, data) in data.iter().enumerate() {
             let pictures = hand.pictures.get(member).copied().flatten().and_then(|all| all.of(&input.name));
             let Some(pictures) = pictures else {
-                pieces.push(((data.len() / row) as u32, Piece::Bytes(data.clone())));
+                let data = data.clone();
+                let rows = (data.len() / row) as u32;
+                pieces.push((rows, if pinned { Piece::Pinned(data) } else { Piece::Bytes(data) }));
                 continue;
             };
             let tensor = pictures.tensor;
@@ -626,7 +644,7 @@ async fn finish(worker: &Rc<Worker>, joined: &mut Joined, hand: &Hand<'_>) -> Re
 }
 
 /// Where the images of a request become tensors, and when that began.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Preparing {
     on_the_gpu: bool,
     /// Whose costs are compared; `None`: nobody's.
@@ -686,5 +704,70 @@ impl Gpu {
         self.model(server, &name, |model| {
             model.preparing.took(bytes, way, now.saturating_sub(begun), now);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_inference::oip::Tensor;
+
+    fn run(server: &str) -> Execution<'static> {
+        let server = server.parse().unwrap();
+        Execution {
+            model: ("m", ""),
+            server,
+            bytes: 1 << 20,
+            rows: 4,
+            per_row: vec![1 << 18],
+            is_repeatable: true,
+        }
+    }
+
+    fn answered(values: &[f32]) -> Result<Answered, Trouble> {
+        let outputs = vec![Tensor::fp32("y", vec![values.len() as u64], values.iter().copied())];
+        let response = InferResponse { outputs, ..InferResponse::default() };
+        Ok(Answered { response, headers: HeaderMap::new() })
+    }
+
+    #[test]
+    fn a_model_is_tested_once_on_each_server_and_goes_over_the_gpu_only_if_it_answers_the_same() {
+        let gpu = Gpu::new(PathBuf::new());
+        let (here, there) = (run("127.0.0.1:8000"), run("127.0.0.2:8000"));
+        let at = Duration::from_secs;
+        let sequence = Execution { is_repeatable: false, ..run("127.0.0.1:8000") };
+        assert_eq!(gpu.decide(&sequence, true, at(1), 0.5), Turn::Plain, "what has state is executed once");
+        assert_eq!(gpu.decide(&here, true, at(1), 0.5), Turn::Both);
+        assert_eq!(gpu.decide(&here, true, at(2), 0.5), Turn::Plain, "it is being tested");
+        assert_eq!(gpu.decide(&there, true, at(2), 0.5), Turn::Both);
+        assert_eq!(gpu.decide(&there, true, at(40), 0.5), Turn::Both, "nobody has finished the test");
+        gpu.tested(&here, &answered(&[1.0, 2.0]), &answered(&[1.0, 2.0]));
+        assert_eq!(gpu.decide(&here, true, at(3), 0.5), Turn::Device);
+        assert_eq!(gpu.decide(&here, false, at(3), 0.5), Turn::Host, "both are measured in turns");
+        gpu.tested(&there, &answered(&[1.0, 2.0]), &answered(&[1.0, 2.5]));
+        assert_eq!(gpu.decide(&there, true, at(99), 0.5), Turn::Plain, "it answered something else");
+        let failed = || Err(Trouble::Way(Failure::new(penstock_api::Reason::UpstreamReset, "")));
+        gpu.tested(&here, &failed(), &answered(&[1.0]));
+        assert_eq!(gpu.decide(&here, true, at(4), 0.5), Turn::Both, "nothing is known after a failure");
+    }
+
+    #[test]
+    fn models_beyond_the_bound_do_without() {
+        let gpu = Gpu::new(PathBuf::new());
+        let server = "127.0.0.1:8000".parse().unwrap();
+        for number in 0..MAX_MODELS {
+            assert!(gpu.model(server, &number.to_string(), |_| ()).is_some());
+        }
+        assert!(gpu.model(server, "one more", |_| ()).is_none());
+        assert!(gpu.model(server, "7", |_| ()).is_some());
+        assert_eq!(gpu.decide(&run("127.0.0.1:8000"), true, Duration::ZERO, 0.5), Turn::Plain);
+    }
+
+    #[test]
+    fn without_a_device_nothing_is_asked_of_it() {
+        let gpu = Gpu::new(PathBuf::from("/nowhere"));
+        assert!(gpu.context().is_none() && gpu.staging().is_none());
+        gpu.off("as a test");
+        assert!(gpu.device().is_none());
     }
 }
