@@ -299,7 +299,7 @@ fn place(
     let Some(outgoing) = outgoing else {
         // Nobody has been told of it.
         drop(inputs.returned());
-        outputs.map(Outputs::give_back);
+        outputs.into_iter().for_each(Outputs::give_back);
         return None;
     };
     Some(Placed { outgoing, inputs: Inputs::Host(inputs), outputs, server })

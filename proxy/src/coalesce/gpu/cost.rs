@@ -21,8 +21,10 @@ const EXPLORED: f64 = 0.02;
 const EXPLORED_OLD: f64 = 0.2;
 /// When a measurement is old.
 const OLD: Duration = Duration::from_secs(60);
-/// The share of a new measurement in the mean.
+/// The share of a new measurement in the mean, if the one before it is not long ago.
 const SHARE: f64 = 1.0 / 16.0;
+/// After so long a silence what was measured before counts no more than half.
+const FADES: Duration = Duration::from_secs(10);
 /// A measurement counts as no more than so many times the mean: one stall of the server says nothing of the way.
 const OUTLIER: f64 = 4.0;
 /// Sizes are told apart by their power of two, from 16 KiB: below, no memory is shared at all.
@@ -48,6 +50,7 @@ struct Measured {
 
 impl Measured {
     fn add(&mut self, seconds: f64, now: Duration) {
+        let silence = now.saturating_sub(self.at).as_secs_f64() / FADES.as_secs_f64();
         self.count = self.count.saturating_add(1);
         self.at = now;
         if self.count == 1 {
@@ -55,7 +58,7 @@ impl Measured {
             return;
         }
         let seconds = seconds.min(self.seconds * OUTLIER);
-        let share = SHARE.max(1.0 / f64::from(self.count));
+        let share = SHARE.max(1.0 / f64::from(self.count)).max(silence.min(1.0) / 2.0);
         self.seconds += (seconds - self.seconds) * share;
     }
 }

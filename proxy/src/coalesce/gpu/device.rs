@@ -46,18 +46,18 @@ pub(super) enum Unfit {
 
 /// What a row of an input is made of.
 #[derive(Clone, Debug)]
-pub struct Picture {
+pub(super) struct Picture {
     /// Its pixels.
-    pub pixels: Bytes,
+    pub(super) pixels: Bytes,
     /// How they lie.
-    pub frame: Frame,
+    pub(super) frame: Frame,
     /// What becomes of them.
-    pub part: Part,
+    pub(super) part: Part,
 }
 
 /// What is to lie in rows of an input.
 #[derive(Clone, Debug)]
-pub enum Piece {
+pub(super) enum Piece {
     /// The tensor, as it is.
     Bytes(Bytes),
     /// The same in memory that the device reads by itself.

@@ -8,7 +8,7 @@
 //!
 //! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
 //! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
-//! request is lost for it, and none waits longer than [`PATIENCE`]. Outputs take the host's way always: a client wants them
+//! request is lost for it, and none waits longer than `PATIENCE`. Outputs take the host's way always: a client wants them
 //! there.
 //!
 //! ```text
@@ -19,6 +19,7 @@
 
 pub mod cost;
 mod device;
+mod execute;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -30,35 +31,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use penstock_coalesce::key;
 use penstock_inference::oip::InferResponse;
-use penstock_inference::oip::batch::Joined;
-use penstock_inference::oip::shm::{self, Span};
+use penstock_inference::oip::shm;
 use penstock_kernels::arena::{Arena, DeviceArena, Occupancy};
 use penstock_kernels::cuda::{Context, Kind as Said};
 use rand::Rng as _;
 
 use super::call::{self, Answered, Outgoing, Trouble, Way};
-use super::handover::{self, Hand, Inputs, Placed};
-use super::learn::Known;
+use super::handover;
 use super::told::{self, Next, Registered, Told};
 use super::wire::Asked;
 use crate::config;
-use crate::failure::Failure;
 use crate::prepare::{Prepare, pictures};
 use crate::telemetry::counter::Counter;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
 use cost::Cost;
-use device::{Device, Input, Unfit};
-pub use device::{Picture, Piece};
+use device::{Device, Unfit};
+use execute::Execution;
+pub use execute::infer;
 
 /// Memory of the device for tensors unless the annotation says: the same as of the host.
 const BYTES: usize = 128 << 20;
-/// How long filling a run may take: a batch of 19 MB needs some milliseconds, and what takes a thousand times as long will
-/// not come.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// After a failure that may pass, tensors take the other way for so long.
 const REST: Duration = Duration::from_secs(10);
 /// A test of a model that nobody finished, because its clients left, is begun anew after so long.
@@ -411,238 +406,6 @@ fn same(one: &InferResponse, other: &InferResponse) -> bool {
         })
 }
 
-/// An execution, as far as the GPU's way may have to do with it.
-struct Execution<'a> {
-    model: (&'a str, &'a str),
-    server: SocketAddr,
-    bytes: usize,
-    rows: u32,
-    per_row: Vec<usize>,
-    /// It may be executed twice.
-    is_repeatable: bool,
-}
-
-/// An execution over the GPU if that can be and pays; otherwise as without one.
-pub async fn infer(
-    worker: &Rc<Worker>,
-    way: &Way,
-    model: (&str, &str),
-    mut joined: Joined,
-    headers: &HeaderMap,
-    known: &Known,
-    hand: &Hand<'_>,
-) -> Result<Answered, Trouble> {
-    let gpu = &worker.shared.sharing.gpu;
-    let ready = ready(worker, way, model, &joined, known, hand);
-    let Some((run, region, device, always)) = ready else {
-        finish(worker, &mut joined, hand).await?;
-        return handover::without(worker, way, model, joined, headers, known, hand).await;
-    };
-    // What was decoded for a kernel is not asked again which way it goes, and says nothing of how long the ways take.
-    let pictures = hand.pictures.iter().any(Option::is_some);
-    let begun = worker.now();
-    let chance = worker.with_random(|random| random.random::<f64>());
-    let turn = gpu.decide(&run, always || pictures, begun, chance);
-    let by_device = match turn {
-        Turn::Device | Turn::Both => {
-            over(worker, way, &joined, headers, known, hand, (&run, &region, device)).await
-        }
-        Turn::Host | Turn::Plain => None,
-    };
-    let took = |which: cost::Way| {
-        if pictures {
-            return;
-        }
-        let now = worker.now();
-        gpu.model(run.server, model.0, |model| {
-            model.cost.took(run.bytes, which, now.saturating_sub(begun), now);
-        });
-    };
-    match (by_device, turn) {
-        (Some(answered), Turn::Both) => {
-            finish(worker, &mut joined, hand).await?;
-            let host = handover::without(worker, way, model, joined, headers, known, hand).await;
-            gpu.tested(&run, &answered, &host);
-            host
-        }
-        (Some(answered), _) => {
-            if answered.is_ok() {
-                took(cost::Way::Device);
-            }
-            answered
-        }
-        (None, turn) => {
-            if turn == Turn::Both {
-                gpu.model(run.server, model.0, |model| model.test = Test::Open);
-            }
-            finish(worker, &mut joined, hand).await?;
-            let answered = handover::without(worker, way, model, joined, headers, known, hand).await;
-            if turn == Turn::Host && answered.is_ok() {
-                took(cost::Way::Host);
-            }
-            answered
-        }
-    }
-}
-
-/// All that the GPU's way needs, if it is there; the server is told of the region if it has not been.
-fn ready<'a>(
-    worker: &Rc<Worker>,
-    way: &Way,
-    model: (&'a str, &'a str),
-    joined: &Joined,
-    known: &Known,
-    hand: &Hand<'_>,
-) -> Option<(Execution<'a>, Arc<Region>, Arc<Device>, bool)> {
-    let gpu = &worker.shared.sharing.gpu;
-    let asked = worker.workload()?.gpu?;
-    if way.http2 || !known.gpu_memory || (worker.now().as_millis() as u64) < gpu.rests_until.load(Relaxed) {
-        return None;
-    }
-    let device = gpu.device()?;
-    let (rows, per_row) = handover::rows(&joined.head)?;
-    let bytes = per_row.iter().sum::<usize>().checked_mul(rows as usize)?;
-    if bytes < handover::WORTH_IT {
-        return None;
-    }
-    let server = way.endpoint().ok()?.address;
-    let region = gpu.region(worker, &asked, hand.tenant)?;
-    if !gpu.is_known(worker, way, server, &region) {
-        return None;
-    }
-    let is_repeatable = key::is_repeatable(&joined.head);
-    Some((Execution { model, server, bytes, rows, per_row, is_repeatable }, region, device, asked.always))
-}
-
-/// An execution over the GPU. `None`: it was not begun, or the server did not know the region, and it can go as without.
-async fn over(
-    worker: &Rc<Worker>,
-    way: &Way,
-    joined: &Joined,
-    headers: &HeaderMap,
-    known: &Known,
-    hand: &Hand<'_>,
-    (run, region, device): (&Execution<'_>, &Arc<Region>, Arc<Device>),
-) -> Option<Result<Answered, Trouble>> {
-    let gpu = &worker.shared.sharing.gpu;
-    // What lies in pinned shared memory already is copied from there.
-    let pinned = hand.there.is_some() && {
-        let ground = worker.shared.sharing.memory.ground(worker, hand.tenant);
-        ground.is_some_and(|ground| ground.arena(worker).is_some_and(Arena::is_pinned))
-    };
-    let inputs = inputs(joined, hand, pinned)?;
-    let of_pictures =
-        |piece: &(u32, Piece)| if matches!(piece.1, Piece::Pictures(..)) { piece.0.into() } else { 0 };
-    let pictures: u64 = inputs.iter().flatten().map(of_pictures).sum();
-    let room = region.arena.run(&run.per_row, run.rows)?;
-    let (arena, rows) = (region.arena.clone(), run.rows);
-    // A driver may block, and is given a thread for it. Whoever leaves meanwhile takes nothing with him: the thread has
-    // the run until it is filled.
-    let filling = tokio::task::spawn_blocking(move || device.fill(&arena, room, rows, inputs));
-    let filled = match tokio::time::timeout(PATIENCE, filling).await {
-        Ok(Ok(Ok(filled))) => filled,
-        Ok(Ok(Err(unfit))) => {
-            gpu.fails(&unfit, worker.now());
-            return None;
-        }
-        Ok(Err(_)) => return None,
-        Err(_) => {
-            gpu.failed.add(1);
-            gpu.off(&format!("a copy to it was not done within {PATIENCE:?}"));
-            return None;
-        }
-    };
-    let outputs = handover::outputs(worker, way, &joined.head, run.rows, known, run.server, hand);
-    let lease = filled.hand_over_to(told::number(run.server));
-    let outgoing = (|| {
-        let place = |at: usize| {
-            let region = lease.region(at, 0..run.rows)?;
-            Some(Span { offset: region.offset, bytes: region.bytes })
-        };
-        let places = (0..run.per_row.len()).map(place).collect::<Option<Vec<_>>>()?;
-        let mut head = joined.head.clone();
-        if outputs.is_none() {
-            call::binary_outputs(&mut head);
-        }
-        let head = shm::request_over_shm(head, &region.name, places, []);
-        let head = match &outputs {
-            Some(outputs) => shm::request_over_shm(head, outputs.region(), [], outputs.places()?),
-            None => head,
-        };
-        call::placed(run.model, &head, headers).ok()
-    })();
-    let Some(outgoing) = outgoing else {
-        drop(lease.returned());
-        outputs.map(handover::Outputs::give_back);
-        return None;
-    };
-    let placed = Placed { outgoing, inputs: Inputs::Device(lease), outputs, server: run.server };
-    let ended = handover::by_memory(worker, way, placed).await;
-    match &ended {
-        Ok(Some(_)) => {
-            gpu.handed.add(1);
-            gpu.prepared.add(pictures);
-        }
-        // It was started anew and knows the region no more, or the connection broke.
-        Ok(None) | Err(Trouble::Way(_)) => gpu.forget(run.server),
-        // Of its own GPU it says so in its own words; asked without it may answer.
-        Err(Trouble::Model(error)) if error.message.to_ascii_lowercase().contains("cuda") => {
-            gpu.failed.add(1);
-            gpu.forget(run.server);
-            return None;
-        }
-        Err(Trouble::Model(_)) => {}
-    }
-    ended.transpose()
-}
-
-/// What each input is filled with; `None`: a kernel cannot make it.
-fn inputs(joined: &Joined, hand: &Hand<'_>, pinned: bool) -> Option<Vec<Input>> {
-    let mut inputs = Vec::with_capacity(joined.data.len());
-    for (input, data) in joined.head.inputs.iter().zip(&joined.data) {
-        let row = handover::row(input)?.max(1);
-        let mut pieces: Input = Vec::new();
-        for (member, data) in data.iter().enumerate() {
-            let pictures = hand.pictures.get(member).copied().flatten().and_then(|all| all.of(&input.name));
-            let Some(pictures) = pictures else {
-                let data = data.clone();
-                let rows = (data.len() / row) as u32;
-                pieces.push((rows, if pinned { Piece::Pinned(data) } else { Piece::Bytes(data) }));
-                continue;
-            };
-            let tensor = pictures.tensor;
-            let mut rows = pictures.rows.iter().map(|(pixels, picture)| {
-                let picture =
-                    Picture { pixels: pixels.clone(), frame: picture.frame(), part: picture.part() };
-                device::fits(&picture, &tensor).then_some(picture)
-            });
-            // Those of neighbours are made by one launch.
-            let count = pictures.rows.len() as u32;
-            match pieces.last_mut() {
-                Some((before, Piece::Pictures(all, of))) if *of == tensor => {
-                    all.extend(rows.by_ref().collect::<Option<Vec<_>>>()?);
-                    *before += count;
-                }
-                _ => pieces.push((count, Piece::Pictures(rows.collect::<Option<_>>()?, tensor))),
-            }
-        }
-        inputs.push(pieces);
-    }
-    Some(inputs)
-}
-
-/// Gives inputs their data on the CPU, where it was left to a kernel that does not make it.
-async fn finish(worker: &Rc<Worker>, joined: &mut Joined, hand: &Hand<'_>) -> Result<(), Failure> {
-    for (input, data) in joined.head.inputs.iter().zip(&mut joined.data) {
-        for (data, pictures) in data.iter_mut().zip(hand.pictures) {
-            if let Some(pictures) = pictures.and_then(|all| all.of(&input.name)) {
-                *data = pictures::finish(worker, pictures).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Where the images of a request become tensors, and when that began.
 #[derive(Debug, PartialEq)]
 pub struct Preparing {
@@ -708,66 +471,4 @@ impl Gpu {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use penstock_inference::oip::Tensor;
-
-    fn run(server: &str) -> Execution<'static> {
-        let server = server.parse().unwrap();
-        Execution {
-            model: ("m", ""),
-            server,
-            bytes: 1 << 20,
-            rows: 4,
-            per_row: vec![1 << 18],
-            is_repeatable: true,
-        }
-    }
-
-    fn answered(values: &[f32]) -> Result<Answered, Trouble> {
-        let outputs = vec![Tensor::fp32("y", vec![values.len() as u64], values.iter().copied())];
-        let response = InferResponse { outputs, ..InferResponse::default() };
-        Ok(Answered { response, headers: HeaderMap::new() })
-    }
-
-    #[test]
-    fn a_model_is_tested_once_on_each_server_and_goes_over_the_gpu_only_if_it_answers_the_same() {
-        let gpu = Gpu::new(PathBuf::new());
-        let (here, there) = (run("127.0.0.1:8000"), run("127.0.0.2:8000"));
-        let at = Duration::from_secs;
-        let sequence = Execution { is_repeatable: false, ..run("127.0.0.1:8000") };
-        assert_eq!(gpu.decide(&sequence, true, at(1), 0.5), Turn::Plain, "what has state is executed once");
-        assert_eq!(gpu.decide(&here, true, at(1), 0.5), Turn::Both);
-        assert_eq!(gpu.decide(&here, true, at(2), 0.5), Turn::Plain, "it is being tested");
-        assert_eq!(gpu.decide(&there, true, at(2), 0.5), Turn::Both);
-        assert_eq!(gpu.decide(&there, true, at(40), 0.5), Turn::Both, "nobody has finished the test");
-        gpu.tested(&here, &answered(&[1.0, 2.0]), &answered(&[1.0, 2.0]));
-        assert_eq!(gpu.decide(&here, true, at(3), 0.5), Turn::Device);
-        assert_eq!(gpu.decide(&here, false, at(3), 0.5), Turn::Host, "both are measured in turns");
-        gpu.tested(&there, &answered(&[1.0, 2.0]), &answered(&[1.0, 2.5]));
-        assert_eq!(gpu.decide(&there, true, at(99), 0.5), Turn::Plain, "it answered something else");
-        let failed = || Err(Trouble::Way(Failure::new(penstock_api::Reason::UpstreamReset, "")));
-        gpu.tested(&here, &failed(), &answered(&[1.0]));
-        assert_eq!(gpu.decide(&here, true, at(4), 0.5), Turn::Both, "nothing is known after a failure");
-    }
-
-    #[test]
-    fn models_beyond_the_bound_do_without() {
-        let gpu = Gpu::new(PathBuf::new());
-        let server = "127.0.0.1:8000".parse().unwrap();
-        for number in 0..MAX_MODELS {
-            assert!(gpu.model(server, &number.to_string(), |_| ()).is_some());
-        }
-        assert!(gpu.model(server, "one more", |_| ()).is_none());
-        assert!(gpu.model(server, "7", |_| ()).is_some());
-        assert_eq!(gpu.decide(&run("127.0.0.1:8000"), true, Duration::ZERO, 0.5), Turn::Plain);
-    }
-
-    #[test]
-    fn without_a_device_nothing_is_asked_of_it() {
-        let gpu = Gpu::new(PathBuf::from("/nowhere"));
-        assert!(gpu.context().is_none() && gpu.staging().is_none());
-        gpu.off("as a test");
-        assert!(gpu.device().is_none());
-    }
-}
+mod tests;
