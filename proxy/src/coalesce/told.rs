@@ -2,7 +2,7 @@
 //!
 //! In: a region, and a server that is to read it. Out: whether it knows it. One that has not been told is told once, by
 //! whoever asks first; nobody waits for that. Can go wrong: the server does not want it, and then it is asked again after
-//! [`REFUSED_FOR`], because it may have been given other flags since.
+//! a minute, because it may have been given other flags since.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
