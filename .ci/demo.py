@@ -18,7 +18,12 @@ PROMISES = [
     ("a replica was restarted", "replicas_restarted", lambda n: n == 1),
     ("a replica was killed", "replicas_killed", lambda n: n == 1),
     ("a crowd's requests shared executions", "sharing", lambda shared: shared["executions"] < 0.7 * shared["members"]),
-    ("JPEGs were prepared by the sidecar, and read right", "pictures", lambda p: p["prepared"] > 50 and p["accuracy"] > 0.9),
+    # Of the 40 views the model gets two wrong, as onnxruntime does (tests/models/photos/photos.json). The debug build, which CI
+    # runs, decodes some dozens a second.
+    ("photographs were prepared by the sidecar, and recognised", "photos", lambda p: p["prepared"] > 20 and p["jpegs"]["accuracy"] > 0.9),
+    ("so they were where the client prepared itself", "photos", lambda p: p["own"]["requests"] > 20 and p["own"]["accuracy"] > 0.9),
+    ("a JPEG is five times smaller than its tensor, or more", "photos", lambda p: p["own"]["bytes"] > 5 * p["jpegs"]["bytes"]),
+    ("who sends JPEGs spends less CPU time than who prepares", "photos", lambda p: p["jpegs"]["client_cpu_ms"] < p["own"]["client_cpu_ms"]),
 ]
 
 

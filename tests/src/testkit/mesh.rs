@@ -43,6 +43,7 @@ struct Pod {
     service: Option<String>,
     annotations: Vec<(&'static str, String)>,
     variables: Vec<(&'static str, String)>,
+    args: Vec<String>,
     probe: Option<String>,
     listed: Listed,
     sidecar: Option<Process>,
@@ -127,11 +128,20 @@ impl Mesh {
             service: service.map(str::to_owned),
             annotations: Vec::new(),
             variables: Vec::new(),
+            args: Vec::new(),
             probe: None,
             listed: Listed::Ready,
             sidecar: None,
         };
         self.pods.insert(name.to_owned(), pod);
+        self
+    }
+
+    /// Tells the sidecar of a pod more.
+    pub fn arg(mut self, pod: &str, arg: &str) -> Self {
+        if let Some(pod) = self.pods.get_mut(pod) {
+            pod.args.push(arg.to_owned());
+        }
         self
     }
 
@@ -401,7 +411,7 @@ impl Mesh {
     /// Starts a pod's sidecar.
     pub fn start_sidecar(&mut self, pod: &str) {
         let ip = self.pods[pod].ip;
-        let args = [
+        let mut args = vec![
             "run".to_owned(),
             format!("--control={}", self.push()),
             format!("--control-ca={}", self.state().join("anchors.pem").display()),
@@ -416,6 +426,7 @@ impl Mesh {
             "--workers=2".to_owned(),
             "--drain-timeout=10s".to_owned(),
         ];
+        args.extend_from_slice(&self.pods[pod].args);
         let variables = &self.pods[pod].variables;
         let process =
             Process::start_with(pod, &program("penstock-proxy"), &args, variables, self.folder.path());

@@ -20,6 +20,11 @@ VENVS = {
     "mlserver-1.7.1": ["mlserver==1.7.1"],
     "torchserve-0.12.0": ["torchserve==0.12.0", "numpy==2.4.6", "pyyaml==6.*"],
     "clients-2.73.0": ["tritonclient[http,grpc]==2.73.0", "kserve==0.21.0"],
+    # perf_analyzer is a program inside this wheel of the client, the last that runs with the libc of Debian 12. It is linked
+    # with the CUDA runtime, which it calls for CUDA's shared memory alone, and with libb64 (see LIBRARIES).
+    "perf-2.41.1": ["tritonclient==2.41.1", "nvidia-cuda-runtime-cu12==12.9.79"],
+    # A model in Triton's Python backend, whose numpy is the one that Triton's wheel brings.
+    "onnx-1.32.0": ["onnxruntime==1.32.0"],
     "images-13.0.0": [
         "pillow==13.0.0",
         "numpy==2.4.6",
@@ -38,6 +43,9 @@ ASKED = {
     "nvrtc-12.9.86": ["nvidia-cuda-nvrtc-cu12==12.9.86"],
     "nvrtcold-12.1.105": ["nvidia-cuda-nvrtc-cu12==12.1.105"],
 }
+
+# Libraries of Debian that a venv's programs need, unpacked into its lib/debian: that needs no root.
+LIBRARIES = {"perf-2.41.1": "libb64-0d"}
 
 
 def cache():
@@ -65,10 +73,24 @@ def install(name, packages):
     subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
     pip = [str(path / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     subprocess.run(pip + packages, check=True)
+    if name in LIBRARIES:
+        unpack(LIBRARIES[name], path / "lib/debian")
     (path / "installed").touch()
     files = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
     mib = sum(file.stat().st_size for file in files) >> 20
     print(f"{name}: installed {' '.join(packages)} in {time.monotonic() - began:.0f} s, {mib} MiB, {path}")
+
+
+def unpack(package, folder):
+    """A package of Debian's into a folder; its lists are fetched if they are not there, which only root can."""
+    folder.mkdir(parents=True)
+    download = ["apt-get", "download", "--quiet", "--quiet", package]
+    if subprocess.run(download, cwd=folder, check=False).returncode != 0:
+        subprocess.run(["apt-get", "update", "--quiet", "--quiet"], check=True)
+        subprocess.run(download, cwd=folder, check=True)
+    for file in folder.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", str(file), str(folder)], check=True)
+        file.unlink()
 
 
 def main(wanted):

@@ -4,8 +4,8 @@ Writes what the server needs (its model repository, its settings) into DIR and t
 that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
 on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
 "width", "instances", "kind", "datatype", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
-up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds` or `pixels`, and `pixels` takes "FP16" unless
-its "datatype" is "FP32". Fails with exit status 3 if the server
+up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds`, `pixels` or `photos`, and `pixels` takes
+"FP16" unless its "datatype" is "FP32". Fails with exit status 3 if the server
 is not installed.
 """
 
@@ -24,6 +24,14 @@ from install import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 NOT_INSTALLED = 3
+# What Triton's Python backend runs.
+SOURCES = {
+    "rowsum": "triton_model.py",
+    "kinds": "triton_kinds.py",
+    "pixels": "triton_pixels.py",
+    "photos": "triton_photos.py",
+}
+PHOTOS = HERE.parent.parent / "models/repository/photos/1/model.onnx"
 # The inputs of `kinds`.
 DATATYPES = {
     "half": "FP16",
@@ -70,11 +78,20 @@ def triton(args, home):
         folder = args.dir / "models" / model["name"]
         for version in versions(model):
             (folder / version).mkdir(parents=True, exist_ok=True)
-            source = {"kinds": "triton_kinds.py", "pixels": "triton_pixels.py"}.get(model.get("kind"), "triton_model.py")
-            shutil.copy2(HERE / source, folder / version / "model.py")
+            shutil.copy2(HERE / SOURCES[model.get("kind", "rowsum")], folder / version / "model.py")
+            if model.get("kind") == "photos":
+                shutil.copy2(PHOTOS, folder / version / "model.onnx")
         (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
     libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
-    environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": f"{site}:{HERE}"}
+    paths = [str(site), str(HERE)]
+    if any(model.get("kind") == "photos" for model in args.models):
+        onnx = venv("onnx")
+        if onnx is None:
+            print("onnxruntime is not installed; run `make tools`", file=sys.stderr)
+            sys.exit(NOT_INSTALLED)
+        # Behind Triton's own, whose numpy its backend was tried with.
+        paths += map(str, onnx.glob("lib/python3.*/site-packages"))
+    environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": ":".join(paths)}
     sweep()
     flags = {
         "model-repository": args.dir / "models",
@@ -120,6 +137,8 @@ def config(model):
             "input": [("pixels", f"TYPE_{datatype}", image)],
             "output": [("back", "TYPE_UINT16" if datatype == "FP16" else "TYPE_UINT32", image), ("sum", "TYPE_FP64", [1])],
         }
+    if model.get("kind") == "photos":
+        tensors = {"input": [("pixels", "TYPE_FP16", [3, 224, 224])], "output": [("logits", "TYPE_FP32", [10])]}
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():
         for name, datatype, dims in members:

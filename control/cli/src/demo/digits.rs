@@ -1,18 +1,20 @@
 //! The digits and the two models that the demo works with, carried inside the program.
 //!
-//! They are the files that tests/models/train.py and pictures.py made and the repository commits: handwritten digits that
-//! neither model has seen in training, with what they really are, and some of them drawn large as JPEGs. The models go to a
-//! directory, where the model servers read them.
+//! They are the files that tests/models/train.py made and the repository commits: handwritten digits that
+//! neither model has seen in training, with what they really are. The models go to a directory, where the model servers read them.
+//! What a request looks like is for photographs too.
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use penstock_inference::oip::{InferRequest, Parameter, RequestedOutput, Tensor, rest};
 
+use super::photos::Maker;
+
 static IMAGES: &[u8] = include_bytes!("../../../../tests/models/digits-test.bin");
-static PICTURES: &[u8] = include_bytes!("../../../../tests/models/digits-pictures.bin");
 static MODELS: [(u8, &[u8]); 2] = [
     (1, include_bytes!("../../../../tests/models/repository/digits/1/model.onnx")),
     (2, include_bytes!("../../../../tests/models/repository/digits/2/model.onnx")),
@@ -23,20 +25,36 @@ pub(crate) const MODEL: &str = "digits";
 /// The path of an inference request.
 pub(crate) const INFER: &str = "/v2/models/digits/infer";
 
-/// The output with the scores of the ten digits.
+/// The output with the scores of the ten digits, or photographs.
 const LOGITS: &str = "logits";
 /// Pixels of an image, 8 × 8.
 const PIXELS: usize = 64;
 
+/// How a question is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Form {
+    /// As a request that is ready: JSON, so many bytes of it, then a tensor.
+    Tensor {
+        /// Bytes of the JSON.
+        json: Option<usize>,
+    },
+    /// As the JPEG that the body is.
+    Jpeg,
+    /// As a tensor that the client makes of the JPEG.
+    Own(Arc<Maker>),
+}
+
 /// A request's body and what the right answer is.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
-    /// JSON, then the pixels as FP32; or a JPEG.
+    /// Which model is asked.
+    pub(crate) path: &'static str,
+    /// How.
+    pub(crate) form: Form,
+    /// What is sent, or made of.
     pub(crate) body: Bytes,
-    /// How many bytes of it are JSON; `None` of a JPEG, which is sent as what it is.
-    pub(crate) header_length: Option<usize>,
-    /// The digit that somebody wrote, 0 to 9.
-    pub(crate) digit: u8,
+    /// The digit that somebody wrote, or the photograph; 0 to 9.
+    pub(crate) class: u8,
 }
 
 /// All images as requests, ready to send.
@@ -65,24 +83,8 @@ fn question(image: &[u8], digit: u8) -> Result<Question, String> {
         ..InferRequest::default()
     };
     let body = rest::encode_request(&request, true).map_err(|e| e.to_string())?;
-    Ok(Question { header_length: body.header_length, body: body.into_bytes(), digit })
-}
-
-/// All pictures as requests: some of the digits drawn large, as JPEGs.
-pub(crate) fn pictures() -> Result<Vec<Question>, String> {
-    let broken = || "the pictures carried in this program are broken: build it anew".to_owned();
-    let (count, mut rest) = PICTURES.split_first_chunk::<4>().ok_or_else(broken)?;
-    let count = u32::from_le_bytes(*count);
-    let mut pictures = Vec::new();
-    for _ in 0..count {
-        let ([digit], after) = rest.split_first_chunk().ok_or_else(broken)?;
-        let (length, after) = after.split_first_chunk().ok_or_else(broken)?;
-        let (jpeg, after) =
-            after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(broken)?;
-        pictures.push(Question { body: Bytes::from_static(jpeg), header_length: None, digit: *digit });
-        rest = after;
-    }
-    if pictures.is_empty() || !rest.is_empty() { Err(broken()) } else { Ok(pictures) }
+    let form = Form::Tensor { json: body.header_length };
+    Ok(Question { path: INFER, form, body: body.into_bytes(), class: digit })
 }
 
 /// What a model server answered.
@@ -90,11 +92,11 @@ pub(crate) fn pictures() -> Result<Vec<Question>, String> {
 pub(crate) struct Answer {
     /// The version that answered.
     pub(crate) version: u8,
-    /// The digit that it read.
-    pub(crate) digit: u8,
+    /// The digit that it read, or the photograph that it recognised.
+    pub(crate) class: u8,
 }
 
-/// Reads a response: which version it came from, and the digit with the highest score.
+/// Reads a response: which version it came from, and the class with the highest score.
 pub(crate) fn answer(headers: &HeaderMap, body: &Bytes) -> Result<Answer, String> {
     let response = rest::header_length(headers)
         .and_then(|length| rest::decode_response(body, length))
@@ -103,11 +105,11 @@ pub(crate) fn answer(headers: &HeaderMap, body: &Bytes) -> Result<Answer, String
     let version = version.parse().map_err(|_| format!("version {version:?} of the model is no number"))?;
     let scores = response.outputs.iter().find(|output| output.name == LOGITS).and_then(Tensor::as_fp32);
     let best = scores.filter(|scores| scores.len() == 10).and_then(|scores| {
-        scores.zip(0..).max_by(|(score, _), (other, _)| score.total_cmp(other)).map(|(_, digit)| digit)
+        scores.zip(0..).max_by(|(score, _), (other, _)| score.total_cmp(other)).map(|(_, class)| class)
     });
-    let digit =
-        best.ok_or_else(|| format!("the response has no output {LOGITS:?} with the scores of ten digits"))?;
-    Ok(Answer { version, digit })
+    let class =
+        best.ok_or_else(|| format!("the response has no output {LOGITS:?} with the scores of ten classes"))?;
+    Ok(Answer { version, class })
 }
 
 /// Writes the models as a model repository: `<directory>/digits/<version>/model.onnx`.
@@ -131,23 +133,14 @@ mod tests {
         let questions = questions().unwrap();
         assert_eq!(questions.len(), 599);
         for question in &questions {
-            assert!(question.digit <= 9);
-            let request = rest::decode_request(&question.body, question.header_length).unwrap();
+            assert!(question.class <= 9);
+            let Form::Tensor { json } = question.form else { panic!("{question:?}") };
+            let request = rest::decode_request(&question.body, json).unwrap();
             let pixels: Vec<f32> = request.inputs[0].as_fp32().unwrap().collect();
             assert_eq!(pixels.len(), PIXELS);
             assert!(pixels.iter().all(|pixel| (0.0..=16.0).contains(pixel)));
             assert!(request.wants_binary(LOGITS));
         }
-    }
-
-    #[test]
-    fn pictures_are_jpegs_of_every_digit() {
-        let pictures = pictures().unwrap();
-        assert_eq!(pictures.len(), 50);
-        for picture in &pictures {
-            assert!(picture.digit <= 9 && picture.body.starts_with(b"\xff\xd8"));
-        }
-        assert!((0..10).all(|digit| pictures.iter().any(|picture| picture.digit == digit)));
     }
 
     fn response(version: &str, scores: Vec<f32>) -> Result<Answer, String> {
@@ -166,9 +159,9 @@ mod tests {
     #[test]
     fn the_best_score_is_the_answer_and_anything_else_is_named() {
         let scores = (0..10_u8).map(|digit| if digit == 7 { 3.5 } else { -f32::from(digit) });
-        assert_eq!(response("2", scores.clone().collect()), Ok(Answer { version: 2, digit: 7 }));
+        assert_eq!(response("2", scores.clone().collect()), Ok(Answer { version: 2, class: 7 }));
         assert!(response("x", scores.collect()).unwrap_err().contains("\"x\" of the model is no number"));
-        assert!(response("2", vec![1.0]).unwrap_err().contains("ten digits"));
+        assert!(response("2", vec![1.0]).unwrap_err().contains("ten classes"));
         assert!(answer(&HeaderMap::new(), &Bytes::from_static(b"oops")).unwrap_err().contains("protocol"));
     }
 }

@@ -1,4 +1,4 @@
-//! The client application: sends digits through its sidecar at a steady rate and checks every answer.
+//! The client application: sends digits, or photographs, through its sidecar at a steady rate and checks every answer.
 //!
 //! Real requests of the Open Inference Protocol with binary tensors, over plain HTTP/1.1 keep-alive connections to
 //! the sidecar's outbound listener, as an application in a pod would send them. Each exchange counts towards the
@@ -20,7 +20,7 @@ use penstock_inference::oip::rest::HEADER_LENGTH;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::digits::{self, Answer, INFER, Question};
+use super::digits::{self, Answer, Form, Question};
 use crate::connection::{Connection, body};
 
 /// Above the timeout that the mesh is told (10 s), so that it is the mesh that gives up first and says why.
@@ -42,7 +42,7 @@ pub(crate) const VERSIONS: [u8; 2] = [1, 2];
 pub(crate) struct VersionTally {
     /// Answers.
     pub(crate) answers: u64,
-    /// Answers that name the right digit.
+    /// Answers that name the right class.
     pub(crate) correct: u64,
 }
 
@@ -312,7 +312,7 @@ async fn ask(shared: Arc<Shared>, mut connection: Connection, host: &'static str
         let segment = lock(&shared.record).segments.len() - 1;
         let sent = Instant::now();
         let outcome = match timeout(PATIENCE, exchange(&mut connection, host, question)).await {
-            Ok(outcome) => outcome.map(|answer| (answer, answer.digit == question.digit)),
+            Ok(outcome) => outcome.map(|answer| (answer, answer.class == question.class)),
             Err(_) => Err(Trouble::Other(format!("no answer within {} s", PATIENCE.as_secs()))),
         };
         let unreachable = matches!(&outcome, Err(Trouble::Other(_)));
@@ -330,14 +330,23 @@ pub(crate) async fn exchange(
     question: &Question,
 ) -> Result<Answer, Trouble> {
     let other = |text: &dyn std::fmt::Display| Trouble::Other(text.to_string());
-    let request = Request::post(INFER).header("host", host);
-    let request = match question.header_length {
-        Some(length) => {
-            request.header("content-type", "application/octet-stream").header(&HEADER_LENGTH, length)
-        }
-        None => request.header("content-type", "image/jpeg"),
+    let typed = |kind| Request::post(question.path).header("host", host).header("content-type", kind);
+    let tensor = |length: Option<usize>| {
+        let request = typed("application/octet-stream");
+        length.into_iter().fold(request, |request, length| request.header(&HEADER_LENGTH, length))
     };
-    let request = request.body(Full::new(question.body.clone())).map_err(|e| other(&e))?;
+    let (request, sent) = match &question.form {
+        Form::Tensor { json } => (tensor(*json), question.body.clone()),
+        Form::Jpeg => (typed("image/jpeg"), question.body.clone()),
+        Form::Own(maker) => {
+            let (maker, jpeg) = (maker.clone(), question.body.clone());
+            // It takes milliseconds, for which no other connection shall wait.
+            let made = tokio::task::spawn_blocking(move || maker.request(&jpeg)).await;
+            let (body, length) = made.map_err(|e| other(&e))?.map_err(Trouble::Other)?;
+            (tensor(length), body)
+        }
+    };
+    let request = request.body(Full::new(sent)).map_err(|e| other(&e))?;
     let response = connection.send(request).await.map_err(|e| other(&e))?;
     let (status, headers) = (response.status(), response.headers().clone());
     let made_by_mesh = headers.get(header::ERROR).and_then(|word| word.to_str().ok());
@@ -359,7 +368,7 @@ pub(crate) async fn exchange(
 mod tests {
     use super::*;
 
-    const OK: Result<(Answer, bool), Trouble> = Ok((Answer { version: 2, digit: 7 }, true));
+    const OK: Result<(Answer, bool), Trouble> = Ok((Answer { version: 2, class: 7 }, true));
 
     fn record() -> Record {
         Record { segments: vec![Tally::default()], ..Record::default() }
@@ -372,7 +381,7 @@ mod tests {
         for _ in 0..3 {
             record.add(0, sent, now, OK);
         }
-        record.add(0, sent, now, Ok((Answer { version: 1, digit: 3 }, false)));
+        record.add(0, sent, now, Ok((Answer { version: 1, class: 3 }, false)));
         let tally = &record.segments[0];
         assert_eq!((tally.requests, tally.failed), (4, 0));
         assert_eq!(tally.share_v2(), Some(0.75));
@@ -401,7 +410,7 @@ mod tests {
     #[test]
     fn a_version_that_does_not_exist_is_a_failure() {
         let (mut record, now) = (record(), Instant::now());
-        record.add(0, now, now, Ok((Answer { version: 3, digit: 7 }, true)));
+        record.add(0, now, now, Ok((Answer { version: 3, class: 7 }, true)));
         assert_eq!(record.segments[0].failed, 1);
     }
 

@@ -1,21 +1,21 @@
 //! `penstock demo`: the whole mesh on one machine, with real requests, in under a minute.
 //!
 //! Control, three model servers and a client, each with its own sidecar, all as separate processes. A canary goes
-//! from 0 to 100 % while one replica is restarted, one is killed and certificates rotate; then a crowd comes, and pictures. In
+//! from 0 to 100 % while one replica is restarted, one is killed and certificates rotate; then a crowd comes, and photographs. In
 //! the order of a run:
 //!
 //! - [`topology`]: which pods exist, and the YAML that says so
 //! - [`processes`]: starting, watching and ending programs
 //! - [`stage`]: the running mesh: push a change and wait, restart a pod
 //! - [`load`] and [`digits`]: the client and its questions
-//! - [`phases`]: the script; [`sharing`] and [`pictures`]: what the sidecars say of its end
+//! - [`phases`]: the script; [`sharing`] and [`photos`]: its end, and what the sidecars say of it
 //! - [`screen`] and [`summary`]: what a person sees meanwhile and in the end
 
 mod certificates;
 mod digits;
 mod load;
 mod phases;
-mod pictures;
+mod photos;
 pub(crate) mod processes;
 mod screen;
 mod sharing;

@@ -10,12 +10,12 @@ use tokio::time::{Instant, sleep};
 use super::certificates::Watch;
 use super::digits::{self, Question};
 use super::load::{Counts, Load, exchange};
-use super::pictures::{Pictures, Prepared};
+use super::photos::{self, Photos, Prepared, Way};
 use super::screen::Screen;
 use super::sharing::Sharing;
 use super::stage::Stage;
 use super::summary::{Findings, Phase, Summary, milliseconds};
-use super::topology::{HOST, KILLED, NAMESPACE, Presence, RESTARTED, SERVICE, WHOLE};
+use super::topology::{BETTER, HOST, KILLED, NAMESPACE, Presence, RESTARTED, SERVICE, WHOLE};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::units;
@@ -26,9 +26,10 @@ const CONNECTIONS: usize = 16;
 const CROWD: usize = 64;
 const CROWD_RATE: u32 = 1_000_000;
 const CROWD_STAYS: Duration = Duration::from_secs(2);
-/// Who sends pictures, as fast as they are answered, for so long.
+/// Who sends photographs, as fast as they are answered, for so long: as JPEGs, and then as tensors that the client made.
 const PHOTOGRAPHERS: usize = 16;
-const PICTURES_COME: Duration = Duration::from_secs(3);
+const JPEGS_COME: Duration = Duration::from_secs(3);
+const TENSORS_COME: Duration = Duration::from_secs(2);
 /// A page of metrics is a second old at most, and so is what it is made of.
 const PAGES: Duration = Duration::from_millis(2200);
 /// Weights between two phases, so that the demo's percentiles of a push rest on three times as many.
@@ -110,20 +111,15 @@ pub(super) async fn play(
     ));
     findings.sharing = sharing;
     findings.crowd = crowd.total();
-    screen.phase("pictures", 1.0);
-    let (sent, pictures) = pictures(stage, screen, &admins).await?;
-    screen.say(&format!(
-        "{} JPEGs in {} s; the sidecar decoded and resized each in {}, and {} were read right",
-        units::count(pictures.requests),
-        PICTURES_COME.as_secs(),
-        units::milliseconds(pictures.prepare_ms),
-        units::or_dash(pictures.accuracy, units::percent)
-    ));
-    findings.pictures = pictures;
+    screen.phase("photographs", 1.0);
+    let (sent, photos) = photographs(stage, screen, &admins).await?;
+    findings.photos = photos;
     // The crowd's table is about digits; these count among the requests all the same.
-    findings.crowd.add(&sent.total());
     let mut reasons = counts.reasons();
-    for (reason, failures) in crowd.reasons().into_iter().chain(sent.reasons()) {
+    for sent in &sent {
+        findings.crowd.add(&sent.total());
+    }
+    for (reason, failures) in [crowd].iter().chain(&sent).flat_map(Counts::reasons) {
         *reasons.entry(reason).or_default() += failures;
     }
     Ok(Summary::of(findings, &counts.total(), reasons, lasted))
@@ -139,31 +135,60 @@ async fn crowd(stage: &Stage, admins: &[SocketAddrV4]) -> Result<(Counts, Sharin
     Ok((load.counts(), Sharing::read(admins).await.since(before)))
 }
 
-/// The digits drawn large, sent as JPEGs: a policy has the model's sidecar make of them what the model takes.
-async fn pictures(
+/// Photographs, sent as JPEGs of which a policy has the model's sidecar make what the model takes; then the same from a client
+/// that makes it itself.
+async fn photographs(
     stage: &mut Stage,
     screen: &Screen,
     admins: &[SocketAddrV4],
-) -> Result<(Counts, Pictures), Failure> {
-    let took = stage.prepare_pictures("digits-v2").await?;
+) -> Result<([Counts; 2], Photos), Failure> {
+    let took = stage.prepare_photos("digits-v2").await?;
     screen.say(&format!(
         "a policy says how JPEGs become tensors; it was in force everywhere after {}",
         units::milliseconds(milliseconds(took))
     ));
     let before = (Sharing::read(admins).await, Prepared::read(admins).await);
-    let questions = digits::pictures().map_err(Failure::Problem)?;
-    let mut load = ask(stage, PHOTOGRAPHERS, CROWD_RATE, questions);
-    screen.load(load.counts());
-    let began = Instant::now();
-    sleep(PICTURES_COME).await;
-    load.finish().await;
-    let lasted = began.elapsed();
+    let (sent, jpegs) = photograph(stage, screen, JPEGS_COME, photos::jpegs()).await;
     sleep(PAGES).await;
     let prepared = [before.1, Prepared::read(admins).await];
     let sharing = Sharing::read(admins).await.since(before.0);
+    let questions = photos::own().map_err(Failure::Problem)?;
+    let (sent_too, own) = photograph(stage, screen, TENSORS_COME, questions).await;
+    let photos = Photos::of(jpegs, own, prepared, sharing);
+    screen.say(&format!(
+        "{} photographs as JPEGs of {}: {} right, {} of CPU time of the client each",
+        units::count(jpegs.requests),
+        units::bytes(jpegs.bytes as u64),
+        units::or_dash(jpegs.accuracy, units::percent),
+        units::or_dash(jpegs.client_cpu_ms, units::milliseconds)
+    ));
+    screen.say(&format!(
+        "{} as tensors of {}, made by the client: {} right, {}",
+        units::count(own.requests),
+        units::bytes(own.bytes as u64),
+        units::or_dash(own.accuracy, units::percent),
+        units::or_dash(own.client_cpu_ms, units::milliseconds)
+    ));
+    Ok(([sent, sent_too], photos))
+}
+
+/// Sends photographs one way for a while.
+async fn photograph(
+    stage: &Stage,
+    screen: &Screen,
+    lasts: Duration,
+    questions: Vec<Question>,
+) -> (Counts, Way) {
+    let bytes = photos::mean_bytes(&questions);
+    let (began, before) = (Instant::now(), stage.cpu(BETTER));
+    let mut load = ask(stage, PHOTOGRAPHERS, CROWD_RATE, questions);
+    screen.load(load.counts());
+    sleep(lasts).await;
+    load.finish().await;
+    let (lasted, cpu) = (began.elapsed(), [before, stage.cpu(BETTER)]);
     let counts = load.counts();
-    let pictures = Pictures::of(&counts.total(), lasted, prepared, sharing);
-    Ok((counts, pictures))
+    let way = Way::of(&counts.total(), lasted, bytes, cpu);
+    (counts, way)
 }
 
 /// The client application: so many connections to its sidecar, together so many requests a second.

@@ -215,6 +215,11 @@ impl Processes {
         Ok(())
     }
 
+    /// The CPU time of a child so far.
+    pub(crate) fn cpu(&self, name: &str) -> Option<Duration> {
+        cpu(&self.running.get(name)?.child.id()?.to_string())
+    }
+
     /// The last lines of a child's log, as the end of a sentence.
     pub(crate) fn said(&self, name: &str) -> String {
         self.running.get(name).map(|process| tail(&process.log)).unwrap_or_default()
@@ -226,6 +231,21 @@ impl Processes {
         end(std::mem::take(&mut self.running)).await;
         end(last.into_iter().collect()).await;
     }
+}
+
+/// The CPU time of this process so far.
+pub(crate) fn own_cpu() -> Option<Duration> {
+    cpu("self")
+}
+
+/// What the kernel says of a process in `/proc`, which is Linux's.
+fn cpu(process: &str) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is the program's name, in parentheses, and may hold anything; what follows begins with the third.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let ticks = rustix::param::clock_ticks_per_second();
+    Some(Duration::from_secs_f64((user + system) as f64 / ticks as f64))
 }
 
 async fn end(mut processes: BTreeMap<String, Process>) {
@@ -275,6 +295,18 @@ mod tests {
             std::fs::write(directory.join(name), "").unwrap();
         }
         assert!(Programs::among(&[directory], PathBuf::new()).is_ok());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn cpu_time_grows_with_what_is_computed() {
+        let before = own_cpu().unwrap();
+        let mut digits = 0_u64;
+        while own_cpu().unwrap() < before + Duration::from_millis(30) {
+            digits += (0..1_000_u64).map(std::hint::black_box).sum::<u64>();
+        }
+        assert!(digits > 0);
+        assert_eq!(cpu("0"), None);
     }
 
     #[test]

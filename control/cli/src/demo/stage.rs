@@ -17,7 +17,8 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::digits::{self, MODEL};
-use super::processes::{Processes, Programs};
+use super::photos::{self, Cpu};
+use super::processes::{self, Processes, Programs};
 use super::topology::{CLIENT, Mesh, NAMESPACE, Pod, Presence, Topology, free_port};
 use crate::control::Control;
 use crate::failure::Failure;
@@ -81,6 +82,7 @@ impl Stage {
         let written = std::fs::create_dir(&logs)
             .and_then(|()| std::fs::create_dir(directory.join("tokens")))
             .and_then(|()| digits::write_models(&directory.join("models")))
+            .and_then(|()| photos::write_model(&directory.join("models")))
             .and_then(|()| Mesh::create(directory.join("mesh"), &topology));
         Ok(Self {
             processes: Processes::new(programs, logs),
@@ -185,9 +187,18 @@ impl Stage {
         self.apply(|mesh, topology| mesh.services(topology)).await
     }
 
-    /// Has the sidecars of a Service prepare pictures, and waits until all sidecars know.
-    pub(super) async fn prepare_pictures(&mut self, service: &str) -> Result<Duration, Failure> {
-        self.apply(|mesh, _| mesh.pictures(service)).await
+    /// Has the sidecars of a Service prepare photographs, and waits until all sidecars know.
+    pub(super) async fn prepare_photos(&mut self, service: &str) -> Result<Duration, Failure> {
+        self.apply(|mesh, _| mesh.photos(service)).await
+    }
+
+    /// The CPU time so far of the client and of all others on the way to a pod; `None` where it is not known.
+    pub(super) fn cpu(&self, pod: usize) -> Option<Cpu> {
+        let (server, sidecar) = names(&self.topology.pods[pod]);
+        let (_, client) = names(&self.topology.pods[CLIENT]);
+        let others =
+            [server, sidecar, client].iter().map(|name| self.processes.cpu(name)).sum::<Option<_>>()?;
+        Some(Cpu { client: processes::own_cpu()?, others })
     }
 
     /// Has all sidecars exchange their certificates now, and returns how many did.
@@ -329,6 +340,8 @@ impl Stage {
                     format!("--repository={}", models.display()),
                     format!("--listen={}:{}", pod.ip, self.topology.ports.server),
                     format!("--only={MODEL}:{version}"),
+                    // Every server has it, whichever digits it reads.
+                    format!("--only={}", photos::MODEL),
                 ],
             )?;
         }

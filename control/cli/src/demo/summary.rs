@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::load::Tally;
-use super::pictures::Pictures;
+use super::photos::Photos;
 use super::sharing::Sharing;
 use crate::table::{Cell, Table, cells};
 use crate::terminal::{Terminal, Tone};
@@ -50,8 +50,8 @@ pub(crate) struct Summary {
     pub(crate) replicas_killed: u64,
     /// What the crowd at the end shared.
     pub(crate) sharing: Sharing,
-    /// What became of pictures that were sent as JPEGs.
-    pub(crate) pictures: Pictures,
+    /// What became of photographs.
+    pub(crate) photos: Photos,
     /// How long there was load.
     pub(crate) seconds: f64,
     /// The phases, in order.
@@ -144,12 +144,12 @@ pub(crate) struct Findings {
     pub(crate) replicas_restarted: u64,
     /// Replicas killed.
     pub(crate) replicas_killed: u64,
-    /// What the crowd asked, and the pictures.
+    /// What the crowd asked, and who sent photographs.
     pub(crate) crowd: Tally,
     /// What the crowd shared.
     pub(crate) sharing: Sharing,
-    /// What became of the pictures.
-    pub(crate) pictures: Pictures,
+    /// What became of the photographs.
+    pub(crate) photos: Photos,
 }
 
 impl Summary {
@@ -180,7 +180,7 @@ impl Summary {
             replicas_restarted: findings.replicas_restarted,
             replicas_killed: findings.replicas_killed,
             sharing: findings.sharing,
-            pictures: findings.pictures,
+            photos: findings.photos,
             seconds: lasted.as_secs_f64(),
             phases: findings.phases,
         }
@@ -254,6 +254,8 @@ impl Summary {
 
     fn facts(&self) -> Vec<(&'static str, String)> {
         let or_dash = |share: Option<f64>| units::or_dash(share, units::percent);
+        let cpu = |ms: Option<f64>| units::or_dash(ms, units::milliseconds);
+        let (jpegs, own) = (self.photos.jpegs, self.photos.own);
         vec![
             (
                 "New weights",
@@ -315,14 +317,37 @@ impl Summary {
                 ),
             ),
             (
-                "Pictures",
+                "Photographs",
                 format!(
-                    "{} JPEGs at {}, {:.1} to a batch; decoded and resized in {} each by the sidecar; {} read right",
-                    units::count(self.pictures.requests),
-                    units::per_second(self.pictures.rate()),
-                    self.pictures.rows_per_batch,
-                    units::milliseconds(self.pictures.prepare_ms),
-                    or_dash(self.pictures.accuracy)
+                    "{} as JPEGs of {} at {}, {:.1} to a batch: {} recognised; decoded and resized by the sidecar in {} each",
+                    units::count(jpegs.requests),
+                    units::bytes(jpegs.bytes as u64),
+                    units::per_second(jpegs.rate()),
+                    self.photos.rows_per_batch,
+                    or_dash(jpegs.accuracy),
+                    units::milliseconds(self.photos.prepare_ms)
+                ),
+            ),
+            (
+                "",
+                format!(
+                    "{} as tensors of {} that the client made itself, at {}: {} recognised",
+                    units::count(own.requests),
+                    units::bytes(own.bytes as u64),
+                    units::per_second(own.rate()),
+                    or_dash(own.accuracy)
+                ),
+            ),
+            (
+                "",
+                format!(
+                    "a JPEG is {:.1} times smaller; a photograph took {} of the client's CPU time, and {} where it prepared \
+                     itself ({} and {} with sidecars and server)",
+                    self.photos.bytes_saved(),
+                    cpu(jpegs.client_cpu_ms),
+                    cpu(own.client_cpu_ms),
+                    cpu(jpegs.cpu_ms),
+                    cpu(own.cpu_ms)
                 ),
             ),
         ]
@@ -347,6 +372,7 @@ fn quantile(tally: &Tally, q: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::load::VersionTally;
+    use super::super::photos::Way;
     use super::*;
 
     fn tally(v1: u64, v2: u64) -> Tally {
@@ -377,10 +403,23 @@ mod tests {
             replicas_killed: 1,
             crowd: Tally::default(),
             sharing: Sharing { members: 100, batches: 10, rows: 100, coalesced: 5, executions: 10 },
-            pictures: Pictures {
-                requests: 1200,
-                seconds: 3.0,
-                accuracy: Some(0.98),
+            photos: Photos {
+                jpegs: Way {
+                    requests: 1200,
+                    seconds: 3.0,
+                    accuracy: Some(0.95),
+                    bytes: 33_000.0,
+                    client_cpu_ms: Some(0.2),
+                    cpu_ms: Some(4.0),
+                },
+                own: Way {
+                    requests: 600,
+                    seconds: 2.0,
+                    accuracy: Some(0.95),
+                    bytes: 301_056.0,
+                    client_cpu_ms: Some(3.5),
+                    cpu_ms: Some(5.0),
+                },
                 prepared: 1200,
                 prepare_ms: 1.5,
                 rows_per_batch: 4.0,
@@ -466,7 +505,16 @@ mod tests {
         assert!(
             page.contains("105 requests, 10.0 digits to a batch, 5 in flight already; 95 executions saved")
         );
-        assert!(page.contains("Pictures     1,200 JPEGs at 400/s, 4.0 to a batch;"), "{page}");
+        assert!(
+            page.contains(
+                "Photographs  1,200 as JPEGs of 32.2 KiB at 400/s, 4.0 to a batch: 95.0 % recognised;"
+            ),
+            "{page}"
+        );
+        assert!(
+            page.contains("a JPEG is 9.1 times smaller; a photograph took 0.20 ms of the client's"),
+            "{page}"
+        );
         assert!(page.ends_with("\nFailures: 1 × upstream-reset.\n"), "{page}");
         assert!(page.lines().all(|line| !line.ends_with(' ')), "{page}");
     }

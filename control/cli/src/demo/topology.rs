@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use penstock_api::names::{annotation, port};
 
-use super::digits::MODEL;
-use super::pictures;
+use super::photos;
 use crate::failure::Failure;
 
 /// The namespace of everything in the demo.
@@ -153,6 +152,8 @@ pub(crate) const CLIENT: usize = 0;
 pub(crate) const RESTARTED: usize = 1;
 /// The replica of version 1 that is killed without warning.
 pub(crate) const KILLED: usize = 2;
+/// The replica of version 2, which has all traffic in the end.
+pub(crate) const BETTER: usize = 3;
 
 impl Topology {
     /// The demo's pods on the usual ports, as manifests/examples/digits shows them.
@@ -291,9 +292,9 @@ impl Mesh {
         self.replace("endpointslices.yaml", &topology.slices())
     }
 
-    /// Writes the policy that has the version's sidecars prepare pictures.
-    pub(crate) fn pictures(&self, service: &str) -> io::Result<()> {
-        self.replace("policies.yaml", &pictures::policy(NAMESPACE, service, MODEL))
+    /// Writes the policy that has the version's sidecars prepare photographs.
+    pub(crate) fn photos(&self, service: &str) -> io::Result<()> {
+        self.replace("policies.yaml", &photos::policy(NAMESPACE, service))
     }
 
     fn replace(&self, name: &str, yaml: &str) -> io::Result<()> {

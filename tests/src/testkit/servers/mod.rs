@@ -13,6 +13,8 @@
 //! | Triton 2.51.0 | nvidia-pytriton 0.7.0 | 20 s, 351 MiB | 2 s | `tritonserver --model-repository=DIR/models --backend-directory=DIR/backends …`, Python backend only, its own shared memory and ours on |
 //! | MLServer 1.7.1 | mlserver 1.7.1 | 28 s, 295 MiB | 3 s | `mlserver start DIR`, no parallel workers |
 //! | TorchServe 0.12.0 | torchserve 0.12.0, Java 17 | 8 s, 159 MiB | 5 s | `java … org.pytorch.serve.ModelServer -f DIR/config.properties -ncs`, tokens off, no snapshots |
+//! | onnxruntime 1.32.0 | onnxruntime 1.32.0 | 11 s, 169 MiB | | in Triton's Python backend, for the model `photos` |
+//! | perf_analyzer 2.41.1 | tritonclient 2.41.1, and libb64 of Debian | 14 s, 140 MiB | | a program of Triton's, see `tests/perf_analyzer.rs` |
 //! | clients | tritonclient 2.73.0, kserve 0.21.0 | 40 to 100 s, 462 MiB | | a process each: their protobuf names collide |
 //!
 //! What is odd about them, and stays so:
@@ -104,6 +106,12 @@ impl Model {
         Self { kind: "pixels", ..Self::new(name) }
     }
 
+    /// The model `photos` (`tests/models/photos.py`), run by onnxruntime in the Python backend: half-precision numbers of 3 by 224
+    /// by 224, and the scores of ten photographs. On Triton alone.
+    pub fn photos(name: &str) -> Self {
+        Self { kind: "photos", ..Self::new(name) }
+    }
+
     /// In so many versions. Not on TorchServe.
     pub fn versions(self, count: u32) -> Self {
         Self { versions: count, ..self }
@@ -165,12 +173,17 @@ pub fn file(name: &str) -> PathBuf {
 
 /// The Python that has `tritonclient` and `kserve`.
 pub fn clients() -> PathBuf {
-    let find = "import install, sys; sys.stdout.write(str(install.venv('clients') or ''))";
+    venv("clients").join("bin/python")
+}
+
+/// A venv of `install.py`, by the first part of its name.
+pub fn venv(name: &str) -> PathBuf {
+    let find = format!("import install, sys; sys.stdout.write(str(install.venv('{name}') or ''))");
     let output =
-        std::process::Command::new("python3").args(["-c", find]).current_dir(file("")).output().unwrap();
+        std::process::Command::new("python3").args(["-c", &find]).current_dir(file("")).output().unwrap();
     let venv = String::from_utf8(output.stdout).unwrap();
-    assert!(!venv.is_empty(), "the clients are not installed: run `make tools`");
-    Path::new(&venv).join("bin/python")
+    assert!(!venv.is_empty(), "the {name} are not installed: run `make tools`");
+    venv.into()
 }
 
 /// What all servers have in common.
