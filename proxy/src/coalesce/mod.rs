@@ -241,7 +241,7 @@ fn together(
 
 /// Whether the server can be sent it: as binary tensors, or in JSON (the protocol, "Tensor Data": half-precision numbers travel
 /// as bytes alone).
-fn can_be_sent(request: &InferRequest, binary: bool) -> bool {
+pub(super) fn can_be_sent(request: &InferRequest, binary: bool) -> bool {
     binary || !request.inputs.iter().any(|input| matches!(input.datatype, Datatype::Fp16 | Datatype::Bf16))
 }
 
@@ -316,7 +316,11 @@ pub async fn serve(
         sharing.tally.passed.add(1);
         return Ok(None);
     };
-    let pipelines = prepare::of(&port.pipelines, &asked.model);
+    let mut pipelines = prepare::of(&port.pipelines, &asked.model);
+    // Who sends what the model takes is served as where nothing is prepared: its tensors may be where only the server sees them.
+    if !prepare::is_needed(&pipelines, &asked.request) {
+        pipelines.clear();
+    }
     if !shares && pipelines.is_empty() {
         return Ok(None);
     }

@@ -66,6 +66,13 @@ pub fn of(all: &[Arc<Prepare>], model: &str) -> Vec<Arc<Prepare>> {
     if own.is_empty() { all.iter().filter(any).cloned().collect() } else { own }
 }
 
+/// Whether any of its inputs has to be made.
+pub fn is_needed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> bool {
+    request.inputs.iter().any(|input| {
+        pipelines.iter().any(|prepare| prepare.input == input.name && !is_finished(prepare, input))
+    })
+}
+
 /// Who prepares, over all workers.
 #[derive(Debug)]
 pub struct Preparing {
@@ -206,6 +213,9 @@ fn rows(pipeline: &Pipeline, input: &Tensor) -> Result<Vec<Bytes>, Failure> {
     let count = input.shape.first().copied().unwrap_or_default() as usize;
     if !(1..=MAX_ROWS).contains(&count) {
         return Err(bad(format!("{count} rows, where 1 to {MAX_ROWS} can be prepared")));
+    }
+    if input.in_shared_memory() {
+        return Err(bad("it lies in shared memory, which the model server alone reads; send it".to_owned()));
     }
     let sources = match (input.datatype, pipeline.takes()) {
         (Datatype::Bytes, _) => oip::strings(&input.data)

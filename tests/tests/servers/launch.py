@@ -138,11 +138,15 @@ def config(model):
             "output": [("back", "TYPE_UINT16" if datatype == "FP16" else "TYPE_UINT32", image), ("sum", "TYPE_FP64", [1])],
         }
     if model.get("kind") == "photos":
-        tensors = {"input": [("pixels", "TYPE_FP16", [3, 224, 224])], "output": [("logits", "TYPE_FP32", [10])]}
+        # perf_analyzer sends only inputs that the server tells of. So `image` is told of too, which a sidecar takes and the
+        # model never sees.
+        inputs = [("pixels", "TYPE_FP16", [3, 224, 224]), ("image", "TYPE_STRING", 1)]
+        tensors = {"input": inputs, "output": [("logits", "TYPE_FP32", [10])]}
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():
         for name, datatype, dims in members:
-            optional = ", optional: true" if kind == "input" and name not in ("values", "pixels") else ""
+            required = kind == "output" or name == "values" or (name == "pixels" and model["kind"] == "pixels")
+            optional = "" if required else ", optional: true"
             dims = dims if isinstance(dims, list) else [dims]
             text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: {dims}{optional} }}')
     text.append(f"instance_group {{ kind: KIND_CPU, count: {model.get('instances', 1)} }}")
