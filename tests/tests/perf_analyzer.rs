@@ -1,13 +1,16 @@
 //! perf_analyzer, with which people measure Triton, through both sidecars to the real one: photographs as BYTES, of which the
-//! model's sidecar makes tensors, and tensors with and without its shared memory, over HTTP and gRPC. What it sends is answered, all of
+//! model's sidecar makes tensors, and tensors with and without its shared memory, over HTTP. (Over gRPC it cannot be told which host to ask
+//! for at the sidecar's address; a pod, where addresses are redirected, needs no such thing.) What it sends is answered, all of
 //! it; what it says of rates is not looked at, since the machine does ten things at once.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
+use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::servers::{Model, Triton, venv};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tokio::process::Command;
@@ -79,12 +82,14 @@ async fn perf_analyzer_measures_through_the_mesh() {
         "policy.yaml",
         &format!(
             "apiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: photos, namespace: {NAMESPACE}}}\n\
-             spec:\n  targetRef: {{kind: Service, name: photos}}\n  batch: {{max: 16}}\n  models:\n  - name: photos\n    \
+             spec:\n  targetRef: {{kind: Service, name: photos}}\n  batch: {{max: 16}}\n  models:\n  - name: images\n    \
              prepare:\n    - {{input: image, tensor: pixels, pipeline: {{preset: imagenet, dtype: f16}}}}\n"
         ),
     );
     let mesh = mesh.start().await;
-    let triton = Triton::start_at(mesh.application("a").ip(), &[Model::photos("photos")]).await;
+    let triton =
+        Triton::start_at(mesh.application("a").ip(), &[Model::photos("photos"), Model::images("images")])
+            .await;
     let (outbound, host) = (mesh.outbound("client").to_string(), format!("Host:photos.{NAMESPACE}"));
     wait_until("Triton is reached through both sidecars", PATIENCE, async || {
         let head = format!("GET /v2/health/ready HTTP/1.1\r\nhost: photos.{NAMESPACE}\r\n\r\n");
@@ -102,7 +107,17 @@ async fn perf_analyzer_measures_through_the_mesh() {
         total += answered(perf_analyzer("photos", &args)).await;
     }
     let images = ["--input-data", &photographs];
-    total += answered(perf_analyzer("photos", &[&http[..], &images].concat())).await;
-    println!("{total} requests");
+    let photographed = answered(perf_analyzer("images", &[&http[..], &images].concat())).await;
+    total += photographed;
+    // Counts are told once a second.
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    let counted = async |pod, name, labels: &[&str]| metric(mesh.admin(pod), name, labels).await as u64;
+    let prepared = counted("a", "penstock_prepared_total", &["result=\"done\""]).await;
+    let good =
+        counted("client", "penstock_requests_total", &["direction=\"outbound\"", "class=\"2xx\""]).await;
+    println!("{total} requests, {prepared} tensors made");
+    assert!(prepared >= photographed, "{prepared} tensors of {photographed} photographs");
+    assert!(good >= total, "{good} of {total}");
+    assert_eq!(counted("a", "penstock_arena_bytes", &[]).await, 0, "the arena is not empty");
     drop(triton);
 }

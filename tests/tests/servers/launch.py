@@ -4,7 +4,7 @@ Writes what the server needs (its model repository, its settings) into DIR and t
 that the process which was started is the server. It listens on IP: HTTP on 8000, gRPC on 8001, metrics and management
 on 8002 and above. `--models` is a list of {"name", "max_batch", "batches", "delay_us", "fixed_us", "row_us", "poison",
 "width", "instances", "kind", "datatype", "versions"}, all but the name optional: `batches` says whether the server batches by itself,
-up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds`, `pixels` or `photos`, and `pixels` takes
+up to `max_batch` rows and no longer than `delay_us`; `kind` is `rowsum`, `kinds`, `pixels`, `photos` or `images`, and `pixels` takes
 "FP16" unless its "datatype" is "FP32". Fails with exit status 3 if the server
 is not installed.
 """
@@ -30,8 +30,12 @@ SOURCES = {
     "kinds": "triton_kinds.py",
     "pixels": "triton_pixels.py",
     "photos": "triton_photos.py",
+    "images": "triton_photos.py",
 }
-PHOTOS = HERE.parent.parent / "models/repository/photos/1/model.onnx"
+# Those that run the network. `images` tells of an input `image` too, which it never sees since a sidecar makes `pixels` of it:
+# perf_analyzer sends only what the server tells of.
+PHOTOS = ("photos", "images")
+NETWORK = HERE.parent.parent / "models/repository/photos/1/model.onnx"
 # The inputs of `kinds`.
 DATATYPES = {
     "half": "FP16",
@@ -79,12 +83,12 @@ def triton(args, home):
         for version in versions(model):
             (folder / version).mkdir(parents=True, exist_ok=True)
             shutil.copy2(HERE / SOURCES[model.get("kind", "rowsum")], folder / version / "model.py")
-            if model.get("kind") == "photos":
-                shutil.copy2(PHOTOS, folder / version / "model.onnx")
+            if model.get("kind") in PHOTOS:
+                shutil.copy2(NETWORK, folder / version / "model.onnx")
         (folder / "config.pbtxt").write_text(config(model), encoding="utf-8")
     libraries = [sysconfig.get_config_var("LIBDIR"), str(site / "nvidia_pytriton.libs")]
     paths = [str(site), str(HERE)]
-    if any(model.get("kind") == "photos" for model in args.models):
+    if any(model.get("kind") in PHOTOS for model in args.models):
         onnx = venv("onnx")
         if onnx is None:
             print("onnxruntime is not installed; run `make tools`", file=sys.stderr)
@@ -137,15 +141,14 @@ def config(model):
             "input": [("pixels", f"TYPE_{datatype}", image)],
             "output": [("back", "TYPE_UINT16" if datatype == "FP16" else "TYPE_UINT32", image), ("sum", "TYPE_FP64", [1])],
         }
-    if model.get("kind") == "photos":
-        # perf_analyzer sends only inputs that the server tells of. So `image` is told of too, which a sidecar takes and the
-        # model never sees.
-        inputs = [("pixels", "TYPE_FP16", [3, 224, 224]), ("image", "TYPE_STRING", 1)]
-        tensors = {"input": inputs, "output": [("logits", "TYPE_FP32", [10])]}
+    if model.get("kind") in PHOTOS:
+        tensors = {"input": [("pixels", "TYPE_FP16", [3, 224, 224])], "output": [("logits", "TYPE_FP32", [10])]}
+    if model.get("kind") == "images":
+        tensors["input"].append(("image", "TYPE_STRING", 1))
     text = [f'backend: "python"\nmax_batch_size: {batch}\nversion_policy {{ all {{}} }}']
     for kind, members in tensors.items():
         for name, datatype, dims in members:
-            required = kind == "output" or name == "values" or (name == "pixels" and model["kind"] == "pixels")
+            required = kind == "output" or name == "values" or (name == "pixels" and model["kind"] != "images")
             optional = "" if required else ", optional: true"
             dims = dims if isinstance(dims, list) else [dims]
             text.append(f'{kind} {{ name: "{name}", data_type: {datatype}, dims: {dims}{optional} }}')

@@ -112,6 +112,11 @@ impl Model {
         Self { kind: "photos", ..Self::new(name) }
     }
 
+    /// The same, whose metadata have an input `image` too, which a sidecar makes `pixels` of.
+    pub fn images(name: &str) -> Self {
+        Self { kind: "images", ..Self::new(name) }
+    }
+
     /// In so many versions. Not on TorchServe.
     pub fn versions(self, count: u32) -> Self {
         Self { versions: count, ..self }
