@@ -49,7 +49,7 @@ loom: ## every interleaving of what workers share without a lock
 	RUSTFLAGS="--cfg loom" $(CARGO) test $(LOCKED) -p penstock-balance --lib --release --target-dir "$(TARGET)/loom" loom
 
 .PHONY: tools
-tools: ## install the real model servers and clients and libraries of the tests, once: 1.8 GB, some minutes
+tools: ## install the real model servers and clients and libraries of the tests, once: 2.1 GB, some minutes
 	python3 tests/tests/servers/install.py
 
 .PHONY: e2e

@@ -423,3 +423,24 @@ pub(super) async fn by_memory(
         response => Ok(Some(Answered { response: response?, headers: answer.headers })),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use penstock_inference::oip::Datatype;
+
+    use super::*;
+
+    #[test]
+    fn halves_go_behind_the_json_unless_the_server_has_told_that_it_takes_none() {
+        let head = |datatype| InferRequest {
+            inputs: vec![Tensor { datatype, ..Tensor::fp32("x", vec![1, 2], [1.0, 2.0]) }],
+            ..InferRequest::default()
+        };
+        let told = |binary| Known { binary, max_rows: Some(8), ..Known::default() };
+        assert!(goes_behind(&Known::default(), &head(Datatype::Fp16)));
+        assert!(goes_behind(&Known::default(), &head(Datatype::Bf16)));
+        assert!(!goes_behind(&Known::default(), &head(Datatype::Fp32)));
+        assert!(goes_behind(&told(true), &head(Datatype::Fp32)));
+        assert!(!goes_behind(&told(false), &head(Datatype::Fp16)));
+    }
+}
