@@ -52,7 +52,6 @@ struct Pod {
 /// A mesh.
 #[derive(Debug)]
 pub struct Mesh {
-    folder: TempDir,
     ip: Ipv4Addr,
     push_ip: Ipv4Addr,
     leaf_lifetime: String,
@@ -64,6 +63,8 @@ pub struct Mesh {
     snapshot: String,
     protocol: &'static str,
     grpc: bool,
+    /// Goes last: what processes have said lies in it, and is shown when they end.
+    folder: TempDir,
 }
 
 impl Default for Mesh {
