@@ -23,11 +23,12 @@ use penstock_inference::oip::batch::{self, Joined};
 use penstock_inference::oip::shm::{self, Span};
 use penstock_inference::oip::{InferRequest, Tensor, TensorMetadata};
 use penstock_kernels::arena::{Access, Arena, DeviceLease, Frozen, Kind, Lease, Occupancy, Sealed};
+use tokio::time::Instant;
 
 use super::call::{self, Answered, Outgoing, Trouble, Way};
-use super::gpu;
 use super::learn::Known;
-use super::told::{self, Next, Registered, Told, number};
+use super::told::{self, Next, Said, Told, number};
+use super::{can_be_sent, gpu};
 use crate::failure::Failure;
 use crate::prepare::pictures::Pictures;
 use crate::worker::Worker;
@@ -114,7 +115,7 @@ impl Ground {
     /// Whether that server knows the region. One that has not been told is told now, as a task of its own: nobody waits for
     /// that, and nobody's leaving stops it.
     fn is_known(self: &Arc<Self>, worker: &Rc<Worker>, way: &Way, server: SocketAddr) -> bool {
-        match self.told.next(server) {
+        match self.told.next(server, Instant::now()) {
             Next::Use => return true,
             Next::Wait => return false,
             Next::Tell => {}
@@ -128,17 +129,25 @@ impl Ground {
                     let call = shm::register(&name, key, arena.bytes() as u64);
                     told::register(&worker, &way, shm::unregister(&name), call).await
                 }
-                None => Err("the arena is in no shared memory".to_owned()),
+                None => Said::Refused("the arena is in no shared memory".to_owned()),
             };
             match &said {
                 // Whoever had the memory before has forgotten it with the region.
-                Ok(Registered::Anew) => drop(arena.amnesty_of(number(server))),
-                Ok(Registered::Still) => {}
-                Err(why) => {
+                Said::Anew => {
+                    let freed = arena.amnesty_of(number(server));
+                    tracing::debug!(%server, freed, "the model server has been told of shared memory");
+                }
+                Said::InUse => {
+                    tracing::debug!(%server, "the model server is using the shared memory that it was told of before");
+                }
+                Said::Refused(why) => {
                     tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
                 }
+                Said::Away(failure) => {
+                    tracing::debug!(%server, %failure, "the model server could not be told of shared memory");
+                }
             }
-            ground.told.is_told(server, said.is_ok());
+            ground.told.is_told(server, &said, Instant::now());
         });
         false
     }
@@ -202,7 +211,13 @@ pub(super) async fn without(
     {
         return Ok(answered);
     }
-    call::infer(worker, way, model, joined, headers, known.binary).await
+    let binary = goes_behind(known, &joined.head);
+    call::infer(worker, way, model, joined, headers, binary).await
+}
+
+/// Whether tensors go behind the JSON: where the server takes them so; and where it has not told yet, if JSON has no form for them.
+fn goes_behind(known: &Known, head: &InferRequest) -> bool {
+    known.binary || (*known == Known::default() && !can_be_sent(head, false))
 }
 
 /// A batch whose inputs are in their place.

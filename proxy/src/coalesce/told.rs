@@ -2,7 +2,7 @@
 //!
 //! In: a region, and a server that is to read it. Out: whether it knows it. One that has not been told is told once, by
 //! whoever asks first; nobody waits for that. Can go wrong: the server does not want it, and then it is asked again after
-//! a minute, because it may have been given other flags since.
+//! a minute, because it may have been given other flags since; or it is away, or busy with the region, and is asked soon.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +12,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use penstock_api::Reason;
 use tokio::time::Instant;
 
-use super::call::{self, Outgoing, Way};
+use super::call::{self, Answer, Outgoing, Way};
+use crate::failure::Failure;
 use crate::worker::Worker;
 
 /// After a server refused the region it is asked again.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
+/// After a server could not be asked, or was using the region: one that starts anew is soon there, and has refused nothing.
+const AWAY_FOR: Duration = Duration::from_secs(1);
+/// How long a server may take to answer that it has been told.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who has been told of a region.
 #[derive(Debug, Default)]
@@ -31,8 +37,8 @@ enum Standing {
     Asked,
     /// It knows it.
     Knows,
-    /// It does not want it.
-    Refused(Instant),
+    /// It does not want it, was not there, or was busy with it: it is not asked before then.
+    Not(Instant),
 }
 
 /// What is to be done.
@@ -52,28 +58,40 @@ impl Told {
     }
 
     /// How it stands with that server.
-    pub fn next(&self, server: SocketAddr) -> Next {
+    pub fn next(&self, server: SocketAddr, now: Instant) -> Next {
         let mut told = self.all();
         match told.get(&server) {
             Some(Standing::Knows) => Next::Use,
             Some(Standing::Asked) => Next::Wait,
-            Some(Standing::Refused(at)) if at.elapsed() < REFUSED_FOR => Next::Wait,
-            Some(Standing::Refused(_)) | None => {
+            Some(Standing::Not(until)) if now < *until => Next::Wait,
+            Some(Standing::Not(_)) | None => {
                 told.insert(server, Standing::Asked);
                 Next::Tell
             }
         }
     }
 
-    /// It knows it, or does not want it.
-    pub fn is_told(&self, server: SocketAddr, knows: bool) {
-        let standing = if knows { Standing::Knows } else { Standing::Refused(Instant::now()) };
+    /// What came of telling it.
+    pub fn is_told(&self, server: SocketAddr, said: &Said, now: Instant) {
+        let standing = match said {
+            Said::Anew => Standing::Knows,
+            // What was handed to it and never came back is free only when it has let go of the region, and it cannot while
+            // more and more is placed there: so for a while nothing is.
+            Said::InUse | Said::Away(_) => Standing::Not(now + AWAY_FOR),
+            Said::Refused(_) => Standing::Not(now + REFUSED_FOR),
+        };
         self.all().insert(server, standing);
     }
 
-    /// The server may have been replaced by another. `false`: it had not known the region.
+    /// The server may have been replaced by another. `false`: it had not known the region. One that is being told is not told
+    /// twice at once: of two who unregister and register the second would be refused.
     pub fn forget(&self, server: SocketAddr) -> bool {
-        matches!(self.all().remove(&server), Some(Standing::Knows))
+        let mut told = self.all();
+        let knew = matches!(told.get(&server), Some(Standing::Knows));
+        if knew {
+            told.remove(&server);
+        }
+        knew
     }
 }
 
@@ -86,13 +104,17 @@ pub fn number(server: SocketAddr) -> u64 {
     (ip << 16) | u64::from(server.port())
 }
 
-/// How a server has come to know a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registered {
-    /// It has just been told.
+/// What came of telling a server of a region.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// It knows it now. What lay there before it has forgotten.
     Anew,
     /// It knew it, and was using it, so that it would not forget it.
-    Still,
+    InUse,
+    /// It was asked, and does not want it.
+    Refused(String),
+    /// It could not be asked.
+    Away(Failure),
 }
 
 /// Tells a server of a region: the path that takes it back, and path and body of the call that registers it.
@@ -101,22 +123,30 @@ pub async fn register(
     way: &Way,
     unregister: String,
     (path, body): (String, Bytes),
-) -> Result<Registered, String> {
-    let post = |path: String, body: Bytes| {
-        let outgoing =
-            Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
-        call::whole(worker, way, outgoing)
-    };
+) -> Said {
     // A connection that broke looks like a server that was started anew, and need not be one.
-    let forgotten = post(unregister, Bytes::from_static(b"{}")).await;
+    let forgotten = post(worker, way, unregister, Bytes::from_static(b"{}")).await;
     if forgotten.is_ok_and(|answer| answer.status >= 500) {
-        return Ok(Registered::Still);
+        return Said::InUse;
     }
-    let answer = post(path, body).await.map_err(|failure| failure.to_string())?;
+    let answer = match post(worker, way, path, body).await {
+        Ok(answer) => answer,
+        Err(failure) => return Said::Away(failure),
+    };
+    let words = String::from_utf8_lossy(&answer.body);
     match answer.status {
-        200 => Ok(Registered::Anew),
-        status => Err(format!("{status}: {}", String::from_utf8_lossy(&answer.body))),
+        200 => Said::Anew,
+        // Triton's word of a region that it has, which it just would not let go of.
+        _ if words.contains("already in manager") => Said::InUse,
+        status => Said::Refused(format!("{status}: {words}")),
     }
+}
+
+async fn post(worker: &Rc<Worker>, way: &Way, path: String, body: Bytes) -> Result<Answer, Failure> {
+    let late = Failure::new(Reason::RequestTimeout, format!("no answer to {path} within {PATIENCE:?}"));
+    let outgoing = Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
+    let asked = tokio::time::timeout(PATIENCE, call::whole(worker, way, outgoing)).await;
+    asked.unwrap_or(Err(late))
 }
 
 #[cfg(test)]
@@ -127,12 +157,32 @@ mod tests {
     fn a_server_is_told_once_and_again_when_it_is_another() {
         let told = Told::default();
         let server = SocketAddr::from(([127, 0, 0, 1], 8000));
-        assert_eq!([told.next(server), told.next(server)], [Next::Tell, Next::Wait]);
-        told.is_told(server, true);
-        assert_eq!(told.next(server), Next::Use);
+        let now = Instant::now();
+        assert_eq!([told.next(server, now), told.next(server, now)], [Next::Tell, Next::Wait]);
+        assert!(!told.forget(server));
+        assert_eq!(told.next(server, now), Next::Wait, "it is being told");
+        told.is_told(server, &Said::Anew, now);
+        assert_eq!(told.next(server, now), Next::Use);
         assert!(told.forget(server) && !told.forget(server));
-        assert_eq!(told.next(server), Next::Tell);
-        told.is_told(server, false);
-        assert_eq!(told.next(server), Next::Wait, "it has just refused");
+        assert_eq!(told.next(server, now), Next::Tell);
+    }
+
+    #[test]
+    fn who_refuses_is_left_alone_and_who_is_away_or_busy_is_asked_soon() {
+        let told = Told::default();
+        let server = SocketAddr::from(([127, 0, 0, 1], 8000));
+        let now = Instant::now();
+        let soon = now + AWAY_FOR;
+        for said in [Said::InUse, Said::Away(Failure::new(Reason::ConnectFailed, ""))] {
+            assert_eq!(told.next(server, now), Next::Tell);
+            told.is_told(server, &said, now);
+            assert_eq!(told.next(server, now), Next::Wait, "{said:?}");
+            assert_eq!(told.next(server, soon), Next::Tell, "{said:?}");
+            told.is_told(server, &Said::Anew, soon);
+            told.forget(server);
+        }
+        told.is_told(server, &Said::Refused(String::new()), now);
+        assert_eq!(told.next(server, soon), Next::Wait, "it has just refused");
+        assert_eq!(told.next(server, now + REFUSED_FOR), Next::Tell);
     }
 }

@@ -34,12 +34,13 @@ use http::{HeaderMap, Method};
 use penstock_inference::oip::InferResponse;
 use penstock_inference::oip::shm;
 use penstock_kernels::arena::{Arena, DeviceArena, Occupancy};
-use penstock_kernels::cuda::{Context, Kind as Said};
+use penstock_kernels::cuda::{Context, Kind as Fault};
 use rand::Rng as _;
+use tokio::time::Instant;
 
 use super::call::{self, Answered, Outgoing, Trouble, Way};
 use super::handover;
-use super::told::{self, Next, Registered, Told};
+use super::told::{self, Next, Said, Told};
 use super::wire::Asked;
 use crate::config;
 use crate::prepare::{Prepare, pictures};
@@ -211,8 +212,8 @@ impl Gpu {
     /// A failure while something was handed over.
     fn fails(&self, unfit: &Unfit, now: Duration) {
         self.failed.add(1);
-        let lost = matches!(unfit, Unfit::Driver(error) if error.kind() == Said::DeviceLost)
-            || matches!(unfit, Unfit::Order(penstock_kernels::cuda::Order::Driver(error)) if error.kind() == Said::DeviceLost);
+        let lost = matches!(unfit, Unfit::Driver(error) if error.kind() == Fault::DeviceLost)
+            || matches!(unfit, Unfit::Order(penstock_kernels::cuda::Order::Driver(error)) if error.kind() == Fault::DeviceLost);
         if lost {
             return self.off(&unfit.to_string());
         }
@@ -261,7 +262,7 @@ impl Gpu {
         server: SocketAddr,
         region: &Arc<Region>,
     ) -> bool {
-        match region.told.next(server) {
+        match region.told.next(server, Instant::now()) {
             Next::Use => return true,
             Next::Wait => return false,
             Next::Tell => {}
@@ -273,16 +274,21 @@ impl Gpu {
             leave(&worker, &way, &region.name).await;
             let said = told::register(&worker, &way, shm::unregister_cuda(&region.name), call).await;
             match &said {
-                Ok(Registered::Anew) => {
+                Said::Anew => {
                     region.arena.amnesty_of(told::number(server));
                     tracing::info!(%server, region = region.name, "the model server reads memory of the GPU");
                 }
-                Ok(Registered::Still) => {}
-                Err(why) => {
+                Said::InUse => {
+                    tracing::debug!(%server, "the model server is using the memory of the GPU that it was told of before");
+                }
+                Said::Refused(why) => {
                     tracing::info!(%server, why, "the model server takes no memory of the GPU; tensors go through shared memory, or as bytes");
                 }
+                Said::Away(failure) => {
+                    tracing::debug!(%server, %failure, "the model server could not be told of memory of the GPU");
+                }
             }
-            region.told.is_told(server, said.is_ok());
+            region.told.is_told(server, &said, Instant::now());
         });
         false
     }
