@@ -21,13 +21,14 @@ use crate::failure::Failure;
 use crate::headers;
 use crate::kept::Reading;
 use crate::oob::Reports;
+use crate::receive::{self, ClientBody};
 use crate::send::Lease;
 
 /// A request's body on its way to the server.
 #[derive(Debug)]
 pub enum RequestBody {
     /// As it comes in from the client.
-    Client(Incoming, Rc<Exchange>),
+    Client(ClientBody, Rc<Exchange>),
     /// The same, kept for another try.
     Kept(Reading),
     /// The proxy's own, in parts that are never joined.
@@ -41,7 +42,7 @@ pub enum RequestBody {
 pub enum RequestBroken {
     /// The client stopped.
     #[error(transparent)]
-    Client(#[from] hyper::Error),
+    Client(#[from] receive::body::Broken),
     /// More came than is allowed.
     #[error("the body is above the limit of {0} bytes (--max-body)")]
     TooLarge(u64),

@@ -5,9 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
 use penstock_api::access::{Came, Entry};
-use penstock_api::v1::Direction;
+use penstock_api::v1::{Direction, Protocol};
 use penstock_api::{Reason, SpiffeId, names};
 use rustls::CommonState;
 use tokio::net::TcpStream;
@@ -29,6 +28,7 @@ use crate::failure::Failure;
 use crate::headers;
 use crate::models::Model;
 use crate::readahead::ReadAhead;
+use crate::receive::ClientBody;
 use crate::report;
 use crate::send::connect::Wire;
 use crate::send::{self, Outgoing};
@@ -250,7 +250,7 @@ async fn plaintext(
 /// Serves one request to the application.
 pub async fn request(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     if connection.sidecar
         && let Some(model) = probe::asked(request.headers())
@@ -275,7 +275,7 @@ pub async fn request(
 async fn stages(
     connection: &Connection,
     exchange: &Rc<Exchange>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let worker = &connection.worker;
     let (mut parts, body) = request.into_parts();

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::body::{self, RequestBody, RequestBroken};
 use crate::exchange::Exchange;
+use crate::receive::ClientBody;
 
 /// Has a body kept from now on; `None`: there is none.
 pub fn keep(body: &mut RequestBody, exchange: &Rc<Exchange>) -> Option<Rc<Kept>> {
@@ -104,7 +104,7 @@ pub async fn whole(
 /// A client's body, with what has passed of it.
 #[derive(Debug)]
 pub struct Kept {
-    body: RefCell<Incoming>,
+    body: RefCell<ClientBody>,
     exchange: Rc<Exchange>,
     passed: RefCell<Vec<Bytes>>,
     /// What was met beyond the data while looking ahead: trailers, or an error.
@@ -120,7 +120,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    fn new(body: Incoming, exchange: Rc<Exchange>) -> Self {
+    fn new(body: ClientBody, exchange: Rc<Exchange>) -> Self {
         Self {
             whole: body.size_hint(),
             body: RefCell::new(body),

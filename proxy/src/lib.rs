@@ -36,6 +36,7 @@ pub mod outside;
 pub mod prepare;
 pub mod probe;
 pub mod readahead;
+pub mod receive;
 pub mod report;
 pub mod route;
 pub mod run;

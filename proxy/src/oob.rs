@@ -22,7 +22,6 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use penstock_inference::orca::service::{OrcaLoadReportRequest, interval};
 use prost::Message as _;
 use tokio::sync::watch;
@@ -32,6 +31,7 @@ use crate::access;
 use crate::answer;
 use crate::body::ResponseBody;
 use crate::connection::{Connection, To};
+use crate::receive::ClientBody;
 use crate::report;
 use crate::telemetry::metric;
 use crate::worker::Worker;
@@ -71,7 +71,7 @@ pub fn asked<B>(connection: &Connection, request: &Request<B>) -> bool {
 }
 
 /// Reads the question and begins to answer.
-pub async fn answer(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn answer(worker: &Rc<Worker>, request: Request<ClientBody>) -> Response<ResponseBody> {
     match subscribe(worker, request).await {
         Ok(reports) => grpc(ResponseBody::Reports(reports)),
         Err((status, story)) => {
@@ -83,7 +83,7 @@ pub async fn answer(worker: &Rc<Worker>, request: Request<Incoming>) -> Response
     }
 }
 
-async fn subscribe(worker: &Rc<Worker>, request: Request<Incoming>) -> Result<Reports, (Status, String)> {
+async fn subscribe(worker: &Rc<Worker>, request: Request<ClientBody>) -> Result<Reports, (Status, String)> {
     let open = Open::another(worker).ok_or_else(|| {
         let story = format!("{} has {STREAMS} streams of load reports already", worker.shared.node);
         (Status::ResourceExhausted, story)

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
-use hyper::body::Incoming;
 use penstock_api::Reason;
 use penstock_api::v1::{Direction, Protocol};
 use penstock_balance::Policy;
@@ -24,6 +23,7 @@ use crate::detect::{self, Detected};
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers;
+use crate::receive::ClientBody;
 use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
@@ -111,7 +111,7 @@ async fn refuse(
 /// Serves one request of the application.
 pub async fn request(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
     let grpc = answer::is_grpc(request.headers());
@@ -121,7 +121,7 @@ pub async fn request(
 async fn stages(
     connection: &Connection,
     exchange: &Rc<Exchange>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let worker = &connection.worker;
     let (mut parts, body) = request.into_parts();

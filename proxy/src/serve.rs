@@ -16,10 +16,13 @@ use tokio::time::Sleep;
 
 use crate::age;
 use crate::body::ResponseBody;
-use crate::connection::Connection;
+use crate::coalesce;
+use crate::connection::{Connection, To};
 use crate::drain::Farewell;
-use crate::limits;
+use crate::limits::{self, Limits};
 use crate::local::LocalExecutor;
+use crate::receive::gate::Mismatch;
+use crate::receive::{Claims, ClientBody, Gate};
 use crate::telemetry::metric;
 
 /// Serves requests over a connection until it ends. With `farewell`, the client is asked in the words of its protocol
@@ -33,7 +36,7 @@ pub async fn http<T, H, F>(
     handle: H,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Rc<Connection>, Request<Incoming>) -> F + 'static,
+    H: Fn(Rc<Connection>, Request<ClientBody>) -> F + 'static,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
     let limits = &connection.worker.shared.limits;
@@ -43,9 +46,10 @@ pub async fn http<T, H, F>(
         .and_then(|_| worker.with_random(|random| age::drawn(worker.shared.limits.connection_age, random)));
     let old = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let client = Rc::clone(&connection);
-    let service = service_fn(move |request| handle(Rc::clone(&client), request));
-    let io = TokioIo::new(stream);
     let result = if http2 {
+        let service = service_fn(move |request: Request<Incoming>| {
+            handle(Rc::clone(&client), request.map(ClientBody::Hyper))
+        });
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(limits::STREAM_WINDOW)
@@ -56,24 +60,60 @@ pub async fn http<T, H, F>(
             .max_header_list_size(limits.header_bytes)
             .auto_date_header(false)
             .enable_connect_protocol()
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(stream), service);
         until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
     } else {
-        let serving = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_time)
-            .max_headers(limits.header_count)
-            .max_header_size(limits.header_bytes as usize)
-            // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
-            .half_close(false)
-            .auto_date_header(false)
-            .serve_connection(io, service)
-            .with_upgrades();
-        until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
+        let handle = move |request| handle(Rc::clone(&client), request);
+        if takes_tensors(&connection) {
+            let (gate, claims) = Gate::new(stream, limits::DIRECT);
+            http1(gate, claims, limits, farewell, old, handle).await
+        } else {
+            http1(stream, Claims::none(), limits, farewell, old, handle).await
+        }
     };
     if let Err(error) = result {
         ended(listener, &error);
     }
+}
+
+/// Whether requests that come over it may share executions, so that large tensors are worth to be taken past hyper.
+fn takes_tensors(connection: &Connection) -> bool {
+    matches!(connection.to, To::Application(..)) && coalesce::applies(connection.to.port()).is_some()
+}
+
+async fn http1<T, H, F>(
+    stream: T,
+    claims: Claims,
+    limits: &Limits,
+    farewell: Option<Rc<Farewell>>,
+    old: Option<Pin<Box<Sleep>>>,
+    handle: H,
+) -> hyper::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<ClientBody>) -> F + 'static,
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (mut parts, body) = request.into_parts();
+        let claimed = claims.of(&mut parts.headers);
+        let handled = claimed.map(|direct| {
+            let body = direct.map_or(ClientBody::Hyper(body), ClientBody::Direct);
+            handle(Request::from_parts(parts, body))
+        });
+        async move { handled?.await.map_err(|never| -> Mismatch { match never {} }) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_time)
+        .max_headers(limits.header_count)
+        .max_header_size(limits.header_bytes as usize)
+        // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
+        .half_close(false)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
 }
 
 /// Drives a connection, and has it say farewell once that is due, or it is `old`.
