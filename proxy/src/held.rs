@@ -20,7 +20,7 @@ use crate::telemetry::metric;
 /// Bytes of bodies that are held at once, over all requests.
 const MAX_HELD: u64 = 256 << 20;
 /// How long a body may take to come in.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is held now.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::body::{self, RequestBody, RequestBroken};
 use crate::exchange::Exchange;
 use crate::receive::ClientBody;
+use crate::receive::body::Broken;
 
 /// Has a body kept from now on; `None`: there is none.
 pub fn keep(body: &mut RequestBody, exchange: &Rc<Exchange>) -> Option<Rc<Kept>> {
@@ -165,6 +166,51 @@ impl Kept {
             body::came_in(frame, &self.exchange)?;
         }
         Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Client)))
+    }
+
+    /// What is left of a body that its reader can take from the connection itself; `None`: it is no such body, or the beginning is
+    /// not there any more.
+    pub fn directly(&self) -> Option<u64> {
+        let whole = !self.lost.get() && self.left_over.borrow().is_none();
+        match &*self.body.borrow() {
+            ClientBody::Direct(body) if whole => Some(body.left()),
+            _ => None,
+        }
+    }
+
+    /// What has passed so far.
+    pub fn passed(&self) -> Vec<Bytes> {
+        self.passed.borrow().clone()
+    }
+
+    /// What has passed so far lies elsewhere now, and more of it.
+    pub fn lies(&self, passed: Vec<Bytes>) {
+        self.passed.replace(passed);
+    }
+
+    /// Fills `out`, from the connection itself. `false`: the body broke off, and whoever reads on is told why.
+    pub async fn fill(&self, out: &mut [u8], filled: &mut usize) -> bool {
+        poll_fn(|cx| {
+            while *filled < out.len() {
+                let ClientBody::Direct(body) = &mut *self.body.borrow_mut() else {
+                    return Poll::Ready(false);
+                };
+                let read = match ready!(body.poll_fill(cx, &mut out[*filled..])) {
+                    Ok(0) => return Poll::Ready(false),
+                    Ok(bytes) => self.exchange.came_in(bytes).map(|()| bytes),
+                    Err(error) => Err(RequestBroken::Client(Broken::Direct(error))),
+                };
+                match read {
+                    Ok(bytes) => *filled += bytes,
+                    Err(error) => {
+                        self.left_over.replace(Some(Err(error)));
+                        return Poll::Ready(false);
+                    }
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
     }
 
     fn keep(&self, data: &Bytes) {

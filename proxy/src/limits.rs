@@ -66,6 +66,11 @@ pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The largest HTTP/2 frame that is asked for: large enough that its nine bytes of head vanish, small enough that
 /// other streams' frames get in between.
 pub const FRAME: u32 = 256 << 10;
+/// Requests between sidecars whose body is at least so large go over a connection of their own (HTTP/1.1 within mutual TLS), bytes:
+/// below, a body fits into four frames of HTTP/2, and what is behind it waits for a millisecond at most.
+pub const LANE: u64 = 1 << 20;
+/// Connections of that lane to one endpoint, each worker; while all of them are in use, large bodies go over HTTP/2 too.
+pub const LANES: u32 = 8;
 /// Bodies of tensors that are taken past hyper, straight to where they are to lie, bytes: below, the copy that this saves costs less
 /// than asking for the place first.
 pub const DIRECT: u64 = 64 << 10;

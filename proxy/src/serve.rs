@@ -1,11 +1,14 @@
 //! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`](crate::limits::Limits).
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -61,14 +64,16 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), service);
-        until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
+        let leave = Leave { farewell, old, lingers: None };
+        until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
     } else {
         let handle = move |request| handle(Rc::clone(&client), request);
+        let leave = Leave { farewell, old, lingers: connection.sidecar.then(Rc::default) };
         if takes_tensors(&connection) {
             let (gate, claims) = Gate::new(stream, limits::DIRECT);
-            http1(gate, claims, limits, farewell, old, handle).await
+            http1(gate, claims, limits, leave, handle).await
         } else {
-            http1(stream, Claims::none(), limits, farewell, old, handle).await
+            http1(stream, Claims::none(), limits, leave, handle).await
         }
     };
     if let Err(error) = result {
@@ -85,8 +90,7 @@ async fn http1<T, H, F>(
     stream: T,
     claims: Claims,
     limits: &Limits,
-    farewell: Option<Rc<Farewell>>,
-    old: Option<Pin<Box<Sleep>>>,
+    leave: Leave,
     handle: H,
 ) -> hyper::Result<()>
 where
@@ -94,6 +98,7 @@ where
     H: Fn(Request<ClientBody>) -> F + 'static,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
+    let leaving = leave.lingers.clone().unwrap_or_default();
     let service = service_fn(move |request: Request<Incoming>| {
         let (mut parts, body) = request.into_parts();
         let claimed = claims.of(&mut parts.headers);
@@ -101,7 +106,15 @@ where
             let body = direct.map_or(ClientBody::Hyper(body), ClientBody::Direct);
             handle(Request::from_parts(parts, body))
         });
-        async move { handled?.await.map_err(|never| -> Mismatch { match never {} }) }
+        let leaving = Rc::clone(&leaving);
+        async move {
+            let mut response = handled?.await.map_err(|never| -> Mismatch { match never {} })?;
+            // What has become something else is nobody's to end.
+            if leaving.get() && !response.headers().contains_key(UPGRADE) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Mismatch>(response)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -113,25 +126,40 @@ where
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    until_farewell(serving, farewell, old, |serving| serving.graceful_shutdown()).await
+    until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
 }
 
-/// Drives a connection, and has it say farewell once that is due, or it is `old`.
-async fn until_farewell<C: Future>(
-    serving: C,
+/// When a connection is to end.
+struct Leave {
     farewell: Option<Rc<Farewell>>,
-    mut old: Option<Pin<Box<Sleep>>>,
-    say: fn(Pin<&mut C>),
-) -> C::Output {
+    old: Option<Pin<Box<Sleep>>>,
+    /// It rests for a while before it is closed, and what is answered meanwhile says that it will be.
+    lingers: Option<Rc<Cell<bool>>>,
+}
+
+/// How long a connection between sidecars that carries one request at a time is left open, so that none is lost that was sent before its
+/// client has heard: longer than a client keeps one that rests ([`pool`](crate::send::pool)).
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Drives a connection, and has it say farewell once that is due, or it is `old`.
+async fn until_farewell<C: Future>(serving: C, leave: Leave, say: fn(Pin<&mut C>)) -> C::Output {
+    let Leave { farewell, mut old, lingers } = leave;
     let mut serving = pin!(serving);
-    let mut said = false;
+    let (mut said, mut lingering) = (false, None);
     poll_fn(|cx| {
         if !said
             && (farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx))
+                || lingering.is_some()
                 || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()))
         {
-            said = true;
-            say(serving.as_mut());
+            let wait = lingers.as_ref().map(|lingers| {
+                lingers.set(true);
+                lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)))
+            });
+            if wait.is_none_or(|wait| wait.as_mut().poll(cx).is_ready()) {
+                said = true;
+                say(serving.as_mut());
+            }
         }
         serving.as_mut().poll(cx)
     })

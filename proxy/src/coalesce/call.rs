@@ -287,7 +287,7 @@ pub fn read(way: &Way, answer: &Answer) -> Result<InferResponse, Trouble> {
 }
 
 /// A client's own request, as it came.
-pub fn original(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
+pub fn original(request: &Request<RequestBody>, body: impl Into<VecDeque<Bytes>>) -> Outgoing {
     let mut headers = request.headers().clone();
     headers.remove(CONTENT_LENGTH);
     headers.remove(TRANSFER_ENCODING);
@@ -296,11 +296,11 @@ pub fn original(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
         headers.insert(HOST, host);
     }
     let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
-    Outgoing { method: request.method().clone(), path, headers, parts: VecDeque::from([body]) }
+    Outgoing { method: request.method().clone(), path, headers, parts: body.into() }
 }
 
 /// The same, where its answer is to be read here: not compressed, whatever the client could read.
-pub fn original_to_be_read(request: &Request<RequestBody>, body: Bytes) -> Outgoing {
+pub fn original_to_be_read(request: &Request<RequestBody>, body: impl Into<VecDeque<Bytes>>) -> Outgoing {
     let mut outgoing = original(request, body);
     outgoing.headers.remove(ACCEPT_ENCODING);
     outgoing.headers.remove("grpc-accept-encoding");
@@ -361,8 +361,8 @@ mod tests {
         for name in ["accept-encoding", "grpc-accept-encoding", "x-tone"] {
             request.headers_mut().insert(name, HeaderValue::from_static("gzip"));
         }
-        assert_eq!(original(&request, Bytes::new()).headers.len(), 3);
-        let headers = original_to_be_read(&request, Bytes::new()).headers;
+        assert_eq!(original(&request, [Bytes::new()]).headers.len(), 3);
+        let headers = original_to_be_read(&request, [Bytes::new()]).headers;
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-tone"]);
     }
 

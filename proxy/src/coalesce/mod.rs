@@ -7,7 +7,7 @@
 //! service better and is never the reason for a refusal.
 //!
 //! [`wire`] reads and writes what clients speak, [`batcher`] forms and runs batches, [`handover`] brings tensors to the
-//! server, [`learn`] asks it what it can, [`text`] shares what language models answer, [`outbound`] what an application
+//! server, [`place`] receives them there, [`learn`] asks it what it can, [`text`] shares what language models answer, [`outbound`] what an application
 //! asks of the mesh. What is decided is decided in the crate `penstock-coalesce`.
 
 pub mod batcher;
@@ -16,12 +16,14 @@ pub mod gpu;
 pub mod handover;
 pub mod learn;
 pub mod outbound;
+pub mod place;
 pub mod record;
 pub mod tally;
 pub mod text;
 pub mod told;
 pub mod wire;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +36,8 @@ use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse};
+use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, rest};
+use penstock_kernels::arena::Frozen;
 use tokio::sync::oneshot;
 
 use crate::admission::facts;
@@ -52,6 +55,8 @@ use crate::work::Work;
 
 use batcher::{Executed, Learn, Told};
 use call::{Trouble, Way};
+use handover::Ground;
+use place::Received;
 use tally::Tally;
 use wire::{Asked, Form, ModelError};
 
@@ -196,7 +201,9 @@ struct Sharer<'a> {
     asked: Arc<Asked>,
     /// As it came.
     request: &'a Request<RequestBody>,
-    body: Bytes,
+    body: VecDeque<Bytes>,
+    /// Where its tensors lie in the arena, if they were received there.
+    there: Option<Frozen>,
     /// Whose it is; empty: not proven.
     client: &'a str,
     /// Whose it is, where callers have regions of shared memory of their own.
@@ -304,18 +311,17 @@ pub async fn serve(
     if !shares && !prepares {
         return Ok(None);
     }
-    // What is shared or prepared must be known whole.
-    let Some((body, _held)) = sharing.take_in(exchange, request.body_mut(), MAX_BODY).await else {
-        return Ok(None);
-    };
-    let asked = match prepares && form == Form::Rest && prepare::read::is_plain(request.headers()) {
-        true => plain(port, request, &body).await?,
-        false => wire::read(form, request.uri().path(), request.headers(), &body),
-    };
-    let Some(mut asked) = asked else {
+    let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let caller = facts::tenant(client, &worker.shared.hasher);
+    let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| caller);
+    // Tensors that are made here lie elsewhere than those that came.
+    let in_place = !prepares && known.as_ref().is_some_and(|known| known.shared_memory);
+    let ground = if in_place { sharing.memory.ground(worker, tenant) } else { None };
+    let Some(taken) = take_in(exchange, port, form, request, ground.as_deref()).await? else {
         sharing.tally.passed.add(1);
         return Ok(None);
     };
+    let Taken { mut asked, body, there, held: _held } = taken;
     let mut pipelines = prepare::of(&port.pipelines, &asked.model);
     // Who sends what the model takes is served as where nothing is prepared: its tensors may be where only the server sees them.
     if !prepare::is_needed(&pipelines, &asked.request) {
@@ -332,7 +338,6 @@ pub async fn serve(
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
     }
-    let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);
     let (bytes, elements) = weigh(&asked.request);
@@ -342,10 +347,9 @@ pub async fn serve(
         bytes,
         elements,
         deadline: timeout.map(|timeout| began + timeout),
-        tenant: facts::tenant(client, &worker.shared.hasher),
+        tenant: caller,
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
-    let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| ask.tenant);
     let binary = way.http2 || known.as_ref().is_some_and(|known| known.binary);
     let named = port.coalesce.as_ref().map_or(&[][..], |rules| &rules.headers);
     let shared_memory = known.as_ref().is_some_and(|known| known.shared_memory);
@@ -377,6 +381,7 @@ pub async fn serve(
         asked: Arc::clone(&asked),
         request,
         body,
+        there,
         client,
         tenant,
         together,
@@ -416,6 +421,54 @@ pub async fn serve(
         }
     }
     Ok(Some(response))
+}
+
+/// A request that is here whole, and understood.
+struct Taken {
+    asked: Asked,
+    /// Its body, in the pieces that it lies in.
+    body: VecDeque<Bytes>,
+    /// Where its tensors lie in the arena, if they were received there.
+    there: Option<Frozen>,
+    /// What it takes of the memory for bodies.
+    held: Option<Held>,
+}
+
+/// Takes in the body, which must be known whole: its tensors into this region, if that can be. `None`: it passes on, with what has
+/// come of it.
+async fn take_in(
+    exchange: &Rc<Exchange>,
+    port: &WorkloadPort,
+    form: Form,
+    request: &mut Request<RequestBody>,
+    ground: Option<&Ground>,
+) -> Result<Option<Taken>, Failure> {
+    let worker = &exchange.worker;
+    if form == Form::Rest
+        && let Some(arena) = ground.and_then(|ground| ground.arena(worker))
+    {
+        let length = rest::header_length(request.headers()).ok().flatten();
+        match place::receive(exchange, request.body_mut(), length, arena).await {
+            Received::There(place::Tensors { json, data, there }) => {
+                worker.shared.sharing.tally.received.add(1);
+                let asked = wire::read_pieces(request.uri().path(), &json, data.clone());
+                let body = std::iter::once(json).chain(data).collect();
+                return Ok(asked.map(|asked| Taken { asked, body, there: Some(there), held: None }));
+            }
+            Received::Passes => return Ok(None),
+            Received::NotYet => {}
+        }
+    }
+    let Some((body, held)) = held::whole(exchange, request.body_mut(), MAX_BODY).await else {
+        return Ok(None);
+    };
+    let asked = match form {
+        Form::Rest if !port.pipelines.is_empty() && prepare::read::is_plain(request.headers()) => {
+            plain(port, request, &body).await?
+        }
+        form => wire::read(form, request.uri().path(), request.headers(), &body),
+    };
+    Ok(asked.map(|asked| Taken { asked, body: [body].into(), there: None, held: Some(held) }))
 }
 
 /// A request whose body is an image, or a form of them.
@@ -553,7 +606,7 @@ impl Sharer<'_> {
         let is_prepared = self.unprepared.is_some();
         let mut made_for = None;
         let (asked, together, there, pictures) = match self.unprepared {
-            None => (self.asked, self.together, None, None),
+            None => (self.asked, self.together, self.there, None),
             Some(Unprepared { pipelines, limits, ask, binary, shared_memory, gpu_memory }) => {
                 let (request, deadline) = (&self.asked.request, ask.deadline);
                 let gpu = &worker.shared.sharing.gpu;

@@ -16,6 +16,8 @@ pub struct Tally {
     pub executions: Counter,
     /// Those of them whose tensors were handed over in shared memory.
     pub placed: Counter,
+    /// Requests whose tensors were received into the arena, without a copy.
+    pub received: Counter,
     /// Batches by why they were sent, in the order of [`Closed::ALL`].
     batches: [Counter; 4],
     rows: Counter,
@@ -72,6 +74,7 @@ impl Tally {
         metrics::gauge!(metric::BATCH_WAIT.name).set(waited.as_secs_f64());
         count(&metric::EXECUTIONS, &self.executions);
         count(&metric::EXECUTIONS_PLACED, &self.placed);
+        count(&metric::RECEIVED_IN_PLACE, &self.received);
         count(&metric::BATCH_BISECTIONS, &self.bisected);
         count(&metric::BATCH_CANCELLED, &self.cancelled);
         for (result, counter) in [("hit", &self.hits), ("miss", &self.misses), ("coalesced", &self.coalesced)]

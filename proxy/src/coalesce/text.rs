@@ -107,7 +107,7 @@ pub(super) async fn serve(
     if let Some(pen) = pen {
         let http2 = matches!(port.protocol, Protocol::Http2 | Protocol::Grpc);
         let way = Way { cluster: Arc::clone(&port.cluster), http2 };
-        let outgoing = call::original(request, body);
+        let outgoing = call::original(request, [body]);
         let keep = cache.map(|(cache, age)| Keep { key, cache, age, rules: rules.clone() });
         let record = Arc::clone(&pen.record);
         let bringing =

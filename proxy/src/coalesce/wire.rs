@@ -88,6 +88,14 @@ pub fn read(form: Form, path: &str, headers: &HeaderMap, body: &Bytes) -> Option
     }
 }
 
+/// Reads a request over REST whose tensors lie in a place each; `None`: it is not understood.
+pub fn read_pieces(path: &str, json: &[u8], data: Vec<Bytes>) -> Option<Asked> {
+    let (model, version) = oip::prefix::of_path(path)?;
+    let request = rest::decode_pieces(json, data).ok()?;
+    let version = version.unwrap_or_default().to_owned();
+    Some(Asked { form: Form::Rest, model: model.to_owned(), version, request })
+}
+
 /// The one message of a unary call (gRPC over HTTP/2, "Length-Prefixed-Message"), if it is there whole and plain.
 pub fn unframed(body: &Bytes) -> Option<Bytes> {
     let (head, _) = body.split_first_chunk::<5>()?;

@@ -107,7 +107,9 @@ mod tests {
     #[test]
     fn a_large_body_of_tensors_is_held_and_its_length_found() {
         let head = format!("{INFER}Inference-Header-Content-Length: 7\r\nContent-Length:  1000 \r\n\r\n");
-        let Framing::Held { head: length, body, digits } = of(head.as_bytes(), 1000) else { panic!("{head}") };
+        let Framing::Held { head: length, body, digits } = of(head.as_bytes(), 1000) else {
+            panic!("{head}")
+        };
         assert_eq!((length, body, &head[digits]), (head.len(), 1000, "1000"));
         assert_eq!(of(head.as_bytes(), 1001), Framing::Plain { head: head.len(), body: 1000 });
         for cut in 0..head.len() {
@@ -125,8 +127,13 @@ mod tests {
         ] {
             assert!(matches!(with(fields), Framing::Plain { .. }), "{fields}");
         }
-        for start in ["PUT /v2/models/m/infer HTTP/1.1", "POST /v2/models/m HTTP/1.1", "POST /v2/models/m/infer HTTP/1.0"] {
-            let head = format!("{start}\r\ninference-header-content-length: 7\r\ncontent-length: 1000\r\n\r\n");
+        for start in [
+            "PUT /v2/models/m/infer HTTP/1.1",
+            "POST /v2/models/m HTTP/1.1",
+            "POST /v2/models/m/infer HTTP/1.0",
+        ] {
+            let head =
+                format!("{start}\r\ninference-header-content-length: 7\r\ncontent-length: 1000\r\n\r\n");
             assert_eq!(of(head.as_bytes(), 100), Framing::Plain { head: head.len(), body: 1000 }, "{start}");
         }
     }

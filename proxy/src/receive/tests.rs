@@ -144,7 +144,8 @@ impl Sent {
         match self {
             Self::Get => b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
             Self::Small(body) => {
-                let head = format!("POST /small HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+                let head =
+                    format!("POST /small HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
                 [head.as_bytes(), body].concat()
             }
             Self::Held(body) => infer(body),
@@ -318,10 +319,10 @@ fn an_answer_before_the_body_leaves_the_connection_usable() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         drop(client);
         let (heard, held) = server.await.unwrap();
-        assert_eq!(heard.iter().map(|heard| heard.line.as_str()).collect::<Vec<_>>(), [
-            "POST /v2/models/m/infer",
-            "GET /next"
-        ]);
+        assert_eq!(
+            heard.iter().map(|heard| heard.line.as_str()).collect::<Vec<_>>(),
+            ["POST /v2/models/m/infer", "GET /next"]
+        );
         assert_eq!((held, heard[0].length.as_deref()), (1, Some("100000")));
     });
 }

@@ -25,9 +25,11 @@ use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::headers::{self, Form};
+use crate::limits;
 use crate::loaded;
 use crate::probe;
 use crate::telemetry::decision::decision;
+use crate::telemetry::metric;
 use crate::work::{BLOCK_UNITS, Work};
 use crate::worker::Worker;
 
@@ -178,6 +180,14 @@ fn over_http2(endpoint: &Endpoint, outgoing: &Outgoing) -> bool {
     speaks && !outgoing.upgrade
 }
 
+/// Whether a request to a sidecar has a body that others should not have to wait for. One that came over HTTP/2 may have more to say than
+/// HTTP/1.1 has words for, trailers and the words of gRPC among it, and stays.
+fn is_large(endpoint: &Endpoint, outgoing: &Outgoing) -> bool {
+    let length = outgoing.request.body().size_hint().exact();
+    let plain = outgoing.spoken == Version::HTTP_11 && !outgoing.upgrade;
+    endpoint.sidecar && endpoint.identity.is_some() && plain && length >= Some(limits::LANE)
+}
+
 /// The status of a response; of a gRPC response that failed before it began (its status is among the headers), the
 /// HTTP status that means the same (gRPC, "HTTP to gRPC Status Code Mapping", read backwards).
 fn grpc_as_http<B>(response: &Response<B>) -> u16 {
@@ -286,8 +296,9 @@ async fn try_once(
 ) -> Result<Answered, Failed> {
     let worker = &exchange.worker;
     exchange.secured(endpoint.identity.is_some());
-    let over_http2 = over_http2(endpoint, &outgoing);
     let pool = worker.pools.of(endpoint);
+    let lane = is_large(endpoint, &outgoing) && pool.has_lane(policy.max_connections);
+    let over_http2 = over_http2(endpoint, &outgoing) && !lane;
     // A connection first: as long as there is none the request is untouched and can go elsewhere.
     let deadline = times.of_a_try();
     let repeatable = is_repeatable(&outgoing);
@@ -326,6 +337,9 @@ async fn try_once(
     exchange.sending();
     let (result, lease) = match sender {
         Sender::Http1(mut sender) => {
+            if lane {
+                metrics::counter!(metric::LANE_REQUESTS.name).increment(1);
+            }
             let sent = sender.try_send_request(request);
             (times.bound(deadline, exchange, endpoint, sent).await, Lease::Http1(Some(sender), pool))
         }

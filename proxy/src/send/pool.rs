@@ -213,6 +213,20 @@ impl Pool {
         None
     }
 
+    /// Whether a request with a large body finds a connection for itself, or room for one. Only beside a shared connection that the peer
+    /// has not asked to leave: on that one it says so in time for those that rest, too, and a request cannot meet their end.
+    pub fn has_lane(&self, max_connections: u32) -> bool {
+        let shared = self.shared.borrow();
+        if !shared.iter().any(|connection| !connection.sender.is_closed()) {
+            return false;
+        }
+        let open = self.open.get();
+        let lanes = open.saturating_sub(shared.len() as u32);
+        let rests =
+            self.idle.borrow().iter().any(|idle| idle.sender.is_ready() && idle.since.elapsed() < IDLE);
+        rests || (open < max_connections && lanes < limits::LANES)
+    }
+
     /// A stream of an HTTP/2 connection.
     pub async fn http2(
         self: &Rc<Self>,

@@ -74,6 +74,10 @@ penstock_api::metrics! {
         "Executions that the model server was asked for on behalf of requests that may share them; what was answered without is saved.";
     EXECUTIONS_PLACED Counter "penstock_executions_placed_total" []
         "Executions whose tensors were handed over in shared memory.";
+    LANE_REQUESTS Counter "penstock_lane_requests_total" []
+        "Requests to other sidecars that went over a connection of their own, since their bodies are large.";
+    RECEIVED_IN_PLACE Counter "penstock_received_in_place_total" []
+        "Requests whose tensors were read from their connection straight into the memory that the model server reads.";
     BATCHES Counter "penstock_batches_total" ["closed"]
         "Batches by why they were sent: idle (the server had room), full, delay or deadline.";
     BATCH_MEMBERS Counter "penstock_batch_members_total" []

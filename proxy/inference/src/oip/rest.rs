@@ -71,7 +71,52 @@ pub fn decode_request_over_shm(
     let (header, binary) = split(body, header_length)?;
     let wire: RequestIn<'_> = parse(&header)?;
     let inputs = wire.inputs.into_iter().map(TensorIn::from).collect();
-    let inputs = tensors(inputs, Side::Input, binary, |_, parameters| placed(parameters))?;
+    let inputs = tensors(inputs, Side::Input, Binary::Joined(binary), |_, parameters| placed(parameters))?;
+    Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
+}
+
+/// Where rows of a tensor would lie that has not come yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Rows.
+    pub rows: u32,
+    /// Bytes of each of them.
+    pub row: usize,
+}
+
+impl Expected {
+    /// Bytes of all rows.
+    pub fn bytes(&self) -> Option<usize> {
+        self.row.checked_mul(self.rows as usize)
+    }
+}
+
+/// The inputs behind a header, before they have come. `None`: not all of them have rows of a fixed size, and lie there; or it is
+/// no header of a request.
+pub fn expected(header: &[u8]) -> Option<Vec<Expected>> {
+    let wire: RequestIn<'_> = parse(header).ok()?;
+    if wire.inputs.len() > MAX_TENSORS {
+        return None;
+    }
+    let input = |input: InputIn<'_>| {
+        let Some(Parameter::Int(said)) = input.parameters.get(BINARY_DATA_SIZE) else { return None };
+        let size = input.datatype.parse::<Datatype>().ok()?.size()?;
+        let shape = tensor::shape(&input.shape).ok()?;
+        let (rows, rest) = shape.split_first()?;
+        let row = rest.iter().try_fold(size, |row, length| row.checked_mul(usize::try_from(*length).ok()?))?;
+        let expected = Expected { rows: u32::try_from(*rows).ok()?, row };
+        let as_said = usize::try_from(*said).ok() == expected.bytes() && input.data.is_none();
+        as_said.then_some(expected)
+    };
+    wire.inputs.into_iter().map(input).collect()
+}
+
+/// Reads a request that has come in pieces: its header, and each binary tensor for itself.
+pub fn decode_pieces(header: &[u8], mut pieces: Vec<Bytes>) -> Result<InferRequest, Error> {
+    pieces.reverse();
+    let wire: RequestIn<'_> = parse(header)?;
+    let inputs = wire.inputs.into_iter().map(TensorIn::from).collect();
+    let inputs = tensors(inputs, Side::Input, Binary::Pieces(pieces), |_, _| None)?;
     Ok(InferRequest { id: wire.id, parameters: wire.parameters, inputs, outputs: wire.outputs })
 }
 
@@ -93,7 +138,7 @@ pub fn decode_placed(
         model_version: wire.model_version,
         id: wire.id,
         parameters: wire.parameters,
-        outputs: tensors(wire.outputs, Side::Output, binary, |name, _| placed(name))?,
+        outputs: tensors(wire.outputs, Side::Output, Binary::Joined(binary), |name, _| placed(name))?,
     })
 }
 
@@ -183,11 +228,41 @@ fn parse<'a, T: Deserialize<'a>>(header: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(header).map_err(|problem| Error::Json(problem.to_string()))
 }
 
+/// What follows the JSON.
+enum Binary {
+    /// As it was sent.
+    Joined(Bytes),
+    /// Each tensor's for itself, the last one first.
+    Pieces(Vec<Bytes>),
+}
+
+impl Binary {
+    /// The next tensor's.
+    fn take(&mut self, wanted: u64) -> Result<Bytes, Problem> {
+        match self {
+            Self::Joined(bytes) if wanted <= bytes.len() as u64 => Ok(bytes.split_to(wanted as usize)),
+            Self::Joined(bytes) => Err(Problem::BinaryMissing { wanted, left: bytes.len() as u64 }),
+            Self::Pieces(pieces) => {
+                let piece = pieces.pop().unwrap_or_default();
+                let left = piece.len() as u64;
+                (wanted == left).then_some(piece).ok_or(Problem::BinaryMissing { wanted, left })
+            }
+        }
+    }
+
+    fn left(&self) -> usize {
+        match self {
+            Self::Joined(bytes) => bytes.len(),
+            Self::Pieces(pieces) => pieces.iter().map(Bytes::len).sum(),
+        }
+    }
+}
+
 /// Gives each tensor its data: elements of the JSON, or the next bytes behind it, or what lies where it was placed.
 fn tensors(
     wire: Vec<TensorIn<'_>>,
     side: Side,
-    mut binary: Bytes,
+    mut binary: Binary,
     placed: impl Fn(&str, &Parameters) -> Option<Bytes>,
 ) -> Result<Vec<Tensor>, Error> {
     if wire.len() > MAX_TENSORS {
@@ -199,15 +274,15 @@ fn tensors(
         let read = read(wire, &mut binary, &placed);
         tensors.push(read.map_err(|problem| Error::Tensor { side, name, problem })?);
     }
-    if !binary.is_empty() {
-        return Err(Error::Unclaimed(binary.len()));
+    if binary.left() > 0 {
+        return Err(Error::Unclaimed(binary.left()));
     }
     Ok(tensors)
 }
 
 fn read(
     wire: TensorIn<'_>,
-    binary: &mut Bytes,
+    binary: &mut Binary,
     placed: impl Fn(&str, &Parameters) -> Option<Bytes>,
 ) -> Result<Tensor, Problem> {
     let datatype: Datatype = wire.datatype.parse()?;
@@ -227,13 +302,7 @@ fn read(
             shm::lying(datatype, &shape, &place)?
         }
         (Some(data), None) => json::read(data.get(), datatype)?,
-        (None, Some(Parameter::Int(wanted @ 0..))) => {
-            let (wanted, left) = (wanted as u64, binary.len() as u64);
-            if wanted > left {
-                return Err(Problem::BinaryMissing { wanted, left });
-            }
-            binary.split_to(wanted as usize)
-        }
+        (None, Some(Parameter::Int(wanted @ 0..))) => binary.take(wanted as u64)?,
         (None, Some(_)) => return Err(Problem::BinarySize),
     };
     let tensor = Tensor { name: wire.name, datatype, shape, parameters, data };
@@ -424,6 +493,50 @@ mod tests {
 
     fn json(text: &'static str) -> Result<InferRequest, Error> {
         decode_request(&Bytes::from_static(text.as_bytes()), None)
+    }
+
+    #[test]
+    fn tensors_that_come_for_themselves_are_read_like_those_that_come_together() {
+        let request = InferRequest {
+            inputs: vec![
+                Tensor::fp32("a", vec![2, 3], vec![1.0; 6]),
+                Tensor::fp32("b", vec![2], vec![2.0; 2]),
+            ],
+            ..InferRequest::default()
+        };
+        let body = encode_request(&request, true).unwrap();
+        let [header, pieces @ ..] = &body.parts[..] else { panic!() };
+        let expected = expected(header).unwrap();
+        assert_eq!(expected, [Expected { rows: 2, row: 12 }, Expected { rows: 2, row: 4 }]);
+        let joined = decode_request(&body.clone().into_bytes(), body.header_length).unwrap();
+        assert_eq!(decode_pieces(header, pieces.to_vec()).unwrap(), joined);
+        assert!(decode_pieces(header, pieces[..1].to_vec()).is_err(), "one is missing");
+        let more = [pieces, &[Bytes::from_static(b"x")]].concat();
+        assert!(matches!(decode_pieces(header, more), Err(Error::Unclaimed(1))));
+    }
+
+    #[test]
+    fn only_rows_of_fixed_size_behind_the_header_are_expected() {
+        let input = |datatype: &str, shape: &str, rest: &str| {
+            format!(r#"{{"inputs":[{{"name":"a","datatype":"{datatype}","shape":{shape}{rest}}}]}}"#)
+        };
+        let size = |bytes: i64| format!(r#","parameters":{{"binary_data_size":{bytes}}}"#);
+        let of = |text: String| expected(text.as_bytes()).map(|all| all[0]);
+        assert_eq!(of(input("INT8", "[4,0]", &size(0))), Some(Expected { rows: 4, row: 0 }));
+        for none in [
+            input("BYTES", "[1]", &size(9)),
+            input("FP32", "[]", &size(4)),
+            input("FP32", "[2,2]", &size(15)),
+            input("FP32", "[2,2]", &size(-16)),
+            input("FP32", "[-1,2]", &size(16)),
+            input("FP32", "[5000000000,1000000000,4]", &size(16)),
+            input("FP32", "[1]", r#","data":[1]"#),
+            input("FP32", "[1]", &format!(r#"{},"data":[1]"#, size(4))),
+            input("FP32", "[1]", ""),
+            "[]".to_owned(),
+        ] {
+            assert_eq!(of(none.clone()), None, "{none}");
+        }
     }
 
     fn sentence(text: &'static str) -> String {
