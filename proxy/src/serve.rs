@@ -103,7 +103,7 @@ where
         let (mut parts, body) = request.into_parts();
         let claimed = claims.of(&mut parts.headers);
         let handled = claimed.map(|direct| {
-            let body = direct.map_or(ClientBody::Hyper(body), ClientBody::Direct);
+            let body = direct.map_or(ClientBody::Hyper(body), |direct| ClientBody::Direct(Box::new(direct)));
             handle(Request::from_parts(parts, body))
         });
         let leaving = Rc::clone(&leaving);

@@ -241,8 +241,8 @@ async fn triton_dies_under_load_and_everybody_is_accounted_for() {
         std::env::var("PENSTOCK_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("PENSTOCK_SEED={seed}");
     let mesh = mesh("batch: {max: 32}\n  coalesce: {single-flight: true}")
-        .arg("a", ARENA)
-        .arg("a", LOGS)
+        .option("a", ARENA)
+        .option("a", LOGS)
         .start()
         .await;
     let models = [Model::photos("photos").takes(Duration::from_millis(5), Duration::ZERO)];

@@ -26,7 +26,14 @@ struct Bed {
 
 impl Bed {
     async fn start(model: Model, annotations: &[(&'static str, &str)]) -> Self {
-        let mesh = Mesh::default().pod("client", None).service("model", annotations).pod("a", Some("model"));
+        Self::of(Mesh::default(), model, annotations, &[]).await
+    }
+
+    /// With more options for the model's sidecar.
+    async fn of(mesh: Mesh, model: Model, annotations: &[(&'static str, &str)], options: &[&str]) -> Self {
+        let mesh = mesh.pod("client", None).service("model", annotations).pod("a", Some("model"));
+        let mesh = mesh.annotate_pod("a", annotation::MTLS, "permissive");
+        let mesh = options.iter().fold(mesh, |mesh, option| mesh.option("a", option));
         let mut bed = Self { mesh: mesh.start().await, triton: None, models: vec![model] };
         bed.restart().await;
         bed
@@ -48,9 +55,13 @@ impl Bed {
     }
 
     async fn counted(&self, name: &str) -> f64 {
+        self.counted_by("a", name).await
+    }
+
+    async fn counted_by(&self, pod: &str, name: &str) -> f64 {
         // Counts are told once a second, and the page is a second old at most.
         tokio::time::sleep(Duration::from_millis(2200)).await;
-        metric(self.mesh.admin("a"), name, &[]).await
+        metric(self.mesh.admin(pod), name, &[]).await
     }
 }
 
@@ -76,7 +87,7 @@ fn request(seed: u64, rows: u64, width: u64) -> InferRequest {
     }
 }
 
-async fn ask(client: &mut Wire, model: &str, request: &InferRequest, headers: &str) -> Message {
+fn written(model: &str, request: &InferRequest, headers: &str) -> Vec<u8> {
     let body = rest::encode_request(request, true).unwrap();
     let head = format!(
         "POST /v2/models/{model}/infer HTTP/1.1\r\nhost: model.test\r\n{headers}\
@@ -84,7 +95,11 @@ async fn ask(client: &mut Wire, model: &str, request: &InferRequest, headers: &s
         body.header_length.unwrap(),
         body.length(),
     );
-    client.ask([head.as_bytes(), &body.into_bytes()].concat()).await.unwrap()
+    [head.as_bytes(), &body.into_bytes()].concat()
+}
+
+async fn ask(client: &mut Wire, model: &str, request: &InferRequest, headers: &str) -> Message {
+    client.ask(written(model, request, headers)).await.unwrap()
 }
 
 fn answer(message: &Message) -> InferResponse {
@@ -214,4 +229,91 @@ async fn what_is_asked_over_grpc_alone_is_learned_over_grpc() {
     });
     let rows: Vec<u64> = futures_util::future::join_all(clients).await.concat();
     assert_eq!(rows.iter().max(), Some(&6), "{rows:?}");
+}
+
+/// Values of a row that are 64 KiB; 32 of them are 2 MiB, which is large between sidecars too.
+const WIDE: u64 = 16_384;
+
+/// Asks many times over each of these connections, and holds each answer against one for which nothing was shared.
+async fn same_bits(bed: &Bed, clients: Vec<Wire>, rows: u64) {
+    let asked = clients.into_iter().enumerate().map(async |(client, mut wire)| {
+        let mut alone = bed.mesh.client("client").await;
+        for nth in 0..6_u64 {
+            let request = request(client as u64 * 100 + nth, rows, WIDE);
+            let together = answer(&ask(&mut wire, "rowsum", &request, "").await);
+            assert_eq!(
+                together,
+                answer(&ask(&mut alone, "rowsum", &request, "penstock-batch: off\r\n").await)
+            );
+            assert_eq!(together.id, request.id);
+        }
+    });
+    futures_util::future::join_all(asked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_tensors_are_received_where_triton_reads_them() {
+    let model = Model::new("rowsum").takes(Duration::from_millis(3), Duration::ZERO);
+    let bed = Bed::start(model, &[(annotation::BATCH, "max=32")]).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(bed.mesh.client("client").await);
+    }
+    same_bits(&bed, clients, 30).await;
+    let lane = bed.counted_by("client", "penstock_lane_requests_total").await;
+    let received = bed.counted("penstock_received_in_place_total").await;
+    assert!(lane > 20.0 && received > 10.0, "{lane} over the lane, {received} in place");
+
+    // The same in plaintext, small enough to share executions with others.
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(Wire::connect(bed.mesh.inbound("a")).await);
+    }
+    same_bits(&bed, clients, 3).await;
+    let more = bed.counted("penstock_received_in_place_total").await - received;
+    assert!(more >= 24.0, "{more} in place");
+    assert_eq!(bed.counted("penstock_arena_bytes").await, 0.0, "nothing is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_leave_half_way_leave_nothing_behind_and_disturb_nobody() {
+    let model = Model::new("rowsum").takes(Duration::from_millis(3), Duration::ZERO);
+    let bed = Bed::start(model, &[(annotation::BATCH, "max=32")]).await;
+    let mut stays = Wire::connect(bed.mesh.inbound("a")).await;
+    for nth in 0..24_u64 {
+        let plain = nth % 2 == 0;
+        let mut leaves = match plain {
+            true => Wire::connect(bed.mesh.inbound("a")).await,
+            false => bed.mesh.client("client").await,
+        };
+        let whole = written("rowsum", &request(nth, 30, WIDE), "");
+        let part = whole.len() * (1 + nth as usize % 8) / 8;
+        leaves.send(&whole[..part.min(whole.len() - 1)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(nth % 5)).await;
+        drop(leaves);
+        let request = request(1000 + nth, 2, WIDE);
+        answer(&ask(&mut stays, "rowsum", &request, "").await);
+    }
+    // A request whose length is a lie is one of which the rest is missing, or another's beginning; here the next is right behind it.
+    let (one, other) = (request(1, 3, WIDE), request(2, 3, WIDE));
+    let both = [written("rowsum", &one, ""), written("rowsum", &other, "")].concat();
+    stays.send(&both).await.unwrap();
+    for sent in [one, other] {
+        assert_eq!(answer(&stays.response().await.unwrap()).id, sent.id);
+    }
+    assert!(bed.counted("penstock_received_in_place_total").await >= 26.0);
+    wait_until("the arena is empty", PATIENCE, async || bed.counted("penstock_arena_bytes").await == 0.0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_arena_is_no_reason_to_refuse() {
+    let model = Model::new("rowsum").takes(Duration::from_millis(3), Duration::ZERO);
+    let options = ["--arena=1048576"];
+    let bed = Bed::of(Mesh::default(), model, &[(annotation::BATCH, "max=32")], &options).await;
+    let mut clients = vec![bed.mesh.client("client").await];
+    clients.push(Wire::connect(bed.mesh.inbound("a")).await);
+    same_bits(&bed, clients, 30).await;
+    assert_eq!(bed.counted("penstock_received_in_place_total").await, 0.0);
+    assert_eq!(bed.counted("penstock_arena_bytes").await, 0.0);
 }

@@ -10,6 +10,7 @@
 mod end_to_end;
 mod mesh;
 mod peers;
+mod receive;
 mod report;
 mod subject;
 
@@ -34,6 +35,8 @@ Cases:
   resize      1920 x 1080 RGB to 224 x 224, antialiased bilinear
   normalise   RGB to a normalised f16 CHW, beside writing as many bytes once: into one slot again and again, and into
               slots that are in no cache (cold)
+  receive-plain, receive-mtls
+              a tensor of 6 MiB from a connection into the arena, beside a bare read() or rustls' own stream
   end-to-end-jpeg
               JPEGs of 1920 x 1080 from a client through two sidecars and mutual TLS to Triton, beside clients that
               transform with Pillow and send tensors or JSON; on all cores, in wall time";
@@ -139,7 +142,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     ensure!(args.runs > 0 && args.span > 0.0, "--runs and --span must be above 0");
     ensure!(args.end_to_end_runs > 0 && args.clients > 0, "--end-to-end-runs and --clients must be above 0");
-    let known = |name: &str| name == end_to_end::NAME || CASES.iter().any(|case| case.name == name);
+    let known = |name: &str| {
+        name == end_to_end::NAME
+            || receive::NAMES.contains(&name)
+            || CASES.iter().any(|case| case.name == name)
+    };
     let unknown = args.cases.iter().find(|name| !known(name));
     ensure!(unknown.is_none(), "there is no case {}", unknown.map_or("", String::as_str));
     ensure!(
@@ -147,6 +154,19 @@ fn run(args: &Args) -> Result<()> {
         "{} is not there; run this from the repository's root",
         args.peers.display()
     );
+    let wanted = |name: &str| args.cases.is_empty() || args.cases.iter().any(|wanted| wanted == name);
+    let mut rows = Vec::new();
+    // Who sends needs a core of its own, and nobody else's images or peers.
+    for case in receive::NAMES.into_iter().filter(|case| wanted(case)) {
+        let told = receive::rows(case, args.runs);
+        println!("{}", report::table(case, &told));
+        rows.extend(told);
+        report::write(&args.out, &rows)?;
+    }
+    if !args.cases.is_empty() && args.cases.iter().all(|case| receive::NAMES.contains(&case.as_str())) {
+        eprintln!("{} rows in {}", rows.len(), args.out.display());
+        return Ok(());
+    }
     let all = rustix::thread::sched_getaffinity(None)?;
     let mut core = rustix::thread::CpuSet::new();
     core.set(args.core);
@@ -156,8 +176,6 @@ fn run(args: &Args) -> Result<()> {
     let mut peers = Peers::start(&args.install, &args.peers, dir.path());
     let mut ours = Ours::new(dir.path())?;
     eprintln!("JPEG by {}; normalising by {:?}", penstock_prepare::JPEG_DECODER, ours.way());
-    let mut rows = Vec::new();
-    let wanted = |name: &str| args.cases.is_empty() || args.cases.iter().any(|wanted| wanted == name);
     for case in CASES.iter().filter(|case| wanted(case.name)) {
         let (times, notes) = measure(args, case, &mut ours, &mut peers);
         let told = rows_of(case, &times, &notes);

@@ -22,7 +22,7 @@ pub enum ClientBody {
     /// Through hyper.
     Hyper(Incoming),
     /// Past it.
-    Direct(Direct),
+    Direct(Box<Direct>),
 }
 
 /// Why a client's body broke off.

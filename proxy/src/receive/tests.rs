@@ -51,7 +51,7 @@ async fn hear(habit: Habit, request: Request<ClientBody>) -> Heard {
     let (head, body) = request.into_parts();
     let body = match (habit, body) {
         (Habit::Drop, _) => Ok(Vec::new()),
-        (Habit::Fill, ClientBody::Direct(body)) => fill(body).await,
+        (Habit::Fill, ClientBody::Direct(body)) => fill(*body).await,
         (_, body) => body.collect().await.map(|body| body.to_bytes().to_vec()).map_err(|_| "broken"),
     };
     let length = head.headers.get("content-length").map(|length| length.to_str().unwrap().to_owned());
@@ -69,7 +69,7 @@ where
         let (mut head, body) = request.into_parts();
         let held = claims.of(&mut head.headers).unwrap();
         all.borrow_mut().1 += usize::from(held.is_some());
-        let body = held.map_or(ClientBody::Hyper(body), ClientBody::Direct);
+        let body = held.map_or(ClientBody::Hyper(body), |held| ClientBody::Direct(Box::new(held)));
         let all = Rc::clone(&all);
         async move {
             let heard = hear(habit, Request::from_parts(head, body)).await;

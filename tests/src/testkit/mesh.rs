@@ -43,7 +43,7 @@ struct Pod {
     service: Option<String>,
     annotations: Vec<(&'static str, String)>,
     variables: Vec<(&'static str, String)>,
-    args: Vec<String>,
+    options: Vec<String>,
     probe: Option<String>,
     listed: Listed,
     sidecar: Option<Process>,
@@ -129,7 +129,7 @@ impl Mesh {
             service: service.map(str::to_owned),
             annotations: Vec::new(),
             variables: Vec::new(),
-            args: Vec::new(),
+            options: Vec::new(),
             probe: None,
             listed: Listed::Ready,
             sidecar: None,
@@ -138,10 +138,10 @@ impl Mesh {
         self
     }
 
-    /// Tells the sidecar of a pod more.
-    pub fn arg(mut self, pod: &str, arg: &str) -> Self {
+    /// Starts a pod's sidecar with one more option.
+    pub fn option(mut self, pod: &str, option: &str) -> Self {
         if let Some(pod) = self.pods.get_mut(pod) {
-            pod.args.push(arg.to_owned());
+            pod.options.push(option.to_owned());
         }
         self
     }
@@ -427,7 +427,7 @@ impl Mesh {
             "--workers=2".to_owned(),
             "--drain-timeout=10s".to_owned(),
         ];
-        args.extend_from_slice(&self.pods[pod].args);
+        args.extend_from_slice(&self.pods[pod].options);
         let variables = &self.pods[pod].variables;
         let process =
             Process::start_with(pod, &program("penstock-proxy"), &args, variables, self.folder.path());

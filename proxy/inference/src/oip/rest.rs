@@ -103,7 +103,8 @@ pub fn expected(header: &[u8]) -> Option<Vec<Expected>> {
         let size = input.datatype.parse::<Datatype>().ok()?.size()?;
         let shape = tensor::shape(&input.shape).ok()?;
         let (rows, rest) = shape.split_first()?;
-        let row = rest.iter().try_fold(size, |row, length| row.checked_mul(usize::try_from(*length).ok()?))?;
+        let row =
+            rest.iter().try_fold(size, |row, length| row.checked_mul(usize::try_from(*length).ok()?))?;
         let expected = Expected { rows: u32::try_from(*rows).ok()?, row };
         let as_said = usize::try_from(*said).ok() == expected.bytes() && input.data.is_none();
         as_said.then_some(expected)
