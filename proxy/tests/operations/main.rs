@@ -298,6 +298,21 @@ fn limits() -> String {
             "HTTP/2: bytes of one stream that wait to be written.",
         ),
         row(
+            "lane",
+            limits::LANE.to_string(),
+            "Requests between sidecars with a body of at least so many bytes go over a connection of their own (docs/DATAPATH.md).",
+        ),
+        row(
+            "lanes",
+            limits::LANES.to_string(),
+            "Such connections to one endpoint, of one worker; while all are in use, large bodies share HTTP/2 connections.",
+        ),
+        row(
+            "direct",
+            limits::DIRECT.to_string(),
+            "Bodies of tensors that are read from their connection straight into the arena, from so many bytes on.",
+        ),
+        row(
             "destinations",
             store::MAX_DESTINATIONS.to_string(),
             "Services, and addresses, that one proxy knows or asks for at once.",
