@@ -1,4 +1,4 @@
-//! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`](crate::limits::Limits).
+//! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`].
 
 use std::cell::Cell;
 use std::convert::Infallible;
