@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use penstock_api::access::{Came, Entry};
-use penstock_api::v1::{Direction, Protocol};
+use penstock_api::v1::Direction;
 use penstock_api::{Reason, SpiffeId, names};
 use rustls::CommonState;
 use tokio::net::TcpStream;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use penstock_api::names::annotation;
 use penstock_tests::testkit::PATIENCE;
@@ -11,6 +11,7 @@ use penstock_tests::testkit::mesh::{Listed, Mesh};
 use penstock_tests::testkit::origin::Origin;
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::wire::{Message, Wire};
+use tokio::time::Instant;
 
 /// More than is needed for a lane.
 const LARGE: usize = 3 << 20;
