@@ -469,6 +469,12 @@ async fn callers_with_regions_of_their_own_share_no_execution() {
         let mut wire = bed.mesh.client(client).await;
         checked(&mut wire, 1, 2).await;
     }
+    wait_until("the server has told what its model takes", PATIENCE, async || {
+        let mut wire = bed.mesh.client("client").await;
+        let message = ask(&mut wire, &request(1, 2), "penstock-batch: show\r\n").await;
+        message.head.get("penstock-batch").is_some()
+    })
+    .await;
     for _ in 0..3 {
         let each = CLIENTS.map(|client| {
             let bed = &bed;
