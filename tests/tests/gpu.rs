@@ -463,7 +463,6 @@ async fn callers_with_regions_of_their_own_share_no_execution() {
     )
     .await;
     bed.logs("tensors may be handed over in the GPU's memory").await;
-    let mut executions: Vec<BTreeSet<String>> = Vec::new();
     // The first two get regions before the third comes.
     for client in &CLIENTS[..2] {
         let mut wire = bed.mesh.client(client).await;
@@ -475,7 +474,12 @@ async fn callers_with_regions_of_their_own_share_no_execution() {
         message.head.get("penstock-batch").is_some()
     })
     .await;
-    for _ in 0..3 {
+    let mut shared = false;
+    for round in 0..30 {
+        // An idle server is asked at once, so what is shared is a matter of moments.
+        if shared && round >= 3 {
+            break;
+        }
         let each = CLIENTS.map(|client| {
             let bed = &bed;
             async move {
@@ -490,18 +494,16 @@ async fn callers_with_regions_of_their_own_share_no_execution() {
             }
         });
         let all = futures_util::future::join_all(each).await;
-        assert!(
-            all.iter().flatten().any(|(_, rows)| rows.parse::<u32>().unwrap() > 2),
-            "nothing was shared at all"
-        );
-        executions = all.into_iter().map(|one| one.into_iter().map(|(id, _)| id).collect()).collect();
+        shared |= all.iter().flatten().any(|(_, rows)| rows.parse::<u32>().unwrap() > 2);
+        let executions: Vec<BTreeSet<String>> =
+            all.into_iter().map(|one| one.into_iter().map(|(id, _)| id).collect()).collect();
         for (at, one) in executions.iter().enumerate() {
             for other in &executions[at + 1..] {
                 assert!(one.is_disjoint(other), "{one:?} and {other:?}");
             }
         }
     }
-    assert_eq!(executions.len(), 3);
+    assert!(shared, "nothing was shared at all");
     wait_until("tensors are handed over", PATIENCE, async || {
         let mut wire = bed.mesh.client("client").await;
         checked(&mut wire, 5, 2).await;
