@@ -13,11 +13,13 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, Request};
 use penstock_api::access::{Access, Arrival, Came, Entry, Facts, Http, Named, Why};
+use penstock_api::v1::Protocol;
 use penstock_api::{Reason, SpiffeId, path};
 
 use crate::body::RequestBody;
@@ -49,7 +51,7 @@ pub fn entry(worker: &Worker, to: &To, probed: bool, came: Came, proven: bool) -
         proven,
         permissive: snapshot.workload.as_ref().is_some_and(|workload| workload.permissive),
         probed,
-        denies_by_http: snapshot.access.as_ref().is_some_and(|access| access.denies_by_http()),
+        denies_by_http: to.port().zip(snapshot.access.as_ref()).is_some_and(|(port, access)| access.denies_by_http(port.port).is_some()),
     };
     arrival.entry()
 }
@@ -162,80 +164,121 @@ pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) 
     };
     let access = exchange.worker.shared.store.snapshot().access.clone();
     let Some(access) = access else { return Err(untold(&workload.name)) };
-    let port = of.port;
-    match entry(&exchange.worker, to, false, Came::Bytes, client.is_some()) {
-        Entry::Bytes => {}
-        Entry::NotSecured => return Err(plaintext_refused(&workload.name)),
-        _ => {
-            let story = format!(
-                "port {port} of {} takes HTTP, and this is none; declare the port opaque (appProtocol: tcp) if it is to take bytes",
-                workload.name
-            );
-            return Err(Failure::unprocessed(Reason::NotAuthorized, story));
-        }
+    if let Some(failure) = bytes_refused(&exchange.worker, &access, to, client) {
+        exchange.judged("denied");
+        return Err(failure);
     }
-    judge(&access, &Facts { client, port, http: None }, exchange, &workload.name)
+    let would_deny = access.decide(&Facts { client, port: of.port, http: None }).would_deny;
+    // Of a port that is declared opaque, a Deny that asks for HTTP keeps nobody out either.
+    let found_out = || (of.protocol == Protocol::Detect).then(|| access.would_deny_by_http(of.port)).flatten();
+    if let Some(why) = would_deny.or_else(found_out) {
+        would_be_denied(&why, client, exchange, &workload.name);
+    }
+    Ok(())
 }
 
-/// Waits until such a connection is no longer allowed.
+/// Why bytes to a port of our own pod go no further, as things are now.
+fn bytes_refused(worker: &Worker, access: &Access, to: &To, client: Option<&SpiffeId>) -> Option<Failure> {
+    let To::Application(workload, index) = to else { return None };
+    let port = workload.ports[*index].port;
+    let facts = Facts { client, port, http: None };
+    let why = match entry(worker, to, false, Came::Bytes, client.is_some()) {
+        Entry::Bytes => access.decide(&facts).denied?,
+        Entry::NotSecured => return Some(plaintext_refused(&workload.name)),
+        _ => match access.denies_by_http(port) {
+            Some(why) if workload.ports[*index].protocol == Protocol::Detect => why,
+            _ => {
+                let story = format!(
+                    "port {port} of {} takes HTTP, and this is none; declare the port opaque (appProtocol: tcp) if it is to \
+                     take bytes",
+                    workload.name
+                );
+                return Some(Failure::unprocessed(Reason::NotAuthorized, story));
+            }
+        },
+    };
+    count(&why, "denied");
+    Some(refusal(&why, &facts, &workload.name))
+}
+
+/// Waits until such a connection is no longer allowed: until a new one like it would be refused.
 pub async fn revoked(worker: &Worker, to: &To, client: Option<&SpiffeId>) -> Failure {
-    let To::Application(workload, index) = to else { return std::future::pending().await };
-    let facts = Facts { client, port: workload.ports[*index].port, http: None };
-    denied_later(worker, &facts, &workload.name).await
+    let To::Application(..) = to else { return std::future::pending().await };
+    once_refused(worker, |access| {
+        let renewed = to.renewed(worker);
+        bytes_refused(worker, access, renewed.as_ref().unwrap_or(to), client)
+    })
+    .await
 }
 
 /// A request that has become a connection of bytes, as it was judged.
 #[derive(Debug)]
 pub struct Watched {
     client: Option<SpiffeId>,
+    to: To,
     pod: Arc<str>,
     port: u16,
     method: Method,
-    path: String,
+    /// In its canonical form, which nobody may have asked for when it was judged; `None`: it has none.
+    path: Option<String>,
     headers: HeaderMap,
 }
 
 impl Watched {
     /// One that goes to a port of the pod.
-    pub fn of<B>(connection: &Connection, request: &Request<B>) -> Option<Self> {
-        let To::Application(workload, index) = &connection.to else { return None };
+    pub fn of<B>(connection: &Connection, to: &To, request: &Request<B>) -> Option<Self> {
+        let To::Application(workload, index) = to else { return None };
         Some(Self {
             client: connection.client.as_ref().map(|(id, _)| id.clone()),
+            to: to.clone(),
             pod: Arc::clone(&workload.name),
             port: workload.ports[*index].port,
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            path: path::canonical(request.uri().path()).ok().map(Cow::into_owned),
             headers: request.headers().clone(),
         })
     }
 
     /// Waits until it is no longer allowed.
     pub async fn revoked(&self, exchange: &Exchange) -> Failure {
-        // As when it began: what becomes another protocol can say anything of models.
-        let model = Named::Unknown;
-        let http = Http {
-            method: self.method.as_str(),
-            path: &self.path,
-            model: model.fact(),
-            headers: &self.headers,
-        };
-        let facts = Facts { client: self.client.as_ref(), port: self.port, http: Some(http) };
-        let failure = denied_later(&exchange.worker, &facts, &self.pod).await;
+        let failure = once_refused(&exchange.worker, |access| self.refused(&exchange.worker, access)).await;
         exchange.judged("denied");
         failure
     }
+
+    fn refused(&self, worker: &Worker, access: &Access) -> Option<Failure> {
+        let renewed = self.to.renewed(worker);
+        let to = renewed.as_ref().unwrap_or(&self.to);
+        if entry(worker, to, false, Came::Http, self.client.is_some()) == Entry::NotSecured {
+            return Some(plaintext_refused(&self.pod));
+        }
+        let Some(path) = self.path.as_deref().or((!access.looks_at_paths()).then_some("/")) else {
+            let story = "servers read this path differently, and now a policy decides by it";
+            return Some(Failure::unprocessed(Reason::NotAuthorized, story));
+        };
+        // As when it began: what becomes another protocol can say anything of models.
+        let model = Named::Unknown;
+        let http = Http { method: self.method.as_str(), path, model: model.fact(), headers: &self.headers };
+        let facts = Facts { client: self.client.as_ref(), port: self.port, http: Some(http) };
+        let why = access.decide(&facts).denied?;
+        count(&why, "denied");
+        Some(refusal(&why, &facts, &self.pod))
+    }
 }
 
-async fn denied_later(worker: &Worker, facts: &Facts<'_>, pod: &str) -> Failure {
+/// Waits until that is refused, which is asked again with each change of what is in force.
+async fn once_refused(worker: &Worker, refused: impl Fn(&Access) -> Option<Failure>) -> Failure {
     let store = &worker.shared.store;
     let mut version = store.version();
     loop {
         version.borrow_and_update();
         // What was withdrawn altogether is not known to forbid anything: control may be about to start anew.
-        let access = store.snapshot().access.clone();
-        if let Some(why) = access.as_ref().and_then(|access| access.decide(facts).denied) {
-            count(&why, "denied");
-            return refusal(&why, facts, pod);
+        let (access, told) = {
+            let snapshot = store.snapshot();
+            (snapshot.access.clone(), snapshot.workload.is_some())
+        };
+        if let Some(failure) = access.filter(|_| told).and_then(|access| refused(&access)) {
+            return failure;
         }
         if version.changed().await.is_err() {
             return std::future::pending().await;
@@ -251,11 +294,15 @@ fn judge(access: &Access, facts: &Facts<'_>, exchange: &Exchange, pod: &str) -> 
         return Err(refusal(&why, facts, pod));
     }
     if let Some(why) = decision.would_deny {
-        exchange.judged("would-deny");
-        count(&why, "would-deny");
-        tracing::debug!(pod, story = %why, client = facts.client.map(SpiffeId::as_str), "would be denied");
+        would_be_denied(&why, facts.client, exchange, pod);
     }
     Ok(())
+}
+
+fn would_be_denied(why: &Why<'_>, client: Option<&SpiffeId>, exchange: &Exchange, pod: &str) {
+    exchange.judged("would-deny");
+    count(why, "would-deny");
+    tracing::debug!(pod, story = %why, client = client.map(SpiffeId::as_str), "would be denied");
 }
 
 fn count(why: &Why<'_>, verdict: &'static str) {

@@ -333,7 +333,7 @@ async fn stages(
     {
         return Ok(answer);
     }
-    let watched = if upgrading { access::Watched::of(connection, &request) } else { None };
+    let watched = if upgrading { access::Watched::of(connection, &connection.to, &request) } else { None };
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 

@@ -437,6 +437,63 @@ async fn bytes_that_are_no_longer_allowed_end() {
     );
 }
 
+/// A permissive pod whose application says everything back, and a connection of bytes to it.
+async fn echo(protocol: &'static str) -> (Mesh, Origin, Wire) {
+    let mesh = Mesh::default().protocol(protocol).service("shop", &[]).pod("server", Some("shop"));
+    let mesh = mesh.annotate_pod("server", annotation::MTLS, "permissive").start().await;
+    let origin = Origin::start_at(mesh.application("server"), |mut client| async move {
+        while let Ok(bytes) = client.bytes(4).await {
+            if client.send(bytes).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let mut open = Wire::connect(mesh.inbound("server")).await;
+    open.send("\r\n\r\n").await.unwrap();
+    assert_eq!(open.bytes(4).await.unwrap(), b"\r\n\r\n");
+    (mesh, origin, open)
+}
+
+/// That a change ends the connection within a second, and refuses the next one.
+async fn ends(mesh: &Mesh, mut open: Wire) {
+    let begun = Instant::now();
+    mesh.write();
+    assert_eq!(timeout(PATIENCE, open.rest()).await.unwrap(), b"");
+    assert!(begun.elapsed() < Duration::from_secs(1), "only after {:?}", begun.elapsed());
+    let mut again = Wire::connect(mesh.inbound("server")).await;
+    again.send("\r\n\r\n").await.unwrap();
+    assert_eq!(timeout(PATIENCE, again.rest()).await.unwrap(), b"");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_end_once_a_deny_asks_for_what_nobody_can_tell_of_them() {
+    let (mut mesh, _origin, mut open) = echo("example.com/any").await;
+    // One that only reports tells so, and changes nothing.
+    let deny = policy("d", "  action: Deny\n  rules: [{to: [{paths: [/admin/*]}]}]\n");
+    mesh.file("access.yaml", &deny.replace("action: Deny", "action: Audit\n  rehearse: Deny"));
+    mesh.apply().await;
+    open.send("ping").await.unwrap();
+    assert_eq!(open.bytes(4).await.unwrap(), b"ping");
+    let mut again = Wire::connect(mesh.inbound("server")).await;
+    again.send("\r\n\r\n").await.unwrap();
+    assert_eq!(again.bytes(4).await.unwrap(), b"\r\n\r\n");
+    let labels = [r#"policy="test/d""#, r#"verdict="would-deny""#];
+    wait_until("what would be denied is counted", PATIENCE, async || {
+        metric(mesh.admin("server"), "penstock_access_refusals_total", &labels).await == 1.0
+    })
+    .await;
+    mesh.file("access.yaml", &deny);
+    ends(&mesh, open).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_in_plaintext_end_once_the_pod_takes_only_mutual_tls() {
+    let (mesh, _origin, open) = echo("tcp").await;
+    let mesh = mesh.annotate_pod("server", annotation::MTLS, "strict");
+    ends(&mesh, open).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_web_socket_that_is_no_longer_allowed_ends() {
     let mesh = Mesh::default().service("shop", &[]).pod("server", Some("shop")).pod("front", None);

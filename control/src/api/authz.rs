@@ -121,17 +121,31 @@ fn verdict(
         proven: client.is_some(),
         permissive: workload.permissive,
         probed: probes().next().is_some() || calls().next().is_some(),
-        denies_by_http: access.denies_by_http(),
+        denies_by_http: access.denies_by_http(port).is_some(),
     };
     match arrival.entry() {
         Entry::NotSecured | Entry::Probes => {
             return told(false, "plaintext-refused: the pod takes only mutual TLS");
         }
-        // Without a path nothing is said of HTTP: it is asked whether the client may come at all.
-        Entry::NotHttp | Entry::NoPort | Entry::Requests | Entry::Bytes => {}
+        Entry::NoPort => {
+            let declared: Vec<String> = ports.iter().map(u16::to_string).collect();
+            return told(false, &format!("unknown-port: the pod declares {}", declared.join(", ")));
+        }
+        Entry::NotHttp => {
+            // As the pod's proxy says it.
+            let detect = arrival.protocol == Some(v1::Protocol::Detect);
+            let why = access.denies_by_http(port).filter(|_| detect);
+            let why = why.map_or_else(|| format!("port {port} takes HTTP, and no other bytes"), |why| why.to_string());
+            return told(false, &format!("not-authorized: {why}; ask about a request with --path"));
+        }
+        Entry::Requests | Entry::Bytes => {}
     }
     let Some(target) = question.path.as_deref() else {
-        return Ok(decided(access, &Facts { client: client.as_ref(), port, http: None }));
+        let mut verdict = decided(access, &Facts { client: client.as_ref(), port, http: None });
+        if verdict.allowed && verdict.would_deny.is_none() && arrival.protocol == Some(v1::Protocol::Detect) {
+            verdict.would_deny = access.would_deny_by_http(port).map(|why| why.to_string());
+        }
+        return Ok(verdict);
     };
     let path = target.split('?').next().unwrap_or_default();
     let path = match access.looks_at_paths() {
@@ -286,6 +300,28 @@ mod tests {
         builder.add(Kind::Access, "a/open", &v1::Access::default());
         builder.add(Kind::Access, "b/open", &v1::Access::default());
         builder.add(Kind::Workload, "a/digits-0", &workload);
+        let deny = v1::AccessPolicy {
+            name: "c/d".into(),
+            effect: Effect::Deny.into(),
+            rules: vec![v1::AccessRule {
+                to: vec![v1::AccessTo {
+                    paths: vec!["/admin".into()],
+                    ports: vec![8000],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let http = v1::WorkloadPort {
+            port: 8002,
+            protocol: v1::Protocol::Http.into(),
+            ..Default::default()
+        };
+        let found_out = [8000, 8001].map(|port| v1::WorkloadPort { port, ..Default::default() });
+        let raw = v1::Workload { ports: [&found_out[..], &[http]].concat(), ..Default::default() };
+        builder.add(Kind::Access, "c/raw", &v1::Access { policies: vec![deny], level: 1 });
+        builder.add(Kind::Workload, "c/raw", &raw);
         builder.build(Vec::new())
     }
 
@@ -351,5 +387,30 @@ mod tests {
             assert!(verdict.story.contains(words), "{question:?}: {verdict:?}");
         }
         assert!(ask(question("web", "GET", "/", None)).unwrap_err().contains("not an identity"));
+    }
+
+    #[test]
+    fn of_bytes_it_says_what_the_pods_proxy_does() {
+        let table = [
+            (8000, None, false, "AccessPolicy c/d denies something that only HTTP says"),
+            (8000, Some("/x"), true, "everybody may"),
+            (8000, Some("/admin"), false, "rule 1 of AccessPolicy c/d denies it"),
+            (8001, None, true, "everybody may"),
+            (8002, None, false, "takes HTTP"),
+            (9999, None, false, "unknown-port: the pod declares 8000, 8001, 8002"),
+            (9999, Some("/x"), false, "unknown-port"),
+        ];
+        for (port, path, allowed, words) in table {
+            let question = Question {
+                pod: "c/raw".into(),
+                from: Some(FRONT.into()),
+                port: Some(port),
+                path: path.map(Into::into),
+                ..Question::default()
+            };
+            let verdict = ask(question).unwrap().verdict.unwrap();
+            assert_eq!(verdict.allowed, allowed, "{port} {path:?}: {verdict:?}");
+            assert!(verdict.story.contains(words), "{port} {path:?}: {verdict:?}");
+        }
     }
 }

@@ -146,9 +146,10 @@ impl Mesh {
         self
     }
 
-    /// Adds an annotation to a pod.
+    /// Adds or replaces an annotation of a pod.
     pub fn annotate_pod(mut self, pod: &str, key: &'static str, value: &str) -> Self {
         if let Some(pod) = self.pods.get_mut(pod) {
+            pod.annotations.retain(|(known, _)| *known != key);
             pod.annotations.push((key, value.to_owned()));
         }
         self

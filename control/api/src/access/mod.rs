@@ -81,7 +81,6 @@ pub struct Access {
     policies: Vec<Policy>,
     looks_at_paths: bool,
     looks_at_models: bool,
-    denies_by_http: bool,
 }
 
 /// One policy.
@@ -156,12 +155,14 @@ pub enum Why<'a> {
     Rule(&'a Policy, &'a str),
     /// There are policies that allow something, and none allows this; the first of them.
     NothingAllows(&'a Policy, usize),
+    /// It is bytes, and the policy denies something that only HTTP says.
+    Unseen(&'a Policy),
 }
 
 impl Why<'_> {
     /// The policy's name, for metrics: one of those that control pushes. That of the first, where none allows it.
     pub fn policy(&self) -> &str {
-        let (Self::Rule(policy, _) | Self::NothingAllows(policy, _)) = self;
+        let (Self::Rule(policy, _) | Self::NothingAllows(policy, _) | Self::Unseen(policy)) = self;
         &policy.name
     }
 }
@@ -173,6 +174,12 @@ impl fmt::Display for Why<'_> {
                 write!(f, "AccessPolicy {name} cannot be read and therefore denies everything; {why}")
             }
             Self::Rule(policy, rule) => write!(f, "{rule} of AccessPolicy {} denies it", policy.name),
+            Self::Unseen(policy) => write!(
+                f,
+                "AccessPolicy {} denies something that only HTTP says, and nobody can tell whether these bytes are that; \
+                 declare the port opaque (appProtocol: tcp) if it is to take bytes",
+                policy.name
+            ),
             Self::NothingAllows(first, 1) => {
                 write!(f, "no policy allows it: only AccessPolicy {} allows anything here", first.name)
             }
@@ -201,10 +208,6 @@ impl Access {
         let tos = || policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.to);
         Ok(Self {
             looks_at_models: tos().any(|to| to.models.is_said()),
-            denies_by_http: policies.iter().any(|policy| {
-                let asks = |rule: &Rule| !rule.headers.is_empty() || rule.to.iter().any(To::asks_of_http);
-                policy.denies && !policy.audit && policy.rules.iter().any(asks)
-            }),
             // A model may stand in the path.
             looks_at_paths: tos().any(|to| to.paths.is_said() || to.grpc.is_said() || to.models.is_said()),
             policies,
@@ -226,9 +229,20 @@ impl Access {
         self.looks_at_models
     }
 
-    /// Whether something is denied by what only HTTP says, so that who does not look like HTTP would get around it.
-    pub fn denies_by_http(&self) -> bool {
-        self.denies_by_http
+    /// Why something over the port is denied by what only HTTP says, so that who does not look like HTTP would get around it.
+    pub fn denies_by_http(&self, port: u16) -> Option<Why<'_>> {
+        self.asking_of_http(port, false)
+    }
+
+    /// The same, of the policies that only report.
+    pub fn would_deny_by_http(&self, port: u16) -> Option<Why<'_>> {
+        self.asking_of_http(port, true)
+    }
+
+    fn asking_of_http(&self, port: u16, audit: bool) -> Option<Why<'_>> {
+        let mut denying =
+            self.policies.iter().filter(|policy| policy.denies && policy.audit == audit && policy.is_about(port));
+        denying.find(|policy| policy.rules.iter().any(|rule| rule.asks_of_http(port))).map(Why::Unseen)
     }
 
     /// The policies, in the order in which they are asked.
@@ -295,6 +309,12 @@ impl Rule {
 
     fn is_to_port(&self, port: u16) -> bool {
         self.to.is_empty() || self.to.iter().any(|to| to.is_port(port))
+    }
+
+    /// It asks for something over the port that only HTTP says.
+    fn asks_of_http(&self, port: u16) -> bool {
+        let to = |to: &To| to.is_port(port) && to.asks_of_http();
+        self.is_to_port(port) && !self.headers.is_empty() || self.to.iter().any(to)
     }
 
     /// It matches everything over the port.

@@ -448,3 +448,32 @@ fn connect_and_what_asks_for_an_upgrade_are_judged_by_what_they_say_before_they_
         assert!(!allowed(&chat, &Ask { method, path: "/admin", ..get() }));
     }
 }
+
+#[test]
+fn bytes_are_denied_where_a_deny_asks_for_http_over_that_port() {
+    let paths = |ports: &[u32]| {
+        to(AccessTo { paths: texts(&["/x"]), ports: ports.to_vec(), ..AccessTo::default() })
+    };
+    let header = AccessHeader { name: "x-a".into(), values: texts(&["1"]), ..AccessHeader::default() };
+    let headers = |rule: AccessRule| AccessRule { headers: vec![header.clone()], ..rule };
+    let deny = |rule: AccessRule| policy("d", Effect::Deny, vec![rule]);
+    let table = [
+        (deny(paths(&[])), true),
+        (deny(paths(&[8000])), true),
+        (deny(paths(&[9999])), false),
+        (AccessPolicy { ports: vec![9999], ..deny(paths(&[])) }, false),
+        (deny(headers(AccessRule::default())), true),
+        (deny(headers(to(AccessTo { not_ports: vec![8000], ..AccessTo::default() }))), false),
+        (deny(to(AccessTo { ports: vec![8000], ..AccessTo::default() })), false),
+        (deny(from(&[FRONT])), false),
+        (policy("a", Effect::Allow, vec![paths(&[])]), false),
+    ];
+    for (policy, expected) in table {
+        let enforced = access(vec![policy.clone()]);
+        assert_eq!(enforced.denies_by_http(8000).is_some(), expected, "{policy:?}");
+        assert_eq!(enforced.would_deny_by_http(8000), None, "{policy:?}");
+        let rehearsed = access(vec![audit(policy.clone())]);
+        assert_eq!(rehearsed.denies_by_http(8000), None, "an audit keeps nobody out: {policy:?}");
+        assert_eq!(rehearsed.would_deny_by_http(8000).is_some(), expected, "{policy:?}");
+    }
+}
