@@ -118,9 +118,11 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether the message asks to become another protocol (`Connection: upgrade` names the header `Upgrade`).
 pub fn asks_upgrade(headers: &HeaderMap, found: Found) -> bool {
-    // HTTP/2 by Upgrade is no more (RFC 9113, 3.1), and requests in it would be seen by nobody.
+    // HTTP/2 by Upgrade is no more (RFC 9113, 3.1), and requests in it would be seen by nobody. A protocol may have a
+    // version (RFC 9110, 7.8), and what is no token beside it must not hide it.
     let h2c = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("h2c")))
+        let mut words = value.as_bytes().split(|byte| matches!(byte, b',' | b'/' | b' ' | b'\t' | b';'));
+        words.any(|word| word.eq_ignore_ascii_case(b"h2c")) || !value.as_bytes().is_ascii()
     };
     found.connection
         && found.upgrade
@@ -507,6 +509,12 @@ mod tests {
         for (protocol, expected) in [("websocket", true), ("h2c", false), ("websocket, H2C", false)] {
             let map = of(&[("connection", "upgrade"), ("upgrade", protocol)]);
             assert_eq!(asks_upgrade(&map, look(&map)), expected, "{protocol}");
+        }
+        let hidden: [&[u8]; 4] = [b"\xff, h2c", b"h2c/1", b"x,\th2c ;q", b"\xff"];
+        for protocol in hidden {
+            let mut map = of(&[("connection", "upgrade"), ("upgrade", "foo")]);
+            map.append(UPGRADE, HeaderValue::from_bytes(protocol).unwrap());
+            assert!(!asks_upgrade(&map, look(&map)), "{protocol:?}");
         }
         let mut map = of(&[
             ("penstock_client_id", "spiffe://x/ns/a/sa/b"),
