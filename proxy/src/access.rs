@@ -9,6 +9,7 @@
 //! whose bytes are not looked at are watched by [`revoked`], and end when they are no longer allowed.
 
 mod model;
+pub mod own;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,10 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, Request};
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request};
+use http_body::Body;
 use penstock_api::access::{Access, Arrival, Came, Entry, Facts, Http, Named, Why};
 use penstock_api::v1::Protocol;
 use penstock_api::{Reason, SpiffeId, path};
@@ -33,8 +37,8 @@ use crate::{headers, held};
 use probe::Probe;
 
 /// The way to the application for a request. Over a connection that is open for probes only, there is one for these.
-pub fn way<'a>(connection: &'a Connection, request: &http::request::Parts) -> Result<&'a Rule, Failure> {
-    let To::Probes(workload, index) = &connection.to else { return connection.to.rule() };
+pub fn way<'a>(to: &'a To, request: &http::request::Parts) -> Result<&'a Rule, Failure> {
+    let To::Probes(workload, index) = to else { return to.rule() };
     let probes = &workload.probes[*index];
     if probes.kind(&request.method, &request.uri, &request.headers).is_some() {
         return Ok(&probes.port.rule);
@@ -51,17 +55,21 @@ pub fn entry(worker: &Worker, to: &To, probed: bool, came: Came, proven: bool) -
         proven,
         permissive: snapshot.workload.as_ref().is_some_and(|workload| workload.permissive),
         probed,
-        denies_by_http: to.port().zip(snapshot.access.as_ref()).is_some_and(|(port, access)| access.denies_by_http(port.port).is_some()),
+        denies_by_http: to
+            .port()
+            .zip(snapshot.access.as_ref())
+            .is_some_and(|(port, access)| access.denies_by_http(port.port).is_some()),
     };
     arrival.entry()
 }
 
 /// Whether some request of this client might be allowed. Others are told nothing of the application's load.
 pub fn may_ask_something(connection: &Connection) -> bool {
-    let To::Application(workload, index) = &connection.to else { return true };
+    let to = own::now(connection);
+    let To::Application(workload, index) = &to else { return matches!(to, To::Static(_)) };
     let client = connection.client.as_ref().map(|(id, _)| id);
     let port = workload.ports[*index].port;
-    let entry = entry(&connection.worker, &connection.to, false, Came::Http, client.is_some());
+    let entry = entry(&connection.worker, &to, false, Came::Http, client.is_some());
     let snapshot = connection.worker.shared.store.snapshot();
     entry == Entry::Requests
         && snapshot.access.as_ref().is_some_and(|access| access.may_ask_something(client, port))
@@ -70,10 +78,12 @@ pub fn may_ask_something(connection: &Connection) -> bool {
 /// Whether the request may go on.
 pub async fn authorize(
     connection: &Connection,
+    to: &To,
     exchange: &Rc<Exchange>,
+    authority: &Authority,
     request: &mut Request<RequestBody>,
 ) -> Result<(), Failure> {
-    let (workload, index) = match &connection.to {
+    let (workload, index) = match to {
         To::Application(workload, index) => (workload, index),
         To::Probes(workload, index) => {
             return only_probe(&workload.probes[*index], &workload.name, request, exchange).await;
@@ -89,36 +99,55 @@ pub async fn authorize(
         let Some(access) = &snapshot.access else { return Err(untold(&workload.name)) };
         Arc::clone(access)
     };
-    if connection.client.is_none() {
-        if let Some(probes) = probed(workload, port, request) {
-            return only_probe(probes, &workload.name, request, exchange).await;
-        }
-        // The pod may have become strict since the connection was opened.
-        if entry(&connection.worker, &connection.to, false, Came::Http, false) == Entry::NotSecured {
-            return Err(plaintext_refused(&workload.name));
-        }
+    if connection.client.is_none()
+        && let Some(probes) = probed(workload, port, request)
+    {
+        return only_probe(probes, &workload.name, request, exchange).await;
     }
     if access.is_open() {
         exchange.let_in();
         return Ok(());
     }
+    if access.looks_at_host() {
+        // Between sidecars it stands in the target, and what the application gets is this, whatever else was said.
+        let host = HeaderValue::from_str(authority.as_str()).ok();
+        host.and_then(|host| request.headers_mut().insert(HOST, host));
+    }
+    let client = connection.client.as_ref().map(|(id, _)| id);
     if access.looks_at_paths() {
         headers::settle_path(request.uri_mut(), path::canonical)?;
     }
-    let client = connection.client.as_ref().map(|(id, _)| id);
-    let named = if access.looks_at_models() {
+    // What only reports sees the same form, and lets the path pass as it came.
+    let copied = match access.audits_paths() && !access.looks_at_paths() {
+        true => match path::canonical(request.uri().path()) {
+            Ok(Cow::Borrowed(_)) => None,
+            Ok(Cow::Owned(path)) => Some(path),
+            Err(_) => return unclear(&access, client, port, exchange, &workload.name, request),
+        },
+        false => None,
+    };
+    let named = if access.looks_at_models() || access.audits_models() {
         // What is allowed whatever the model need not wait for it.
-        let facts = Facts { client, port, http: Some(http(request, &Named::Unknown)) };
+        let facts = Facts { client, port, http: Some(http(request, copied.as_deref(), &Named::Unknown)) };
         let decision = access.decide(&facts);
         if decision.denied.is_none() && decision.would_deny.is_none() {
             exchange.let_in();
             return Ok(());
         }
-        Box::pin(model::of(request, exchange)).await
+        let patience = match decision.denied {
+            Some(_) if access.looks_at_models() => Some(held::PATIENCE),
+            // It is denied whatever the model.
+            Some(_) => None,
+            None => Some(model::GLANCE),
+        };
+        match patience {
+            Some(patience) => Box::pin(model::of(request, copied.as_deref(), exchange, patience)).await,
+            None => Named::Unknown,
+        }
     } else {
         Named::No
     };
-    let facts = Facts { client, port, http: Some(http(request, &named)) };
+    let facts = Facts { client, port, http: Some(http(request, copied.as_deref(), &named)) };
     judge(&access, &facts, exchange, &workload.name)?;
     exchange.let_in();
     Ok(())
@@ -133,7 +162,8 @@ async fn only_probe(
     exchange: &Rc<Exchange>,
 ) -> Result<(), Failure> {
     match probes.kind(request.method(), request.uri(), request.headers()) {
-        Some(Probe::Get) => Ok(()),
+        // The head of an HTTP/2 request need not say that a body follows.
+        Some(Probe::Get) if request.body().is_end_stream() => Ok(()),
         Some(Probe::Health) => {
             let body = Box::pin(held::whole(exchange, request.body_mut(), probe::QUESTION)).await;
             let service = body.as_ref().and_then(|(body, _held)| probe::service(body));
@@ -142,14 +172,37 @@ async fn only_probe(
                 false => Err(plaintext_refused(pod)),
             }
         }
-        None => Err(plaintext_refused(pod)),
+        Some(Probe::Get) | None => Err(plaintext_refused(pod)),
     }
 }
 
-fn http<'a, B>(request: &'a Request<B>, named: &'a Named) -> Http<'a> {
+/// A request whose path has no canonical form, where only policies that report decide by paths.
+fn unclear<B>(
+    access: &Access,
+    client: Option<&SpiffeId>,
+    port: u16,
+    exchange: &Exchange,
+    pod: &str,
+    request: &Request<B>,
+) -> Result<(), Failure> {
+    let facts = Facts { client, port, http: Some(http(request, None, &Named::Unknown)) };
+    if let Some(why) = access.decide(&facts).denied {
+        exchange.judged("denied");
+        count(&why, "denied");
+        return Err(refusal(&why, &facts, pod));
+    }
+    if let Some(why) = access.would_refuse_unclear() {
+        would_be_denied(&why, client, exchange, pod);
+    }
+    exchange.let_in();
+    Ok(())
+}
+
+/// What is known of a request; `copied`: its path in canonical form, if it has another itself.
+fn http<'a, B>(request: &'a Request<B>, copied: Option<&'a str>, named: &'a Named) -> Http<'a> {
     Http {
         method: request.method().as_str(),
-        path: request.uri().path(),
+        path: copied.unwrap_or_else(|| request.uri().path()),
         model: named.fact(),
         headers: request.headers(),
     }
@@ -170,7 +223,8 @@ pub fn authorize_bytes(exchange: &Exchange, to: &To, client: Option<&SpiffeId>) 
     }
     let would_deny = access.decide(&Facts { client, port: of.port, http: None }).would_deny;
     // Of a port that is declared opaque, a Deny that asks for HTTP keeps nobody out either.
-    let found_out = || (of.protocol == Protocol::Detect).then(|| access.would_deny_by_http(of.port)).flatten();
+    let found_out =
+        || (of.protocol == Protocol::Detect).then(|| access.would_deny_by_http(of.port)).flatten();
     if let Some(why) = would_deny.or_else(found_out) {
         would_be_denied(&why, client, exchange, &workload.name);
     }
@@ -226,8 +280,16 @@ pub struct Watched {
 
 impl Watched {
     /// One that goes to a port of the pod.
-    pub fn of<B>(connection: &Connection, to: &To, request: &Request<B>) -> Option<Self> {
+    pub fn of<B>(
+        connection: &Connection,
+        to: &To,
+        authority: &Authority,
+        request: &Request<B>,
+    ) -> Option<Self> {
         let To::Application(workload, index) = to else { return None };
+        let mut headers = request.headers().clone();
+        let host = HeaderValue::from_str(authority.as_str()).ok();
+        host.and_then(|host| headers.insert(HOST, host));
         Some(Self {
             client: connection.client.as_ref().map(|(id, _)| id.clone()),
             to: to.clone(),
@@ -235,7 +297,7 @@ impl Watched {
             port: workload.ports[*index].port,
             method: request.method().clone(),
             path: path::canonical(request.uri().path()).ok().map(Cow::into_owned),
-            headers: request.headers().clone(),
+            headers,
         })
     }
 
@@ -319,7 +381,11 @@ fn untold(pod: &str) -> Failure {
     Failure::unprocessed(Reason::NoConfig, format!("control has not told {pod} yet who may call it"))
 }
 
-fn probed<'a, B>(workload: &'a Workload, port: u16, request: &Request<B>) -> Option<&'a Probes> {
+fn probed<'a, B: Body>(workload: &'a Workload, port: u16, request: &Request<B>) -> Option<&'a Probes> {
     let mut of_port = workload.probes.iter().filter(|probes| probes.port.port == port);
-    of_port.find(|probes| probes.kind(request.method(), request.uri(), request.headers()).is_some())
+    of_port.find(|probes| match probes.kind(request.method(), request.uri(), request.headers()) {
+        Some(Probe::Get) => request.body().is_end_stream(),
+        Some(Probe::Health) => true,
+        None => false,
+    })
 }

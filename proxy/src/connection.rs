@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::HeaderValue;
 use http::uri::Authority;
+use http::{HeaderValue, Version};
 use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
@@ -30,7 +30,7 @@ pub struct Connection {
     pub forwarded: Option<HeaderValue>,
     /// The client is a sidecar: its word about the application's protocol counts.
     pub sidecar: bool,
-    /// What serves it.
+    /// What served it when it was opened; for a pod's own port, [`own::now`](crate::access::own::now) says what does.
     pub to: To,
     /// The last Host, read: most connections say the same one in every request.
     pub last_host: RefCell<Option<(HeaderValue, Authority)>>,
@@ -53,6 +53,9 @@ pub enum To {
     Probes(Arc<Workload>, usize),
     /// Nothing: every request is answered with this.
     Refusal(Failure),
+    /// Nothing of our own pod as yet, by the port that was asked for. What is declared may come, and a strict pod may open up,
+    /// and connections between sidecars live long: each request asks again.
+    NotYet(Option<u16>, Failure),
 }
 
 /// Why plaintext goes no further.
@@ -91,13 +94,21 @@ impl To {
     pub fn rule(&self) -> Result<&Rule, Failure> {
         match self {
             Self::Static(listener) => Ok(&listener.destination.service.ports[0].itself),
-            Self::Refusal(failure) => Err(failure.clone()),
+            Self::Refusal(failure) | Self::NotYet(_, failure) => Err(failure.clone()),
             // Only some requests may pass, and `access` says which.
             Self::Probes(workload, _) => Err(plaintext_refused(&workload.name)),
             Self::Mesh | Self::Application(..) => self
                 .port()
                 .map(|port| &port.rule)
                 .ok_or_else(|| Failure::unprocessed(Reason::UnknownPort, "the connection leads to no port")),
+        }
+    }
+
+    /// Our own pod, if it leads to a port of it.
+    pub fn workload(&self) -> Option<&Workload> {
+        match self {
+            Self::Application(workload, _) => Some(workload),
+            _ => None,
         }
     }
 
@@ -120,6 +131,12 @@ impl Connection {
             return Ok(authority.clone());
         }
         let Some(host) = request.headers.get(http::header::HOST) else {
+            // HTTP/1.0 knows no Host, and there is no doubt where the connection leads.
+            if request.version == Version::HTTP_10
+                && let Some(authority) = self.address()
+            {
+                return Ok(authority);
+            }
             return Err(Failure::unprocessed(Reason::BadRequest, "the request names no host"));
         };
         let mut last = self.last_host.borrow_mut();
@@ -132,5 +149,14 @@ impl Connection {
             .map_err(|error| Failure::unprocessed(Reason::BadRequest, format!("the Host header: {error}")))?;
         *last = Some((host.clone(), authority.clone()));
         Ok(authority)
+    }
+
+    /// Where it was going, or the port of our own pod that it leads to.
+    fn address(&self) -> Option<Authority> {
+        let text = match self.original {
+            Some(original) => original.to_string(),
+            None => format!("localhost:{}", self.to.port()?.port),
+        };
+        text.try_into().ok()
     }
 }

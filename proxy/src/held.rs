@@ -60,9 +60,19 @@ impl Drop for Held {
 
 /// A request's body, whole, and held. `None`: it is larger than `limit` or too slow, or too much is held already.
 pub async fn whole(exchange: &Rc<Exchange>, body: &mut RequestBody, limit: usize) -> Option<(Bytes, Held)> {
+    whole_within(exchange, body, limit, PATIENCE).await
+}
+
+/// The same, for who waits no longer than `patience`.
+pub async fn whole_within(
+    exchange: &Rc<Exchange>,
+    body: &mut RequestBody,
+    limit: usize,
+    patience: Duration,
+) -> Option<(Bytes, Held)> {
     let mut held = Held::none(&exchange.worker.shared.held);
     // Counted as it comes: many that come in at once are not in memory before anybody has counted them.
-    let pieces = kept::whole(body, exchange, limit, PATIENCE, |more| held.grow(more as u64)).await?;
+    let pieces = kept::whole(body, exchange, limit, patience, |more| held.grow(more as u64)).await?;
     Some((oip::whole(pieces), held))
 }
 

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::accept::{self, Counted};
-use crate::access;
+use crate::access::{self, own};
 use crate::admission::{self, Permit, facts};
 use crate::answer;
 use crate::body::{RequestBody, ResponseBody, Upstream};
@@ -59,8 +59,7 @@ pub async fn connection(
 /// Whether the client may be one without a sidecar that waits for the server to speak first.
 fn may_wait(worker: &Worker, original: Option<std::net::SocketAddr>) -> bool {
     let Some(original) = original else { return false };
-    let to = own_port(worker, Some(original.port()));
-    access::entry(worker, &to, false, Came::Bytes, false) == Entry::Bytes
+    own::at(worker, Some(original.port()), Came::Bytes, false).0 == Entry::Bytes
 }
 
 /// Authenticates the client, and serves what it speaks.
@@ -94,6 +93,7 @@ async fn secured(
         _ => (false, Wire::Http1),
     };
     let port = original.map(|address| address.port()).or_else(|| names::port_of_sni(session.server_name()?));
+    let came = if wire == Wire::Bytes { Came::Bytes } else { Came::Http };
     let to = match listener {
         Some(listener) => match listener.allows(&client) {
             true => To::Static(listener),
@@ -102,14 +102,13 @@ async fn secured(
                 format!("{client} may not use the listener {}", listener.name),
             )),
         },
-        None => own_port(&worker, port),
+        None => own::at(&worker, port, came, true).1,
     };
-    let came = if wire == Wire::Bytes { Came::Bytes } else { Came::Http };
     if came == Came::Bytes || access::entry(&worker, &to, false, came, true) == Entry::Bytes {
         return tcp::inbound(&worker, tls, &to, Some(&client)).await;
     }
     let header = HeaderValue::try_from(client.as_str());
-    let forwarded = forwarded(&worker, &to, &client, tls.get_ref().1);
+    let forwarded = forwarded(&worker, &client, tls.get_ref().1);
     let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {
         worker,
@@ -151,48 +150,8 @@ async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<ReadA
     }
 }
 
-/// The port of our own pod that a connection is for.
-fn own_port(worker: &Worker, port: Option<u16>) -> To {
-    let snapshot = worker.shared.store.snapshot();
-    let Some(workload) = &snapshot.workload else {
-        return To::Refusal(Failure::unprocessed(
-            Reason::NoConfig,
-            format!("control has not told {} about its own ports yet", worker.shared.node),
-        ));
-    };
-    // A pod with one port leaves no question, whatever the client says or does not say.
-    let port = port.or(match workload.ports.as_slice() {
-        [only] => Some(only.port),
-        _ => None,
-    });
-    port.and_then(|port| To::application(workload, port)).unwrap_or_else(|| {
-        let ports: Vec<_> = workload.ports.iter().map(|port| port.port.to_string()).collect();
-        let asked = port.map_or_else(|| "no port".to_owned(), |port| format!("port {port}"));
-        To::Refusal(Failure::unprocessed(
-            Reason::UnknownPort,
-            format!("{} was asked for {asked}; it declares {}", workload.name, ports.join(", ")),
-        ))
-    })
-}
-
-/// What the kubelet may ask that port for.
-fn probes(worker: &Worker, port: Option<u16>) -> Option<To> {
-    let snapshot = worker.shared.store.snapshot();
-    let workload = snapshot.workload.as_ref()?;
-    // As for everybody else: with one port there is no question.
-    let port = port.or(match workload.ports.as_slice() {
-        [only] => Some(only.port),
-        _ => None,
-    });
-    To::probes(workload, port?)
-}
-
-/// `x-forwarded-client-cert`, as Envoy documents it, where the application is to be told.
-fn forwarded(worker: &Worker, to: &To, client: &SpiffeId, session: &CommonState) -> Option<HeaderValue> {
-    let To::Application(workload, _) = to else { return None };
-    if !workload.forward_identity {
-        return None;
-    }
+/// `x-forwarded-client-cert`, as Envoy documents it. Whether the application is told is for each request to say.
+fn forwarded(worker: &Worker, client: &SpiffeId, session: &CommonState) -> Option<HeaderValue> {
     let [certificate, ..] = session.peer_certificates()? else { return None };
     let ours = worker.shared.identity.current()?;
     let hash = identity::sha256(certificate)?;
@@ -215,20 +174,14 @@ async fn plaintext(
         Detected::Bytes | Detected::Tls | Detected::Nothing => (false, Came::Bytes),
     };
     let port = original.map(|address| address.port());
-    let (to, probes) = match listener {
-        Some(_) => (To::Refusal(plaintext_refused(&worker.shared.node)), None),
-        None => (own_port(&worker, port), probes(&worker, port)),
+    let (entry, to) = match listener {
+        Some(_) => (Entry::NotSecured, To::Refusal(plaintext_refused(&worker.shared.node))),
+        None => own::at(&worker, port, came, false),
     };
-    let entry = access::entry(&worker, &to, probes.is_some(), came, false);
     if spoken == Detected::Nothing && entry != Entry::Bytes {
         // Load balancers and kubelets ask so, every few seconds. It is no failure of anybody's.
         return tracing::debug!(listener = LISTENER, "a client came and went without a word");
     }
-    let to = match (entry, probes) {
-        (Entry::Probes, Some(probes)) => probes,
-        (Entry::NotSecured, _) => To::Refusal(plaintext_refused(&worker.shared.node)),
-        _ => to,
-    };
     if came == Came::Bytes || entry == Entry::Bytes {
         return tcp::inbound(&worker, stream, &to, None).await;
     }
@@ -285,7 +238,8 @@ async fn stages(
     exchange.keep_request(&mut parts, &authority, client);
 
     // Which port of ours, or which upstream of a static listener.
-    let rule = access::way(connection, &parts)?;
+    let to = own::now(connection);
+    let rule = access::way(&to, &parts)?;
     limit_body(worker, &parts)?;
 
     // A sidecar says what its application spoke; a stranger's word about it is dropped with all that is ours.
@@ -306,7 +260,9 @@ async fn stages(
     if let Some((_, id)) = &connection.client {
         parts.headers.insert(headers::CLIENT_ID, id.clone());
     }
-    if let Some(forwarded) = &connection.forwarded {
+    if let Some(forwarded) = &connection.forwarded
+        && to.workload().is_some_and(|workload| workload.forward_identity)
+    {
         parts.headers.insert(headers::FORWARDED, forwarded.clone());
     }
     if found.wants_report {
@@ -315,25 +271,25 @@ async fn stages(
     let mut request = Request::from_parts(parts, RequestBody::Client(body, Rc::clone(exchange)));
 
     // Authorize: whether this client may ask that.
-    access::authorize(connection, exchange, &mut request).await?;
+    access::authorize(connection, &to, exchange, &authority, &mut request).await?;
 
     // What the application is asked for: which model, how much work.
     let work = work::read(&mut request, exchange).await;
     let model = worker.model(&work.model);
 
     // Admit: now, when its turn has come, or not at all.
-    let permit = admit(connection, exchange, rule, &model, &work, request.headers()).await?;
+    let permit = admit(connection, &to, exchange, rule, &model, &work, request.headers()).await?;
     exchange.asks(Arc::clone(&model), &work, permit);
 
     // Coalesce: what is in flight, or was answered lately, is not executed again; what can share an execution does.
-    let renewed = connection.to.renewed(worker);
-    if let Some(port) = coalesce::applies(renewed.as_ref().unwrap_or(&connection.to).port())
+    let renewed = to.renewed(worker);
+    if let Some(port) = coalesce::applies(renewed.as_ref().unwrap_or(&to).port())
         && let Some(answer) =
             Box::pin(coalesce::serve(connection, exchange, port, &model, &work, &mut request)).await?
     {
         return Ok(answer);
     }
-    let watched = if upgrading { access::Watched::of(connection, &connection.to, &request) } else { None };
+    let watched = if upgrading { access::Watched::of(connection, &to, &authority, &request) } else { None };
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
@@ -361,6 +317,7 @@ async fn stages(
 /// A slot of the application, where their number is limited.
 async fn admit(
     connection: &Connection,
+    to: &To,
     exchange: &Exchange,
     rule: &Rule,
     model: &Model,
@@ -370,7 +327,7 @@ async fn admit(
     let worker = &connection.worker;
     let rules = worker.shared.store.snapshot().workload.as_ref().and_then(|workload| workload.admission);
     // The kubelet asks whether the application lives, not for its turn.
-    let rules = rules.filter(|_| !matches!(connection.to, To::Probes(..)));
+    let rules = rules.filter(|_| !matches!(to, To::Probes(..)));
     let Some(rules) = rules else { return Ok(None) };
     let gate = worker.shared.models.gate_of(model, rules);
     let identity = connection.client.as_ref().map_or("", |(id, _)| id.as_str());

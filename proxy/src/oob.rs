@@ -30,7 +30,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use crate::access;
 use crate::answer;
 use crate::body::ResponseBody;
-use crate::connection::{Connection, To};
+use crate::connection::Connection;
 use crate::receive::ClientBody;
 use crate::report;
 use crate::telemetry::metric;
@@ -66,7 +66,6 @@ pub fn asked<B>(connection: &Connection, request: &Request<B>) -> bool {
         && request.uri().path() == PATH
         && request.method() == http::Method::POST
         && answer::is_grpc(request.headers())
-        && matches!(connection.to, To::Static(_) | To::Application(..))
         && access::may_ask_something(connection)
 }
 

@@ -203,6 +203,64 @@ async fn an_audit_tells_what_would_be_denied_and_changes_nothing() {
     assert_eq!(counted(r#"verdict="would-deny""#).await, before, "the front would be allowed");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_an_audit_asks_for_leaves_requests_as_they_are() {
+    let mesh = Mesh::default().service("shop", &[]).pod("front", None).pod("server", Some("shop"));
+    // It answers as soon as it is asked, whatever is still to come.
+    let _origin = Origin::start_at(mesh.application("server"), |mut client| async move {
+        while let Ok(head) = client.head().await {
+            let length = head.first.len();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{}", head.first);
+            if client.send(answer).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let mut mesh = mesh.start().await;
+    mesh.reaches("front", "shop").await;
+    let try_it = |to: &str| {
+        policy("try", &format!("  action: Audit\n  rehearse: Deny\n  rules: [{{to: [{{{to}}}]}}]\n"))
+    };
+    let labels = [r#"policy="test/try""#, r#"verdict="would-deny""#];
+    let told = async |mesh: &Mesh, count: f64| {
+        wait_until("what would be denied is counted", PATIENCE, async || {
+            metric(mesh.admin("server"), "penstock_access_refusals_total", &labels).await == count
+        })
+        .await;
+    };
+    mesh.file("access.yaml", &try_it("paths: [/a/c/*]"));
+    mesh.apply().await;
+    for path in ["/a%2Fb//c", "/a//c/%7e", "/x"] {
+        let answer = get(&mesh, "front", path).await;
+        assert_eq!(answer.status(), 200, "{path}: {answer:?}");
+        assert!(answer.text().starts_with(&format!("GET {path} ")), "{path}: {answer:?}");
+    }
+    told(&mesh, 2.0).await;
+
+    // A body that comes slowly is passed on as it comes.
+    mesh.file("access.yaml", &try_it("models: [gpt]"));
+    mesh.apply().await;
+    let mut slow = mesh.client("front").await;
+    let head = request("POST", "/v1/chat/completions", "", "").replace("length: 0", "length: 100");
+    slow.send(head + r#"{"model":"#).await.unwrap();
+    let answer = timeout(Duration::from_secs(1), slow.response()).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 200, "the application is asked though the body is not whole");
+    told(&mesh, 3.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_on_the_host_sees_it_behind_a_sidecar_too() {
+    let (mut mesh, _origin) = shop(Mesh::default()).await;
+    let deny =
+        policy("d", "  action: Deny\n  rules: [{when: {headers: [{name: Host, values: [shop.test]}]}}]\n");
+    mesh.file("access.yaml", &deny);
+    mesh.apply().await;
+    assert!(denied(&get(&mesh, "front", "/").await));
+    let other = request("GET", "/", "", "").replace("shop.test", "shop.test.svc");
+    assert_eq!(mesh.client("front").await.ask(other).await.unwrap().status(), 200);
+}
+
 /// Answers every call over HTTP/2 with `unimplemented`, which is not what a proxy says.
 async fn grpc_server(mesh: &Mesh) -> JoinHandle<()> {
     let listener = TcpListener::bind(mesh.application_grpc("server")).await.unwrap();
@@ -435,6 +493,43 @@ async fn bytes_that_are_no_longer_allowed_end() {
         b"",
         "a rule that asks for HTTP never matches bytes"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_over_a_connection_is_asked_anew_with_each_request() {
+    let mesh = Mesh::default().pod("server", None).annotate_pod("server", annotation::MTLS, "permissive");
+    let mut mesh = mesh.start().await;
+    let at = mesh.application("server");
+    let _application = Origin::named(at, "server", Duration::ZERO).await;
+    // The proxy is called before it has heard that anything leads here.
+    let mut wire = Wire::connect(mesh.inbound("server")).await;
+    let mut ask = async || {
+        let answer = wire.ask("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        (answer.status(), answer.reason().map(str::to_owned))
+    };
+    let refused = |reason: &str| Some(reason.to_owned());
+    assert_eq!(ask().await, (404, refused("unknown-port")));
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: shop, namespace: test}}\nspec:\n  ports: [{{name: http, port: 80, \
+         targetPort: 8000}}]\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: shop-1\n  namespace: \
+         test\n  labels: {{kubernetes.io/service-name: shop}}\naddressType: IPv4\nports: [{{name: http, port: 8000}}]\nendpoints:\n\
+         - addresses: [{}]\n  conditions: {{ready: true}}\n  targetRef: {{kind: Pod, namespace: test, name: server}}\n",
+        at.ip()
+    );
+    mesh.file("shop.yaml", &service);
+    mesh.apply().await;
+    assert_eq!(ask().await, (200, None));
+    // HTTP/1.0 names no host, and there is no doubt which port is meant.
+    let mut old = Wire::connect(mesh.inbound("server")).await;
+    assert_eq!(old.ask("GET / HTTP/1.0\r\n\r\n").await.unwrap().status(), 200);
+    let mut new = Wire::connect(mesh.inbound("server")).await;
+    assert_eq!(new.ask("GET / HTTP/1.1\r\n\r\n").await.unwrap().status(), 400);
+    // And so with what the pod takes.
+    for (mode, expected) in [("strict", (403, refused("plaintext-refused"))), ("permissive", (200, None))] {
+        mesh = mesh.annotate_pod("server", annotation::MTLS, mode);
+        mesh.apply().await;
+        assert_eq!(ask().await, expected, "{mode}");
+    }
 }
 
 /// A permissive pod whose application says everything back, and a connection of bytes to it.

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, UPGRADE};
 use http::{Method, Request};
@@ -34,13 +35,22 @@ enum Place {
     Json,
 }
 
-/// The model of a request.
-pub(super) async fn of(request: &mut Request<RequestBody>, exchange: &Rc<Exchange>) -> Named {
-    let place = place(request);
+/// How long a body may take to come in where its model only has to be reported. It is what a request is looked at for
+/// anyway ([`crate::work`]); a body that takes longer goes on, and of its model nothing is known.
+pub(super) const GLANCE: Duration = Duration::from_millis(50);
+
+/// The model of a request. `copied`: its path in canonical form, if it has another itself.
+pub(super) async fn of(
+    request: &mut Request<RequestBody>,
+    copied: Option<&str>,
+    exchange: &Rc<Exchange>,
+    patience: Duration,
+) -> Named {
+    let place = place(request, copied.unwrap_or_else(|| request.uri().path()));
     if let Place::Path(named) = place {
         return named;
     }
-    let Some((body, _held)) = held::whole(exchange, request.body_mut(), BODY).await else {
+    let Some((body, _held)) = held::whole_within(exchange, request.body_mut(), BODY, patience).await else {
         return Named::Unknown;
     };
     match place {
@@ -49,8 +59,7 @@ pub(super) async fn of(request: &mut Request<RequestBody>, exchange: &Rc<Exchang
     }
 }
 
-fn place<B>(request: &Request<B>) -> Place {
-    let path = request.uri().path();
+fn place<B>(request: &Request<B>, path: &str) -> Place {
     // What becomes another protocol can say anything.
     if request.headers().contains_key(UPGRADE) {
         return Place::Path(Named::Unknown);
@@ -196,11 +205,13 @@ mod tests {
         ];
         for (method, uri, expected) in table {
             let request = Request::builder().method(method).uri(uri).body(()).unwrap();
-            assert_eq!(place(&request), expected, "{method} {uri}");
+            assert_eq!(place(&request, request.uri().path()), expected, "{method} {uri}");
         }
         let with = |name: &str| Request::builder().method("POST").uri("/v1/embeddings").header(name, "x");
-        assert_eq!(place(&with("content-encoding").body(()).unwrap()), path(Named::Unknown));
-        assert_eq!(place(&with("upgrade").body(()).unwrap()), path(Named::Unknown));
+        for name in ["content-encoding", "upgrade"] {
+            let request = with(name).body(()).unwrap();
+            assert_eq!(place(&request, "/v1/embeddings"), path(Named::Unknown), "{name}");
+        }
     }
 
     #[test]

@@ -150,6 +150,19 @@ async fn a_probe_becomes_nothing_else_and_tells_no_load() {
         );
         assert_eq!(answer.head.get("endpoint-load-metrics"), None, "{answer:?}");
     }
+    // Over HTTP/2 the head need not say that a body follows.
+    let stream = pods.pod("node").machine.namespace.connect(to).unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let more = StreamBody::new(futures_util::stream::iter([Ok(Frame::data(Bytes::from("more")))]));
+    let bodies = [(Full::new(Bytes::new()).boxed_unsync(), 200), (more.boxed_unsync(), 403)];
+    for (body, expected) in bodies {
+        let request = hyper::Request::get("http://api/healthz").body(body).unwrap();
+        let response = timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(response.status(), expected);
+    }
+    connection.abort();
     // And a stranger's refusal says nothing of load.
     let answer = ask("/", "").await;
     assert_eq!((answer.status(), answer.head.get("endpoint-load-metrics")), (403, None), "{answer:?}");

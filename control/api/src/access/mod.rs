@@ -81,6 +81,9 @@ pub struct Access {
     policies: Vec<Policy>,
     looks_at_paths: bool,
     looks_at_models: bool,
+    audits_paths: bool,
+    audits_models: bool,
+    looks_at_host: bool,
 }
 
 /// One policy.
@@ -157,12 +160,17 @@ pub enum Why<'a> {
     NothingAllows(&'a Policy, usize),
     /// It is bytes, and the policy denies something that only HTTP says.
     Unseen(&'a Policy),
+    /// The policy decides by a path that servers read differently.
+    Unclear(&'a Policy),
 }
 
 impl Why<'_> {
     /// The policy's name, for metrics: one of those that control pushes. That of the first, where none allows it.
     pub fn policy(&self) -> &str {
-        let (Self::Rule(policy, _) | Self::NothingAllows(policy, _) | Self::Unseen(policy)) = self;
+        let (Self::Rule(policy, _)
+        | Self::NothingAllows(policy, _)
+        | Self::Unseen(policy)
+        | Self::Unclear(policy)) = self;
         &policy.name
     }
 }
@@ -180,6 +188,9 @@ impl fmt::Display for Why<'_> {
                  declare the port opaque (appProtocol: tcp) if it is to take bytes",
                 policy.name
             ),
+            Self::Unclear(policy) => {
+                write!(f, "servers read the path differently, and AccessPolicy {} decides by it", policy.name)
+            }
             Self::NothingAllows(first, 1) => {
                 write!(f, "no policy allows it: only AccessPolicy {} allows anything here", first.name)
             }
@@ -205,11 +216,17 @@ impl Access {
             ));
         }
         let policies = from.policies.iter().map(policy).collect::<Result<Vec<_>, String>>()?;
-        let tos = || policies.iter().flat_map(|policy| &policy.rules).flat_map(|rule| &rule.to);
+        let rules = || policies.iter().flat_map(|policy| &policy.rules);
+        let paths = |audit| move |policy: &Policy| policy.audit == audit && policy.looks_at_paths();
+        let models = |audit| move |policy: &Policy| policy.audit == audit && policy.looks_at_models();
         Ok(Self {
-            looks_at_models: tos().any(|to| to.models.is_said()),
-            // A model may stand in the path.
-            looks_at_paths: tos().any(|to| to.paths.is_said() || to.grpc.is_said() || to.models.is_said()),
+            looks_at_models: policies.iter().any(models(false)),
+            audits_models: policies.iter().any(models(true)),
+            looks_at_paths: policies.iter().any(paths(false)),
+            audits_paths: policies.iter().any(paths(true)),
+            looks_at_host: rules()
+                .flat_map(|rule| &rule.headers)
+                .any(|header| header.name == http::header::HOST),
             policies,
         })
     }
@@ -219,14 +236,34 @@ impl Access {
         self.policies.is_empty()
     }
 
-    /// Whether a rule asks for the path, so that it has to be canonical.
+    /// Whether a rule that is in force asks for the path, so that it has to be canonical.
     pub fn looks_at_paths(&self) -> bool {
         self.looks_at_paths
     }
 
-    /// Whether a rule asks for the model.
+    /// Whether a rule that is in force asks for the model.
     pub fn looks_at_models(&self) -> bool {
         self.looks_at_models
+    }
+
+    /// Whether a rule that only reports asks for the path. It is compared in its canonical form too, and passes as it came.
+    pub fn audits_paths(&self) -> bool {
+        self.audits_paths
+    }
+
+    /// Whether a rule that only reports asks for the model. Nothing may wait for that.
+    pub fn audits_models(&self) -> bool {
+        self.audits_models
+    }
+
+    /// Whether a rule asks for the host.
+    pub fn looks_at_host(&self) -> bool {
+        self.looks_at_host
+    }
+
+    /// Why a path that has no canonical form would be refused, if the policies that only report were in force.
+    pub fn would_refuse_unclear(&self) -> Option<Why<'_>> {
+        self.policies.iter().find(|policy| policy.audit && policy.looks_at_paths()).map(Why::Unclear)
     }
 
     /// Why something over the port is denied by what only HTTP says, so that who does not look like HTTP would get around it.
@@ -240,8 +277,10 @@ impl Access {
     }
 
     fn asking_of_http(&self, port: u16, audit: bool) -> Option<Why<'_>> {
-        let mut denying =
-            self.policies.iter().filter(|policy| policy.denies && policy.audit == audit && policy.is_about(port));
+        let mut denying = self
+            .policies
+            .iter()
+            .filter(|policy| policy.denies && policy.audit == audit && policy.is_about(port));
         denying.find(|policy| policy.rules.iter().any(|rule| rule.asks_of_http(port))).map(Why::Unseen)
     }
 
@@ -294,6 +333,16 @@ impl Policy {
     /// Whether it is about that port.
     pub fn is_about(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    fn looks_at_paths(&self) -> bool {
+        // A model may stand in the path.
+        let looks = |to: &To| to.paths.is_said() || to.grpc.is_said() || to.models.is_said();
+        self.rules.iter().flat_map(|rule| &rule.to).any(looks)
+    }
+
+    fn looks_at_models(&self) -> bool {
+        self.rules.iter().flat_map(|rule| &rule.to).any(|to| to.models.is_said())
     }
 
     /// The first rule that matches at least so surely.

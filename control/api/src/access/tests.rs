@@ -451,9 +451,8 @@ fn connect_and_what_asks_for_an_upgrade_are_judged_by_what_they_say_before_they_
 
 #[test]
 fn bytes_are_denied_where_a_deny_asks_for_http_over_that_port() {
-    let paths = |ports: &[u32]| {
-        to(AccessTo { paths: texts(&["/x"]), ports: ports.to_vec(), ..AccessTo::default() })
-    };
+    let paths =
+        |ports: &[u32]| to(AccessTo { paths: texts(&["/x"]), ports: ports.to_vec(), ..AccessTo::default() });
     let header = AccessHeader { name: "x-a".into(), values: texts(&["1"]), ..AccessHeader::default() };
     let headers = |rule: AccessRule| AccessRule { headers: vec![header.clone()], ..rule };
     let deny = |rule: AccessRule| policy("d", Effect::Deny, vec![rule]);
@@ -476,4 +475,19 @@ fn bytes_are_denied_where_a_deny_asks_for_http_over_that_port() {
         assert_eq!(rehearsed.denies_by_http(8000), None, "an audit keeps nobody out: {policy:?}");
         assert_eq!(rehearsed.would_deny_by_http(8000).is_some(), expected, "{policy:?}");
     }
+}
+
+#[test]
+fn what_only_reports_asks_for_nothing_that_would_change_a_request() {
+    let models = to(AccessTo { models: texts(&["m"]), ..AccessTo::default() });
+    let host = AccessHeader { name: "Host".into(), values: texts(&["a"]), ..AccessHeader::default() };
+    let deny = policy("d", Effect::Deny, vec![AccessRule { headers: vec![host], ..models }]);
+    let enforced = access(vec![deny.clone()]);
+    assert!(enforced.looks_at_paths() && enforced.looks_at_models() && enforced.looks_at_host());
+    assert!(!enforced.audits_paths() && !enforced.audits_models());
+    assert_eq!(enforced.would_refuse_unclear(), None);
+    let rehearsed = access(vec![audit(deny)]);
+    assert!(!rehearsed.looks_at_paths() && !rehearsed.looks_at_models());
+    assert!(rehearsed.audits_paths() && rehearsed.audits_models());
+    assert_eq!(rehearsed.would_refuse_unclear().unwrap().policy(), "test/d");
 }
