@@ -216,6 +216,42 @@ fn what_protects_nothing_is_told() {
 }
 
 #[test]
+fn declared_ports_that_an_allow_leaves_open_are_told() {
+    let of_digits = "  targetRefs: [{kind: Service, name: digits}]\n";
+    let more = "---\napiVersion: penstock.io/v1alpha1\nkind: AccessPolicy\nmetadata: {name: q, namespace: a}\nspec: {action: Allow, \
+                selector: {matchLabels: {tier: gpu}}}\n";
+    let table = [
+        (policy(&format!("{of_digits}  action: Allow\n")), true),
+        (policy(&format!("{of_digits}  action: Deny\n  rules: [{{}}]\n")), false),
+        (policy("  selector: {matchLabels: {app: digits}}\n  action: Allow\n"), false),
+        (policy(&format!("{of_digits}  action: Allow\n{more}")), false),
+    ];
+    for (policy, expected) in table {
+        let told = messages(&compiled(&world(&policy)));
+        let said = told
+            .iter()
+            .any(|said| said.contains("Pod a/digits-0 declares 9000 too, which no Allow is about"));
+        assert_eq!((said, told.len()), (expected, usize::from(expected)), "{policy}: {told:?}");
+    }
+}
+
+#[test]
+fn a_header_that_is_never_there_is_told() {
+    for (name, expected) in [
+        ("Host", false),
+        ("x-team", false),
+        ("penstock-session", false),
+        ("penstock-client-id", false),
+        ("TE", true),
+        ("penstock-protocol", true),
+    ] {
+        let rules = format!("  action: Deny\n  rules: [{{when: {{headers: [{{name: {name}}}]}}}}]\n");
+        let told = messages(&compiled(&world(&policy(&rules))));
+        assert_eq!(told.iter().any(|said| said.contains("never comes so far")), expected, "{name}: {told:?}");
+    }
+}
+
+#[test]
 fn a_workload_says_what_the_kubelet_asks_for() {
     const POD: &str = "\
 apiVersion: v1
@@ -232,6 +268,7 @@ spec:
     readinessProbe: {httpGet: {port: 8000, path: ready}}
     livenessProbe: {tcpSocket: {port: 8000}}
     startupProbe: {httpGet: {port: nothing, path: /x}}
+    lifecycle: {postStart: {httpGet: {port: 8000, path: /warm}}, preStop: {exec: {command: [x]}}}
   - name: calls
     readinessProbe: {grpc: {port: 8001, service: live}}
     livenessProbe: {grpc: {port: 8001}}
@@ -241,7 +278,8 @@ status: {podIP: 10.0.0.1}
     let told = messages(&snapshot);
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(
-        told[0].starts_with("pod.yaml:10 ") && told[0].contains("an HTTPS probe of port 8443"),
+        told[0].starts_with("pod.yaml:10 ")
+            && told[0].contains("an HTTPS request of the kubelet to port 8443"),
         "{told:?}"
     );
     assert!(
@@ -259,6 +297,7 @@ status: {podIP: 10.0.0.1}
         [
             (8000, "/ready", "10.0.0.1:8000"),
             (8000, "/v2/health/ready?x=1", "10.0.0.1:8000"),
+            (8000, "/warm", "10.0.0.1:8000"),
             (8080, "/", "10.0.0.1:8080"),
         ]
     );
@@ -319,15 +358,19 @@ fn a_service_that_is_deleted_or_renamed_takes_no_protection_with_it() {
     };
     let guarded = [false, true, true, true];
     let (snapshot, there) = sees(PODS, &protects, &State::default());
-    assert_eq!((open(&snapshot), messages(&snapshot)), (guarded, Vec::new()));
+    let told = messages(&snapshot);
+    assert_eq!((open(&snapshot), told.len()), (guarded, 1), "{told:?}");
+    assert!(told[0].contains("declares 9000 too"), "{told:?}");
     for without in [pods, &renamed] {
         let (snapshot, gone) = sees(without, &protects, &there);
         assert_eq!(open(&snapshot), guarded);
         let told = messages(&snapshot);
         assert!(
-            told.len() == 1
-                && told[0].contains("policy.yaml:7 ")
-                && told[0].contains("no Service a/digits any more"),
+            told.len() == 2
+                && told
+                    .iter()
+                    .any(|told| told.contains("policy.yaml:7 ")
+                        && told.contains("no Service a/digits any more")),
             "{told:?}"
         );
         // A pod that comes later and has its labels is protected too.

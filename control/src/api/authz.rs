@@ -135,7 +135,8 @@ fn verdict(
             // As the pod's proxy says it.
             let detect = arrival.protocol == Some(v1::Protocol::Detect);
             let why = access.denies_by_http(port).filter(|_| detect);
-            let why = why.map_or_else(|| format!("port {port} takes HTTP, and no other bytes"), |why| why.to_string());
+            let why = why
+                .map_or_else(|| format!("port {port} takes HTTP, and no other bytes"), |why| why.to_string());
             return told(false, &format!("not-authorized: {why}; ask about a request with --path"));
         }
         Entry::Requests | Entry::Bytes => {}
@@ -148,10 +149,16 @@ fn verdict(
         return Ok(verdict);
     };
     let path = target.split('?').next().unwrap_or_default();
-    let path = match access.looks_at_paths() {
+    let mut unclear = None;
+    let path = match access.looks_at_paths() || access.audits_paths() {
         false => path.into(),
         true => match path::canonical(path) {
             Ok(path) => path,
+            // It passes as it came, and is told of.
+            Err(_) if !access.looks_at_paths() => {
+                unclear = access.would_refuse_unclear().map(|why| why.to_string());
+                path.into()
+            }
             Err(why) => {
                 let story = format!("bad-request: servers read this path differently: {why}");
                 return Ok(Verdict { allowed: false, story, would_deny: None });
@@ -162,7 +169,9 @@ fn verdict(
     let said = question.model.clone().map_or(Named::Unknown, Named::As);
     let named = Named::in_path(&method, &path).unwrap_or(said);
     let http = Http { method: method.as_str(), path: &path, model: named.fact(), headers: &headers };
-    Ok(decided(access, &Facts { client: client.as_ref(), port, http: Some(http) }))
+    let verdict = decided(access, &Facts { client: client.as_ref(), port, http: Some(http) });
+    let would_deny = unclear.filter(|_| verdict.allowed).or(verdict.would_deny);
+    Ok(Verdict { would_deny, ..verdict })
 }
 
 fn decided(access: &Access, facts: &Facts<'_>) -> Verdict {
@@ -313,11 +322,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let http = v1::WorkloadPort {
-            port: 8002,
-            protocol: v1::Protocol::Http.into(),
-            ..Default::default()
-        };
+        let http = v1::WorkloadPort { port: 8002, protocol: v1::Protocol::Http.into(), ..Default::default() };
         let found_out = [8000, 8001].map(|port| v1::WorkloadPort { port, ..Default::default() });
         let raw = v1::Workload { ports: [&found_out[..], &[http]].concat(), ..Default::default() };
         builder.add(Kind::Access, "c/raw", &v1::Access { policies: vec![deny], level: 1 });

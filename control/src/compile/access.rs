@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::ServiceName;
 use penstock_api::access::{self, Pattern};
-use penstock_api::names::annotation;
+use penstock_api::names::{self, annotation};
 use penstock_api::resource::Kind;
 use penstock_api::v1::{self, access_policy::Effect};
 use serde::{Deserialize, Serialize};
@@ -72,10 +72,12 @@ pub(super) fn add(
             access.policies.push(policy.clone());
         }
     }
+    let mut allowing = Allowing::new();
     for (object, policy) in &view.access {
         let targets = targets(object, policy, mesh, &mut memory, faults);
         let compiled = compiled(object, policy, faults);
         let mut selects = false;
+        let allows = policy.spec.action == Action::Allow;
         let (targets, open) = match targets {
             Some(targets) => (targets, false),
             // What it is about cannot be read: all that it may be about.
@@ -90,6 +92,9 @@ pub(super) fn add(
                     annotation::SKIP_INBOUND_PORTS
                 );
                 faults.note(object, "/spec", message);
+            }
+            if allows || open {
+                allowing.entry(pod).or_default().push((object, ports.clone()));
             }
             let ports = ports.into_iter().map(u32::from).collect();
             let name = object.id.qualified();
@@ -112,10 +117,41 @@ pub(super) fn add(
             );
         }
     }
+    left_open(&allowing, pods, faults);
     for (name, access) in of_pods {
         builder.add(Kind::Access, name, &access);
     }
     memory
+}
+
+/// The Allow policies about each pod, with the ports (none = all).
+type Allowing<'a> = BTreeMap<&'a str, Vec<(&'a Object, BTreeSet<u16>)>>;
+
+/// Says of which declared ports an Allow says nothing: all else is denied on the ports that it is about, and on no other.
+fn left_open(allowing: &Allowing<'_>, pods: &Pods<'_>, faults: &mut Faults) {
+    // Replicas are alike, so each policy tells of its ports once.
+    let mut open: BTreeMap<String, (&Object, &str, BTreeSet<u16>)> = BTreeMap::new();
+    for (&name, policies) in allowing {
+        if policies.iter().any(|(_, ports)| ports.is_empty()) {
+            continue;
+        }
+        let pod = &pods[name];
+        let asked = |port: u16| policies.iter().any(|(_, ports)| ports.contains(&port));
+        let left = pod.declared().filter(|port| !asked(*port) && !pod.is_past_proxy(*port));
+        if let Some((object, _)) = policies.first() {
+            let told = open.entry(object.id.qualified()).or_insert((object, name, BTreeSet::new()));
+            told.2.extend(left);
+        }
+    }
+    for (object, pod, ports) in open.into_values().filter(|(.., ports)| !ports.is_empty()) {
+        let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+        let message = format!(
+            "Pod {pod} declares {0} too, which no Allow is about, so whoever no Deny names may call there; select the workload by its \
+             labels instead, or say that this is meant: an Allow by labels with `to: [{{ports: [{0}]}}]`",
+            ports.join(", ")
+        );
+        faults.note(object, "/spec/targetRefs", message);
+    }
 }
 
 fn namespace(pod: &str) -> &str {
@@ -348,6 +384,11 @@ impl Reading<'_, '_> {
             if header.name.parse::<http::HeaderName>().is_err() {
                 self.refuse(&at("name"), &format!("{:?} is not the name of a header", header.name));
             }
+            if let Some(why) = never_there(&header.name.to_ascii_lowercase()) {
+                let pointer = format!("{}/{}", self.pointer, at("name"));
+                let message = format!("{} never comes so far: {why}; ask for something else", header.name);
+                self.faults.note(self.object, pointer, message);
+            }
             v1::AccessHeader {
                 name: header.name.clone(),
                 values: self.texts(at("values"), &header.values, Pattern::text),
@@ -404,6 +445,22 @@ impl Reading<'_, '_> {
             self.refuse(field, "write ports of the pod, from 1 to 65535");
         }
         ports.clone()
+    }
+}
+
+/// Why a header is never there when policies are asked.
+fn never_there(name: &str) -> Option<&'static str> {
+    let ours = name.starts_with(names::HEADER_PREFIX)
+        && name != names::header::CLIENT_ID
+        && !names::ASKED.contains(&name);
+    match name {
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" => {
+            Some("it belongs to a single connection, and proxies remove it")
+        }
+        names::header::FORWARDED_CLIENT_CERT_ALIAS => {
+            Some("proxies take nobody's word for it, and remove it")
+        }
+        _ => ours.then_some("proxies speak with each other by such names, and take them from nobody else"),
     }
 }
 

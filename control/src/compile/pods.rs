@@ -194,31 +194,51 @@ impl Declared<'_> {
                 ("startupProbe", &container.startup_probe),
             ] {
                 let Some(probe) = probe else { continue };
-                match self.probe(probe) {
-                    Ok(probe) => found.extend(probe),
-                    Err(why) if self.injected => {
-                        faults.note(self.object, format!("{pointer}/{name}"), why);
-                    }
-                    Err(_) => {}
-                }
+                self.take(self.probe(probe), &format!("{pointer}/{name}"), &mut found, faults);
+            }
+            // The kubelet sends these as well, and kills a container whose postStart fails.
+            let hooks = container.lifecycle.iter();
+            let hooks =
+                hooks.flat_map(|hooks| [("postStart", &hooks.post_start), ("preStop", &hooks.pre_stop)]);
+            for (name, hook) in hooks {
+                let Some(get) = hook.as_ref().and_then(|hook| hook.http_get.as_ref()) else { continue };
+                self.take(self.get(get), &format!("{pointer}/lifecycle/{name}"), &mut found, faults);
             }
         }
         found
     }
 
+    fn take(
+        &self,
+        probe: Result<Option<Probe>, String>,
+        pointer: &str,
+        found: &mut BTreeSet<Probe>,
+        faults: &mut Faults,
+    ) {
+        match probe {
+            Ok(probe) => found.extend(probe),
+            Err(why) if self.injected => faults.note(self.object, pointer, why),
+            Err(_) => {}
+        }
+    }
+
+    fn get(&self, get: &core::HTTPGetAction) -> Result<Option<Probe>, String> {
+        let Some(port) = self.redirected(&get.port) else { return Ok(None) };
+        if get.scheme.as_deref().unwrap_or("HTTP") != "HTTP" {
+            return Err(format!(
+                "an HTTPS request of the kubelet to port {port} meets the proxy's mutual TLS and fails; ask over plain HTTP, gRPC \
+                 or exec, or let the port past the proxy ({})",
+                annotation::SKIP_INBOUND_PORTS
+            ));
+        }
+        let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Ok(Some(Probe::Get(port, format!("{slash}{path}"))))
+    }
+
     fn probe(&self, probe: &core::Probe) -> Result<Option<Probe>, String> {
         if let Some(get) = &probe.http_get {
-            let Some(port) = self.redirected(&get.port) else { return Ok(None) };
-            if get.scheme.as_deref().unwrap_or("HTTP") != "HTTP" {
-                return Err(format!(
-                    "an HTTPS probe of port {port} meets the proxy's mutual TLS and fails; probe over plain HTTP, gRPC or exec, \
-                     or let the port past the proxy ({})",
-                    annotation::SKIP_INBOUND_PORTS
-                ));
-            }
-            let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-            let slash = if path.starts_with('/') { "" } else { "/" };
-            return Ok(Some(Probe::Get(port, format!("{slash}{path}"))));
+            return self.get(get);
         }
         if let Some(grpc) = &probe.grpc {
             let port = self.redirected(&IntOrString::Int(grpc.port));
@@ -252,6 +272,11 @@ impl PodModel<'_> {
     /// Whether the port is reached past the pod's proxy, by the pod's own word: `penstock.io/skip-inbound-ports`.
     pub(super) fn is_past_proxy(&self, port: u16) -> bool {
         self.past.iter().any(|range| range.contains(&port))
+    }
+
+    /// The ports that its containers declare.
+    pub(super) fn declared(&self) -> impl Iterator<Item = u16> {
+        self.ports.keys().copied()
     }
 
     /// The number of the port that a container calls so.
