@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -28,13 +29,21 @@ pub enum Detected {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest method that is looked for.
 const LOOK: usize = 24;
+/// How soon it is looked again after bytes that decide nothing, and how much later at most: whoever sends one byte and
+/// no more is nobody yet, and a thousand of these may not cost what requests need. Each pause is as long as all before
+/// it, so that nobody waits longer than twice what he took to send.
+const SOON: Duration = Duration::from_millis(1);
+const LATER: Duration = Duration::from_millis(256);
 
 /// Looks at the first bytes of a connection for at most `limit`.
 pub async fn detect(stream: &TcpStream, limit: Duration) -> Detected {
     let start = Instant::now();
     let mut buffer = [0; LOOK];
     let detected = tokio::time::timeout(limit, async {
+        let mut pause = SOON;
         loop {
+            // Asked before the bytes: what has come before the end is then among them.
+            let ended = stream.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed());
             let read = stream.peek(&mut buffer).await.unwrap_or(0);
             if read == 0 {
                 return Detected::Nothing;
@@ -42,8 +51,12 @@ pub async fn detect(stream: &TcpStream, limit: Duration) -> Detected {
             if let Some(detected) = judge(&buffer[..read]) {
                 return detected;
             }
+            if ended {
+                return Detected::Bytes;
+            }
             // More bytes are on their way; peeking does not wait for them.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LATER);
         }
     })
     .await;
@@ -75,7 +88,7 @@ fn judge(bytes: &[u8]) -> Option<Detected> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     #[test]
@@ -96,6 +109,39 @@ mod tests {
             }
             assert_eq!(judge(&bytes[..*after]), Some(*expected), "{bytes:?}");
         }
+    }
+
+    /// A connection, from the client's end and from the server's.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn one_byte_and_no_more_costs_no_time() {
+        let (mut client, server) = pair().await;
+        client.write_all(b"P").await.unwrap();
+        let mut looks = 0;
+        let mut looking = std::pin::pin!(detect(&server, Duration::from_millis(500)));
+        let detected = std::future::poll_fn(|cx| {
+            looks += 1;
+            looking.as_mut().poll(cx)
+        });
+        assert_eq!(detected.await, Detected::Bytes);
+        assert!((1..20).contains(&looks), "looked {looks} times");
+    }
+
+    #[tokio::test]
+    async fn what_ends_before_it_is_clear_is_bytes_at_once() {
+        let (mut client, mut server) = pair().await;
+        client.write_all(b"HELLO").await.unwrap();
+        client.shutdown().await.unwrap();
+        let detected = tokio::time::timeout(Duration::from_secs(5), detect(&server, Duration::from_secs(60)));
+        assert_eq!(detected.await.unwrap(), Detected::Bytes);
+        let mut all = String::new();
+        server.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "HELLO", "nothing was taken");
     }
 
     #[tokio::test]
