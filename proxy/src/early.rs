@@ -7,26 +7,32 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::outbound;
 use crate::telemetry::metric;
 use crate::worker::Shared;
 
-/// How many connections are held.
+/// How many connections are held: the application's, and the others, which come from anybody and must not take the
+/// application's places.
 #[derive(Debug, Default)]
-pub struct Early(AtomicU32);
+pub struct Early {
+    outbound: AtomicU32,
+    inbound: AtomicU32,
+}
 
-struct Held<'a>(&'a Early);
+struct Held<'a>(&'a AtomicU32);
 
 impl Early {
-    /// A place, if there is one.
-    fn take(&self, limit: u32) -> Option<Held<'_>> {
-        let taken = self.0.fetch_update(Relaxed, Relaxed, |held| (held < limit).then(|| held + 1));
-        taken.is_ok().then(|| Held(self))
+    /// A place of this listener's, if there is one.
+    fn take(&self, listener: &str, limit: u32) -> Option<Held<'_>> {
+        let places = if listener == outbound::LISTENER { &self.outbound } else { &self.inbound };
+        let taken = places.fetch_update(Relaxed, Relaxed, |held| (held < limit).then(|| held + 1));
+        taken.is_ok().then(|| Held(places))
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -37,7 +43,7 @@ pub async fn hold(shared: &Shared, listener: &'static str) {
         return;
     }
     let limits = &shared.limits;
-    let Some(_held) = shared.early.take(limits.early) else {
+    let Some(_held) = shared.early.take(listener, limits.early) else {
         tracing::warn!(listener, limit = limits.early, "not ready, and no more connections are held");
         return;
     };
@@ -60,9 +66,18 @@ mod tests {
     #[test]
     fn places_are_bounded_and_given_back() {
         let early = Early::default();
-        let (first, second) = (early.take(2), early.take(2));
-        assert!(first.is_some() && second.is_some() && early.take(2).is_none());
+        let take = || early.take("inbound", 2);
+        let (first, second) = (take(), take());
+        assert!(first.is_some() && second.is_some() && take().is_none());
         drop(first);
-        assert!(early.take(2).is_some());
+        assert!(take().is_some());
+    }
+
+    #[test]
+    fn strangers_do_not_take_the_applications_places() {
+        let early = Early::default();
+        let _strangers = [early.take("inbound", 2), early.take("inbound", 2)];
+        assert!(early.take("inbound", 2).is_none());
+        assert!(early.take(outbound::LISTENER, 2).is_some());
     }
 }

@@ -15,8 +15,8 @@ pub struct Limits {
     pub header_time: Duration,
     /// A TLS handshake.
     pub handshake_time: Duration,
-    /// Connections that are held until certificate and first configuration are in force, both listeners. A pod that
-    /// starts has tens; a thousand are a client that tries again and again.
+    /// Connections that each listener holds until certificate and first configuration are in force. A pod that starts has
+    /// tens; a thousand are a client that tries again and again.
     pub early: u32,
     /// How long each of them is held at most.
     pub early_time: Duration,

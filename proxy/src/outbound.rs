@@ -30,7 +30,8 @@ use crate::send::{self, Outgoing};
 use crate::worker::Worker;
 use crate::{coalesce, early, serve, tcp, upgrade, work};
 
-const LISTENER: &str = "outbound";
+/// The listener's name, in metrics and logs.
+pub(crate) const LISTENER: &str = "outbound";
 
 /// Serves one connection of the application.
 pub async fn connection(
