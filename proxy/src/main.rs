@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use penstock_api::SpiffeId;
-use penstock_api::names::{DEFAULT_TRUST_DOMAIN, port};
+use penstock_api::names::{DEFAULT_TRUST_DOMAIN, PROXY_UID, port};
 use penstock_proxy::admin::{self, Audience, Pages};
 use penstock_proxy::config::{Store, static_file};
 use penstock_proxy::identity::Identity;
@@ -53,17 +53,19 @@ enum Command {
     Run(Box<Run>),
     /// Redirect this pod's connections to the proxy, by nftables rules in the current network namespace.
     ///
-    /// Needs CAP_NET_ADMIN and nothing else; run it before the application, and again to change the rules, which are
-    /// replaced as a whole. The proxy is then started as the user --proxy-uid, with `run --redirected`.
+    /// Needs CAP_NET_ADMIN and nothing else; run it before the application, and again to change the
+    /// rules, which are replaced as a whole. The proxy is then started as the user --proxy-uid, with
+    /// `run --redirected`.
     ///   penstock-proxy init --skip-inbound-ports 9090 --skip-subnets 169.254.169.254
     ///   penstock-proxy init --dry-run     # show the rules, change nothing; needs no right
-    ///   penstock-proxy init --check       # try a connection of each family; exit status 1 if one goes astray
+    ///   penstock-proxy init --check       # try what is laid; exit status 1 if connections go astray
     #[command(verbatim_doc_comment)]
     Init(init::Init),
     /// Have the mesh go elsewhere, and go on serving: the preStop hook of a native sidecar.
     ///
-    /// A pod's proxy is told to end only after its application has. Peers should know earlier, before any EndpointSlice
-    /// has travelled. This tells them; nothing is closed, and nothing of the application's own is touched.
+    /// A pod's proxy is told to end only after its application has. Peers should know earlier, before
+    /// any EndpointSlice has travelled. This tells them; nothing is closed, and nothing of the
+    /// application's own is touched.
     ///   penstock-proxy drain
     #[command(verbatim_doc_comment)]
     Drain(leave::Drain),
@@ -96,6 +98,10 @@ struct Run {
     /// both families
     #[arg(long, conflicts_with_all = ["static_file", "outbound", "inbound"])]
     redirected: bool,
+    /// The user whose connections the rules let pass, as `penstock-proxy init` was told; with --redirected nobody else is
+    /// started, since what a proxy of another user sends would come back to it
+    #[arg(long, value_name = "UID", default_value_t = PROXY_UID, requires = "redirected")]
+    proxy_uid: u32,
     /// Listener for the application's traffic
     #[arg(long, value_name = "ADDR", default_value_t = loopback(port::OUTBOUND))]
     outbound: SocketAddr,
@@ -204,6 +210,19 @@ fn complete(options: &Run) -> Result<(), String> {
     })
 }
 
+/// A proxy that the rules do not let pass would take its own connections for the application's, without end.
+fn let_pass(options: &Run, user: u32) -> Result<(), String> {
+    match options.redirected && user != options.proxy_uid {
+        true => Err(format!(
+            "this runs as user {user}, and the rules let user {} pass, so what it sends would come back to it without \
+             end; start it as that user (`runAsUser: {1}`, `setpriv --reuid {1}`), or give `init` and `run` another \
+             --proxy-uid",
+            options.proxy_uid, options.proxy_uid
+        )),
+        false => Ok(()),
+    }
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -233,6 +252,10 @@ fn main() -> ExitCode {
     };
     if let Err(missing) = complete(&options) {
         Cli::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
+    }
+    if let Err(endless) = let_pass(&options, rustix::process::geteuid().as_raw()) {
+        eprintln!("penstock-proxy: {endless}");
+        return ExitCode::FAILURE;
     }
     let level = match Level::install(&options.log_level) {
         Ok(level) => level,
@@ -476,6 +499,18 @@ mod tests {
         assert_eq!(complete(&options("penstock-proxy run --static f.yaml").unwrap()), Ok(()));
         let all = "penstock-proxy run --control a:1 --node a/b --token t --control-ca c";
         assert_eq!(complete(&options(all).unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn only_the_user_whom_the_rules_let_pass_serves_what_they_redirect() {
+        let line = "penstock-proxy run --control a:1 --node a/b --token t --control-ca c";
+        let asked = |more: &str, user| let_pass(&options(&format!("{line}{more}")).unwrap(), user);
+        assert_eq!(asked(" --redirected", PROXY_UID), Ok(()));
+        assert!(asked(" --redirected", 0).unwrap_err().contains("setpriv --reuid 2102"));
+        assert_eq!(asked(" --redirected --proxy-uid 4711", 4711), Ok(()));
+        assert!(asked(" --redirected --proxy-uid 4711", PROXY_UID).is_err());
+        assert_eq!(asked("", 0), Ok(()), "nothing is redirected");
+        assert!(options(&format!("{line} --proxy-uid 7")).is_err(), "it means nothing without --redirected");
     }
 
     #[test]
