@@ -18,8 +18,11 @@ pub(crate) struct Init {
     /// Lay nothing, but try what is laid: a connection of each family to an address that exists nowhere
     #[arg(long, conflicts_with = "remove")]
     check: bool,
-    /// Take the rules away; open connections go on
-    #[arg(long)]
+    /// Take the rules away, whatever they are; open connections go on
+    #[arg(long, conflicts_with_all = [
+        "proxy_uid", "skip_inbound_ports", "skip_outbound_ports", "skip_subnets", "only_inbound_ports",
+        "only_outbound_ports",
+    ])]
     remove: bool,
     /// The user that the proxy runs as, whose connections are not redirected
     #[arg(long, value_name = "UID", default_value_t = PROXY_UID)]
@@ -36,26 +39,19 @@ pub(crate) struct Init {
     /// (annotation penstock.io/skip-subnets)
     #[arg(long, value_name = "SUBNETS", value_delimiter = ',')]
     skip_subnets: Vec<Subnet>,
-    /// Redirect only these ports of the application, less those that are skipped
+    /// Redirect only these ports of the application, less those that are skipped. All others are open to everybody,
+    /// past the proxy, without mTLS and without policy
     #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
     only_inbound_ports: Ports,
-    /// Redirect only connections to these ports elsewhere, less those that are skipped
+    /// Redirect only connections to these ports elsewhere, less those that are skipped; others leave in plaintext
     #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
     only_outbound_ports: Ports,
-    /// Where the proxy takes the mesh's connections
-    #[arg(long, value_name = "PORT", default_value_t = port::INBOUND, value_parser = clap::value_parser!(u16).range(1..))]
-    inbound_port: u16,
-    /// Where the proxy takes the application's connections
-    #[arg(long, value_name = "PORT", default_value_t = port::OUTBOUND, value_parser = clap::value_parser!(u16).range(1..))]
-    outbound_port: u16,
 }
 
 impl Init {
     fn options(&self) -> Options {
         Options {
             proxy_uid: self.proxy_uid,
-            inbound: self.inbound_port,
-            outbound: self.outbound_port,
             skip_inbound: self.skip_inbound_ports.clone(),
             skip_outbound: self.skip_outbound_ports.clone(),
             only_inbound: self.only_inbound_ports.clone(),
@@ -67,7 +63,12 @@ impl Init {
 
 /// Does what was asked for, and says what it did.
 pub(crate) fn run(init: &Init) -> ExitCode {
-    match perform(init) {
+    let options = init.options();
+    if let Err(wrong) = options.sound() {
+        eprintln!("penstock-proxy init: {wrong}");
+        return ExitCode::from(2);
+    }
+    match perform(init, &options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -77,21 +78,32 @@ pub(crate) fn run(init: &Init) -> ExitCode {
     }
 }
 
-fn perform(init: &Init) -> anyhow::Result<bool> {
-    let options = init.options();
-    options.sound().map_err(anyhow::Error::msg)?;
+fn perform(init: &Init, options: &Options) -> anyhow::Result<bool> {
+    if !init.remove && !init.check && options.proxy_uid == 0 {
+        eprintln!(
+            "penstock-proxy init: warning: with --proxy-uid 0 whatever runs as root in this pod is past the proxy, \
+             without mTLS and without policy; run the proxy as a user of its own (--proxy-uid {PROXY_UID} is the default)"
+        );
+    }
     if init.dry_run {
-        println!("{}", Ruleset::new(&options));
+        println!("{}", Ruleset::new(options));
     } else if init.remove {
-        penstock_redirect::remove()?;
-        println!("removed: nothing is redirected in this network namespace");
+        println!(
+            "{}",
+            match penstock_redirect::remove()? {
+                true => "removed: these rules redirect nothing any more",
+                false => "there was nothing to remove: no table inet penstock in this network namespace",
+            }
+        );
     } else if init.check {
-        return check(&options);
+        return check(options);
     } else {
-        penstock_redirect::lay(&Ruleset::new(&options))?;
+        penstock_redirect::lay(&Ruleset::new(options))?;
         println!(
             "redirected: inbound to {}, outbound to {}, but for the proxy's own (user {})",
-            options.inbound, options.outbound, options.proxy_uid
+            port::INBOUND,
+            port::OUTBOUND,
+            options.proxy_uid
         );
     }
     Ok(true)

@@ -1,19 +1,24 @@
 //! Does it work? Connections are made as an application would make them, and it is seen where they arrive.
 //!
-//! Each family's connection goes to an address that exists nowhere (RFC 5737, RFC 3849). If the rules work, it arrives
-//! at the proxy's outbound port all the same: at a listener of our own, which also asks the kernel where the
-//! connection was going, or, if the proxy has that port already, at the proxy. The way in cannot be tried from
-//! inside: what begins in a network namespace never passes `prerouting`. Of it is checked that its rules are in force.
+//! Each family's connection goes to an address that exists nowhere (RFC 5737, RFC 3849), or, where no route leads
+//! there, to a neighbour. If the rules work, it arrives at the proxy's outbound port all the same: at a listener of our
+//! own, which also asks the kernel where the connection was going, or, if the proxy has that port already, at the proxy,
+//! whose end of it the kernel shows. The way in cannot be tried from inside: what begins in a network namespace never
+//! passes `prerouting`. Therefore, and since one connection does not stand for all, the rules that are in force are also
+//! compared with those that the options mean, and nobody else's may decide before them.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use penstock_api::names::port;
 use socket2::SockRef;
 
 use crate::kernel::{self, Problem};
+use crate::laid::Laid;
 use crate::options::Options;
-use crate::ruleset::{Connection, Fate, Ruleset};
+use crate::ruleset::{Connection, Fate, Hook, Ruleset};
+use crate::{message, routes};
 
 /// A redirected connection stays on this machine; one that is not goes nowhere.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -69,78 +74,151 @@ impl Checked {
 pub fn check(options: &Options, uid: u32) -> Result<Checked, Problem> {
     let laid = kernel::laid()?;
     let ruleset = Ruleset::new(options);
-    let try_family = |family| (family, outbound(options, &ruleset, family, uid));
-    let checked =
-        Checked { outbound: [Family::V4, Family::V6].map(try_family).into(), inbound: inbound(&laid) };
-    Ok(checked)
+    let listeners = [Family::V4, Family::V6].map(|family| (family, Listener::take(family)));
+    let proxy_at = |family: Family| {
+        let mut others = listeners.iter().filter(|(other, _)| *other != family);
+        others.any(|(_, listener)| matches!(listener, Listener::Proxy))
+    };
+    let try_family = |(family, listener): &(Family, Listener)| {
+        let answer = match listener {
+            Listener::Ours(_) if proxy_at(*family) => Answer::Fails(format!(
+                "nobody listens at {}, where these connections are led, and a proxy does for the other family",
+                family.outbound()
+            )),
+            _ => outbound(options, &ruleset, *family, listener, uid),
+        };
+        // That one connection arrived does not say that all do.
+        let answer = match (answer, wrong(&laid, &ruleset, Hook::Output, &[family.number()])) {
+            (Answer::Works(_), Some(why)) => Answer::Fails(why),
+            (answer, _) => answer,
+        };
+        (*family, answer)
+    };
+    Ok(Checked { outbound: listeners.iter().map(try_family).collect(), inbound: inbound(&laid, &ruleset) })
 }
 
-fn inbound(laid: &[(String, String)]) -> Answer {
-    let has =
-        |chain: &str, words: &str| laid.iter().any(|(of, comment)| of == chain && comment.starts_with(words));
-    if laid.is_empty() {
-        Answer::Fails(
+/// Why the rules of one way are not those that were meant.
+fn wrong(laid: &Laid, ruleset: &Ruleset, hook: Hook, families: &[u8]) -> Option<String> {
+    let differs = laid.differs(ruleset, hook).map(|why| {
+        format!("{why}; give the check the options that the rules were laid with, or lay them anew: penstock-proxy init")
+    });
+    differs.or_else(|| laid.before_ours(hook, families))
+}
+
+fn inbound(laid: &Laid, ruleset: &Ruleset) -> Answer {
+    if laid.rules.is_empty() {
+        return Answer::Fails(
             "there is no table inet penstock in this network namespace; lay it: penstock-proxy init".into(),
-        )
-    } else if has("inbound", "to the proxy") && has("outbound", "to the proxy") {
-        Answer::Works(format!(
-            "the rules are in force, {} in all (only a connection from elsewhere can try them)",
-            laid.len()
-        ))
-    } else {
-        Answer::Fails(
-            "the table inet penstock has other rules than ours; lay it anew: penstock-proxy init".into(),
-        )
+        );
+    }
+    match wrong(laid, ruleset, Hook::Prerouting, &[Family::V4.number(), Family::V6.number()]) {
+        Some(why) => Answer::Fails(why),
+        None => Answer::Works(format!(
+            "the rules in force are those of these options, {} in all (only a connection from elsewhere can try them)",
+            laid.rules.len()
+        )),
     }
 }
 
-fn outbound(options: &Options, ruleset: &Ruleset, family: Family, uid: u32) -> Answer {
+/// Who takes what is redirected.
+enum Listener {
+    /// We do: nobody else was there.
+    Ours(TcpListener),
+    /// Somebody who listens there, who should be the proxy.
+    Proxy,
+    /// Nobody can: the family is disabled.
+    Disabled(io::Error),
+}
+
+impl Listener {
+    fn take(family: Family) -> Self {
+        match TcpListener::bind(family.outbound()) {
+            Ok(listener) => Self::Ours(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Self::Proxy,
+            Err(error) => Self::Disabled(error),
+        }
+    }
+}
+
+impl Family {
+    /// Where connections of the application are led.
+    fn outbound(self) -> SocketAddr {
+        let loopback: IpAddr = match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        SocketAddr::new(loopback, port::OUTBOUND)
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::V4 => message::NFPROTO_IPV4,
+            Self::V6 => message::NFPROTO_IPV6,
+        }
+    }
+}
+
+fn outbound(options: &Options, ruleset: &Ruleset, family: Family, listener: &Listener, uid: u32) -> Answer {
     if uid == options.proxy_uid {
         return Answer::Fails(format!(
             "this runs as user {uid}, which is the proxy's, and the rules let that one pass; run it as another user"
         ));
     }
-    let Some(target) = target(options, ruleset, family, uid) else {
+    if let Listener::Disabled(error) = listener {
+        return Answer::Nothing(format!("{family} is disabled here ({}: {error})", family.outbound().ip()));
+    }
+    let nowhere = match family {
+        Family::V4 => {
+            [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]].map(|octets| Ipv4Addr::from(octets).into())
+        }
+        Family::V6 => [[0xdb8, 1], [0xdb8, 2], [0xdb8, 3]]
+            .map(|[net, host]| Ipv6Addr::new(0x2001, net, host, 0, 0, 0, 0, 1).into()),
+    };
+    let Some(target) = target(options, ruleset, &nowhere, uid) else {
         return Answer::Nothing("the options leave nothing that would be redirected".into());
     };
-    let loopback: IpAddr = match family {
-        Family::V4 => Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    let (target, client) = match TcpStream::connect_timeout(&target, PATIENCE) {
+        Ok(client) => (target, client),
+        Err(error) if no_route(&error) => {
+            // Without a route to elsewhere there may still be neighbours.
+            let neighbours = routes::neighbours(family);
+            let Some(target) = self::target(options, ruleset, &neighbours, uid) else {
+                return Answer::Nothing(format!("no route leads out of here over {family}"));
+            };
+            match TcpStream::connect_timeout(&target, PATIENCE) {
+                Ok(client) => (target, client),
+                Err(error) => return missed(target, &error),
+            }
+        }
+        Err(error) => return missed(target, &error),
     };
-    let listener = match TcpListener::bind(SocketAddr::new(loopback, options.outbound)) {
-        Ok(listener) => Some(listener),
-        Err(error) if error.kind() == ErrorKind::AddrInUse => None,
-        Err(error) => return Answer::Nothing(format!("{family} is disabled here ({loopback}: {error})")),
+    let place = family.outbound();
+    let arrived = match listener {
+        Listener::Ours(listener) => arrived(listener, &client, target),
+        _ => at_the_proxy(place, &client),
     };
-    let client = match TcpStream::connect_timeout(&target, PATIENCE) {
-        Ok(client) => client,
-        Err(error) => return missed(family, target, &error),
-    };
-    let Some(listener) = listener else {
-        return Answer::Works(format!(
-            "a connection to {target}, which exists nowhere, was taken on port {} by the proxy that listens there",
-            options.outbound
-        ));
-    };
-    match arrived(&listener, &client, target) {
-        Ok(()) => Answer::Works(format!(
-            "a connection to {target}, which exists nowhere, arrived on port {}, and the kernel says where it was going",
-            options.outbound
+    match (arrived, listener) {
+        (Ok(()), Listener::Ours(_)) => Answer::Works(format!(
+            "a connection to {target} arrived at {place}, and the kernel says where it was going"
         )),
-        Err(error) => Answer::Fails(format!("somebody else took a connection to {target}: {error}")),
+        (Ok(()), _) => Answer::Works(format!(
+            "a connection to {target} arrived at {place}, at the proxy that listens there"
+        )),
+        (Err(error), _) => {
+            Answer::Fails(format!("somebody else than {place} took a connection to {target}: {error}"))
+        }
     }
 }
 
-fn missed(family: Family, target: SocketAddr, error: &io::Error) -> Answer {
-    match error.kind() {
-        ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable => {
-            Answer::Nothing(format!("no route leads out of here over {family}"))
-        }
-        _ => Answer::Fails(format!(
-            "a connection to {target} was not redirected ({error}); if the rules were laid with options, give the same \
-             to the check"
-        )),
-    }
+fn no_route(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable)
+}
+
+fn missed(target: SocketAddr, error: &io::Error) -> Answer {
+    Answer::Fails(format!(
+        "a connection to {target} was not redirected ({error}); if the rules were laid with options, give the same to \
+         the check"
+    ))
 }
 
 /// Waits for our own connection among those that arrive, and asks where it was going.
@@ -160,46 +238,48 @@ fn arrived(listener: &TcpListener, client: &TcpStream, target: SocketAddr) -> io
     }
 }
 
-/// An address that exists nowhere and that the rules redirect.
-fn target(options: &Options, ruleset: &Ruleset, family: Family, uid: u32) -> Option<SocketAddr> {
-    let addresses: [IpAddr; 3] = match family {
-        Family::V4 => {
-            [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]].map(|octets| Ipv4Addr::from(octets).into())
-        }
-        Family::V6 => [[0xdb8, 1], [0xdb8, 2], [0xdb8, 3]]
-            .map(|[net, host]| Ipv6Addr::new(0x2001, net, host, 0, 0, 0, 0, 1).into()),
-    };
+/// Looks for the proxy's end of our connection among this network namespace's.
+fn at_the_proxy(place: SocketAddr, client: &TcpStream) -> io::Result<()> {
+    let from = client.local_addr()?;
+    match routes::connections()?.contains(&(place, from)) {
+        true => Ok(()),
+        false => Err(io::Error::other("the kernel knows no such connection there")),
+    }
+}
+
+/// One of these addresses, with a port, that the rules redirect.
+fn target(options: &Options, ruleset: &Ruleset, addresses: &[IpAddr], uid: u32) -> Option<SocketAddr> {
     let only = options.only_outbound.ranges().iter().flat_map(|range| [*range.start(), *range.end()]);
     let ports: Vec<u16> = [80, 443, 8000, 8080, 5432].into_iter().chain(only).chain(1024..2048).collect();
-    let all = addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port)));
-    all.into_iter().find(|to| {
+    let mut all = addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port)));
+    all.find(|to| {
         let connection = Connection { from_elsewhere: false, uid, stays_here: false, to: *to };
-        ruleset.fate(&connection) == Fate::Redirected(options.outbound)
+        ruleset.fate(&connection) == Fate::Redirected(port::OUTBOUND)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::laid::tests::laid;
 
     #[test]
     fn a_target_is_one_that_the_rules_redirect() {
-        let found = |options: &Options, family| target(options, &Ruleset::new(options), family, 0);
-        let ask = |options: &Options| {
-            [Family::V4, Family::V6].map(|family| found(options, family).map(|to| to.to_string()))
+        let addresses: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "198.51.100.1".parse().unwrap()];
+        let found = |options: &Options| {
+            target(options, &Ruleset::new(options), &addresses, 0).map(|to| to.to_string())
         };
-        let some = |v4: &str, v6: &str| [Some(v4.to_owned()), Some(v6.to_owned())];
-        assert_eq!(ask(&Options::default()), some("192.0.2.1:80", "[2001:db8:1::1]:80"));
+        assert_eq!(found(&Options::default()).as_deref(), Some("192.0.2.1:80"));
         let skip = Options {
             skip_outbound: "1-500".parse().unwrap(),
             skip_subnets: vec!["192.0.0.0/8".parse().unwrap()],
             ..Options::default()
         };
-        assert_eq!(ask(&skip), some("198.51.100.1:8000", "[2001:db8:1::1]:8000"));
+        assert_eq!(found(&skip).as_deref(), Some("198.51.100.1:8000"));
         let only = Options { only_outbound: "7777".parse().unwrap(), ..Options::default() };
-        assert_eq!(ask(&only), some("192.0.2.1:7777", "[2001:db8:1::1]:7777"));
-        let none = Options { skip_subnets: vec!["::/0".parse().unwrap()], ..Options::default() };
-        assert_eq!(found(&none, Family::V6), None);
+        assert_eq!(found(&only).as_deref(), Some("192.0.2.1:7777"));
+        let none = Options { skip_subnets: vec!["0.0.0.0/0".parse().unwrap()], ..Options::default() };
+        assert_eq!(found(&none), None);
     }
 
     #[test]
@@ -217,17 +297,10 @@ mod tests {
 
     #[test]
     fn rules_that_are_not_ours_are_told_from_none() {
-        let said = |laid: &[(&str, &str)]| {
-            let laid: Vec<_> = laid.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-            inbound(&laid)
-        };
-        assert!(matches!(said(&[]), Answer::Fails(why) if why.contains("no table")));
-        assert!(matches!(said(&[("inbound", "x")]), Answer::Fails(why) if why.contains("other rules")));
-        let ours: Vec<_> = Ruleset::new(&Options::default())
-            .chains
-            .iter()
-            .flat_map(|chain| chain.rules.iter().map(|rule| (chain.name, rule.comment)))
-            .collect();
-        assert!(matches!(said(&ours), Answer::Works(_)));
+        let meant = Ruleset::new(&Options::default());
+        assert!(matches!(inbound(&Laid::default(), &meant), Answer::Fails(why) if why.contains("no table")));
+        assert!(matches!(inbound(&laid(&meant), &meant), Answer::Works(_)));
+        let other = Ruleset::new(&Options { only_inbound: "1".parse().unwrap(), ..Options::default() });
+        assert!(matches!(inbound(&laid(&other), &meant), Answer::Fails(why) if why.contains("anew")));
     }
 }

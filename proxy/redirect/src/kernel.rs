@@ -11,6 +11,8 @@ use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 use thiserror::Error;
 
+use crate::TABLE;
+use crate::laid::{self, Laid, LaidChain, LaidRule};
 use crate::message::{self, Batch};
 use crate::ruleset::Ruleset;
 
@@ -46,7 +48,8 @@ pub enum Problem {
     /// No right to.
     #[error(
         "not permitted: nf_tables needs CAP_NET_ADMIN in this network namespace; give the init container \
-         `securityContext: {{capabilities: {{add: [NET_ADMIN]}}}}`, or run as root (elsewhere: `setpriv`, `unshare -Urn`)"
+         `securityContext: {{capabilities: {{add: [NET_ADMIN]}}}}`, or run it as root (`sudo`); to try it out in a network namespace \
+         of your own: `unshare -Urn`"
     )]
     NotPermitted,
     /// Something else.
@@ -62,29 +65,36 @@ pub fn lay(ruleset: &Ruleset) -> Result<(), Problem> {
     transact(&message::lay(ruleset))
 }
 
-/// Takes the ruleset out of force; it is no error if there is none.
-pub fn remove() -> Result<(), Problem> {
-    transact(&message::remove())
+/// Takes the ruleset out of force, and says whether there was one.
+pub fn remove() -> Result<bool, Problem> {
+    let mut there = false;
+    dump(&message::list_tables(), |family, of| {
+        let name = laid::value(of, message::NFTA_TABLE_NAME).map(laid::text);
+        there |= family == message::NFPROTO_INET && name.as_deref() == Some(TABLE);
+    })?;
+    transact(&message::remove())?;
+    Ok(there)
 }
 
-/// The rules that are in force: of each its chain and its comment.
-pub fn laid() -> Result<Vec<(String, String)>, Problem> {
-    let mut rules = Vec::new();
-    converse(&message::list(), |kind, body| {
+/// What is in force.
+pub(crate) fn laid() -> Result<Laid, Problem> {
+    let mut laid = Laid::default();
+    dump(&message::list_chains(), |family, of| laid.chains.extend(LaidChain::read(family, of)))?;
+    dump(&message::list(), |_, of| laid.rules.extend(LaidRule::read(of)))?;
+    Ok(laid)
+}
+
+/// Hands the family and the attributes of each thing that is listed to `take`.
+fn dump(batch: &Batch, mut take: impl FnMut(u8, &[u8])) -> Result<(), Problem> {
+    converse(batch, |kind, body| {
         if kind == NLMSG_DONE {
             return true;
         }
-        let attributes = || attributes(body.get(NFT_HEADER - HEADER..).unwrap_or_default());
-        let of = |wanted| attributes().find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-        let chain = of(message::NFTA_RULE_CHAIN).map(|name| String::from_utf8_lossy(name));
-        let comment = of(message::NFTA_RULE_USERDATA).and_then(message::comment);
-        if let Some(chain) = chain {
-            let chain = chain.trim_end_matches('\0').to_owned();
-            rules.push((chain, comment.unwrap_or_default().to_owned()));
+        if let (Some(family), Some(attributes)) = (body.first(), body.get(NFT_HEADER - HEADER..)) {
+            take(*family, attributes);
         }
         false
-    })?;
-    Ok(rules)
+    })
 }
 
 fn transact(batch: &Batch) -> Result<(), Problem> {
@@ -157,7 +167,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
 }
 
 /// The attributes of a message: kind, value.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = rest.first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));

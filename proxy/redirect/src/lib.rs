@@ -13,12 +13,14 @@
 
 mod check;
 mod kernel;
+mod laid;
 mod message;
 mod options;
+mod routes;
 mod ruleset;
 
 pub use check::{Answer, Checked, Family, check};
-pub use kernel::{Problem, laid, lay, remove};
+pub use kernel::{Problem, lay, remove};
 pub use options::{Options, Ports, Subnet};
 pub use ruleset::{Chain, Connection, Fate, Hook, Match, Rule, Ruleset, Verdict};
 

@@ -20,9 +20,9 @@ const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 // linux/netfilter.h
 const NFPROTO_UNSPEC: u8 = 0;
-const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+pub(crate) const NFPROTO_INET: u8 = 1;
+pub(crate) const NFPROTO_IPV4: u8 = 2;
+pub(crate) const NFPROTO_IPV6: u8 = 10;
 const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_OUT: u32 = 3;
 const NF_ACCEPT: u32 = 1;
@@ -30,25 +30,27 @@ const NF_ACCEPT: u32 = 1;
 const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
 // linux/netfilter/nf_tables.h
 const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_GETTABLE: u16 = 1;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
+pub(crate) const NFTA_TABLE_NAME: u16 = 1;
+pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
+pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
+pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
+pub(crate) const NFTA_CHAIN_TYPE: u16 = 7;
+pub(crate) const NFTA_HOOK_HOOKNUM: u16 = 1;
+pub(crate) const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
+pub(crate) const NFTA_EXPR_NAME: u16 = 1;
+pub(crate) const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const NFT_META_IIFNAME: u32 = 6;
@@ -58,7 +60,7 @@ const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
 const NFTA_CMP_SREG: u16 = 1;
 const NFTA_CMP_OP: u16 = 2;
-const NFTA_CMP_DATA: u16 = 3;
+pub(crate) const NFTA_CMP_DATA: u16 = 3;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_LTE: u32 = 3;
 const NFT_CMP_GTE: u32 = 5;
@@ -71,14 +73,16 @@ const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFTA_BITWISE_SREG: u16 = 1;
 const NFTA_BITWISE_DREG: u16 = 2;
 const NFTA_BITWISE_LEN: u16 = 3;
-const NFTA_BITWISE_MASK: u16 = 4;
-const NFTA_BITWISE_XOR: u16 = 5;
+pub(crate) const NFTA_BITWISE_MASK: u16 = 4;
+pub(crate) const NFTA_BITWISE_XOR: u16 = 5;
+pub(crate) const NFTA_BITWISE_OP: u16 = 6;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
-const NFTA_IMMEDIATE_DATA: u16 = 2;
+pub(crate) const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
+pub(crate) const NFTA_REDIR_REG_PROTO_MIN: u16 = 1;
+pub(crate) const NFTA_REDIR_REG_PROTO_MAX: u16 = 2;
 const NFTA_REDIR_FLAGS: u16 = 3;
 const NFT_REG_VERDICT: u32 = 0;
 const NFT_REG_1: u32 = 1;
@@ -125,6 +129,42 @@ pub(crate) fn remove() -> Batch {
     batch.table(NFT_MSG_DELTABLE, 0);
     batch.end();
     batch
+}
+
+/// Asks for all tables, whoever laid them.
+pub(crate) fn list_tables() -> Batch {
+    let mut batch = Batch::default();
+    let what = "to list the tables".to_owned();
+    let kind = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETTABLE;
+    batch.message(what, (kind, NLM_F_DUMP), (NFPROTO_UNSPEC, 0), |_| {});
+    batch
+}
+
+/// Asks for all chains, whoever laid them.
+pub(crate) fn list_chains() -> Batch {
+    let mut batch = Batch::default();
+    let what = "to list the chains".to_owned();
+    let kind = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETCHAIN;
+    batch.message(what, (kind, NLM_F_DUMP), (NFPROTO_UNSPEC, 0), |_| {});
+    batch
+}
+
+/// What a rule does, as it is told to the kernel.
+pub(crate) fn expressions(rule: &Rule) -> Vec<u8> {
+    let mut body = Attributes::default();
+    for condition in &rule.matches {
+        body.condition(condition);
+    }
+    body.verdict(&rule.verdict);
+    body.0
+}
+
+/// The number of a hook, as the kernel counts them for IPv4, IPv6 and both.
+pub(crate) fn number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => NF_INET_PRE_ROUTING,
+        Hook::Output => NF_INET_LOCAL_OUT,
+    }
 }
 
 /// Asks for all rules of the table.
@@ -207,11 +247,7 @@ impl Batch {
             body.text(NFTA_CHAIN_TABLE, TABLE);
             body.text(NFTA_CHAIN_NAME, chain.name);
             body.nested(NFTA_CHAIN_HOOK, |body| {
-                let number = match chain.hook {
-                    Hook::Prerouting => NF_INET_PRE_ROUTING,
-                    Hook::Output => NF_INET_LOCAL_OUT,
-                };
-                body.number(NFTA_HOOK_HOOKNUM, number);
+                body.number(NFTA_HOOK_HOOKNUM, number(chain.hook));
                 body.number(NFTA_HOOK_PRIORITY, PRIORITY.cast_unsigned());
             });
             body.number(NFTA_CHAIN_POLICY, NF_ACCEPT);
@@ -223,12 +259,7 @@ impl Batch {
         self.nft(format!("the rule `{rule}`"), NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |body| {
             body.text(NFTA_RULE_TABLE, TABLE);
             body.text(NFTA_RULE_CHAIN, chain);
-            body.nested(NFTA_RULE_EXPRESSIONS, |body| {
-                for condition in &rule.matches {
-                    body.condition(condition);
-                }
-                body.verdict(&rule.verdict);
-            });
+            body.bytes(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, &expressions(rule));
             let length = rule.comment.len() as u8 + 1;
             let userdata = [&[NFTNL_UDATA_RULE_COMMENT, length], rule.comment.as_bytes(), &[0]].concat();
             body.bytes(NFTA_RULE_USERDATA, &userdata);

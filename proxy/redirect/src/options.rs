@@ -177,10 +177,6 @@ impl fmt::Display for Subnet {
 pub struct Options {
     /// Connections of this user are the proxy's own.
     pub proxy_uid: u32,
-    /// Where the proxy listens for the mesh.
-    pub inbound: u16,
-    /// Where the proxy listens for the application.
-    pub outbound: u16,
     /// Ports of the application that are reached past the proxy.
     pub skip_inbound: Ports,
     /// Ports elsewhere that the application reaches past the proxy.
@@ -198,8 +194,6 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             proxy_uid: names::PROXY_UID,
-            inbound: port::INBOUND,
-            outbound: port::OUTBOUND,
             skip_inbound: Ports::default(),
             skip_outbound: Ports::default(),
             only_inbound: Ports::default(),
@@ -210,18 +204,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The ports of sidecars, which nothing redirects: 15000 to 15020, and where this one listens instead.
-    pub fn own_ports(&self) -> Ports {
-        let listens =
-            [port::ADMIN..=port::HEALTH, self.inbound..=self.inbound, self.outbound..=self.outbound];
-        Ports::new(listens)
+    /// The ports of sidecars, which nothing redirects, in this pod or another. They are the same in all pods: a port
+    /// that one pod chose for its proxy would be an application's in the next, and lead past the mesh there.
+    pub fn own_ports() -> Ports {
+        Ports::new([port::ADMIN..=port::HEALTH])
     }
 
     /// Whether they can be a ruleset at all.
     pub fn sound(&self) -> Result<(), String> {
-        if self.inbound == self.outbound {
-            return Err(format!("both directions would go to port {}; give each its own", self.inbound));
-        }
         match self.skip_subnets.len() {
             ..=MOST => Ok(()),
             many => Err(format!("{many} subnets, {MOST} is the limit; write wider ones")),
@@ -278,11 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn options_that_contradict_themselves_are_no_ruleset() {
-        let same = Options { inbound: 15001, ..Options::default() };
-        assert!(same.sound().unwrap_err().contains("15001"));
+    fn options_that_the_kernel_would_not_take_are_no_ruleset() {
+        let many = (0..300).map(|host| Subnet::around(Ipv4Addr::from_bits(host).into(), 32).unwrap());
+        let many = Options { skip_subnets: many.collect(), ..Options::default() };
+        assert!(many.sound().unwrap_err().contains("256"));
         assert_eq!(Options::default().sound(), Ok(()));
-        assert_eq!(Options { inbound: 9, ..Options::default() }.own_ports().to_string(), "9,15000-15020");
+        assert_eq!(Options::own_ports().to_string(), "15000-15020");
     }
 
     proptest! {

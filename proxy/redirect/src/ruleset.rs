@@ -15,6 +15,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use penstock_api::names::port;
+
 use crate::TABLE;
 use crate::options::{Options, Ports, Subnet};
 
@@ -88,13 +90,13 @@ pub struct Ruleset {
 impl Ruleset {
     /// The rules that these options mean.
     pub fn new(options: &Options) -> Self {
-        let own = options.own_ports();
+        let own = Options::own_ports();
         let past = |matches, comment| Rule { matches, verdict: Verdict::Return, comment };
         let inbound = [
             vec![past(vec![Match::StaysHere(Hook::Prerouting)], "inside the pod")],
             ports(&own, &Verdict::Return, "the sidecar's own ports"),
             ports(&options.skip_inbound, &Verdict::Return, "skip-inbound-ports"),
-            redirect(&options.only_inbound, options.inbound, "to the proxy, for the application"),
+            redirect(&options.only_inbound, port::INBOUND, "to the proxy, for the application"),
         ]
         .concat();
         let mut rules = Vec::new();
@@ -106,11 +108,7 @@ impl Ruleset {
         subnets.sort();
         subnets.dedup();
         rules.extend(subnets.into_iter().map(|subnet| past(vec![Match::To(subnet)], "skip-subnets")));
-        rules.extend(redirect(
-            &options.only_outbound,
-            options.outbound,
-            "to the proxy, from the application",
-        ));
+        rules.extend(redirect(&options.only_outbound, port::OUTBOUND, "to the proxy, from the application"));
         let chains = vec![
             Chain { name: "inbound", hook: Hook::Prerouting, rules: inbound },
             Chain { name: "outbound", hook: Hook::Output, rules },
