@@ -87,9 +87,9 @@ pub fn check(options: &Options, uid: u32) -> Result<Checked, Problem> {
             )),
             _ => outbound(options, &ruleset, *family, listener, uid),
         };
-        // That one connection arrived does not say that all do.
+        // That one connection arrived does not say that all do, nor that none was tried that all would.
         let answer = match (answer, wrong(&laid, &ruleset, Hook::Output, &[family.number()])) {
-            (Answer::Works(_), Some(why)) => Answer::Fails(why),
+            (Answer::Works(_) | Answer::Nothing(_), Some(why)) => Answer::Fails(why),
             (answer, _) => answer,
         };
         (*family, answer)

@@ -8,7 +8,7 @@ use penstock_tests::testkit::namespace::{Machine, Namespace, Network, possible};
 use penstock_tests::testkit::process::program;
 
 /// Every kind of rule at once.
-const ALL_OPTIONS: [&str; 16] = [
+const ALL_OPTIONS: [&str; 12] = [
     "--proxy-uid",
     "4711",
     "--skip-inbound-ports",
@@ -21,10 +21,6 @@ const ALL_OPTIONS: [&str; 16] = [
     "8000-8080",
     "--only-outbound-ports",
     "80,443",
-    "--inbound-port",
-    "16000",
-    "--outbound-port",
-    "16001",
 ];
 
 fn init(namespace: &Namespace, args: &[&str]) -> Output {
@@ -95,7 +91,7 @@ fn rules_replace_their_older_version_and_go_without_a_trace() {
         return;
     }
     let namespace = Namespace::new();
-    done(&init(&namespace, &["--remove"]));
+    assert!(done(&init(&namespace, &["--remove"])).contains("nothing to remove"));
     for _ in 0..2 {
         done(&init(&namespace, &[]));
     }
@@ -106,8 +102,8 @@ fn rules_replace_their_older_version_and_go_without_a_trace() {
     assert!(!listed(&namespace).unwrap().contains("drop"), "the table is replaced, whoever has changed it");
     done(&init(&namespace, &[]));
     assert_eq!(listed(&namespace).unwrap(), once);
-    for _ in 0..2 {
-        done(&init(&namespace, &["--remove"]));
+    for said in ["removed: ", "nothing to remove"] {
+        assert!(done(&init(&namespace, &["--remove"])).contains(said), "{said}");
     }
     assert_eq!(namespace.run("nft list tables").trim(), "table inet other");
 }
@@ -167,8 +163,21 @@ fn pain_9_a_check_tells_the_truth() {
     let taken = namespace.enter(|| {
         ["127.0.0.1:15001", "[::1]:15001"].map(|address| std::net::TcpListener::bind(address).unwrap())
     });
-    assert_eq!(done(&init(namespace, &["--check"])).matches("by the proxy that listens there").count(), 2);
-    drop(taken);
+    assert_eq!(done(&init(namespace, &["--check"])).matches("at the proxy that listens there").count(), 2);
+    // A connection that succeeds is not yet one that the proxy has.
+    namespace.run("ip address add 192.0.2.1/32 dev lo");
+    let _theirs = namespace.enter(|| std::net::TcpListener::bind("192.0.2.1:80").unwrap());
+    let theirs = init(namespace, &["--check"]);
+    assert_eq!(theirs.status.code(), Some(1));
+    assert!(says(&theirs).contains("outbound IPv4  FAILED  somebody else"), "{}", says(&theirs));
+    namespace.run("ip address del 192.0.2.1/32 dev lo");
+    // A proxy that listens for one family only does not have the other's connections.
+    let [_four, six] = taken;
+    drop(six);
+    let half = init(namespace, &["--check"]);
+    assert_eq!(half.status.code(), Some(1));
+    assert!(says(&half).contains("outbound IPv6  FAILED  nobody listens at [::1]:15001"), "{}", says(&half));
+    drop(_four);
 
     // The proxy's own user is not redirected, and is told so.
     let own = init(namespace, &["--check", "--proxy-uid", "0"]);
@@ -179,6 +188,72 @@ fn pain_9_a_check_tells_the_truth() {
     let blind = init(namespace, &["--check"]);
     assert!(!blind.status.success() && says(&blind).contains("give the same"), "{}", says(&blind));
     assert!(done(&init(namespace, &["--check", "--only-outbound-ports", "7777"])).contains("192.0.2.1:7777"));
+}
+
+#[test]
+fn pain_9_a_check_compares_what_the_rules_do_with_what_was_meant() {
+    let Some((_network, machine)) = machine() else { return };
+    let namespace = &machine.namespace;
+    // Each rule of each kind is recognised as the kernel tells of it.
+    for options in [&[][..], &ALL_OPTIONS, &["--skip-subnets", "::/0", "--skip-inbound-ports", "1-9,7"]] {
+        done(&init(namespace, options));
+        let checked = done(&init(namespace, &[options, &["--check"]].concat()));
+        assert!(checked.contains("inbound        ok"), "{options:?}: {checked}");
+    }
+    for (laid, way, why) in [
+        (&["--only-inbound-ports", "1"][..], "inbound        FAILED", "rule 3 of the chain inbound"),
+        (&["--skip-inbound-ports", "8000"], "inbound        FAILED", "skip-inbound-ports"),
+        (&["--skip-outbound-ports", "443,8080"], "outbound IPv4  FAILED", "rule 4 of the chain outbound"),
+        (&["--proxy-uid", "4711"], "outbound IPv6  FAILED", "`meta skuid 2102 return"),
+    ] {
+        done(&init(namespace, laid));
+        let checked = init(namespace, &["--check"]);
+        assert_eq!(checked.status.code(), Some(1), "{laid:?}");
+        let said = says(&checked);
+        assert!(said.lines().any(|line| line.starts_with(way) && line.contains(why)), "{laid:?}: {said}");
+    }
+    done(&init(namespace, &[]));
+    if listed(namespace).is_none() {
+        return;
+    }
+    // The same words, and another effect.
+    namespace.run("nft insert rule inet penstock inbound tcp dport 8000 return comment '\"inside the pod\"'");
+    let changed = init(namespace, &["--check"]);
+    assert!(!changed.status.success() && says(&changed).contains("rule 1 of"), "{}", says(&changed));
+    done(&init(namespace, &[]));
+    done(&init(namespace, &["--check"]));
+    namespace.run("nft add table ip theirs");
+    namespace.run("nft 'add chain ip theirs first { type nat hook prerouting priority -130; }'");
+    namespace.run("nft add rule ip theirs first tcp dport 80 redirect to :81");
+    let before = init(namespace, &["--check"]);
+    assert_eq!(before.status.code(), Some(1));
+    assert!(says(&before).contains("the chain first of the table ip theirs"), "{}", says(&before));
+}
+
+#[test]
+fn without_a_default_route_a_neighbour_is_tried() {
+    let Some((_network, machine)) = machine() else { return };
+    let namespace = &machine.namespace;
+    namespace.run("ip route del default; ip -6 route del default; true");
+    done(&init(namespace, &[]));
+    let works = done(&init(namespace, &["--check"]));
+    for line in ["outbound IPv4  ok      a connection to 10.77.0.", "outbound IPv6  ok      a connection to [fd77"] {
+        assert!(works.contains(line), "{works}");
+    }
+}
+
+#[test]
+fn a_proxy_that_would_meet_its_own_connections_does_not_start() {
+    let all = ["--control=127.0.0.1:1", "--control-ca=none", "--token=none", "--node=a/b"];
+    let start = |more: &[&str]| {
+        Command::new(program("penstock-proxy")).arg("run").args(all).args(more).output().unwrap()
+    };
+    // Whoever runs the tests, he is one of these two at most.
+    let refused = ["4711", "4712"].map(|user| start(&["--redirected", "--proxy-uid", user]));
+    for refused in refused {
+        let said = says(&refused);
+        assert!(refused.status.code() == Some(1) && said.contains("come back to it without end"), "{said}");
+    }
 }
 
 #[test]
@@ -270,5 +345,28 @@ fn a_wrong_option_is_explained() {
     };
     assert!(said(&["--skip-inbound-ports", "http"]).contains("write ports and ranges like 80,443,9000-9100"));
     assert!(said(&["--skip-subnets", "10.0.0.0/40"]).contains("write it like 10.0.0.0/8 or fd00::/8"));
-    assert!(said(&["--inbound-port", "15001"]).contains("give each its own"));
+    let run = |args: &[&str]| Command::new(program("penstock-proxy")).arg("init").args(args).output().unwrap();
+    let many: Vec<_> = (1..=300).map(|host| format!("10.0.{}.{}", host / 256, host % 256)).collect();
+    for wrong in [
+        &["--skip-inbound-ports", "http"][..],
+        &["--dry-run", "--skip-subnets", &many.join(",")],
+        // Whose rules they are does not matter to what takes them away.
+        &["--remove", "--skip-subnets", "10.0.0.0/8"],
+        &["--remove", "--proxy-uid", "7"],
+    ] {
+        let output = run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", says(&output));
+    }
+}
+
+#[test]
+fn that_root_is_past_the_proxy_is_said() {
+    if !possible() {
+        return;
+    }
+    let namespace = Namespace::new();
+    let laid = init(&namespace, &["--proxy-uid", "0"]);
+    done(&laid);
+    assert!(says(&laid).contains("whatever runs as root in this pod is past the proxy"), "{}", says(&laid));
+    assert!(!says(&init(&namespace, &[])).contains("warning"));
 }
