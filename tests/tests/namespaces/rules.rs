@@ -237,7 +237,9 @@ fn without_a_default_route_a_neighbour_is_tried() {
     namespace.run("ip route del default; ip -6 route del default; true");
     done(&init(namespace, &[]));
     let works = done(&init(namespace, &["--check"]));
-    for line in ["outbound IPv4  ok      a connection to 10.77.0.", "outbound IPv6  ok      a connection to [fd77"] {
+    for line in
+        ["outbound IPv4  ok      a connection to 10.77.0.", "outbound IPv6  ok      a connection to [fd77"]
+    {
         assert!(works.contains(line), "{works}");
     }
 }
@@ -345,7 +347,8 @@ fn a_wrong_option_is_explained() {
     };
     assert!(said(&["--skip-inbound-ports", "http"]).contains("write ports and ranges like 80,443,9000-9100"));
     assert!(said(&["--skip-subnets", "10.0.0.0/40"]).contains("write it like 10.0.0.0/8 or fd00::/8"));
-    let run = |args: &[&str]| Command::new(program("penstock-proxy")).arg("init").args(args).output().unwrap();
+    let run =
+        |args: &[&str]| Command::new(program("penstock-proxy")).arg("init").args(args).output().unwrap();
     let many: Vec<_> = (1..=300).map(|host| format!("10.0.{}.{}", host / 256, host % 256)).collect();
     for wrong in [
         &["--skip-inbound-ports", "http"][..],
