@@ -172,12 +172,12 @@ fn pain_9_a_check_tells_the_truth() {
     assert!(says(&theirs).contains("outbound IPv4  FAILED  somebody else"), "{}", says(&theirs));
     namespace.run("ip address del 192.0.2.1/32 dev lo");
     // A proxy that listens for one family only does not have the other's connections.
-    let [_four, six] = taken;
+    let [four, six] = taken;
     drop(six);
     let half = init(namespace, &["--check"]);
     assert_eq!(half.status.code(), Some(1));
     assert!(says(&half).contains("outbound IPv6  FAILED  nobody listens at [::1]:15001"), "{}", says(&half));
-    drop(_four);
+    drop(four);
 
     // The proxy's own user is not redirected, and is told so.
     let own = init(namespace, &["--check", "--proxy-uid", "0"]);
