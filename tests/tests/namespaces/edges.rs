@@ -34,7 +34,8 @@ fn counts(pods: &Pods, pod: &str) -> (Origin, Arc<AtomicUsize>) {
         async move {
             // The sidecar asks for metrics pages of its own accord, in good HTTP; nobody counts these.
             let Ok(first) = client.bytes(12).await else { return };
-            if !first.starts_with(b"GET /metrics") && !first.starts_with(b"GET /stats") {
+            let own: [&[u8]; 3] = [b"GET /metrics", b"GET /prometh", b"GET /stats"];
+            if !own.iter().any(|page| first.starts_with(page)) {
                 counted.fetch_add(1, Ordering::SeqCst);
             }
             let _ = client.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
