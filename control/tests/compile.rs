@@ -378,6 +378,14 @@ fn a_policy_that_makes_no_sense_is_told_with_its_line_and_changes_nothing() {
     let pipeline = |pipeline: &str| {
         format!("{target}  models:\n  - name: m\n    prepare:\n    - input: x\n      pipeline: {pipeline}\n")
     };
+    let both = |of_x: &str, of_y: &str| {
+        let pipeline = "pipeline: {preset: imagenet}";
+        format!(
+            "{target}  models:\n  - name: m\n    prepare:\n    - {{input: x, {of_x}, {pipeline}}}\n    \
+             - {{input: \"y\", {of_y}, {pipeline}}}\n"
+        )
+        .replace("input: \"y\", input: \"y\"", "input: \"y\"")
+    };
     let table = [
         ("  targetRef: {kind: Deployment, name: digits}\n".to_owned(), "write `kind: Service`"),
         ("  targetRef: {kind: Service, name: digit}\n".to_owned(), "there is no Service digit"),
@@ -394,6 +402,15 @@ fn a_policy_that_makes_no_sense_is_told_with_its_line_and_changes_nothing() {
             ),
             "[63] has not as many elements as [1, 8, 8]",
         ),
+        (
+            pipeline("{resize: {mode: exact, width: 8192, height: 8192}}"),
+            "805306368 bytes, and those of a request have at most 268435456",
+        ),
+        (both("tensor: t", "tensor: t"), "\"t\" is made from another input already"),
+        // `y` is made from what is sent as `x`, or from what is sent as `y`?
+        (both("tensor: \"y\"", "input: \"y\""), "\"y\" is an input of its own"),
+        (both("tensor: a", "tensor: \"x\""), "\"x\" is an input of its own"),
+        (both("tensor: y", "tensor: b"), "quote it"),
     ];
     for (spec, words) in table {
         let snapshot = compiled(&with_policy("{}", &policy("p", &spec)));

@@ -3,10 +3,10 @@
 //! In: the policies in force and the Services. Out: each Service's policy, with what its annotations leave open filled in and
 //! its pipelines. Can go wrong: a policy is for nothing, or for what another is for; a setting or a pipeline makes no sense.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_api::{ServiceName, v1};
-use penstock_prepare::Pipeline;
+use penstock_prepare::{MAX_TENSORS, Pipeline};
 
 use super::annotations;
 use super::faults::Faults;
@@ -92,7 +92,7 @@ fn pipelines(
         faults.refuse(object, pointer, message);
         sound = false;
     };
-    let mut seen = std::collections::BTreeSet::new();
+    let (mut seen, mut made) = (BTreeSet::new(), BTreeSet::new());
     for (at, model) in policy.spec.models.iter().enumerate() {
         if model.name.is_empty() {
             refuse(
@@ -108,8 +108,34 @@ fn pipelines(
                     format!("the input {input:?} has no name of its own; name each input of a model once");
                 refuse(format!("{pointer}/input"), message);
             }
+            let tensor = tensor.as_ref().unwrap_or(input);
+            let others = policy.spec.models.iter().filter(|other| other.name == model.name);
+            let is_input = |other: &Prepare| other.input == *tensor && other.input != *input;
+            if tensor.is_empty() {
+                refuse(format!("{pointer}/tensor"), "it is empty; write the model's name of it".to_owned());
+            } else if others.flat_map(|other| &other.prepare).any(is_input) {
+                let message = format!(
+                    "{tensor:?} is an input of its own in this policy, so nobody could tell what a client sends by that name; \
+                     rename one of the two"
+                );
+                refuse(format!("{pointer}/tensor"), message);
+            } else if !made.insert((&model.name, tensor)) {
+                let message = format!(
+                    "{tensor:?} is made from another input already, and the model takes it once; name another of its tensors"
+                );
+                refuse(format!("{pointer}/tensor"), message);
+            }
             match Pipeline::new(pipeline) {
                 Err(error) => refuse(format!("{pointer}/pipeline"), error.to_string()),
+                Ok(made) if made.bytes() > MAX_TENSORS => {
+                    let message = format!(
+                        "its tensor {:?} has {} bytes, and those of a request have at most {MAX_TENSORS}, so every request \
+                         would be refused; make it smaller, or of a smaller dtype",
+                        made.shape(),
+                        made.bytes()
+                    );
+                    refuse(format!("{pointer}/pipeline"), message);
+                }
                 Ok(made) if !shape.is_empty() => {
                     let elements = |dimensions: &[u64]| {
                         dimensions.iter().try_fold(1u64, |all, dimension| all.checked_mul(*dimension))
@@ -128,7 +154,7 @@ fn pipelines(
             joined.pipelines.push(v1::Pipeline {
                 model: model.name.clone(),
                 input: input.clone(),
-                tensor: tensor.clone().unwrap_or_else(|| input.clone()),
+                tensor: tensor.clone(),
                 declaration: serde_json::to_string(pipeline).unwrap_or_default(),
                 shape: shape.clone(),
             });

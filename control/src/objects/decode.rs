@@ -126,7 +126,15 @@ fn typed<T: DeserializeOwned + Serialize>(document: &Node) -> Result<T, (String,
                 pointer.push_str(&step.replace('~', "~0").replace('/', "~1"));
             }
         }
-        let message = format!("{}; write what the API defines for this field", error.inner());
+        let said = error.inner().to_string();
+        let is_word = said.contains("invalid type: boolean") && said.contains("expected a string");
+        // YAML 1.1, which Kubernetes reads, has more spellings of booleans than two.
+        let advice = if is_word {
+            "YAML takes y, n, yes, no, on and off for booleans; quote it: \"y\""
+        } else {
+            "write what the API defines for this field"
+        };
+        let message = format!("{said}; {advice}");
         (pointer, message)
     })?;
     let known = serde_json::to_value(&object).unwrap_or_default();

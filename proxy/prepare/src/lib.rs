@@ -39,6 +39,6 @@ mod tensor;
 pub use decode::JPEG_DECODER;
 pub use error::{DeclarationError, PrepareError};
 pub use form::{Declaration, Preset};
-pub use limits::Limits;
+pub use limits::{Limits, MAX_TENSORS};
 pub use picture::Picture;
 pub use pipeline::{Pipeline, Scratch};

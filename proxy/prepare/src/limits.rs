@@ -3,6 +3,9 @@
 use crate::PrepareError;
 use crate::head::{Format, Head};
 
+/// Bytes of all tensors that are made for a request. A pipeline whose single tensor is larger can never be used.
+pub const MAX_TENSORS: usize = 256 << 20;
+
 /// What is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

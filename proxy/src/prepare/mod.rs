@@ -39,7 +39,7 @@ pub const MAX_WAITING: usize = 4096;
 /// Rows of one request.
 const MAX_ROWS: usize = 1024;
 /// Bytes of one request's finished tensors.
-const MAX_TENSORS: usize = 256 << 20;
+const MAX_TENSORS: usize = penstock_prepare::MAX_TENSORS;
 /// What a thread keeps from one input to the next, bytes.
 const KEPT: usize = 64 << 20;
 
