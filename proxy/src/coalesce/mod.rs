@@ -314,8 +314,13 @@ pub async fn serve(
     let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let caller = facts::tenant(client, &worker.shared.hasher);
     let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| caller);
-    // Tensors that are made here lie elsewhere than those that came.
-    let in_place = !prepares && known.as_ref().is_some_and(|known| known.shared_memory);
+    // Tensors that are made here lie elsewhere than those that came. Those of other models of this port lie where they were
+    // received.
+    let made = || {
+        let model = oip::prefix::of_path(request.uri().path()).map(|(model, _)| model);
+        model.is_none_or(|model| !prepare::of(&port.pipelines, model).is_empty())
+    };
+    let in_place = known.as_ref().is_some_and(|known| known.shared_memory) && !(prepares && made());
     let ground = if in_place { sharing.memory.ground(worker, tenant) } else { None };
     let Some(taken) = take_in(exchange, port, form, request, ground.as_deref()).await? else {
         sharing.tally.passed.add(1);
