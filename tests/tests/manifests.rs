@@ -5,16 +5,17 @@
 use std::process::Command;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use penstock_api::names::{PROXY_UID, annotation, port};
 use penstock_control::compile::{State, TrustAnchors, compile};
 use penstock_control::objects::{Body, ObjectSet, decode};
 use penstock_tests::testkit::process::program;
 
 const SIDECAR: &str = include_str!("../../manifests/examples/sidecar/pod.yaml");
+const GPU: &str = include_str!("../../manifests/examples/gpu/pods.yaml");
 
-fn objects() -> ObjectSet {
-    let set = decode::file(&"pod.yaml".into(), SIDECAR);
+fn objects(manifest: &str) -> ObjectSet {
+    let set = decode::file(&"pod.yaml".into(), manifest);
     let broken: Vec<_> = set.broken.iter().map(|broken| &broken.message).collect();
     assert!(broken.is_empty(), "{broken:?}");
     set
@@ -28,7 +29,28 @@ fn proxy(args: &[String]) -> (bool, String) {
 
 #[test]
 fn the_native_sidecar_is_started_checked_and_ended_as_the_docs_say() {
-    let set = objects();
+    check(SIDECAR);
+}
+
+#[test]
+fn so_is_the_one_that_shares_a_gpu() {
+    let spec = check(GPU);
+    // Both see the device, each other's memory, and what they share in /dev/shm.
+    assert_eq!(spec.share_process_namespace, Some(true));
+    for container in [&spec.init_containers.as_ref().unwrap()[1], &spec.containers[0]] {
+        let claims = container.resources.as_ref().unwrap().claims.as_ref().unwrap();
+        assert!(claims.iter().any(|claim| claim.name == "gpu"), "{}", container.name);
+        let mut mounts = container.volume_mounts.iter().flatten();
+        assert!(
+            mounts.any(|mount| mount.mount_path == "/dev/shm" && mount.name == "shm"),
+            "{}",
+            container.name
+        );
+    }
+}
+
+fn check(manifest: &str) -> PodSpec {
+    let set = objects(manifest);
     let pod = set
         .objects
         .iter()
@@ -107,12 +129,13 @@ fn the_native_sidecar_is_started_checked_and_ended_as_the_docs_say() {
         let mount = mounted.into_iter().find(|mount| file.starts_with(&mount.mount_path)).unwrap();
         assert!(spec.volumes.iter().flatten().any(|volume| volume.name == mount.name), "{file}");
     }
+    spec.clone()
 }
 
 #[test]
 fn control_finds_nothing_wrong_with_it_but_that_it_does_not_run_yet() {
     let trust = TrustAnchors { trust_domain: "cluster.local".into(), anchors: Vec::new() };
-    let (snapshot, _) = compile(&objects(), &State::default(), &trust);
+    let (snapshot, _) = compile(&objects(SIDECAR), &State::default(), &trust);
     let told: Vec<_> = snapshot.problems.iter().map(|problem| &problem.message).collect();
     assert!(told.len() == 1 && told[0].contains("it has no status.podIP"), "{told:?}");
 }
