@@ -9,7 +9,7 @@ use penstock_api::names::annotation;
 use penstock_inference::oip::grpc::Contents;
 use penstock_inference::oip::{Datatype, InferRequest, InferResponse, Tensor, rest};
 use penstock_tests::testkit::ask::{Ask, Client, Form};
-use penstock_tests::testkit::mesh::Mesh;
+use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::servers::{Model, Triton};
 use penstock_tests::testkit::wire::{Message, Wire};
@@ -304,6 +304,59 @@ async fn clients_that_leave_half_way_leave_nothing_behind_and_disturb_nobody() {
     assert!(bed.counted("penstock_received_in_place_total").await >= 26.0);
     wait_until("the arena is empty", PATIENCE, async || bed.counted("penstock_arena_bytes").await == 0.0)
         .await;
+}
+
+/// A tenth of the arena and more, of which little ever comes.
+fn large() -> Vec<u8> {
+    written("rowsum", &request(7, 240, WIDE), "")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stops_in_the_middle_keeps_no_room_and_is_answered_all_the_same() {
+    let model = Model::new("rowsum").max_batch(512).takes(Duration::from_millis(3), Duration::ZERO);
+    let bed = Bed::start(model, &[(annotation::BATCH, "max=512")]).await;
+    let (whole, mut stuck) = (large(), Vec::new());
+    for _ in 0..3 {
+        let mut wire = Wire::connect(bed.mesh.inbound("a")).await;
+        wire.send(&whole[..300_000]).await.unwrap();
+        stuck.push(wire);
+    }
+    // Nobody has sent the rest, and none of them has gone.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(bed.counted("penstock_arena_bytes").await, 0.0);
+    // Within ten seconds one goes on, and is shared as it would have been; later than that another, past everything.
+    let goes_on = |mut wire: Wire| {
+        let rest = &whole[300_000..];
+        async move {
+            wire.send(rest).await.unwrap();
+            answer(&wire.response().await.unwrap())
+        }
+    };
+    let early = goes_on(stuck.pop().unwrap()).await;
+    let before = bed.counted("penstock_received_in_place_total").await;
+    same_bits(&bed, vec![Wire::connect(bed.mesh.inbound("a")).await], 3).await;
+    assert!(bed.counted("penstock_received_in_place_total").await >= before + 6.0);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let late = goes_on(stuck.pop().unwrap()).await;
+    let alone = answer(&Wire::connect(bed.mesh.inbound("a")).await.ask(&whole).await.unwrap());
+    assert_eq!((&early, &late), (&alone, &alone));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_of_one_model_takes_nothing_from_another() {
+    let mut mesh = Mesh::default();
+    let policy = format!(
+        "apiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: photos, namespace: {NAMESPACE}}}\n\
+         spec:\n  targetRef: {{kind: Service, name: model}}\n  models:\n  - name: photos\n    prepare:\n    \
+         - {{input: image, pipeline: {{preset: imagenet}}}}\n"
+    );
+    mesh.file("policy.yaml", &policy);
+    let model = Model::new("rowsum").takes(Duration::from_millis(3), Duration::ZERO);
+    let bed = Bed::of(mesh, model, &[(annotation::BATCH, "max=32")], &[]).await;
+    let clients = vec![Wire::connect(bed.mesh.inbound("a")).await];
+    same_bits(&bed, clients, 3).await;
+    let received = bed.counted("penstock_received_in_place_total").await;
+    assert!(received >= 6.0, "{received} in place");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,13 +3,16 @@
 //! In: a request whose body can be taken from its connection ([`Direct`](crate::receive::Direct)). Out: its JSON, and its tensors
 //! in the arena, each in its place, as if they had been written there from somewhere; nobody has. The JSON comes first, and says how
 //! many rows there are of what, so room is taken when it has come. Can go wrong: there is no room, or the body is of another kind,
-//! and it is read as it always was; it is too slow or breaks off, and then what has come so far passes on from where it lies.
+//! and it is read as it always was; it is too slow or breaks off, and then what has come so far is copied out of the arena: room
+//! there is for those who send.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_inference::oip::rest::{self, Expected};
 use penstock_kernels::arena::{Arena, Frozen, Run};
+use tokio::time::{Instant, timeout_at};
 
 use super::MAX_BODY;
 use crate::body::RequestBody;
@@ -19,15 +22,20 @@ use crate::kept::{self, Kept};
 
 /// The longest JSON before tensors that is waited for; with a tensor's name and shape it has some hundreds of bytes.
 const MAX_JSON: usize = 64 << 10;
+/// In each such time a tenth of all tensors has to come, or the rest of one: who is slower would not be done within [`PATIENCE`].
+const PACE: Duration = Duration::from_secs(1);
+const TENTHS: usize = (PATIENCE.as_millis() / PACE.as_millis()) as usize;
+/// Bytes that are copied out of the arena before others have their turn on this thread.
+const PIECE: usize = 1 << 20;
 
 /// What came of it.
 #[derive(Debug)]
 pub enum Received {
     /// The tensors lie in the arena.
     There(Tensors),
-    /// The body is still to be read.
+    /// The body is still to be read, from its beginning.
     NotYet,
-    /// Some of it has come, and the rest is not waited for: it is to be passed on.
+    /// It broke off or took too long: it is to be passed on.
     Passes,
 }
 
@@ -59,37 +67,55 @@ pub async fn receive(
     if tensors > MAX_BODY as u64 {
         return Received::NotYet;
     }
-    let patience = tokio::time::sleep(PATIENCE);
-    tokio::select! {
-        biased;
-        received = Box::pin(all(&kept, length, tensors as usize, arena)) => received,
-        () = patience => Received::Passes,
-    }
-}
-
-/// The whole of it, however long that takes. What has come when this is dropped has passed.
-async fn all(kept: &Kept, length: usize, tensors: usize, arena: &Arena) -> Received {
+    let until = Instant::now() + PATIENCE;
     let mut came = kept.passed().concat();
     if came.len() < length {
-        let mut json = Partly { kept, piece: vec![0; length - came.len()], filled: 0 };
-        let whole = kept.fill(&mut json.piece, &mut json.filled).await;
-        came.extend_from_slice(&json.piece[..json.filled]);
-        drop(json);
+        let (mut piece, mut filled) = (vec![0; length - came.len()], 0);
+        let whole = timeout_at(until, kept.fill(&mut piece, &mut filled)).await.unwrap_or(false);
+        came.extend_from_slice(&piece[..filled]);
         if !whole {
+            kept.lies(vec![came.into()]);
             return Received::Passes;
         }
     }
     let came = Bytes::from(came);
+    kept.lies(vec![came.clone()]);
     let (json, first) = (came.slice(..length), came.slice(length..));
     let Some(inputs) = rest::expected(&json) else { return Received::NotYet };
-    let Some(run) = room(arena, &inputs, tensors) else { return Received::NotYet };
-    let mut filling = Filling { kept, run, json, inputs, came: 0 };
-    if !filling.fill(&first).await {
-        return Received::Passes;
-    }
+    let Some(run) = room(arena, &inputs, tensors as usize) else { return Received::NotYet };
+    let mut filling = Filling { kept: &kept, run, json, inputs, bytes: tensors as usize, came: 0 };
+    let ended = Box::pin(filling.fill(&first, until)).await;
     let Some((there, data)) = filling.place() else { return Received::Passes };
-    let json = filling.json.clone();
-    Received::There(Tensors { json, data, there })
+    let json = filling.json;
+    match ended {
+        Ended::Whole => {
+            kept.lies(std::iter::once(json.clone()).chain(data.iter().cloned()).collect());
+            return Received::There(Tensors { json, data, there });
+        }
+        Ended::Broken | Ended::Slow => kept.lies(copied(json, &data).await),
+    }
+    match ended {
+        Ended::Slow if Instant::now() < until => Received::NotYet,
+        _ => Received::Passes,
+    }
+}
+
+/// How the tensors came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Whole,
+    Broken,
+    Slow,
+}
+
+/// The JSON, and what has come of the tensors, outside of the arena.
+async fn copied(json: Bytes, data: &[Bytes]) -> Vec<Bytes> {
+    let mut all = vec![json];
+    for piece in data.iter().flat_map(|data| data.chunks(PIECE)) {
+        all.push(Bytes::copy_from_slice(piece));
+        tokio::task::yield_now().await;
+    }
+    all
 }
 
 /// Room for these inputs, which are so many bytes; half of the arena is left for batches and for what is answered.
@@ -104,54 +130,47 @@ fn room(arena: &Arena, inputs: &[Expected], bytes: usize) -> Option<Run> {
     arena.run(&inputs.iter().map(|input| input.row).collect::<Vec<_>>(), rows)
 }
 
-/// A part of the JSON on its way in; dropping it says what has come of it.
-struct Partly<'a> {
-    kept: &'a Kept,
-    piece: Vec<u8>,
-    filled: usize,
-}
-
-impl Drop for Partly<'_> {
-    fn drop(&mut self) {
-        if self.filled > 0 {
-            self.piece.truncate(self.filled);
-            let mut passed = self.kept.passed();
-            passed.push(std::mem::take(&mut self.piece).into());
-            self.kept.lies(passed);
-        }
-    }
-}
-
-/// Tensors on their way in; dropping it says where what has come of them lies.
+/// Tensors on their way in.
 struct Filling<'a> {
     kept: &'a Kept,
     run: Run,
     json: Bytes,
     inputs: Vec<Expected>,
-    /// Bytes of all tensors that have come.
+    /// Bytes of all tensors, and how many of them have come.
+    bytes: usize,
     came: usize,
 }
 
 impl Filling<'_> {
-    /// Fills all places; `first` has come with the JSON. `false`: the body broke off.
-    async fn fill(&mut self, mut first: &[u8]) -> bool {
-        let Some(rows) = self.inputs.first().map(|input| input.rows) else { return false };
-        let Some(mut places) = self.run.rows(0, rows) else { return false };
+    /// Fills all places; `first` has come with the JSON.
+    async fn fill(&mut self, mut first: &[u8], until: Instant) -> Ended {
+        let Some(rows) = self.inputs.first().map(|input| input.rows) else { return Ended::Broken };
+        let Some(mut places) = self.run.rows(0, rows) else { return Ended::Broken };
         for input in 0..self.inputs.len() {
-            let Some(place) = places.input(input) else { return false };
-            let copied = first.len().min(place.len());
-            place[..copied].copy_from_slice(&first[..copied]);
-            first = &first[copied..];
-            let mut here = Here { came: &mut self.came, filled: copied };
-            if !self.kept.fill(place, &mut here.filled).await {
-                return false;
+            let Some(place) = places.input(input) else { return Ended::Broken };
+            let mut filled = first.len().min(place.len());
+            place[..filled].copy_from_slice(&first[..filled]);
+            first = &first[filled..];
+            let ended = loop {
+                let before = filled;
+                let soon = until.min(Instant::now() + PACE);
+                match timeout_at(soon, self.kept.fill(place, &mut filled)).await {
+                    Ok(true) => break Ended::Whole,
+                    Ok(false) => break Ended::Broken,
+                    Err(_) if soon == until || (filled - before) * TENTHS < self.bytes => break Ended::Slow,
+                    Err(_) => {}
+                }
+            };
+            self.came += filled;
+            if ended != Ended::Whole {
+                return ended;
             }
         }
-        true
+        Ended::Whole
     }
 
-    /// Where they lie, once nobody writes any more, and what of them has come. Once.
-    fn place(&mut self) -> Option<(Frozen, Vec<Bytes>)> {
+    /// Where they lie, now that nobody writes any more, and what of them has come.
+    fn place(&self) -> Option<(Frozen, Vec<Bytes>)> {
         let there = self.run.seal()?.freeze();
         let mut left = self.came;
         let data = self.inputs.iter().enumerate().map(|(at, input)| {
@@ -161,27 +180,6 @@ impl Filling<'_> {
             Some(all.slice(..came))
         });
         let data = data.collect::<Option<Vec<_>>>()?;
-        let pieces = data.iter().filter(|piece| !piece.is_empty()).cloned();
-        self.kept.lies(std::iter::once(self.json.clone()).chain(pieces).collect());
         Some((there, data))
-    }
-}
-
-impl Drop for Filling<'_> {
-    fn drop(&mut self) {
-        // `None`: it has been asked before.
-        let _ = self.place();
-    }
-}
-
-/// Counts what has come of one tensor when it is dropped, however that is.
-struct Here<'a> {
-    came: &'a mut usize,
-    filled: usize,
-}
-
-impl Drop for Here<'_> {
-    fn drop(&mut self) {
-        *self.came += self.filled;
     }
 }
