@@ -99,6 +99,7 @@ where
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
 {
     let leaving = leave.lingers.clone().unwrap_or_default();
+    let claims = Rc::new(claims);
     let service = service_fn(move |request: Request<Incoming>| {
         let (mut parts, body) = request.into_parts();
         let claimed = claims.of(&mut parts.headers);
@@ -106,11 +107,11 @@ where
             let body = direct.map_or(ClientBody::Hyper(body), |direct| ClientBody::Direct(Box::new(direct)));
             handle(Request::from_parts(parts, body))
         });
-        let leaving = Rc::clone(&leaving);
+        let (leaving, claims, number) = (Rc::clone(&leaving), Rc::clone(&claims), claims.number());
         async move {
             let mut response = handled?.await.map_err(|never| -> Mismatch { match never {} })?;
             // What has become something else is nobody's to end.
-            if leaving.get() && !response.headers().contains_key(UPGRADE) {
+            if (leaving.get() || claims.ends_with(number)) && !response.headers().contains_key(UPGRADE) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Mismatch>(response)

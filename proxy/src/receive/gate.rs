@@ -19,6 +19,9 @@ use super::framing::{self, Framing};
 const LOOK: usize = 4 << 10;
 /// Bytes that are skipped at once of a body that nobody wants.
 const SKIP: usize = 16 << 10;
+/// Bytes of such a body that are skipped in all: what a sender has on its way when it hears that it is refused. Of more the rest is
+/// not read, and the connection ends with the answer.
+const MOST_SKIPPED: u64 = 256 << 10;
 
 /// What is hyper's of a connection.
 pub struct Gate<T> {
@@ -56,6 +59,8 @@ enum Place {
     Held(u64, u64),
     /// In the same, of which nobody wants the rest.
     Skipped(u64),
+    /// In the same, of which so much is left that nobody skips it: hyper hears no more.
+    Refused(u64, u64),
     /// Nobody follows any more: everything is hyper's.
     Unknown,
     /// The client has left in the middle of a body that was held.
@@ -137,12 +142,26 @@ impl Claims {
         *length = HeaderValue::from(bytes);
         Ok(Some(Direct::new(Arc::clone(source), bytes)))
     }
+
+    /// Requests that hyper has given to the handler: the number of the last.
+    pub fn number(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// Whether the answer to the request of that number, which is there now, is the last of its connection: too much of the
+    /// request's body is unread.
+    pub fn ends_with(&self, number: u64) -> bool {
+        let unread = self.source.as_ref().and_then(|source| source.unread());
+        unread.is_some_and(|(of, left)| of == number && left > MOST_SKIPPED)
+    }
 }
 
 /// A connection that somebody else than hyper reads a body from.
 pub trait Source: fmt::Debug + Send + Sync {
     /// The number of the request whose body is held, and how much of that is left.
     fn held(&self) -> Option<(u64, u64)>;
+    /// The same of a body that may have been refused meanwhile.
+    fn unread(&self) -> Option<(u64, u64)>;
     /// Reads some of the body into `out`, which has room.
     fn poll_fill(&self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>>;
     /// Reads at most `most` bytes of the body behind what is in `out`.
@@ -166,7 +185,7 @@ impl<T: AsyncRead + Unpin> Inner<T> {
     fn left(&self) -> usize {
         match self.place {
             Place::Held(_, left) | Place::Skipped(left) => usize::try_from(left).unwrap_or(usize::MAX),
-            Place::Head | Place::Hypers(_) | Place::Unknown | Place::Ended => 0,
+            Place::Head | Place::Hypers(_) | Place::Refused(..) | Place::Unknown | Place::Ended => 0,
         }
     }
 
@@ -308,7 +327,7 @@ impl<T: AsyncRead + Unpin> Inner<T> {
                 }
                 Place::Unknown if !self.behind.is_empty() => self.hypers = std::mem::take(&mut self.behind),
                 Place::Unknown => return self.stream()?.poll_read(cx, out),
-                Place::Held(..) => {
+                Place::Held(..) | Place::Refused(..) => {
                     if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                         self.waker = Some(cx.waker().clone());
                     }
@@ -324,6 +343,13 @@ impl<T: AsyncRead + Unpin + Send> Source for Mutex<Inner<T>> {
     fn held(&self) -> Option<(u64, u64)> {
         match lock(self).place {
             Place::Held(number, left) => Some((number, left)),
+            _ => None,
+        }
+    }
+
+    fn unread(&self) -> Option<(u64, u64)> {
+        match lock(self).place {
+            Place::Held(number, left) | Place::Refused(number, left) => Some((number, left)),
             _ => None,
         }
     }
@@ -351,8 +377,10 @@ impl<T: AsyncRead + Unpin + Send> Source for Mutex<Inner<T>> {
 
     fn skip(&self) {
         let mut inner = lock(self);
-        if let Place::Held(_, left) = inner.place {
-            inner.place = Place::Skipped(left);
+        if let Place::Held(number, left) = inner.place {
+            // Its answer has not been given yet, or says already that it is the last: hyper closes behind it.
+            let much = left > MOST_SKIPPED;
+            inner.place = if much { Place::Refused(number, left) } else { Place::Skipped(left) };
             inner.wake();
         }
     }

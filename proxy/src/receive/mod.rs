@@ -13,7 +13,8 @@
 //!
 //! Which request of hyper's is which of the gate's is told by their number: both count requests in order, and both see the same
 //! requests ([`framing`] says why). Nothing that a client sends decides it; should they ever differ, the connection is closed
-//! ([`Claims::of`]). A handler that does not want the body drops it, and the gate skips what is left of it; a client that leaves
+//! ([`Claims::of`]). A handler that does not want the body drops it, and the gate skips what is left of it; where that is more
+//! than 256 KiB, the answer ends the connection ([`Claims::ends_with`]), since a length is a number that anybody can write. A client that leaves
 //! half-way is an error for the reader, and the end of the connection for hyper, which cancels the request as ever.
 
 pub mod body;

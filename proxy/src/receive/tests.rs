@@ -64,17 +64,21 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let heard = Rc::new(RefCell::new((Vec::new(), 0)));
-    let all = Rc::clone(&heard);
+    let (all, claims) = (Rc::clone(&heard), Rc::new(claims));
     let service = service_fn(move |request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
         let held = claims.of(&mut head.headers).unwrap();
         all.borrow_mut().1 += usize::from(held.is_some());
         let body = held.map_or(ClientBody::Hyper(body), |held| ClientBody::Direct(Box::new(held)));
-        let all = Rc::clone(&all);
+        let (all, claims, number) = (Rc::clone(&all), Rc::clone(&claims), claims.number());
         async move {
             let heard = hear(habit, Request::from_parts(head, body)).await;
             all.borrow_mut().0.push(heard);
-            Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new()))
+            let mut response = Response::new(Empty::<Bytes>::new());
+            if claims.ends_with(number) {
+                response.headers_mut().insert("connection", http::HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let _ = http1::Builder::new().half_close(false).serve_connection(TokioIo::new(stream), service).await;
@@ -324,6 +328,44 @@ fn an_answer_before_the_body_leaves_the_connection_usable() {
             ["POST /v2/models/m/infer", "GET /next"]
         );
         assert_eq!((held, heard[0].length.as_deref()), (1, Some("100000")));
+    });
+}
+
+/// Writes as fast as it may: how many bytes were taken before the connection was closed, and what was answered.
+async fn upload(announced: u64) -> (usize, String, Vec<Heard>) {
+    let (client, server) = start(true, Habit::Drop);
+    let (mut reading, mut writing) = tokio::io::split(client);
+    let head = format!("{INFER}content-length: {announced}\r\n\r\n");
+    let writes = async {
+        writing.write_all(head.as_bytes()).await.unwrap();
+        let (mut taken, piece) = (0_u64, vec![1; 64 << 10]);
+        while taken < announced.min(64 << 20) {
+            let most = piece.len().min((announced - taken) as usize);
+            let Ok(bytes) = writing.write(&piece[..most]).await else { break };
+            taken += bytes as u64;
+        }
+        let _ = writing.shutdown().await;
+        taken as usize
+    };
+    let mut answer = String::new();
+    let (taken, _) = tokio::join!(writes, reading.read_to_string(&mut answer));
+    (taken, answer, server.await.unwrap().0)
+}
+
+#[test]
+fn nobody_skips_more_of_a_refused_body_than_was_on_its_way() {
+    run(async {
+        for announced in [257 << 10, 16 << 20, 999_999_999_999_999_999] {
+            let (taken, answer, heard) = upload(announced).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+            assert!(answer.contains("connection: close"), "{answer:?}");
+            // What the pipe holds, and what came with the head.
+            assert!(taken <= (1 << 20) + (8 << 10), "{taken} of {announced}");
+            assert_eq!(heard.len(), 1);
+        }
+        let (taken, answer, _) = upload(256 << 10).await;
+        assert_eq!(taken, 256 << 10);
+        assert!(!answer.contains("connection: close"), "{answer:?}");
     });
 }
 
