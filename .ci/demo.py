@@ -21,6 +21,7 @@ PROMISES = [
     # Of the 40 views the model gets two wrong, as onnxruntime does (tests/models/photos/photos.json). The debug build, which CI
     # runs, decodes some dozens a second.
     ("photographs were prepared by the sidecar, and recognised", "photos", lambda p: p["prepared"] > 20 and p["jpegs"]["accuracy"] > 0.9),
+    ("their tensors lay where the model server reads them", "photos", lambda p: p["executions_placed"] > 0),
     ("so they were where the client prepared itself", "photos", lambda p: p["own"]["requests"] > 20 and p["own"]["accuracy"] > 0.9),
     ("a JPEG is five times smaller than its tensor, or more", "photos", lambda p: p["own"]["bytes"] > 5 * p["jpegs"]["bytes"]),
     ("who sends JPEGs spends less CPU time than who prepares", "photos", lambda p: p["jpegs"]["client_cpu_ms"] < p["own"]["client_cpu_ms"]),

@@ -232,6 +232,12 @@ pub(crate) struct Photos {
     pub(crate) prepare_ms: f64,
     /// Photographs that an execution had on average.
     pub(crate) rows_per_batch: f64,
+    /// Executions at the model servers, and those of them whose tensors were in memory that the server reads too.
+    #[serde(default)]
+    pub(crate) executions: u64,
+    /// As above.
+    #[serde(default)]
+    pub(crate) executions_placed: u64,
 }
 
 impl Photos {
@@ -245,6 +251,8 @@ impl Photos {
             prepared: tensors as u64,
             prepare_ms: if tensors > 0.0 { (after.seconds - before.seconds) * 1e3 / tensors } else { 0.0 },
             rows_per_batch: sharing.rows_per_batch(),
+            executions: sharing.executions,
+            executions_placed: sharing.placed,
         }
     }
 
@@ -275,11 +283,11 @@ mod tests {
         assert_eq!((way.client_cpu_ms, way.cpu_ms), (Some(0.5), Some(5.0)));
         assert_eq!(Way::of(&tally, second, 5e4, [None, cpu(1, 1)]).cpu_ms, None);
         let prepared = [Prepared { tensors: 7.0, seconds: 1.0 }, Prepared { tensors: 107.0, seconds: 1.25 }];
-        let sharing = Sharing { batches: 50, rows: 100, ..Sharing::default() };
+        let sharing = Sharing { batches: 50, rows: 100, placed: 40, ..Sharing::default() };
         let own = Way { bytes: 3e5, ..way };
         let photos = Photos::of(way, own, prepared, sharing);
         assert_eq!((photos.prepared, photos.prepare_ms), (100, 2.5));
-        assert_eq!((photos.rows_per_batch, photos.bytes_saved()), (2.0, 6.0));
+        assert_eq!((photos.rows_per_batch, photos.bytes_saved(), photos.executions_placed), (2.0, 6.0, 40));
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(crate) struct Sharing {
     pub(crate) coalesced: u64,
     /// Executions at the model servers.
     pub(crate) executions: u64,
+    /// Those of them whose tensors were in memory that the server reads too.
+    #[serde(default)]
+    pub(crate) placed: u64,
 }
 
 impl Sharing {
@@ -41,6 +44,7 @@ impl Sharing {
         self.rows += count("penstock_batch_rows_total");
         self.coalesced += count("penstock_coalesced_total{result=\"coalesced\"}");
         self.executions += count("penstock_executions_total");
+        self.placed += count("penstock_executions_placed_total");
     }
 
     /// What was counted since.
@@ -51,6 +55,7 @@ impl Sharing {
             rows: self.rows.saturating_sub(before.rows),
             coalesced: self.coalesced.saturating_sub(before.coalesced),
             executions: self.executions.saturating_sub(before.executions),
+            placed: self.placed.saturating_sub(before.placed),
         }
     }
 
@@ -90,12 +95,12 @@ mod tests {
     #[test]
     fn values_are_added_over_labels() {
         let page = "# HELP penstock_batches_total x\npenstock_batches_total{closed=\"idle\"} 3\n\
-                    penstock_batches_total{closed=\"full\"} 4\npenstock_batches_totally 9\npenstock_executions_total 5\n\
+                    penstock_batches_total{closed=\"full\"} 4\npenstock_batches_totally 9\npenstock_executions_total 5\npenstock_executions_placed_total 2\n\
                     penstock_coalesced_total{result=\"coalesced\"} 2\npenstock_coalesced_total{result=\"miss\"} 7\n";
         let mut sum = Sharing::default();
         sum.add(page);
         sum.add(page);
-        assert_eq!((sum.batches, sum.executions, sum.coalesced), (14, 10, 4));
+        assert_eq!((sum.batches, sum.executions, sum.placed, sum.coalesced), (14, 10, 4, 4));
         assert_eq!(sum.since(Sharing { batches: 4, ..Sharing::default() }).batches, 10);
     }
 }

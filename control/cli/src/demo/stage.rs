@@ -33,6 +33,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a push may take before something is wrong.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(15);
+/// Memory in /dev/shm that a sidecar and its model server share: some batches of photographs, and few enough bytes that those of all
+/// pods fit into the 64 MiB that a container has there.
+const ARENA: usize = 8 << 20;
 /// How often a push is looked after: what it adds to the time measured is half of it.
 const PUSH_POLL: Duration = Duration::from_millis(2);
 /// How often a start is looked after.
@@ -342,6 +345,7 @@ impl Stage {
                     format!("--only={MODEL}:{version}"),
                     // Every server has it, whichever digits it reads.
                     format!("--only={}", photos::MODEL),
+                    "--shared-memory".to_owned(),
                 ],
             )?;
         }
@@ -362,6 +366,7 @@ impl Stage {
                 format!("--admin={admin}"),
                 format!("--health={health}"),
                 "--workers=1".to_owned(),
+                format!("--arena={ARENA}"),
                 "--access-log=errors".to_owned(),
                 format!("--drain-timeout={}s", DRAIN_TIMEOUT.as_secs()),
             ],
