@@ -402,7 +402,14 @@ mod tests {
             replicas_restarted: 1,
             replicas_killed: 1,
             crowd: Tally::default(),
-            sharing: Sharing { members: 100, batches: 10, rows: 100, coalesced: 5, executions: 10 },
+            sharing: Sharing {
+                members: 100,
+                batches: 10,
+                rows: 100,
+                coalesced: 5,
+                executions: 10,
+                placed: 0,
+            },
             photos: Photos {
                 jpegs: Way {
                     requests: 1200,
@@ -422,6 +429,8 @@ mod tests {
                 },
                 prepared: 1200,
                 prepare_ms: 1.5,
+                executions: 300,
+                executions_placed: 290,
                 rows_per_batch: 4.0,
             },
         };
