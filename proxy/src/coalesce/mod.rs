@@ -317,7 +317,7 @@ pub async fn serve(
     // Tensors that are made here lie elsewhere than those that came. Those of other models of this port lie where they were
     // received.
     let made = || {
-        let model = oip::prefix::of_path(request.uri().path()).map(|(model, _)| model);
+        let model = penstock_inference::oip::prefix::of_path(request.uri().path()).map(|(model, _)| model);
         model.is_none_or(|model| !prepare::of(&port.pipelines, model).is_empty())
     };
     let in_place = known.as_ref().is_some_and(|known| known.shared_memory) && !(prepares && made());
