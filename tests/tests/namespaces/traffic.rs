@@ -305,7 +305,7 @@ async fn init_finds_that_the_redirect_works() {
     let checked = pods.proxy_command("client", &["init", "--check"]);
     let said = String::from_utf8_lossy(&checked.stdout);
     assert!(checked.status.success(), "{said}{}", String::from_utf8_lossy(&checked.stderr));
-    assert_eq!(said.matches("by the proxy that listens there").count(), 2, "{said}");
+    assert_eq!(said.matches("at the proxy that listens there").count(), 2, "{said}");
     // The outbound listener takes connections of its own pod only: it speaks with the pod's identity.
     let stranger = tokio::net::TcpStream::connect(pods.pod("client").machine.at(15001));
     assert!(
