@@ -16,10 +16,11 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use penstock_api::reason::Blame;
 use penstock_api::v1::Decision;
-use penstock_api::{Reason, ServiceName};
+use penstock_api::{Reason, ServiceName, names};
 use penstock_balance::{Ask, Candidate as _, Explained, Picked, Sent};
 use tokio::time::Instant;
 
+use crate::admission::facts;
 use crate::body::{RequestBody, RequestBroken};
 use crate::config::{Backend, Cluster, Endpoint, Policy, RetryPolicy, Rule, Speak, Timeouts};
 use crate::exchange::Exchange;
@@ -77,7 +78,10 @@ pub async fn send(
     let worker = &exchange.worker;
     let policy = cluster.policy();
     let retry = rule.retry.as_ref().unwrap_or(&policy.retry);
-    let times = Times::new(exchange.started(), &rule.timeouts, &policy);
+    let mut times = Times::new(exchange.started(), &rule.timeouts, &policy);
+    if !exchange.is_inbound() {
+        times.said = facts::timeout(outgoing.request.headers(), None);
+    }
     admit(cluster, &policy)?;
     cluster.budget.request(worker.now());
 
@@ -331,6 +335,12 @@ async fn try_once(
         // An earlier try may have been for a sidecar.
         outgoing.request.headers_mut().remove(headers::PROTOCOL);
     }
+    // The other side's clock begins when the request comes: it is told what is left.
+    if let Some(left) = times.what_is_left().filter(|_| endpoint.sidecar)
+        && let Ok(left) = HeaderValue::try_from(format!("{}ms", left.as_millis()))
+    {
+        outgoing.request.headers_mut().insert(names::header::REQUEST_TIMEOUT, left);
+    }
     let Outgoing { request, authority, spoken, upgrade } = *outgoing;
     let whole = |request| Some(Box::new(Outgoing { request, authority, spoken, upgrade }));
 
@@ -446,7 +456,14 @@ struct Times {
     deadline: Option<Instant>,
     per_try: Option<Duration>,
     idle: Option<Duration>,
+    started: Instant,
+    /// How long the client waits, by its own word. It bounds tries, and not answers: a server that is slower than some client likes
+    /// is not at fault.
+    said: Option<Duration>,
 }
+
+/// Less than this is no time for another try, and too little to be told.
+const MOMENT: Duration = Duration::from_millis(5);
 
 impl Times {
     fn new(started: Instant, rule: &Timeouts, policy: &Policy) -> Self {
@@ -455,7 +472,17 @@ impl Times {
             deadline: nonzero(rule.request.or(policy.timeouts.request)).map(|limit| started + limit),
             per_try: nonzero(rule.per_try.or(policy.timeouts.per_try)),
             idle: nonzero(rule.idle.or(policy.timeouts.idle)),
+            started,
+            said: None,
         }
+    }
+
+    /// What is left of the time that the client said, once some of it has gone by.
+    fn what_is_left(&self) -> Option<Duration> {
+        let gone = self.started.elapsed();
+        let said = self.said.filter(|_| gone >= MOMENT)?;
+        // Zero would mean that nobody said anything.
+        Some(said.saturating_sub(gone).max(Duration::from_millis(1)))
     }
 
     /// When a try that begins now must have been answered.
@@ -468,7 +495,9 @@ impl Times {
     }
 
     fn left(&self) -> bool {
-        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+        let now = Instant::now();
+        let said = self.said.map(|said| self.started + said);
+        self.deadline.is_none_or(|deadline| now < deadline) && said.is_none_or(|end| now + MOMENT < end)
     }
 
     /// Waits for a response's headers within the bounds.
@@ -517,6 +546,22 @@ impl Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clients_own_deadline_bounds_tries_and_the_next_is_told_what_is_left() {
+        let started = Instant::now();
+        let said = Some(Duration::from_secs(1));
+        let times = Times { deadline: None, per_try: None, idle: None, started, said };
+        assert!(times.left() && times.what_is_left().is_none(), "nothing has gone by");
+        tokio::time::advance(Duration::from_millis(700)).await;
+        assert!(times.left());
+        assert_eq!(times.what_is_left(), Some(Duration::from_millis(300)));
+        tokio::time::advance(Duration::from_millis(299)).await;
+        assert!(!times.left(), "one is too late that was refused when time was up");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(times.what_is_left(), Some(Duration::from_millis(1)));
+        assert!(Times { said: None, ..times }.left());
+    }
 
     #[test]
     fn a_grpc_response_that_failed_before_it_began_counts_by_its_own_status() {
