@@ -30,6 +30,12 @@ pub enum PrepareError {
         /// The first bytes, in hexadecimal.
         begins: String,
     },
+    /// Text in which bytes were to be.
+    #[error("it looks like base64, which breaks at byte {at}")]
+    Base64 {
+        /// Of the element, as it was sent.
+        at: usize,
+    },
     /// More than is allowed; known before anything was decoded.
     #[error(
         "{format} of {width} x {height} pixels refused before decoding: {what} {found}, and the limit is {limit}"

@@ -36,7 +36,7 @@ use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
 use penstock_coalesce::key::{self, Hash, Scope};
-use penstock_inference::oip::{self, Datatype, InferRequest, InferResponse, rest};
+use penstock_inference::oip::{Datatype, InferRequest, InferResponse, rest};
 use penstock_kernels::arena::Frozen;
 use tokio::sync::oneshot;
 
@@ -48,7 +48,7 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::held::{self, Held};
 use crate::models::{Model, Models};
-use crate::prepare::{self, Prepare};
+use crate::prepare::{self, Prepare, Whose, intake};
 use crate::send;
 use crate::telemetry::metric::{self, Metric};
 use crate::work::Work;
@@ -280,22 +280,29 @@ pub async fn serve(
 ) -> Result<Option<Response<ResponseBody>>, Failure> {
     let worker = &exchange.worker;
     let sharing = &worker.shared.sharing;
-    let wish = Wish::of(request.headers());
-    let prepares = !port.pipelines.is_empty();
+    let mut wish = Wish::of(request.headers());
+    let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
+    let pipelines = prepare::of(&port.pipelines, name);
+    let prepares = !pipelines.is_empty();
     if !wish.batched && !wish.coalesced && !prepares {
         return Ok(None);
     }
-    let Some(form) = Form::of(request.method(), request.uri(), request.headers()) else {
+    if prepares {
+        intake::check(request)?;
+    }
+    let mut form = Form::of(request.method(), request.uri(), request.headers());
+    if form.is_none() && prepares {
+        form = Form::with_query(request.method(), request.uri(), request.headers());
+        (wish.batched, wish.coalesced) = (wish.batched && form.is_none(), wish.coalesced && form.is_none());
+    }
+    let Some(form) = form else {
         return match port.coalesce.as_ref().filter(|_| wish.coalesced && text::is_text(request)) {
             Some(rules) => text::serve(connection, exchange, port, rules, model, work, request).await,
             None => Ok(None),
         };
     };
     let way = Way { cluster: Arc::clone(&port.cluster), http2: form != Form::Rest };
-    let learn = || {
-        let (name, version) = work.model.split_once('/').unwrap_or((&work.model, ""));
-        Learn { model: name.to_owned(), version: version.to_owned() }
-    };
+    let learn = || Learn { model: name.to_owned(), version: version.to_owned() };
     // Of what is no model in particular, since there are too many or its name came too late, nothing can be known: it may be
     // several.
     let is_known = !model.name.is_empty();
@@ -322,7 +329,11 @@ pub async fn serve(
     };
     let in_place = known.as_ref().is_some_and(|known| known.shared_memory) && !(prepares && made());
     let ground = if in_place { sharing.memory.ground(worker, tenant) } else { None };
-    let Some(taken) = take_in(exchange, port, form, request, ground.as_deref()).await? else {
+    let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
+    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
+    let deadline = timeout.map(|timeout| began + timeout);
+    let whose = Whose { caller, deadline };
+    let Some(taken) = take_in(exchange, whose, form, request, pipelines, ground.as_deref()).await? else {
         sharing.tally.passed.add(1);
         return Ok(None);
     };
@@ -330,6 +341,7 @@ pub async fn serve(
     let mut pipelines = prepare::of(&port.pipelines, &asked.model);
     // Who sends what the model takes is served as where nothing is prepared: its tensors may be where only the server sees them.
     if !prepare::is_needed(&pipelines, &asked.request) {
+        prepare::misnamed(&pipelines, &asked.request)?;
         pipelines.clear();
     }
     if !shares && pipelines.is_empty() {
@@ -343,15 +355,13 @@ pub async fn serve(
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
     }
-    let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
-    let began = exchange.started().saturating_duration_since(worker.shared.epoch);
     let (bytes, elements) = weigh(&asked.request);
     let ask = Ask {
         key: 0,
         rows: 0,
         bytes,
         elements,
-        deadline: timeout.map(|timeout| began + timeout),
+        deadline,
         tenant: caller,
         priority: facts::Priorities::default().of(client, request.headers()) as u8,
     };
@@ -443,9 +453,10 @@ struct Taken {
 /// come of it.
 async fn take_in(
     exchange: &Rc<Exchange>,
-    port: &WorkloadPort,
+    whose: Whose,
     form: Form,
     request: &mut Request<RequestBody>,
+    pipelines: Vec<Arc<Prepare>>,
     ground: Option<&Ground>,
 ) -> Result<Option<Taken>, Failure> {
     let worker = &exchange.worker;
@@ -464,32 +475,16 @@ async fn take_in(
             Received::NotYet => {}
         }
     }
-    let Some((body, held)) = held::whole(exchange, request.body_mut(), MAX_BODY).await else {
-        return Ok(None);
+    let taken = match pipelines.is_empty() {
+        true => held::whole(exchange, request.body_mut(), MAX_BODY).await,
+        false => intake::take(exchange, whose.caller, request, &pipelines).await?,
     };
-    let asked = match form {
-        Form::Rest if !port.pipelines.is_empty() && prepare::read::is_plain(request.headers()) => {
-            plain(port, request, &body).await?
-        }
-        form => wire::read(form, request.uri().path(), request.headers(), &body),
+    let Some((body, held)) = taken else { return Ok(None) };
+    let asked = match pipelines.is_empty() {
+        true => wire::read(form, request.uri().path(), request.headers(), &body),
+        false => intake::read(exchange, whose, form, request, &body, pipelines).await?,
     };
     Ok(asked.map(|asked| Taken { asked, body: [body].into(), there: None, held: Some(held) }))
-}
-
-/// A request whose body is an image, or a form of them.
-async fn plain(
-    port: &WorkloadPort,
-    request: &Request<RequestBody>,
-    body: &Bytes,
-) -> Result<Option<Asked>, Failure> {
-    let Some((model, version)) = oip::prefix::of_path(request.uri().path()) else { return Ok(None) };
-    let pipelines = prepare::of(&port.pipelines, model);
-    if pipelines.is_empty() {
-        return Ok(None);
-    }
-    let asked = prepare::read::request(request.headers(), body, &pipelines).await?;
-    let version = version.unwrap_or_default().to_owned();
-    Ok(Some(Asked { form: Form::Rest, model: model.to_owned(), version, request: asked }))
 }
 
 /// From here on a request counts where it goes, as every request does.
@@ -610,18 +605,22 @@ impl Sharer<'_> {
         let span = self.exchange.span();
         let is_prepared = self.unprepared.is_some();
         let mut made_for = None;
+        // What is made counts until it has been executed.
+        let mut _made = None;
         let (asked, together, there, pictures) = match self.unprepared {
             None => (self.asked, self.together, self.there, None),
             Some(Unprepared { pipelines, limits, ask, binary, shared_memory, gpu_memory }) => {
-                let (request, deadline) = (&self.asked.request, ask.deadline);
+                let request = &self.asked.request;
+                let whose = Whose { caller: ask.tenant, deadline: ask.deadline };
                 let gpu = &worker.shared.sharing.gpu;
                 made_for = gpu.prepares(worker, &self.way, &self.asked, &pipelines, gpu_memory);
                 let (request, there, pictures) = match &made_for {
                     Some(turn) if turn.is_on_the_gpu() => {
                         let arena = gpu.staging();
-                        let (request, pictures) =
-                            prepare::pictures::decode(worker, &pipelines, request, deadline, arena.as_ref())
+                        let (request, pictures, held) =
+                            prepare::pictures::decode(worker, &pipelines, request, whose, arena.as_ref())
                                 .await?;
+                        _made = Some(held);
                         (request, None, Some(Arc::new(pictures)))
                     }
                     Some(_) | None => {
@@ -632,7 +631,8 @@ impl Sharer<'_> {
                             .ground(worker, self.tenant)
                             .filter(|_| shared_memory);
                         let arena = ground.as_ref().and_then(|ground| ground.arena(worker));
-                        let made = prepare::request(worker, &pipelines, request, deadline, arena).await?;
+                        let made = prepare::request(worker, &pipelines, request, whose, arena).await?;
+                        _made = Some(made.held);
                         (made.request, made.placed, None)
                     }
                 };

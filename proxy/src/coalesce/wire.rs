@@ -41,6 +41,15 @@ impl Form {
         let plain = path.starts_with("/v2/models/") && !path.contains('%') && uri.query().is_none();
         (plain && path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
     }
+
+    /// The same where inputs have to be made: such a request is asked anew, with none of its query, and shared with nobody.
+    pub fn with_query(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
+        let coded = headers.get(CONTENT_ENCODING).is_some_and(|coding| *coding != "identity");
+        let path = uri.path();
+        let plain =
+            *method == Method::POST && !coded && path.starts_with("/v2/models/") && !path.contains('%');
+        (plain && path.ends_with("/infer") && oip::prefix::of_path(path).is_some()).then_some(Self::Rest)
+    }
 }
 
 /// A request for tensors.
@@ -321,6 +330,16 @@ mod tests {
         ] {
             assert_eq!(of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_asked_anew_may_have_a_query_but_no_coding() {
+        let uri: Uri = "/v2/models/m/infer?x=1".parse().unwrap();
+        let coded = |coding: &str| HeaderMap::from_iter([(CONTENT_ENCODING, coding.parse().unwrap())]);
+        assert_eq!(Form::of(&Method::POST, &uri, &HeaderMap::new()), None);
+        assert_eq!(Form::with_query(&Method::POST, &uri, &HeaderMap::new()), Some(Form::Rest));
+        assert_eq!(Form::with_query(&Method::POST, &uri, &coded("identity")), Some(Form::Rest));
+        assert_eq!(Form::with_query(&Method::POST, &uri, &coded("gzip")), None);
     }
 
     #[test]

@@ -6,40 +6,46 @@
 //! many wait for their turn; the deadline comes first.
 //!
 //! The work is done by threads of its own, never by those that serve connections, and as many at a time as there are cores for
-//! it (`--prepare-threads`). Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
+//! it (`--prepare-threads`); whose turn it is says the [`line`]. Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
 //! What is computed is `penstock-prepare`'s business; [`read`] takes images from requests that are no inference requests.
 
+pub mod intake;
+pub mod line;
 pub mod pictures;
 pub mod read;
+pub mod text;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use penstock_api::Reason;
 use penstock_inference::oip::{self, Datatype, InferRequest, Tensor};
-use penstock_kernels::arena::{Arena, Frozen, RowsMut};
+use penstock_kernels::arena::{Arena, Frozen, RowsMut, Run};
 use penstock_prepare::form::Dtype;
 use penstock_prepare::{Limits, Pipeline, PrepareError, Scratch};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::failure::Failure;
+use crate::held::{Budget, Held};
 use crate::telemetry::counter::Counter;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
-/// Inputs that wait for a thread at once; above, requests are refused.
-pub const MAX_WAITING: usize = 4096;
+use line::{Line, Turn};
+
 /// Rows of one request.
 const MAX_ROWS: usize = 1024;
 /// Bytes of one request's finished tensors.
 const MAX_TENSORS: usize = penstock_prepare::MAX_TENSORS;
+/// Bytes of finished tensors, over all requests: a few kilobytes of request can ask for a quarter of a gigabyte.
+const MAX_MADE: u64 = 512 << 20;
+/// Pixels of one request's images: 40 photographs of 12 megapixels.
+const MAX_PIXELS: u64 = 512 << 20;
 /// What a thread keeps from one input to the next, bytes.
 const KEPT: usize = 64 << 20;
 
@@ -73,11 +79,33 @@ pub fn is_needed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> bool {
     })
 }
 
+/// Refuses an image in an input that no pipeline takes, where the one that a pipeline takes is missing: it has another name.
+pub fn misnamed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> Result<(), Failure> {
+    let has = |name: &str| request.inputs.iter().any(|input| input.name == name);
+    let missing: Vec<_> =
+        pipelines.iter().filter(|prepare| !has(&prepare.input) && !has(&prepare.tensor)).collect();
+    let is_image = |input: &&Tensor| {
+        let first = oip::strings(&input.data).next().and_then(Result::ok);
+        let known = pipelines.iter().any(|prepare| prepare.input == input.name);
+        let image =
+            |first: &[u8]| penstock_prepare::head::is_image(&text::beginning(&input.data.slice_ref(first)));
+        !known && input.datatype == Datatype::Bytes && first.is_some_and(image)
+    };
+    match request.inputs.iter().find(is_image).filter(|_| !missing.is_empty()) {
+        Some(input) => {
+            let names: Vec<_> = missing.iter().map(|prepare| prepare.input.as_str()).collect();
+            let story = format!("input {:?} has no pipeline; write {}", input.name, names.join(" or "));
+            Err(Failure::unprocessed(Reason::BadInput, story))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Who prepares, over all workers.
 #[derive(Debug)]
 pub struct Preparing {
-    threads: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    line: Arc<Line>,
+    made: Arc<Budget>,
     done: Counter,
     refused: Counter,
     abandoned: Counter,
@@ -88,8 +116,8 @@ impl Preparing {
     /// With so many threads.
     pub fn new(threads: usize) -> Self {
         Self {
-            threads: Arc::new(Semaphore::new(threads.max(1))),
-            waiting: AtomicUsize::new(0),
+            line: Arc::new(Line::new(threads)),
+            made: Arc::new(Budget::new(MAX_MADE)),
             done: Counter::default(),
             refused: Counter::default(),
             abandoned: Counter::default(),
@@ -115,7 +143,7 @@ impl Preparing {
         }
         let busy = Duration::from_micros(self.busy_us.get());
         metrics::gauge!(metric::PREPARE_BUSY.name).set(busy.as_secs_f64());
-        metrics::gauge!(metric::PREPARE_WAITING.name).set(self.waiting.load(Relaxed) as f64);
+        metrics::gauge!(metric::PREPARE_WAITING.name).set(self.line.waiting() as f64);
     }
 }
 
@@ -126,6 +154,17 @@ pub struct Prepared {
     pub request: InferRequest,
     /// Its inputs, all of them and in its order, where they lie in the arena.
     pub placed: Option<Frozen>,
+    /// Its claim on the memory for finished tensors.
+    pub held: Held,
+}
+
+/// Whose request is prepared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whose {
+    /// The caller, as the line knows it.
+    pub caller: u64,
+    /// When it is no longer waited for, since the worker's epoch.
+    pub deadline: Option<Duration>,
 }
 
 /// What becomes of one input of a request.
@@ -134,6 +173,46 @@ enum Part<'a> {
     Finished(&'a Tensor),
     /// It is made of these, a row each.
     Made(Arc<Prepare>, Vec<Bytes>),
+}
+
+/// A refusal that another moment may not give.
+fn later(reason: Reason, story: String) -> Failure {
+    Failure { retry_after: 1, ..Failure::unprocessed(reason, story) }
+}
+
+/// Claims the memory of what is made, before the first row is.
+fn claim(worker: &Worker, parts: &[Part<'_>], whose: Whose) -> Result<Held, Failure> {
+    let sizes = parts.iter().map(|part| match part {
+        Part::Finished(_) => 0,
+        Part::Made(prepare, sources) => prepare.pipeline.bytes() * sources.len(),
+    });
+    let bytes = sizes.sum::<usize>() as u64;
+    worker.shared.preparing.made.claim(whose.caller, bytes).ok_or_else(|| {
+        let most = MAX_MADE >> 20;
+        let story = format!(
+            "no room for {bytes} bytes of tensors: all that are made may have {most} MiB, and a caller no more than is free"
+        );
+        later(Reason::NoRoom, story)
+    })
+}
+
+impl Part<'_> {
+    fn pixels(&self) -> u64 {
+        match self {
+            Self::Finished(_) => 0,
+            Self::Made(prepare, sources) => sources.iter().map(|source| cost(prepare, source)).sum(),
+        }
+    }
+}
+
+/// What a row costs, in pixels, as far as its head says; bytes otherwise. What lies is found out when it is decoded, with its own limit.
+fn cost(prepare: &Prepare, source: &Bytes) -> u64 {
+    let image = || match prepare.pipeline.takes() {
+        None => penstock_prepare::head::size(&text::beginning(source)),
+        Some(_) => None,
+    };
+    let size = image().map(|(width, height)| u64::from(width) * u64::from(height));
+    size.unwrap_or(0).min(Limits::default().pixels).max(source.len() as u64)
 }
 
 /// What becomes of each input of a request, if all of it fits.
@@ -157,6 +236,11 @@ fn parts<'a>(pipelines: &[Arc<Prepare>], request: &'a InferRequest) -> Result<Ve
         let story = format!("its tensors would have {bytes} bytes, and the limit is {MAX_TENSORS}");
         return Err(Failure::unprocessed(Reason::BadInput, story));
     }
+    let pixels: u64 = parts.iter().map(Part::pixels).fold(0, u64::saturating_add);
+    if pixels > MAX_PIXELS {
+        let story = format!("its images have {pixels} pixels, and the limit of a request is {MAX_PIXELS}");
+        return Err(Failure::unprocessed(Reason::BadInput, story));
+    }
     Ok(parts)
 }
 
@@ -165,20 +249,29 @@ pub async fn request(
     worker: &Rc<Worker>,
     pipelines: &[Arc<Prepare>],
     request: &InferRequest,
-    deadline: Option<Duration>,
+    whose: Whose,
     arena: Option<&Arena>,
 ) -> Result<Prepared, Failure> {
     let parts = parts(pipelines, request)?;
-    let in_arena = arena.and_then(|arena| in_arena(worker, &parts, deadline, arena));
-    let Made { data, placed } = match in_arena {
-        Some(made) => made.await?,
-        None => Made { data: in_heap(worker, &parts, deadline).await?, placed: None },
+    let held = claim(worker, &parts, whose)?;
+    // Memory is taken when there is a thread that writes it: who waits holds nothing.
+    let first = parts.iter().find_map(|part| match part {
+        Part::Made(prepare, sources) => Some((prepare, sources.first()?)),
+        Part::Finished(_) => None,
+    });
+    let turn = match first {
+        Some((prepare, source)) => Some(turn(worker, prepare, source, whose).await?),
+        None => None,
+    };
+    let Made { data, placed } = match arena.and_then(|arena| lease(&parts, arena)) {
+        Some(leased) => in_arena(worker, leased, whose, turn).await?,
+        None => Made { data: in_heap(worker, &parts, whose, turn).await?, placed: None },
     };
     let inputs = parts.iter().zip(data).map(|(part, data)| match part {
         Part::Finished(input) => (*input).clone(),
         Part::Made(prepare, sources) => tensor(prepare, sources.len(), data),
     });
-    Ok(Prepared { request: InferRequest { inputs: inputs.collect(), ..request.clone() }, placed })
+    Ok(Prepared { request: InferRequest { inputs: inputs.collect(), ..request.clone() }, placed, held })
 }
 
 fn tensor(prepare: &Prepare, rows: usize, data: Bytes) -> Tensor {
@@ -269,15 +362,19 @@ impl Place {
 async fn in_heap(
     worker: &Rc<Worker>,
     parts: &[Part<'_>],
-    deadline: Option<Duration>,
+    whose: Whose,
+    turn: Option<Turn>,
 ) -> Result<Vec<Bytes>, Failure> {
+    // The first row of all has its turn already.
+    let turn = Cell::new(turn);
     try_join_all(parts.iter().map(async |part| {
         let Part::Made(prepare, sources) = part else { return Ok(Bytes::new()) };
         let bytes = prepare.pipeline.bytes();
+        // Pages of it are taken as they are written.
         let mut room = BytesMut::zeroed(bytes * sources.len());
         let made = try_join_all(sources.iter().enumerate().map(|(row, source)| {
             let place = Place::Heap(room.split_to(bytes));
-            one(worker, prepare, row, source.clone(), place, deadline)
+            one(worker, prepare, row, source.clone(), place, whose, turn.take())
         }));
         let mut whole = BytesMut::new();
         for place in made.await? {
@@ -291,13 +388,16 @@ async fn in_heap(
     .await
 }
 
-/// The same in the arena, if all inputs are made, of as many rows each, and there is room.
-fn in_arena<'a>(
-    worker: &'a Rc<Worker>,
-    parts: &'a [Part<'_>],
-    deadline: Option<Duration>,
-    arena: &Arena,
-) -> Option<impl Future<Output = Result<Made, Failure>> + 'a> {
+/// Room in the arena for a request.
+struct Leased<'a> {
+    inputs: Vec<(&'a Arc<Prepare>, &'a Vec<Bytes>)>,
+    run: Run,
+    rows: u32,
+}
+
+/// Leases it, if all inputs are made, of as many rows each, and there is room: half of the arena is left for batches and for what
+/// is answered, as where tensors are received.
+fn lease<'a>(parts: &'a [Part<'_>], arena: &Arena) -> Option<Leased<'a>> {
     let made = |part: &'a Part<'_>| match part {
         Part::Finished(_) => None,
         Part::Made(prepare, sources) => Some((prepare, sources)),
@@ -308,43 +408,47 @@ fn in_arena<'a>(
         return None;
     }
     let per_row: Vec<usize> = inputs.iter().map(|(prepare, _)| prepare.pipeline.bytes()).collect();
-    let count = u32::try_from(rows).ok()?;
-    let run = arena.run(&per_row, count)?;
+    let bytes = per_row.iter().sum::<usize>().checked_mul(rows)?;
+    if arena.occupancy().in_use.checked_add(bytes)? > arena.bytes() / 2 {
+        return None;
+    }
+    let rows = u32::try_from(rows).ok()?;
+    Some(Leased { inputs, run: arena.run(&per_row, rows)?, rows })
+}
+
+/// The same in the arena.
+async fn in_arena(
+    worker: &Rc<Worker>,
+    Leased { inputs, run, rows: count }: Leased<'_>,
+    whose: Whose,
+    turn: Option<Turn>,
+) -> Result<Made, Failure> {
+    let turn = Cell::new(turn);
     // A claim is on a row of all inputs, so each row is one job after the other; rows are done at the same time.
-    let claims = (0..count).map(|row| run.rows(row, 1)).collect::<Option<Vec<_>>>()?;
-    Some(async move {
-        let rows = claims.into_iter().enumerate().map(|(row, claim)| {
-            let inputs = inputs.clone();
-            async move {
-                let mut claim = claim;
-                for (at, (prepare, sources)) in inputs.into_iter().enumerate() {
-                    let place = Place::Arena(claim, at);
-                    claim = match one(worker, prepare, row, sources[row].clone(), place, deadline).await? {
-                        Place::Arena(claim, _) => claim,
-                        Place::Heap(_) => return Err(lost()),
-                    };
-                }
-                Ok(())
+    let claims = (0..count).map(|row| run.rows(row, 1)).collect::<Option<Vec<_>>>().ok_or_else(lost)?;
+    let rows = claims.into_iter().enumerate().map(|(row, claim)| {
+        let (inputs, turn) = (&inputs, &turn);
+        async move {
+            let mut claim = claim;
+            for (at, (prepare, sources)) in inputs.iter().enumerate() {
+                let place = Place::Arena(claim, at);
+                let made = one(worker, prepare, row, sources[row].clone(), place, whose, turn.take()).await?;
+                claim = match made {
+                    Place::Arena(claim, _) => claim,
+                    Place::Heap(_) => return Err(lost()),
+                };
             }
-        });
-        try_join_all(rows).await?;
-        let frozen = run.seal().ok_or_else(lost)?.freeze();
-        let data = (0..per_row.len()).map(|at| frozen.bytes(at, 0..count).ok_or_else(lost));
-        Ok(Made { data: data.collect::<Result<_, _>>()?, placed: Some(frozen) })
-    })
+            Ok(())
+        }
+    });
+    try_join_all(rows).await?;
+    let frozen = run.seal().ok_or_else(lost)?.freeze();
+    let data = (0..inputs.len()).map(|at| frozen.bytes(at, 0..count).ok_or_else(lost));
+    Ok(Made { data: data.collect::<Result<_, _>>()?, placed: Some(frozen) })
 }
 
 fn lost() -> Failure {
     Failure::new(Reason::Internal, "a prepared row was lost")
-}
-
-/// One that waits for a thread; dropping it leaves the line.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// Stops what nobody waits for.
@@ -367,13 +471,52 @@ async fn one(
     row: usize,
     source: Bytes,
     mut place: Place,
-    deadline: Option<Duration>,
+    whose: Whose,
+    has: Option<Turn>,
 ) -> Result<Place, Failure> {
-    on_a_thread(worker, prepare, row, deadline, move |pipeline, scratch, cancelled| {
-        let source = decoded(&source);
+    let turn = match has {
+        Some(turn) => turn,
+        None => turn(worker, prepare, &source, whose).await?,
+    };
+    on_a_thread(worker, prepare, row, whose, turn, move |pipeline, scratch, cancelled| {
+        let source = text::decoded(pipeline, &source)?;
         pipeline.run(&source, place.bytes(), scratch, &Limits::default(), cancelled).map(|()| place)
     })
     .await
+}
+
+fn too_late(what: &str, did: &str) -> Failure {
+    let story = format!("{what} {did} beyond the request's deadline to be prepared");
+    Failure::unprocessed(Reason::TooLate, story)
+}
+
+/// Waits for a thread, no longer than the request is waited for.
+async fn turn(worker: &Rc<Worker>, prepare: &Prepare, source: &Bytes, whose: Whose) -> Result<Turn, Failure> {
+    let what = || format!("input {:?}", prepare.input);
+    of_the_line(worker, cost(prepare, source), whose, what).await
+}
+
+/// The same for anything of that cost.
+async fn of_the_line(
+    worker: &Worker,
+    cost: u64,
+    whose: Whose,
+    what: impl Fn() -> String,
+) -> Result<Turn, Failure> {
+    let turn = worker.shared.preparing.line.turn(whose.caller, cost);
+    let turn = match whose.deadline.map(|deadline| worker.shared.epoch + deadline) {
+        Some(deadline) if deadline <= Instant::now() => return Err(too_late(&what(), "waited")),
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, turn).await.map_err(|_| too_late(&what(), "waited"))?
+        }
+        None => turn.await,
+    };
+    turn.ok_or_else(|| {
+        let most = line::MAX_WAITING;
+        let story =
+            format!("too many wait to be prepared: of {most} places a caller may have as many as are free");
+        later(Reason::QueueFull, story)
+    })
 }
 
 /// Does something with a row, on a thread that prepares.
@@ -381,54 +524,34 @@ async fn on_a_thread<T: Send + 'static>(
     worker: &Rc<Worker>,
     prepare: &Arc<Prepare>,
     row: usize,
-    deadline: Option<Duration>,
+    whose: Whose,
+    turn: Turn,
     work: impl FnOnce(&Pipeline, &mut Scratch, &dyn Fn() -> bool) -> Result<T, PrepareError> + Send + 'static,
 ) -> Result<T, Failure> {
-    let preparing = &worker.shared.preparing;
-    let thread = {
-        let waits = Waits(&preparing.waiting);
-        if preparing.waiting.fetch_add(1, Relaxed) >= MAX_WAITING {
-            let story = format!("{MAX_WAITING} inputs wait to be prepared");
-            return Err(Failure { retry_after: 1, ..Failure::unprocessed(Reason::QueueFull, story) });
-        }
-        let thread = Arc::clone(&preparing.threads).acquire_owned().await;
-        drop(waits);
-        thread.map_err(|_| lost())?
-    };
-    if deadline.is_some_and(|deadline| deadline <= worker.now()) {
-        let story = format!("input {:?} waited beyond the request's deadline to be prepared", prepare.input);
-        return Err(Failure::unprocessed(Reason::TooLate, story));
-    }
+    let deadline = whose.deadline.map(|deadline| worker.shared.epoch + deadline);
     let stop = Stop(Arc::default());
     let (stopped, of) = (Arc::clone(&stop.0), Arc::clone(prepare));
-    let preparing = Arc::clone(preparing);
+    let preparing = Arc::clone(&worker.shared.preparing);
     let job = tokio::task::spawn_blocking(move || {
         let begun = Instant::now();
         let made = SCRATCH.with_borrow_mut(|scratch| {
-            let cancelled = || stopped.load(Relaxed);
+            let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let cancelled = || stopped.load(Relaxed) || late();
             let made = work(&of.pipeline, scratch, &cancelled);
             scratch.shrink(KEPT);
             made
         });
         preparing.over(&made, begun.elapsed());
         // The next may begin only now, also when nobody waits for this one any more.
-        drop(thread);
+        drop(turn);
         made
     });
-    job.await.map_err(|_| lost())?.map_err(|error| {
-        let reason = if error.is_clients() { Reason::BadInput } else { Reason::Internal };
-        Failure::unprocessed(reason, format!("input {:?}, row {row}: {error}", prepare.input))
-    })
-}
-
-/// In JSON, where there are no bytes, images are base64; no image begins as the base64 of one does.
-fn decoded(source: &Bytes) -> Bytes {
-    let begins = |text: &str| source.starts_with(text.as_bytes());
-    if begins("/9j/") || begins("iVBORw0KGgo") || begins("UklGR") {
-        let text = source.trim_ascii();
-        if let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(text) {
-            return bytes.into();
+    job.await.map_err(|_| lost())?.map_err(|error| match error {
+        // Nobody else cancels what is still waited for.
+        PrepareError::Cancelled => too_late(&format!("input {:?}", prepare.input), "took"),
+        error => {
+            let reason = if error.is_clients() { Reason::BadInput } else { Reason::Internal };
+            Failure::unprocessed(reason, format!("input {:?}, row {row}: {error}", prepare.input))
         }
-    }
-    source.clone()
+    })
 }

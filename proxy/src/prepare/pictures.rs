@@ -7,7 +7,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
@@ -16,8 +15,9 @@ use penstock_kernels::arena::Arena;
 use penstock_kernels::fused;
 use penstock_prepare::{Limits, Picture};
 
-use super::{Part, Prepare, decoded, on_a_thread, parts, tensor};
+use super::{Part, Prepare, Whose, claim, on_a_thread, parts, tensor, text, turn};
 use crate::failure::Failure;
+use crate::held::Held;
 use crate::worker::Worker;
 
 /// The decoded images of one request.
@@ -52,19 +52,23 @@ pub async fn decode(
     worker: &Rc<Worker>,
     pipelines: &[Arc<Prepare>],
     request: &InferRequest,
-    deadline: Option<Duration>,
+    whose: Whose,
     arena: Option<&Arena>,
-) -> Result<(InferRequest, Pictures), Failure> {
+) -> Result<(InferRequest, Pictures, Held), Failure> {
     let parts = parts(pipelines, request)?;
+    let held = claim(worker, &parts, whose)?;
     let made = parts.iter().map(async |part| {
         let Part::Made(prepare, sources) = part else { return Ok(None) };
         let Some(tensor) = prepare.pipeline.tensor() else { return Err(super::lost()) };
-        let rows = sources.iter().enumerate().map(|(row, source)| {
+        let rows = sources.iter().enumerate().map(async |(row, source)| {
             let (source, arena) = (source.clone(), arena.cloned());
-            on_a_thread(worker, prepare, row, deadline, move |pipeline, scratch, cancelled| {
+            let turn = turn(worker, prepare, &source, whose).await?;
+            on_a_thread(worker, prepare, row, whose, turn, move |pipeline, scratch, cancelled| {
                 let keep = |pixels: &[u8], picture| (kept(arena.as_ref(), pixels), picture);
-                pipeline.decode(&decoded(&source), scratch, &Limits::default(), cancelled, keep)
+                let source = text::decoded(pipeline, &source)?;
+                pipeline.decode(&source, scratch, &Limits::default(), cancelled, keep)
             })
+            .await
         });
         Ok(Some(Input { prepare: Arc::clone(prepare), tensor, rows: try_join_all(rows).await? }))
     });
@@ -74,7 +78,7 @@ pub async fn decode(
         Part::Made(prepare, sources) => tensor(prepare, sources.len(), Bytes::new()),
     });
     let request = InferRequest { inputs: inputs.collect(), ..request.clone() };
-    Ok((request, Pictures(made.into_iter().flatten().collect())))
+    Ok((request, Pictures(made.into_iter().flatten().collect()), held))
 }
 
 /// Pixels in memory that a device reads by itself, or where there is no room for them in any.
@@ -92,11 +96,16 @@ pub async fn finish(worker: &Rc<Worker>, input: &Input) -> Result<Bytes, Failure
     let Input { prepare, rows, .. } = input;
     let bytes = prepare.pipeline.bytes();
     let mut room = BytesMut::zeroed(bytes * rows.len());
-    let made = rows.iter().enumerate().map(|(row, (pixels, picture))| {
-        let (pixels, picture, mut place) = (pixels.clone(), *picture, room.split_to(bytes));
-        on_a_thread(worker, prepare, row, None, move |pipeline, scratch, _| {
+    let places: Vec<_> = rows.iter().map(|_| room.split_to(bytes)).collect();
+    let made = rows.iter().zip(places).enumerate().map(async |(row, ((pixels, picture), mut place))| {
+        let (pixels, picture) = (pixels.clone(), *picture);
+        // Of several callers, who have waited already.
+        let whose = Whose::default();
+        let turn = turn(worker, prepare, &pixels, whose).await?;
+        on_a_thread(worker, prepare, row, whose, turn, move |pipeline, scratch, _| {
             pipeline.make(&pixels, &picture, &mut place, scratch).map(|()| place)
         })
+        .await
     });
     let mut whole = BytesMut::new();
     // Neighbours become one again, without a copy.

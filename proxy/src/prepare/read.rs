@@ -17,10 +17,14 @@ fn content_type(headers: &HeaderMap) -> &str {
     headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// Whether a body is an image, or a form.
+/// Whether a type begins so; types are written in any case (RFC 9110, 8.3.1).
+fn is_of(kind: &str, begins: &str) -> bool {
+    kind.trim_start().get(..begins.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(begins))
+}
+
+/// Whether a body is an image, or a form, by its type.
 pub fn is_plain(headers: &HeaderMap) -> bool {
-    let kind = content_type(headers);
-    kind.starts_with("image/") || kind.starts_with("multipart/form-data")
+    is_of(content_type(headers), "image/") || is_of(content_type(headers), "multipart/form-data")
 }
 
 /// Reads such a body, for a model with these pipelines.
@@ -31,7 +35,7 @@ pub async fn request(
 ) -> Result<InferRequest, Failure> {
     let bad = |what: String| Failure::unprocessed(Reason::BadInput, what);
     let kind = content_type(headers);
-    if kind.starts_with("image/") {
+    if !is_of(kind, "multipart/form-data") {
         let [only] = pipelines else {
             let inputs: Vec<_> = pipelines.iter().map(|prepare| prepare.input.as_str()).collect();
             let names = inputs.join(", ");

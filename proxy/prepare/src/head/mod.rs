@@ -65,6 +65,40 @@ pub fn read(bytes: &[u8]) -> Result<Head, PrepareError> {
     }
 }
 
+/// Columns and rows, from the first bytes of an image alone: what decoding it will cost at least. `None`: they do not say.
+pub fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    match bytes {
+        [0xff, 0xd8, 0xff, ..] => {
+            let mut at = 2;
+            // A file of empty segments says its size late; it is not looked for then.
+            for _ in 0..256 {
+                let marker = *bytes.get(at + 1).filter(|_| bytes[at] == 0xff)?;
+                if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+                    return Some((be16(bytes, at + 7)?.into(), be16(bytes, at + 5)?.into()));
+                }
+                at += match marker {
+                    0xff => 1,
+                    _ => 2 + usize::from(be16(bytes, at + 2)?),
+                };
+            }
+            None
+        }
+        [0x89, b'P', b'N', b'G', ..] => Some((be32(bytes, 16)?, be32(bytes, 20)?)),
+        [b'R', b'I', b'F', b'F', ..] => match bytes.get(12..16)? {
+            b"VP8X" => Some(((le32(bytes, 24)? & 0xff_ffff) + 1, (le32(bytes, 26)? >> 8 & 0xff_ffff) + 1)),
+            b"VP8 " => Some((le32(bytes, 26)? & 0x3fff, le32(bytes, 26)? >> 16 & 0x3fff)),
+            b"VP8L" => Some(((le32(bytes, 21)? & 0x3fff) + 1, (le32(bytes, 21)? >> 14 & 0x3fff) + 1)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether bytes begin as an image does.
+pub fn is_image(bytes: &[u8]) -> bool {
+    !matches!(read(bytes.get(..16).unwrap_or(bytes)), Err(PrepareError::Format { .. }))
+}
+
 fn damaged(format: Format, reason: impl Into<String>) -> PrepareError {
     PrepareError::Damaged { format, reason: reason.into() }
 }
