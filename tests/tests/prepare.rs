@@ -1,5 +1,6 @@
 //! Photographs reach the model as finished tensors: sent in any form, alone or in batches, through memory that Triton reads or as
-//! bytes; a damaged one fails alone and says why; nothing of the arena is left behind.
+//! bytes; a damaged one fails alone and says why; nothing of the arena is left behind. What cannot be prepared is refused with the
+//! reason, and nobody waits for another's huge images.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -190,16 +191,32 @@ fn bomb() -> Bytes {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_picture_of_a_digit_gets_the_right_class() {
+    let (mesh, _server, _folder) = digits_behind(PICTURE).await;
+    let all = digits::load();
+    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
+        send(&mesh, "digits", "content-type: image/png\r\n", &picture(&all.images[0])).await.status() == 200
+    })
+    .await;
+    let mut right = 0;
+    for (pixels, label) in all.images.iter().zip(&all.labels).take(100) {
+        let message = send(&mesh, "digits", "content-type: image/png\r\n", &picture(pixels)).await;
+        right += usize::from(best(&logits(&message)) == usize::from(*label));
+    }
+    assert!(right >= 97, "{right} of 100 right");
+}
+
+/// Pictures of 64 by 64 in 256 grays become the model's 8 by 8 in 17.
+const PICTURE: &str = "{input: picture, tensor: image, shape: [64], pipeline: {resize: {mode: exact, width: 8, height: 8}, \
+                       colour: gray, normalise: {scale: 0.06274509803921569}}}";
+
+/// Two sidecars before the model of digits, of which an input is prepared.
+async fn digits_behind(prepare: &str) -> (Mesh, Process, tempfile::TempDir) {
     let mut mesh = Mesh::default().pod("client", None).service("digits", &[]).pod("a", Some("digits"));
-    // Pictures of 64 by 64 in 256 grays become the model's 8 by 8 in 17.
-    let pipeline =
-        "{resize: {mode: exact, width: 8, height: 8}, colour: gray, normalise: {scale: 0.06274509803921569}}";
-    let prepare = format!("{{input: picture, tensor: image, shape: [64], pipeline: {pipeline}}}");
-    mesh.file("policy.yaml", &policy("digits", "coalesce: {single-flight: true}", &prepare));
+    mesh.file("policy.yaml", &policy("digits", "coalesce: {single-flight: true}", prepare));
     let address = mesh.application("a").to_string();
     let folder = tempfile::tempdir().unwrap();
     let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/models/repository");
-    let _server = Process::start(
+    let server = Process::start(
         "modelserver",
         Path::new(env!("CARGO_BIN_EXE_penstock-modelserver")),
         &["--repository", repository, "--only", "digits:2", "--listen", &address],
@@ -210,21 +227,160 @@ async fn a_picture_of_a_digit_gets_the_right_class() {
         get(mesh.application("a"), "/v2/health/ready").await.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
-    let all = digits::load();
+    (mesh, server, folder)
+}
+
+fn logits(message: &Message) -> Vec<f32> {
+    assert_eq!(message.status(), 200, "{}", message.text());
+    let answer = rest::decode_response(&message.body.clone().into(), None).unwrap();
+    answer.outputs[0].as_fp32().unwrap().collect()
+}
+
+fn best(logits: &[f32]) -> usize {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+}
+
+/// A request in JSON for one element of an input.
+fn json(input: &str, element: &str) -> Vec<u8> {
+    let input = serde_json::json!({"name": input, "datatype": "BYTES", "shape": [1], "data": [element]});
+    serde_json::to_vec(&serde_json::json!({"inputs": [input]})).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_is_taken_however_it_is_sent_or_refused_with_the_reason() {
+    let (mesh, _server, _folder) = digits_behind(PICTURE).await;
+    let picture = picture(&digits::load().images[0]);
+    let png = "content-type: image/png\r\n";
     wait_until("a picture is answered through both sidecars", PATIENCE, async || {
-        send(&mesh, "digits", "content-type: image/png\r\n", &picture(&all.images[0])).await.status() == 200
+        send(&mesh, "digits", png, &picture).await.status() == 200
+    })
+    .await;
+    let expected = logits(&send(&mesh, "digits", png, &picture).await);
+    for kind in ["Image/PNG", "application/x-www-form-urlencoded", "application/octet-stream"] {
+        let answer = send(&mesh, "digits", &format!("content-type: {kind}\r\n"), &picture).await;
+        assert_eq!(logits(&answer), expected, "{kind}");
+    }
+    let to = |path: &str, headers: &str, length: usize| {
+        format!("POST {path} HTTP/1.1\r\nhost: digits.test\r\n{png}{headers}content-length: {length}\r\n\r\n")
+    };
+    let head = to("/v2/models/digits/infer?x=1", "", picture.len());
+    let answer = mesh.client("client").await.ask([head.as_bytes(), &picture].concat()).await.unwrap();
+    assert_eq!(logits(&answer), expected, "with a query");
+
+    let text = base64::engine::general_purpose::STANDARD.encode(&picture);
+    let lines: Vec<_> = text.as_bytes().chunks(76).map(|line| String::from_utf8_lossy(line)).collect();
+    for text in
+        [lines.join("\n"), text.trim_end_matches('=').to_owned(), format!("data:image/png;base64,{text}")]
+    {
+        assert_eq!(logits(&send(&mesh, "digits", "", &json("picture", &text)).await), expected);
+    }
+
+    let refused = |answer: &Message, status: u16, reason: &str, words: &str| {
+        assert_eq!((answer.status(), answer.reason()), (status, Some(reason)), "{}", answer.text());
+        assert!(answer.text().contains(words), "{}", answer.text());
+    };
+    let broken =
+        send(&mesh, "digits", "", &json("picture", &format!("{}?{}", &text[..20], &text[20..]))).await;
+    refused(&broken, 400, "bad-input", "looks like base64, which breaks at byte 20");
+    let misnamed = send(&mesh, "digits", "", &json("img", &text)).await;
+    refused(&misnamed, 400, "bad-input", "input \"img\" has no pipeline; write picture");
+    let coded = send(&mesh, "digits", &format!("{png}content-encoding: gzip\r\n"), &picture).await;
+    refused(&coded, 415, "body-encoded", "gzip");
+
+    let mut large = mesh.client("client").await;
+    large.send(to("/v2/models/digits/infer", "", (64 << 20) + 1)).await.unwrap();
+    refused(&large.response().await.unwrap(), 413, "body-too-large", "67108864 bytes");
+    let mut slow = mesh.client("client").await;
+    slow.send([to("/v2/models/digits/infer", "", picture.len()).as_bytes(), &picture[..50]].concat())
+        .await
+        .unwrap();
+    refused(&slow.response().await.unwrap(), 408, "body-timeout", "every 10s");
+    assert_eq!(logits(&send(&mesh, "digits", png, &picture).await), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_in_nv12_is_letterboxed_sent_as_numbers_or_in_base64() {
+    let prepare = "{input: frame, tensor: image, shape: [64], pipeline: {input: {format: nv12, width: 64, height: 64}, \
+                   resize: {mode: letterbox, width: 8, height: 8}, colour: gray, normalise: {scale: 0.06274509803921569}}}";
+    let (mesh, _server, _folder) = digits_behind(prepare).await;
+    let all = digits::load();
+    // Luma from 16 to 235, and no colour.
+    let frame = |pixels: &[u8; digits::PIXELS]| -> Vec<u8> {
+        let luma = (0..64 * 64).map(|at| 16 + u16::from(pixels[at / 512 * 8 + at % 64 / 8]) * 219 / 16);
+        luma.map(|luma| luma as u8).chain(std::iter::repeat_n(128, 64 * 32)).collect()
+    };
+    let of_text = async |frame: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(frame);
+        send(&mesh, "digits", "", &json("frame", &text)).await
+    };
+    wait_until("a frame is answered through both sidecars", PATIENCE, async || {
+        of_text(&frame(&all.images[0])).await.status() == 200
     })
     .await;
     let mut right = 0;
-    for (pixels, label) in all.images.iter().zip(&all.labels).take(100) {
-        let message = send(&mesh, "digits", "content-type: image/png\r\n", &picture(pixels)).await;
-        assert_eq!(message.status(), 200, "{}", message.text());
-        let answer = rest::decode_response(&message.body.clone().into(), None).unwrap();
-        let logits: Vec<f32> = answer.outputs[0].as_fp32().unwrap().collect();
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-        right += usize::from(best == usize::from(*label));
+    for (pixels, label) in all.images.iter().zip(&all.labels).take(20) {
+        let frame = frame(pixels);
+        let numbers = serde_json::json!({"inputs": [
+            {"name": "frame", "datatype": "UINT8", "shape": [1, frame.len()], "data": frame}
+        ]});
+        let of_numbers = send(&mesh, "digits", "", &serde_json::to_vec(&numbers).unwrap()).await;
+        let scores = logits(&of_numbers);
+        assert_eq!(logits(&of_text(&frame).await), scores);
+        right += usize::from(best(&scores) == usize::from(*label));
     }
-    assert!(right >= 97, "{right} of 100 right");
+    assert!(right >= 18, "{right} of 20 right");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_huge_images_delays_neither_a_small_one_nor_a_deadline() {
+    let (mesh, _server, _folder) = digits_behind(PICTURE).await;
+    let picture = picture(&digits::load().images[0]);
+    let png = "content-type: image/png\r\n";
+    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
+        send(&mesh, "digits", png, &picture).await.status() == 200
+    })
+    .await;
+    let huge = black(5_200);
+    let form = |many: usize| {
+        let part = b"--x\r\ncontent-disposition: form-data; name=\"picture\"; filename=\"a.png\"\r\n\r\n";
+        let parts = (0..many).map(|_| [&part[..], &huge, b"\r\n"].concat());
+        parts.chain([b"--x--\r\n".to_vec()]).collect::<Vec<_>>().concat()
+    };
+    let headers = "content-type: multipart/form-data; boundary=x\r\n";
+    let (large, small) = (form(12), form(1));
+    let mut large = Box::pin(send(&mesh, "digits", headers, &large));
+    let others = async {
+        wait_until("its images wait", PATIENCE, async || {
+            metric(mesh.admin("a"), "penstock_prepare_waiting", &[]).await > 5.0
+        })
+        .await;
+        let answer = send(&mesh, "digits", png, &picture).await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        // It cannot be begun before the others, and waits no longer than its client does.
+        let began = tokio::time::Instant::now();
+        let late = send(&mesh, "digits", &format!("{headers}x-request-timeout: 300ms\r\n"), &small).await;
+        assert_eq!((late.status(), late.reason()), (503, Some("too-late")), "{}", late.text());
+        began.elapsed()
+    };
+    let took = tokio::select! {
+        biased;
+        took = others => took,
+        answer = &mut large => panic!("the large one was answered first: {}", answer.text()),
+    };
+    assert!(took < Duration::from_secs(3), "{took:?} for a deadline of 0.3 s");
+    // Sixteen seconds of work that nobody wants to see done.
+    drop(large);
+}
+
+/// A black PNG of that many pixels a side, in a few kilobytes.
+fn black(side: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, side, side);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::Eight);
+    let pixels = vec![0; (side * side) as usize];
+    encoder.write_header().unwrap().write_image_data(&pixels).unwrap();
+    bytes
 }
 
 /// A PNG of 64 by 64 grays, eight for each pixel of the digit.
