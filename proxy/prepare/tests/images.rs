@@ -65,6 +65,19 @@ fn furthest(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 #[test]
+fn the_first_bytes_say_the_size_that_the_whole_head_says() {
+    for name in names() {
+        let bytes = file(&name);
+        let head = head::read(&bytes).ok().map(|head| (head.width, head.height));
+        let size = head::size(&bytes[..bytes.len().min(64 << 10)]);
+        assert!(head.is_none() || head == size, "{name}: {head:?}, and {size:?} by its first bytes");
+        for cut in 0..bytes.len().min(2_000) {
+            let _ = head::size(&bytes[..cut]);
+        }
+    }
+}
+
+#[test]
 fn every_image_becomes_what_the_reference_makes_of_it() {
     for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
         let (mut worst, mut sum, mut count) = (0.0f64, 0.0, 0);

@@ -352,6 +352,9 @@ pub async fn serve(
         None if is_known && !pipelines.is_empty() => model.batcher().learned().await,
         known => known,
     };
+    if !pipelines.is_empty() {
+        prepare::are_taken(&asked.request, known.as_ref().and_then(|known| known.max_rows))?;
+    }
     if known.as_ref().is_some_and(|known| known.binary) {
         asked.answers_raw();
     }

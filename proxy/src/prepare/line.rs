@@ -166,7 +166,9 @@ impl State {
         let many = waiting().nth(1).is_some();
         let may = |caller: &Caller| {
             let heavy = caller.waiting.first().is_some_and(|waits| waits.cost > HEAVY);
-            !(many && caller.running >= most) && !(heavy && self.heavy >= most)
+            let has_enough = many && caller.running >= most;
+            let is_too_heavy = heavy && self.heavy >= most;
+            !has_enough && !is_too_heavy
         };
         let next = waiting().filter(|(_, caller)| may(caller));
         next.min_by_key(|(name, caller)| (caller.had, **name)).map(|(name, _)| *name)

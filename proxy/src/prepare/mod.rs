@@ -79,6 +79,19 @@ pub fn is_needed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> bool {
     })
 }
 
+/// Refuses more rows than the server takes at once, before any is made. A server that knows no batches says 0.
+pub fn are_taken(request: &InferRequest, most: Option<u32>) -> Result<(), Failure> {
+    let Some(most) = most.map(u64::from).filter(|most| *most > 0) else { return Ok(()) };
+    let rows = |input: &Tensor| input.shape.first().copied().unwrap_or_default();
+    match request.inputs.iter().find(|input| rows(input) > most) {
+        Some(input) => {
+            let story = format!("input {:?}: {} rows, and the model takes {most}", input.name, rows(input));
+            Err(Failure::unprocessed(Reason::BadInput, story))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Refuses an image in an input that no pipeline takes, where the one that a pipeline takes is missing: it has another name.
 pub fn misnamed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> Result<(), Failure> {
     let has = |name: &str| request.inputs.iter().any(|input| input.name == name);
@@ -554,4 +567,49 @@ async fn on_a_thread<T: Send + 'static>(
             Failure::unprocessed(reason, format!("input {:?}, row {row}: {error}", prepare.input))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(declaration: serde_json::Value) -> Arc<Prepare> {
+        let pipeline = Pipeline::new(&serde_json::from_value(declaration).unwrap()).unwrap();
+        let shape = pipeline.shape().iter().map(|side| *side as u64).collect();
+        Arc::new(Prepare { model: None, input: "image".into(), tensor: "pixels".into(), pipeline, shape })
+    }
+
+    fn asks(name: &str, rows: &[&[u8]]) -> InferRequest {
+        let inputs = vec![Tensor::bytes(name, vec![rows.len() as u64], rows.iter().copied())];
+        InferRequest { inputs, ..InferRequest::default() }
+    }
+
+    /// What a PNG begins with.
+    fn png(side: u32) -> Vec<u8> {
+        [&b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"[..], &side.to_be_bytes(), &side.to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_before_a_row_is_made() {
+        let pipelines = [image(serde_json::json!({"preset": "imagenet"}))];
+        let huge = png(8_000);
+        assert!(parts(&pipelines, &asks("image", &[&huge[..]; 8])).is_ok());
+        let refused = parts(&pipelines, &asks("image", &[&huge[..]; 9])).err().unwrap();
+        assert!(refused.story.contains("576000000 pixels"), "{refused}");
+        // An image that says to be larger than any may be counts as the largest, and is refused with its own limit.
+        assert!(parts(&pipelines, &asks("image", &[&png(60_000)])).is_ok());
+        let rows = asks("image", &[&huge[..]; 3]);
+        assert!(are_taken(&rows, Some(3)).is_ok() && are_taken(&rows, Some(0)).is_ok());
+        let refused = are_taken(&rows, Some(2)).unwrap_err();
+        assert!(refused.story.contains("3 rows, and the model takes 2"), "{refused}");
+    }
+
+    #[test]
+    fn an_image_under_another_name_is_told_the_right_one_and_a_text_is_let_be() {
+        let pipelines = [image(serde_json::json!({"preset": "imagenet"}))];
+        let refused = misnamed(&pipelines, &asks("img", &[&png(8)])).unwrap_err();
+        assert!(refused.story.contains("input \"img\" has no pipeline; write image"), "{refused}");
+        assert!(misnamed(&pipelines, &asks("prompt", &[b"what is there to be seen?"])).is_ok());
+        assert!(misnamed(&pipelines, &asks("pixels", &[&png(8)])).is_ok());
+    }
 }
