@@ -53,6 +53,8 @@ pub struct Exchange {
     /// The span of what was executed for it and others.
     executed: Cell<Option<Span>>,
     request_bytes: Cell<u64>,
+    /// How long the client waits, by its own word.
+    said: Cell<Option<Duration>>,
     response_bytes: Cell<u64>,
     mtls: Cell<bool>,
     complete: Cell<bool>,
@@ -108,6 +110,7 @@ impl Exchange {
             verdict: Cell::new(""),
             executed: Cell::new(None),
             request_bytes: Cell::new(0),
+            said: Cell::new(None),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
             complete: Cell::new(false),
@@ -124,6 +127,16 @@ impl Exchange {
     /// When it began.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// The client has said how long it waits.
+    pub fn is_waited_for(&self, said: Option<Duration>) {
+        self.said.set(said);
+    }
+
+    /// How long the client waits, if it has said so.
+    pub fn said(&self) -> Option<Duration> {
+        self.said.get()
     }
 
     /// Keeps what logs, taps and traces want to know of a request, if anybody looks; a trace goes on in its headers.

@@ -78,9 +78,9 @@ pub async fn send(
     let worker = &exchange.worker;
     let policy = cluster.policy();
     let retry = rule.retry.as_ref().unwrap_or(&policy.retry);
-    let mut times = Times::new(exchange.started(), &rule.timeouts, &policy);
+    let times = Times::new(exchange.started(), &rule.timeouts, &policy);
     if !exchange.is_inbound() {
-        times.said = facts::timeout(outgoing.request.headers(), None);
+        exchange.is_waited_for(facts::timeout(outgoing.request.headers(), None));
     }
     admit(cluster, &policy)?;
     cluster.budget.request(worker.now());
@@ -102,7 +102,8 @@ pub async fn send(
         let result = try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await;
         let ejection = &endpoint.state.ejection;
         let again = |replay: &Option<Box<Replay>>| {
-            let next = replay.as_ref().filter(|_| !last && times.left()).and_then(|replay| replay.again());
+            let next =
+                replay.as_ref().filter(|_| !last && times.left(exchange)).and_then(|replay| replay.again());
             next.filter(|_| cluster.budget.take(policy.budget_percent, worker.now()))
         };
         let Failed { failure, back, stale } = match result {
@@ -131,7 +132,7 @@ pub async fn send(
         };
         // A pooled connection that was closed before it took the request is no fault of anyone's: it counts neither
         // against the endpoint nor as a try.
-        let back = if stale && stale_connections < STALE && times.left() {
+        let back = if stale && stale_connections < STALE && times.left(exchange) {
             match back.or_else(|| replay.as_ref().and_then(|replay| replay.again())) {
                 Some(back) => {
                     stale_connections += 1;
@@ -153,7 +154,7 @@ pub async fn send(
         let next = match back {
             Some(back) if failure.unprocessed => {
                 let allowed =
-                    !last && times.left() && cluster.budget.take(policy.budget_percent, worker.now());
+                    !last && times.left(exchange) && cluster.budget.take(policy.budget_percent, worker.now());
                 allowed.then_some(back)
             }
             _ if failure.unprocessed || retry.codes.contains(&failure.reason.status()) => again(&replay),
@@ -336,7 +337,8 @@ async fn try_once(
         outgoing.request.headers_mut().remove(headers::PROTOCOL);
     }
     // The other side's clock begins when the request comes: it is told what is left.
-    if let Some(left) = times.what_is_left().filter(|_| endpoint.sidecar)
+    if let Some(left) =
+        what_is_left(exchange.started().elapsed(), exchange.said()).filter(|_| endpoint.sidecar)
         && let Ok(left) = HeaderValue::try_from(format!("{}ms", left.as_millis()))
     {
         outgoing.request.headers_mut().insert(names::header::REQUEST_TIMEOUT, left);
@@ -456,14 +458,23 @@ struct Times {
     deadline: Option<Instant>,
     per_try: Option<Duration>,
     idle: Option<Duration>,
-    started: Instant,
-    /// How long the client waits, by its own word. It bounds tries, and not answers: a server that is slower than some client likes
-    /// is not at fault.
-    said: Option<Duration>,
 }
 
 /// Less than this is no time for another try, and too little to be told.
 const MOMENT: Duration = Duration::from_millis(5);
+
+/// What is left of the time that the client said, once some of it has gone by.
+fn what_is_left(gone: Duration, said: Option<Duration>) -> Option<Duration> {
+    let said = said.filter(|_| gone >= MOMENT)?;
+    // Zero would mean that nobody said anything.
+    Some(said.saturating_sub(gone).max(Duration::from_millis(1)))
+}
+
+/// Whether the client waits long enough for another try. Its word bounds tries, and not answers: a server that is slower than some
+/// client likes is not at fault.
+fn is_worth_a_try(gone: Duration, said: Option<Duration>) -> bool {
+    said.is_none_or(|said| gone + MOMENT < said)
+}
 
 impl Times {
     fn new(started: Instant, rule: &Timeouts, policy: &Policy) -> Self {
@@ -472,17 +483,7 @@ impl Times {
             deadline: nonzero(rule.request.or(policy.timeouts.request)).map(|limit| started + limit),
             per_try: nonzero(rule.per_try.or(policy.timeouts.per_try)),
             idle: nonzero(rule.idle.or(policy.timeouts.idle)),
-            started,
-            said: None,
         }
-    }
-
-    /// What is left of the time that the client said, once some of it has gone by.
-    fn what_is_left(&self) -> Option<Duration> {
-        let gone = self.started.elapsed();
-        let said = self.said.filter(|_| gone >= MOMENT)?;
-        // Zero would mean that nobody said anything.
-        Some(said.saturating_sub(gone).max(Duration::from_millis(1)))
     }
 
     /// When a try that begins now must have been answered.
@@ -494,10 +495,9 @@ impl Times {
         }
     }
 
-    fn left(&self) -> bool {
-        let now = Instant::now();
-        let said = self.said.map(|said| self.started + said);
-        self.deadline.is_none_or(|deadline| now < deadline) && said.is_none_or(|end| now + MOMENT < end)
+    fn left(&self, exchange: &Exchange) -> bool {
+        self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+            && is_worth_a_try(exchange.started().elapsed(), exchange.said())
     }
 
     /// Waits for a response's headers within the bounds.
@@ -547,20 +547,21 @@ impl Times {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_clients_own_deadline_bounds_tries_and_the_next_is_told_what_is_left() {
-        let started = Instant::now();
-        let said = Some(Duration::from_secs(1));
-        let times = Times { deadline: None, per_try: None, idle: None, started, said };
-        assert!(times.left() && times.what_is_left().is_none(), "nothing has gone by");
-        tokio::time::advance(Duration::from_millis(700)).await;
-        assert!(times.left());
-        assert_eq!(times.what_is_left(), Some(Duration::from_millis(300)));
-        tokio::time::advance(Duration::from_millis(299)).await;
-        assert!(!times.left(), "one is too late that was refused when time was up");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(times.what_is_left(), Some(Duration::from_millis(1)));
-        assert!(Times { said: None, ..times }.left());
+    #[test]
+    fn a_clients_own_deadline_bounds_tries_and_the_next_is_told_what_is_left() {
+        let ms = Duration::from_millis;
+        for (gone, said, left, again) in [
+            (0, Some(1_000), None, true),
+            (700, Some(1_000), Some(300), true),
+            // One is too late that was refused when time was up.
+            (999, Some(1_000), Some(1), false),
+            (2_000, Some(1_000), Some(1), false),
+            (2_000, None, None, true),
+        ] {
+            let said = said.map(ms);
+            assert_eq!(what_is_left(ms(gone), said), left.map(ms), "after {gone} ms");
+            assert_eq!(is_worth_a_try(ms(gone), said), again, "after {gone} ms");
+        }
     }
 
     #[test]
