@@ -6,7 +6,7 @@
 //! many wait for their turn; the deadline comes first.
 //!
 //! The work is done by threads of its own, never by those that serve connections, and as many at a time as there are cores for
-//! it (`--prepare-threads`); whose turn it is says the [`line`]. Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
+//! it (`--prepare-threads`); whose turn it is says the [`mod@line`]. Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
 //! What is computed is `penstock-prepare`'s business; [`read`] takes images from requests that are no inference requests.
 
 pub mod intake;
