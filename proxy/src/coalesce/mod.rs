@@ -321,13 +321,8 @@ pub async fn serve(
     let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
     let caller = facts::tenant(client, &worker.shared.hasher);
     let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| caller);
-    // Tensors that are made here lie elsewhere than those that came. Those of other models of this port lie where they were
-    // received.
-    let made = || {
-        let model = penstock_inference::oip::prefix::of_path(request.uri().path()).map(|(model, _)| model);
-        model.is_none_or(|model| !prepare::of(&port.pipelines, model).is_empty())
-    };
-    let in_place = known.as_ref().is_some_and(|known| known.shared_memory) && !(prepares && made());
+    // Tensors that are made here lie elsewhere than those that came.
+    let in_place = !prepares && known.as_ref().is_some_and(|known| known.shared_memory);
     let ground = if in_place { sharing.memory.ground(worker, tenant) } else { None };
     let timeout = facts::timeout(request.headers(), port.rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);
