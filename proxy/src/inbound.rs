@@ -289,7 +289,9 @@ async fn stages(
     {
         return Ok(answer);
     }
-    let watched = if upgrading { access::Watched::of(connection, &to, &authority, &request) } else { None };
+    // Rare, and large.
+    let watched =
+        upgrading.then(|| access::Watched::of(connection, &to, &authority, &request).map(Box::new)).flatten();
     let upgrade = upgrading && spoken != Version::HTTP_2;
     let outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
@@ -302,7 +304,14 @@ async fn stages(
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answered.lease, exchange, watched));
+        return Ok(upgrade::join(
+            client,
+            parts,
+            body,
+            answered.lease,
+            exchange,
+            watched.map(|watched| *watched),
+        ));
     }
     let found = headers::look(&parts.headers);
     headers::strip_hop(&mut parts.headers, found, false);
