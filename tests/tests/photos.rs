@@ -178,8 +178,8 @@ const LIVES: Duration = Duration::from_secs(3);
 const CANCELLED: u32 = 5;
 const CUT: u32 = 5;
 const LOST: u32 = 5;
-/// Holds six of these tensors with their outputs, and not the twelve of all clients.
-const ARENA: &str = "--arena=2097152";
+/// Holds three of these tensors, of which one in the half that is for preparing, and not a batch of all clients.
+const ARENA: &str = "--arena=1048576";
 /// What the server's sidecar says when it tells Triton of its memory, which a test that fails shows.
 const LOGS: &str = "--log-level=warn,penstock_proxy::coalesce=debug";
 /// What a client may be told while Triton is gone. Anything else would not say what happened.

@@ -266,6 +266,17 @@ impl Arena {
         Some(Run::new(extent, self.zeroing))
     }
 
+    /// The same, in the half of the arena that may be taken by who cannot say when he is done with it: the other is left for
+    /// batches and for what is answered.
+    pub fn run_in_half(&self, bytes_per_row: &[usize], rows: u32) -> Option<Run> {
+        let bytes = bytes_per_row.iter().sum::<usize>().checked_mul(rows as usize)?;
+        if self.occupancy().in_use.checked_add(bytes)? > self.bytes() / 2 {
+            self.ground.space().refused += 1;
+            return None;
+        }
+        self.run(bytes_per_row, rows)
+    }
+
     /// The name under which a model server finds the arena (`shm_open`, `key` of its register call); `None`: it cannot. To be
     /// registered whole, from its beginning.
     pub fn key(&self) -> Option<&str> {

@@ -118,16 +118,15 @@ async fn copied(json: Bytes, data: &[Bytes]) -> Vec<Bytes> {
     all
 }
 
-/// Room for these inputs, which are so many bytes; half of the arena is left for batches and for what is answered.
+/// Room for these inputs, which are so many bytes.
 fn room(arena: &Arena, inputs: &[Expected], bytes: usize) -> Option<Run> {
     let rows = inputs.first()?.rows;
     let alike = inputs.iter().all(|input| input.rows == rows);
     let sum = inputs.iter().try_fold(0_usize, |sum, input| sum.checked_add(input.bytes()?))?;
-    let fits = arena.occupancy().in_use.checked_add(bytes)? <= arena.bytes() / 2;
-    if !alike || sum != bytes || !fits {
+    if !alike || sum != bytes {
         return None;
     }
-    arena.run(&inputs.iter().map(|input| input.row).collect::<Vec<_>>(), rows)
+    arena.run_in_half(&inputs.iter().map(|input| input.row).collect::<Vec<_>>(), rows)
 }
 
 /// Tensors on their way in.

@@ -408,8 +408,7 @@ struct Leased<'a> {
     rows: u32,
 }
 
-/// Leases it, if all inputs are made, of as many rows each, and there is room: half of the arena is left for batches and for what
-/// is answered, as where tensors are received.
+/// Leases it, if all inputs are made, of as many rows each, and there is room.
 fn lease<'a>(parts: &'a [Part<'_>], arena: &Arena) -> Option<Leased<'a>> {
     let made = |part: &'a Part<'_>| match part {
         Part::Finished(_) => None,
@@ -421,12 +420,8 @@ fn lease<'a>(parts: &'a [Part<'_>], arena: &Arena) -> Option<Leased<'a>> {
         return None;
     }
     let per_row: Vec<usize> = inputs.iter().map(|(prepare, _)| prepare.pipeline.bytes()).collect();
-    let bytes = per_row.iter().sum::<usize>().checked_mul(rows)?;
-    if arena.occupancy().in_use.checked_add(bytes)? > arena.bytes() / 2 {
-        return None;
-    }
     let rows = u32::try_from(rows).ok()?;
-    Some(Leased { inputs, run: arena.run(&per_row, rows)?, rows })
+    Some(Leased { inputs, run: arena.run_in_half(&per_row, rows)?, rows })
 }
 
 /// The same in the arena.
