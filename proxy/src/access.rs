@@ -22,7 +22,7 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request};
 use http_body::Body;
-use penstock_api::access::{Access, Arrival, Came, Entry, Facts, Http, Named, Why};
+use penstock_api::access::{Access, Arrival, Came, Decision, Entry, Facts, Http, Named, Why};
 use penstock_api::v1::Protocol;
 use penstock_api::{Reason, SpiffeId, path};
 
@@ -67,7 +67,7 @@ pub fn entry(worker: &Worker, to: &To, probed: bool, came: Came, proven: bool) -
 pub fn may_ask_something(connection: &Connection) -> bool {
     let to = own::now(connection);
     let To::Application(workload, index) = &to else { return matches!(to, To::Static(_)) };
-    let client = connection.client.as_ref().map(|(id, _)| id);
+    let client = connection.client_id();
     let port = workload.ports[*index].port;
     let entry = entry(&connection.worker, &to, false, Came::Http, client.is_some());
     let snapshot = connection.worker.shared.store.snapshot();
@@ -113,7 +113,7 @@ pub async fn authorize(
         let host = HeaderValue::from_str(authority.as_str()).ok();
         host.and_then(|host| request.headers_mut().insert(HOST, host));
     }
-    let client = connection.client.as_ref().map(|(id, _)| id);
+    let client = connection.client_id();
     if access.looks_at_paths() {
         headers::settle_path(request.uri_mut(), path::canonical)?;
     }
@@ -122,7 +122,15 @@ pub async fn authorize(
         true => match path::canonical(request.uri().path()) {
             Ok(Cow::Borrowed(_)) => None,
             Ok(Cow::Owned(path)) => Some(path),
-            Err(_) => return unclear(&access, client, port, exchange, &workload.name, request),
+            Err(_) => {
+                // It has no canonical form, and only policies that report decide by paths.
+                let facts = Facts { client, port, http: Some(http(request, None, &Named::Unknown)) };
+                let decision =
+                    Decision { would_deny: access.would_refuse_unclear(), ..access.decide(&facts) };
+                judge(decision, &facts, exchange, &workload.name)?;
+                exchange.let_in();
+                return Ok(());
+            }
         },
         false => None,
     };
@@ -148,7 +156,7 @@ pub async fn authorize(
         Named::No
     };
     let facts = Facts { client, port, http: Some(http(request, copied.as_deref(), &named)) };
-    judge(&access, &facts, exchange, &workload.name)?;
+    judge(access.decide(&facts), &facts, exchange, &workload.name)?;
     exchange.let_in();
     Ok(())
 }
@@ -174,28 +182,6 @@ async fn only_probe(
         }
         Some(Probe::Get) | None => Err(plaintext_refused(pod)),
     }
-}
-
-/// A request whose path has no canonical form, where only policies that report decide by paths.
-fn unclear<B>(
-    access: &Access,
-    client: Option<&SpiffeId>,
-    port: u16,
-    exchange: &Exchange,
-    pod: &str,
-    request: &Request<B>,
-) -> Result<(), Failure> {
-    let facts = Facts { client, port, http: Some(http(request, None, &Named::Unknown)) };
-    if let Some(why) = access.decide(&facts).denied {
-        exchange.judged("denied");
-        count(&why, "denied");
-        return Err(refusal(&why, &facts, pod));
-    }
-    if let Some(why) = access.would_refuse_unclear() {
-        would_be_denied(&why, client, exchange, pod);
-    }
-    exchange.let_in();
-    Ok(())
 }
 
 /// What is known of a request; `copied`: its path in canonical form, if it has another itself.
@@ -269,9 +255,8 @@ pub async fn revoked(worker: &Worker, to: &To, client: Option<&SpiffeId>) -> Fai
 #[derive(Debug)]
 pub struct Watched {
     client: Option<SpiffeId>,
+    /// A port of our own pod.
     to: To,
-    pod: Arc<str>,
-    port: u16,
     method: Method,
     /// In its canonical form, which nobody may have asked for when it was judged; `None`: it has none.
     path: Option<String>,
@@ -286,15 +271,13 @@ impl Watched {
         authority: &Authority,
         request: &Request<B>,
     ) -> Option<Self> {
-        let To::Application(workload, index) = to else { return None };
+        let To::Application(..) = to else { return None };
         let mut headers = request.headers().clone();
         let host = HeaderValue::from_str(authority.as_str()).ok();
         host.and_then(|host| headers.insert(HOST, host));
         Some(Self {
-            client: connection.client.as_ref().map(|(id, _)| id.clone()),
+            client: connection.client_id().cloned(),
             to: to.clone(),
-            pod: Arc::clone(&workload.name),
-            port: workload.ports[*index].port,
             method: request.method().clone(),
             path: path::canonical(request.uri().path()).ok().map(Cow::into_owned),
             headers,
@@ -311,8 +294,9 @@ impl Watched {
     fn refused(&self, worker: &Worker, access: &Access) -> Option<Failure> {
         let renewed = self.to.renewed(worker);
         let to = renewed.as_ref().unwrap_or(&self.to);
+        let (pod, port) = (&to.workload()?.name, to.port()?.port);
         if entry(worker, to, false, Came::Http, self.client.is_some()) == Entry::NotSecured {
-            return Some(plaintext_refused(&self.pod));
+            return Some(plaintext_refused(pod));
         }
         let Some(path) = self.path.as_deref().or((!access.looks_at_paths()).then_some("/")) else {
             let story = "servers read this path differently, and now a policy decides by it";
@@ -321,10 +305,10 @@ impl Watched {
         // As when it began: what becomes another protocol can say anything of models.
         let model = Named::Unknown;
         let http = Http { method: self.method.as_str(), path, model: model.fact(), headers: &self.headers };
-        let facts = Facts { client: self.client.as_ref(), port: self.port, http: Some(http) };
+        let facts = Facts { client: self.client.as_ref(), port, http: Some(http) };
         let why = access.decide(&facts).denied?;
         count(&why, "denied");
-        Some(refusal(&why, &facts, &self.pod))
+        Some(refusal(&why, &facts, pod))
     }
 }
 
@@ -348,8 +332,8 @@ async fn once_refused(worker: &Worker, refused: impl Fn(&Access) -> Option<Failu
     }
 }
 
-fn judge(access: &Access, facts: &Facts<'_>, exchange: &Exchange, pod: &str) -> Result<(), Failure> {
-    let decision = access.decide(facts);
+/// What a decision means for the request.
+fn judge(decision: Decision<'_>, facts: &Facts<'_>, exchange: &Exchange, pod: &str) -> Result<(), Failure> {
     if let Some(why) = decision.denied {
         exchange.judged("denied");
         count(&why, "denied");

@@ -122,6 +122,11 @@ impl To {
 }
 
 impl Connection {
+    /// Who the client has proven to be.
+    pub fn client_id(&self) -> Option<&SpiffeId> {
+        self.client.as_ref().map(|(id, _)| id)
+    }
+
     /// The host and port that a request is for, from its target or its Host header.
     pub fn authority(&self, request: &http::request::Parts) -> Result<Authority, Failure> {
         if headers::ambiguous_host(&request.headers) {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,13 +32,9 @@ pub const LONGEST: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Budget {
     most: u64,
-    held: Mutex<Holders>,
-}
-
-#[derive(Debug, Default)]
-struct Holders {
-    all: u64,
-    callers: HashMap<u64, u64>,
+    held: AtomicU64,
+    /// Of callers that have no more than their share; nobody else asks for this lock.
+    callers: Mutex<HashMap<u64, u64>>,
 }
 
 impl Default for Budget {
@@ -50,16 +47,16 @@ impl Default for Budget {
 impl Budget {
     /// Of so many bytes.
     pub fn new(most: u64) -> Self {
-        Self { most, held: Mutex::default() }
+        Self { most, held: AtomicU64::new(0), callers: Mutex::default() }
     }
 
-    fn holders(&self) -> MutexGuard<'_, Holders> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn callers(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the metrics.
     pub fn tell(&self) {
-        metrics::gauge!(metric::COALESCE_HELD.name).set(self.holders().all as f64);
+        metrics::gauge!(metric::COALESCE_HELD.name).set(self.held.load(Relaxed) as f64);
     }
 
     /// A claim of this caller on so many bytes, if there is room for them.
@@ -87,23 +84,22 @@ impl Held {
     /// still free then, which is half for who is alone, and always leaves something for another.
     fn grow(&mut self, more: u64) -> bool {
         self.bytes += more;
-        let mut holders = self.budget.holders();
-        holders.all += more;
+        let all = self.budget.held.fetch_add(more, Relaxed) + more;
         let own = self.caller.map_or(0, |caller| {
-            let own = holders.callers.entry(caller).or_default();
+            let mut callers = self.budget.callers();
+            let own = callers.entry(caller).or_default();
             *own += more;
             *own
         });
-        holders.all + own <= self.budget.most
+        all + own <= self.budget.most
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut holders = self.budget.holders();
-        holders.all -= self.bytes;
+        self.budget.held.fetch_sub(self.bytes, Relaxed);
         if let Some(caller) = self.caller
-            && let Entry::Occupied(mut own) = holders.callers.entry(caller)
+            && let Entry::Occupied(mut own) = self.budget.callers().entry(caller)
         {
             *own.get_mut() -= self.bytes;
             if *own.get() == 0 {
@@ -197,7 +193,7 @@ mod tests {
         drop(other);
         assert!(one.grow(MAX_HELD / 2));
         drop(one);
-        assert_eq!(budget.holders().all, 0);
+        assert_eq!(budget.held.load(Relaxed), 0);
     }
 
     #[test]
@@ -209,7 +205,6 @@ mod tests {
         assert!(budget.claim(2, 1).is_none() && budget.claim(3, 110).is_some());
         assert!(!one.grow(1));
         drop((one, other));
-        let holders = budget.holders();
-        assert!(holders.all == 0 && holders.callers.is_empty());
+        assert!(budget.held.load(Relaxed) == 0 && budget.callers().is_empty());
     }
 }

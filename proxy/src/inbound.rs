@@ -234,7 +234,7 @@ async fn stages(
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
     let authority = connection.authority(&parts)?;
-    let client = connection.client.as_ref().map(|(id, _)| id);
+    let client = connection.client_id();
     exchange.keep_request(&mut parts, &authority, client);
 
     // Which port of ours, or which upstream of a static listener.
@@ -282,8 +282,7 @@ async fn stages(
     exchange.asks(Arc::clone(&model), &work, permit);
 
     // Coalesce: what is in flight, or was answered lately, is not executed again; what can share an execution does.
-    let renewed = to.renewed(worker);
-    if let Some(port) = coalesce::applies(renewed.as_ref().unwrap_or(&to).port())
+    if let Some(port) = coalesce::applies(to.port())
         && let Some(answer) =
             Box::pin(coalesce::serve(connection, exchange, port, &model, &work, &mut request)).await?
     {
@@ -339,7 +338,7 @@ async fn admit(
     let rules = rules.filter(|_| !matches!(to, To::Probes(..)));
     let Some(rules) = rules else { return Ok(None) };
     let gate = worker.shared.models.gate_of(model, rules);
-    let identity = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let identity = connection.client_id().map_or("", SpiffeId::as_str);
     let timeout = facts::timeout(headers, rule.timeouts.request);
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);
     let ask = admission::Ask {

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_api::names::annotation;
@@ -14,7 +13,7 @@ use penstock_inference::oip::{InferRequest, Parameter, Tensor, rest};
 use penstock_prepare::{Limits, Pipeline, Scratch};
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
 use penstock_tests::testkit::process::Process;
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::wire::{Message, Wire, get};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use rand::rngs::SmallRng;
@@ -109,7 +108,7 @@ impl Bed {
 
     /// The same, of now: counts are told once a second, and the page is a second old at most.
     async fn counted(&self, name: &str) -> f64 {
-        tokio::time::sleep(Duration::from_millis(2200)).await;
+        counts_are_told().await;
         self.metric(name, "").await
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{Model, Triton, venv};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tokio::process::Command;
@@ -110,7 +110,7 @@ async fn perf_analyzer_measures_through_the_mesh() {
     let photographed = answered(perf_analyzer("images", &[&http[..], &images].concat())).await;
     total += photographed;
     // Counts are told once a second.
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    counts_are_told().await;
     let counted = async |pod, name, labels: &[&str]| metric(mesh.admin(pod), name, labels).await as u64;
     let prepared = counted("a", "penstock_prepared_total", &["result=\"done\""]).await;
     let good =

@@ -17,12 +17,11 @@ use penstock_prepare::{Declaration, Limits, Pipeline, Preset, Scratch};
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::servers::{Model, Triton};
-use penstock_tests::testkit::wire::{Message, Wire, get};
+use penstock_tests::testkit::wire::{Message, Wire};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// A view of a photograph.
 struct View {
@@ -185,18 +184,6 @@ const LOGS: &str = "--log-level=warn,penstock_proxy::coalesce=debug";
 /// What a client may be told while Triton is gone. Anything else would not say what happened.
 const GONE: [&str; 4] = ["connect-failed", "upstream-reset", "upstream-incomplete", "no-endpoint"];
 
-/// What must be zero when nobody asks any more.
-const HELD: [(&str, &str); 8] = [
-    ("client", "penstock_requests_in_flight"),
-    ("a", "penstock_requests_in_flight"),
-    ("a", "penstock_arena_bytes"),
-    ("a", "penstock_coalesce_held_bytes"),
-    ("a", "penstock_coalesce_flights"),
-    ("a", "penstock_batch_waiting"),
-    ("a", "penstock_batches_in_flight"),
-    ("a", "penstock_prepare_waiting"),
-];
-
 /// What became of requests.
 #[derive(Debug, Default)]
 struct Tally {
@@ -270,7 +257,7 @@ async fn triton_dies_under_load_and_everybody_is_accounted_for() {
     ));
     let questions = Arc::new((questions, lost));
     answers(outbound_address, &questions.0[0].good).await;
-    nothing_is_held(&mesh).await;
+    mesh.nothing_is_held().await;
     let before = Counted::of(&mesh).await;
 
     let (asked, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
@@ -308,7 +295,7 @@ async fn triton_dies_under_load_and_everybody_is_accounted_for() {
     for client in clients {
         total.add(client.await.unwrap());
     }
-    nothing_is_held(&mesh).await;
+    mesh.nothing_is_held().await;
     let after = Counted::of(&mesh).await;
     let refused = metric(admin, "penstock_arena_refused_total", &[]).await;
     println!("PENSTOCK_SEED={seed}: {total:?}; {refused} batches found the arena full; {before:?} {after:?}");
@@ -397,22 +384,6 @@ async fn ask(
         }
     }
     tally
-}
-
-/// Waits until nothing is held any more: gauges are told once a second.
-async fn nothing_is_held(mesh: &Mesh) {
-    tokio::time::sleep(Duration::from_millis(2200)).await;
-    for (pod, name) in HELD {
-        let end = Instant::now() + PATIENCE / 3;
-        while metric(mesh.admin(pod), name, &[]).await != 0.0 {
-            if Instant::now() > end {
-                let page = get(mesh.admin(pod), "/metrics").await.unwrap().text();
-                let lines: Vec<&str> = page.lines().filter(|line| line.starts_with(name)).collect();
-                panic!("{pod} still holds something: {lines:#?}");
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
 }
 
 /// What the sidecars counted.

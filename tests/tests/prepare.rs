@@ -14,7 +14,7 @@ use penstock_prepare::{Declaration, Limits, Pipeline, Preset, Scratch};
 use penstock_tests::digits;
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
 use penstock_tests::testkit::process::Process;
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{Model, Triton};
 use penstock_tests::testkit::wire::{Message, get};
 use penstock_tests::testkit::{PATIENCE, wait_until};
@@ -166,7 +166,7 @@ async fn photographs_reach_triton_as_finished_tensors() {
     let bomb = infer(&mesh, "pixels", &[bomb()], "").await;
     assert!(bomb.status() == 400 && bomb.text().contains("refused before decoding"), "{}", bomb.text());
 
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    counts_are_told().await;
     let counted = async |name: &str, label: &str| metric(mesh.admin("a"), name, &[label]).await;
     assert!(
         counted("penstock_executions_placed_total", "").await > 5.0,
@@ -193,10 +193,7 @@ fn bomb() -> Bytes {
 async fn a_picture_of_a_digit_gets_the_right_class() {
     let (mesh, _server, _folder) = digits_behind(PICTURE).await;
     let all = digits::load();
-    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
-        send(&mesh, "digits", "content-type: image/png\r\n", &picture(&all.images[0])).await.status() == 200
-    })
-    .await;
+    is_answered(&mesh, "content-type: image/png\r\n", &picture(&all.images[0])).await;
     let mut right = 0;
     for (pixels, label) in all.images.iter().zip(&all.labels).take(100) {
         let message = send(&mesh, "digits", "content-type: image/png\r\n", &picture(pixels)).await;
@@ -240,6 +237,14 @@ fn best(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
 }
 
+/// Waits until a picture gets through both sidecars.
+async fn is_answered(mesh: &Mesh, head: &str, picture: &[u8]) {
+    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
+        send(mesh, "digits", head, picture).await.status() == 200
+    })
+    .await;
+}
+
 /// A request in JSON for one element of an input.
 fn json(input: &str, element: &str) -> Vec<u8> {
     let input = serde_json::json!({"name": input, "datatype": "BYTES", "shape": [1], "data": [element]});
@@ -251,10 +256,7 @@ async fn a_picture_is_taken_however_it_is_sent_or_refused_with_the_reason() {
     let (mesh, _server, _folder) = digits_behind(PICTURE).await;
     let picture = picture(&digits::load().images[0]);
     let png = "content-type: image/png\r\n";
-    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
-        send(&mesh, "digits", png, &picture).await.status() == 200
-    })
-    .await;
+    is_answered(&mesh, png, &picture).await;
     let expected = logits(&send(&mesh, "digits", png, &picture).await);
     for kind in ["Image/PNG", "application/x-www-form-urlencoded", "application/octet-stream"] {
         let answer = send(&mesh, "digits", &format!("content-type: {kind}\r\n"), &picture).await;
@@ -336,10 +338,7 @@ async fn a_request_of_huge_images_delays_neither_a_small_one_nor_a_deadline() {
     let (mesh, _server, _folder) = digits_behind(PICTURE).await;
     let picture = picture(&digits::load().images[0]);
     let png = "content-type: image/png\r\n";
-    wait_until("a picture is answered through both sidecars", PATIENCE, async || {
-        send(&mesh, "digits", png, &picture).await.status() == 200
-    })
-    .await;
+    is_answered(&mesh, png, &picture).await;
     let huge = black(5_200);
     let form = |many: usize| {
         let part = b"--x\r\ncontent-disposition: form-data; name=\"picture\"; filename=\"a.png\"\r\n\r\n";

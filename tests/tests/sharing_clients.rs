@@ -10,7 +10,7 @@ use penstock_api::names::annotation;
 use penstock_tests::testkit::ask::Client;
 use penstock_tests::testkit::cases::{Can, Kind, case};
 use penstock_tests::testkit::mesh::{GRPC, Mesh, NAMESPACE};
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{Model, Triton, clients, file};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use rand::SeedableRng as _;
@@ -108,7 +108,7 @@ async fn the_users_clients_share_executions_with_many() {
     while let Some(one) = others.join_next().await {
         count += one.unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(2200)).await;
+    counts_are_told().await;
     let counted = async |name| metric(mesh.admin("a"), name, &[]).await;
     let (members, batches) =
         (counted("penstock_batch_members_total").await, counted("penstock_batches_total").await);

@@ -19,7 +19,7 @@ use penstock_tests::testkit::ask::{Answer, Client};
 use penstock_tests::testkit::cases::{Can, Case, Kind, case};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::process::{Process, program};
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{MlServer, Model, TorchServe, Triton};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, wait_until};
@@ -147,18 +147,13 @@ impl Bed {
         metric(self.mesh.admin("a"), name, &[]).await
     }
 
-    /// Waits until counts that are told once a second have been told.
-    async fn counts_are_told(&self) {
-        tokio::time::sleep(Duration::from_millis(2200)).await;
-    }
-
     async fn every_answer_is_the_same(&self, can: Can) {
         let seed =
             std::env::var("PENSTOCK_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
         println!("PENSTOCK_SEED={seed}");
         let through = Client::through(&self.mesh, "client", "model");
         self.warm(&can, &through, seed).await;
-        self.counts_are_told().await;
+        counts_are_told().await;
         let names = ["penstock_executions_total", "penstock_batches_total", "penstock_batch_members_total"];
         let mut before = [0.0; 3];
         for (at, name) in names.iter().enumerate() {
@@ -180,7 +175,7 @@ impl Bed {
             seen.failures.extend(one.failures);
         }
         let took = begun.elapsed();
-        self.counts_are_told().await;
+        counts_are_told().await;
         let mut more = [0.0; 3];
         for (at, name) in names.iter().enumerate() {
             more[at] = self.counted(name).await - before[at];

@@ -10,7 +10,7 @@ use penstock_inference::oip::grpc::Contents;
 use penstock_inference::oip::{Datatype, InferRequest, InferResponse, Tensor, rest};
 use penstock_tests::testkit::ask::{Ask, Client, Form};
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{Model, Triton};
 use penstock_tests::testkit::wire::{Message, Wire};
 use penstock_tests::testkit::{PATIENCE, wait_until};
@@ -60,7 +60,7 @@ impl Bed {
 
     async fn counted_by(&self, pod: &str, name: &str) -> f64 {
         // Counts are told once a second, and the page is a second old at most.
-        tokio::time::sleep(Duration::from_millis(2200)).await;
+        counts_are_told().await;
         metric(self.mesh.admin(pod), name, &[]).await
     }
 }

@@ -15,7 +15,7 @@ use penstock_inference::oip::{InferRequest, Tensor};
 use penstock_tests::testkit::ask::{Ask, Client, Form};
 use penstock_tests::testkit::cases::{Can, Case, Kind, case};
 use penstock_tests::testkit::mesh::Mesh;
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::servers::{Model, TorchServe, Triton};
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use rand::rngs::SmallRng;
@@ -30,17 +30,6 @@ const SHARE: f64 = 0.05;
 /// As long as two or three executions, with all that comes before them.
 const STAY: Duration = Duration::from_millis(40);
 const TOLD: usize = 8;
-
-/// What must be zero when nobody asks any more.
-const HELD: [(&str, &str); 7] = [
-    ("client", "penstock_requests_in_flight"),
-    ("a", "penstock_requests_in_flight"),
-    ("a", "penstock_arena_bytes"),
-    ("a", "penstock_coalesce_held_bytes"),
-    ("a", "penstock_coalesce_flights"),
-    ("a", "penstock_batch_waiting"),
-    ("a", "penstock_batches_in_flight"),
-];
 
 /// What the clients counted.
 #[derive(Debug, Default)]
@@ -105,7 +94,7 @@ async fn everybody_who_stays_gets_his_own_answer_and_nothing_is_left_behind() {
             .await;
         }
     }
-    nothing_is_held(&mesh).await;
+    mesh.nothing_is_held().await;
     let before = Counted::of(&mesh).await;
 
     let left = Arc::new(AtomicUsize::new(REQUESTS));
@@ -118,7 +107,7 @@ async fn everybody_who_stays_gets_his_own_answer_and_nothing_is_left_behind() {
     while let Some(one) = clients.join_next().await {
         counts.add(one.unwrap());
     }
-    nothing_is_held(&mesh).await;
+    mesh.nothing_is_held().await;
     let more = Counted::of(&mesh).await.since(&before);
 
     counts.failures.truncate(TOLD);
@@ -225,22 +214,6 @@ async fn a_model_beyond_those_that_are_told_apart_is_asked_for_by_its_name() {
         }
         // What it takes would have been learned by now.
         tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// Waits until counts that are told once a second have been told, and the page of them is a new one.
-async fn counts_are_told() {
-    tokio::time::sleep(Duration::from_millis(2200)).await;
-}
-
-/// Waits until nothing is held any more: gauges are told once a second.
-async fn nothing_is_held(mesh: &Mesh) {
-    counts_are_told().await;
-    for (pod, name) in HELD {
-        wait_until(&format!("{name} of {pod} is zero"), PATIENCE / 3, async || {
-            metric(mesh.admin(pod), name, &[]).await == 0.0
-        })
-        .await;
     }
 }
 

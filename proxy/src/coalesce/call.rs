@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING};
@@ -189,6 +190,18 @@ pub async fn whole(worker: &Rc<Worker>, way: &Way, outgoing: Outgoing) -> Result
     let (parts, body) = response.into_parts();
     let (body, trailers) = collect(body, &endpoint).await?;
     Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body, trailers })
+}
+
+/// The same, of a server that gets no longer than `patience` to answer.
+pub async fn within(
+    patience: Duration,
+    worker: &Rc<Worker>,
+    way: &Way,
+    outgoing: Outgoing,
+) -> Result<Answer, Failure> {
+    let late = format!("no answer to {} within {patience:?}", outgoing.path);
+    let asked = tokio::time::timeout(patience, whole(worker, way, outgoing)).await;
+    asked.unwrap_or_else(|_| Err(Failure::new(Reason::RequestTimeout, late)))
 }
 
 /// Sends a request of our own; the lease is to be held until the body has been read.

@@ -131,21 +131,10 @@ impl Ground {
                 }
                 None => Said::Refused("the arena is in no shared memory".to_owned()),
             };
-            match &said {
+            said.log(server, "shared memory", "as bytes");
+            if matches!(said, Said::Anew) {
                 // Whoever had the memory before has forgotten it with the region.
-                Said::Anew => {
-                    let freed = arena.amnesty_of(number(server));
-                    tracing::debug!(%server, freed, "the model server has been told of shared memory");
-                }
-                Said::InUse => {
-                    tracing::debug!(%server, "the model server is using the shared memory that it was told of before");
-                }
-                Said::Refused(why) => {
-                    tracing::info!(%server, why, "the model server takes no shared memory; tensors go as bytes");
-                }
-                Said::Away(failure) => {
-                    tracing::debug!(%server, %failure, "the model server could not be told of shared memory");
-                }
+                arena.amnesty_of(number(server));
             }
             ground.told.is_told(server, &said, Instant::now());
         });
@@ -232,6 +221,48 @@ pub(super) struct Placed {
     pub(super) server: SocketAddr,
 }
 
+/// Where the tensors of an execution lie, of which nobody has been told.
+pub(super) struct Places<'a> {
+    /// The region of the inputs.
+    pub(super) region: &'a str,
+    /// The inputs.
+    pub(super) inputs: Inputs,
+    /// Their rows.
+    pub(super) rows: u32,
+    /// Where the outputs are to go.
+    pub(super) outputs: Option<Outputs>,
+    /// Who will read and write there.
+    pub(super) server: SocketAddr,
+}
+
+impl Places<'_> {
+    /// The request that names them. `None`: it cannot be written, and they are given back.
+    pub(super) fn ask(self, model: (&str, &str), head: &InferRequest, headers: &HeaderMap) -> Option<Placed> {
+        let Self { region, inputs, rows, outputs, server } = self;
+        let write = || {
+            let spans = (0..head.inputs.len()).map(|at| inputs.span(at, rows)).collect::<Option<Vec<_>>>()?;
+            let mut head = head.clone();
+            if outputs.is_none() {
+                call::binary_outputs(&mut head);
+            }
+            let head = shm::request_over_shm(head, region, spans, []);
+            let head = match &outputs {
+                Some(outputs) => shm::request_over_shm(head, &outputs.region, [], outputs.places()?),
+                None => head,
+            };
+            call::placed(model, &head, headers).ok()
+        };
+        match write() {
+            Some(outgoing) => Some(Placed { outgoing, inputs, outputs, server }),
+            None => {
+                inputs.give_back();
+                outputs.into_iter().for_each(Outputs::give_back);
+                None
+            }
+        }
+    }
+}
+
 /// Where inputs are while the server has them.
 #[derive(Debug)]
 pub(super) enum Inputs {
@@ -242,6 +273,14 @@ pub(super) enum Inputs {
 }
 
 impl Inputs {
+    fn span(&self, at: usize, rows: u32) -> Option<Span> {
+        let region = match self {
+            Self::Host(lease) => lease.region(at, 0..rows),
+            Self::Device(lease) => lease.region(at, 0..rows),
+        }?;
+        Some(Span { offset: region.offset, bytes: region.bytes })
+    }
+
     /// The server is done with them.
     fn give_back(self) {
         match self {
@@ -301,23 +340,8 @@ fn place(
         None => write(arena, joined, &per_row, rows)?.hand_over_to(number(server)),
     };
     let outputs = outputs_in(arena, &joined.head, rows, known, server);
-    let outgoing = (|| {
-        let places = (0..per_row.len()).map(|at| span(&inputs, at, rows)).collect::<Option<Vec<_>>>()?;
-        let wanted = outputs.as_ref().map_or(Some(Vec::new()), Outputs::places)?;
-        let mut head = joined.head.clone();
-        if outputs.is_none() {
-            call::binary_outputs(&mut head);
-        }
-        let head = shm::request_over_shm(head, &region(arena), places, wanted);
-        call::placed(model, &head, headers).ok()
-    })();
-    let Some(outgoing) = outgoing else {
-        // Nobody has been told of it.
-        drop(inputs.returned());
-        outputs.into_iter().for_each(Outputs::give_back);
-        return None;
-    };
-    Some(Placed { outgoing, inputs: Inputs::Host(inputs), outputs, server })
+    let places = Places { region: &region(arena), inputs: Inputs::Host(inputs), rows, outputs, server };
+    places.ask(model, &joined.head, headers)
 }
 
 /// Writes the inputs, from the pieces that they came in.
@@ -332,26 +356,19 @@ fn write(arena: &Arena, joined: &Joined, per_row: &[usize], rows: u32) -> Option
     run.seal()
 }
 
-fn span(lease: &Lease, at: usize, rows: u32) -> Option<Span> {
-    let region = lease.region(at, 0..rows)?;
-    Some(Span { offset: region.offset, bytes: region.bytes })
-}
-
 impl Outputs {
-    /// The region that they lie in.
-    pub(super) fn region(&self) -> &str {
-        &self.region
-    }
-
     /// Nobody has been told of them.
-    pub(super) fn give_back(self) {
+    fn give_back(self) {
         drop(self.lease.returned());
     }
 
     /// Their names and places.
-    pub(super) fn places(&self) -> Option<Vec<(&str, Span)>> {
-        let places = self.names.iter().enumerate();
-        places.map(|(at, name)| Some((name.as_str(), span(&self.lease, at, self.rows)?))).collect()
+    fn places(&self) -> Option<Vec<(&str, Span)>> {
+        let places = self.names.iter().enumerate().map(|(at, name)| {
+            let region = self.lease.region(at, 0..self.rows)?;
+            Some((name.as_str(), Span { offset: region.offset, bytes: region.bytes }))
+        });
+        places.collect()
     }
 }
 

@@ -164,7 +164,7 @@ async fn page<T: for<'a> Deserialize<'a>>(
     };
     let method = method.clone();
     let outgoing = Outgoing { method, path: path.to_owned(), headers: HeaderMap::new(), parts };
-    let Answer { status, body, .. } = in_time(worker, way, path, outgoing).await?;
+    let Answer { status, body, .. } = call::within(PATIENCE, worker, way, outgoing).await?;
     if not_now(status) {
         return Err(Failure::new(Reason::UpstreamProtocol, format!("{status} to {path}")));
     }
@@ -179,7 +179,7 @@ async fn call<M: prost::Message + Default>(
     message: &impl prost::Message,
 ) -> Result<Option<M>, Failure> {
     let outgoing = call::called(path, [wire::framed(message)].into());
-    let answer = in_time(worker, way, path, outgoing).await?;
+    let answer = call::within(PATIENCE, worker, way, outgoing).await?;
     match call::message(way, &answer) {
         Ok(message) => Ok(Some(message)),
         Err(Trouble::Model(error)) if !not_now(error.status) => Ok(None),
@@ -193,9 +193,4 @@ async fn call<M: prost::Message + Default>(
 /// Whether a status says that the answer may be another soon.
 fn not_now(status: u16) -> bool {
     [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].iter().any(|later| *later == status)
-}
-
-async fn in_time(worker: &Rc<Worker>, way: &Way, path: &str, outgoing: Outgoing) -> Result<Answer, Failure> {
-    let late = |_| Failure::new(Reason::RequestTimeout, format!("no answer to {path} within {PATIENCE:?}"));
-    tokio::time::timeout(PATIENCE, call::whole(worker, way, outgoing)).await.map_err(late)?
 }

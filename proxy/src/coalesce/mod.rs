@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use penstock_api::{Reason, names};
+use penstock_api::{Reason, SpiffeId, names};
 use penstock_coalesce::batch::{Ask, Limits};
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::flight::{Flights, Joined, Seat};
@@ -318,7 +318,7 @@ pub async fn serve(
     if !shares && !prepares {
         return Ok(None);
     }
-    let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let client = connection.client_id().map_or("", SpiffeId::as_str);
     let caller = facts::tenant(client, &worker.shared.hasher);
     let tenant = worker.workload().filter(|workload| workload.tenant_regions > 0).map(|_| caller);
     // Tensors that are made here lie elsewhere than those that came.
@@ -328,12 +328,14 @@ pub async fn serve(
     let began = exchange.started().saturating_duration_since(worker.shared.epoch);
     let deadline = timeout.map(|timeout| began + timeout);
     let whose = Whose { caller, deadline };
-    let Some(taken) = take_in(exchange, whose, form, request, pipelines, ground.as_deref()).await? else {
+    let Some(taken) = take_in(exchange, whose, form, request, &pipelines, ground.as_deref()).await? else {
         sharing.tally.passed.add(1);
         return Ok(None);
     };
     let Taken { mut asked, body, there, held: _held } = taken;
-    let mut pipelines = prepare::of(&port.pipelines, &asked.model);
+    // The name may have come too late to be told from the beginning.
+    let mut pipelines =
+        if asked.model == name { pipelines } else { prepare::of(&port.pipelines, &asked.model) };
     // Who sends what the model takes is served as where nothing is prepared: its tensors may be where only the server sees them.
     if !prepare::is_needed(&pipelines, &asked.request) {
         prepare::misnamed(&pipelines, &asked.request)?;
@@ -454,7 +456,7 @@ async fn take_in(
     whose: Whose,
     form: Form,
     request: &mut Request<RequestBody>,
-    pipelines: Vec<Arc<Prepare>>,
+    pipelines: &[Arc<Prepare>],
     ground: Option<&Ground>,
 ) -> Result<Option<Taken>, Failure> {
     let worker = &exchange.worker;
@@ -475,12 +477,12 @@ async fn take_in(
     }
     let taken = match pipelines.is_empty() {
         true => held::whole(exchange, request.body_mut(), MAX_BODY).await,
-        false => intake::take(exchange, whose.caller, request, &pipelines).await?,
+        false => intake::take(exchange, whose.caller, request, pipelines).await?,
     };
     let Some((body, held)) = taken else { return Ok(None) };
     let asked = match pipelines.is_empty() {
         true => wire::read(form, request.uri().path(), request.headers(), &body),
-        false => intake::read(exchange, whose, form, request, &body, pipelines).await?,
+        false => intake::read(exchange, whose, form, request, &body, pipelines.to_vec()).await?,
     };
     Ok(asked.map(|asked| Taken { asked, body: [body].into(), there: None, held: Some(held) }))
 }

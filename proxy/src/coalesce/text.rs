@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use penstock_api::SpiffeId;
 use penstock_api::v1::Protocol;
 use penstock_coalesce::cache::{self, Cache, Control, Terms};
 use penstock_coalesce::json::Document;
@@ -71,7 +72,7 @@ pub(super) async fn serve(
     if !rules.deterministic && !document.is_deterministic() {
         return Ok(None);
     }
-    let client = connection.client.as_ref().map_or("", |(id, _)| id.as_str());
+    let client = connection.client_id().map_or("", SpiffeId::as_str);
     let scope = Scope {
         client: if rules.shared { "" } else { client },
         model: &work.model,

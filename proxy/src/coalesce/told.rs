@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
-use penstock_api::Reason;
 use tokio::time::Instant;
 
 use super::call::{self, Answer, Outgoing, Way};
@@ -117,6 +116,24 @@ pub enum Said {
     Away(Failure),
 }
 
+impl Said {
+    /// Logs it; `memory`: what the server was told of, and `otherwise`: how tensors go without it.
+    pub fn log(&self, server: SocketAddr, memory: &str, otherwise: &str) {
+        match self {
+            Self::Anew => tracing::debug!(%server, "the model server has been told of {memory}"),
+            Self::InUse => {
+                tracing::debug!(%server, "the model server is using the {memory} that it was told of before");
+            }
+            Self::Refused(why) => {
+                tracing::info!(%server, why, "the model server takes no {memory}; tensors go {otherwise}");
+            }
+            Self::Away(failure) => {
+                tracing::debug!(%server, %failure, "the model server could not be told of {memory}");
+            }
+        }
+    }
+}
+
 /// Tells a server of a region: the path that takes it back, and path and body of the call that registers it.
 pub async fn register(
     worker: &Rc<Worker>,
@@ -143,15 +160,14 @@ pub async fn register(
 }
 
 async fn post(worker: &Rc<Worker>, way: &Way, path: String, body: Bytes) -> Result<Answer, Failure> {
-    let late = Failure::new(Reason::RequestTimeout, format!("no answer to {path} within {PATIENCE:?}"));
     let outgoing = Outgoing { method: Method::POST, path, headers: HeaderMap::new(), parts: [body].into() };
-    let asked = tokio::time::timeout(PATIENCE, call::whole(worker, way, outgoing)).await;
-    asked.unwrap_or(Err(late))
+    call::within(PATIENCE, worker, way, outgoing).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use penstock_api::Reason;
 
     #[test]
     fn a_server_is_told_once_and_again_when_it_is_another() {

@@ -6,8 +6,8 @@
 //! many wait for their turn; the deadline comes first.
 //!
 //! The work is done by threads of its own, never by those that serve connections, and as many at a time as there are cores for
-//! it (`--prepare-threads`); whose turn it is says the [`mod@line`]. Who leaves is not worked for: what waits is forgotten, what runs is stopped at the next step.
-//! What is computed is `penstock-prepare`'s business; [`read`] takes images from requests that are no inference requests.
+//! it (`--prepare-threads`); whose turn it is says the [`mod@line`]. Who leaves is not worked for: what waits is forgotten, what
+//! runs is stopped at the next step. What is computed is `penstock-prepare`'s business; [`read`] takes images from requests that are no inference requests.
 
 pub mod intake;
 pub mod line;
@@ -27,7 +27,7 @@ use penstock_api::Reason;
 use penstock_inference::oip::{self, Datatype, InferRequest, Tensor};
 use penstock_kernels::arena::{Arena, Frozen, RowsMut, Run};
 use penstock_prepare::form::Dtype;
-use penstock_prepare::{Limits, Pipeline, PrepareError, Scratch};
+use penstock_prepare::{Limits, MAX_TENSORS, Pipeline, PrepareError, Scratch};
 use tokio::time::Instant;
 
 use crate::failure::Failure;
@@ -40,8 +40,6 @@ use line::{Line, Turn};
 
 /// Rows of one request.
 const MAX_ROWS: usize = 1024;
-/// Bytes of one request's finished tensors.
-const MAX_TENSORS: usize = penstock_prepare::MAX_TENSORS;
 /// Bytes of finished tensors, over all requests: a few kilobytes of request can ask for a quarter of a gigabyte.
 const MAX_MADE: u64 = 512 << 20;
 /// Pixels of one request's images: 40 photographs of 12 megapixels.
@@ -195,11 +193,7 @@ fn later(reason: Reason, story: String) -> Failure {
 
 /// Claims the memory of what is made, before the first row is.
 fn claim(worker: &Worker, parts: &[Part<'_>], whose: Whose) -> Result<Held, Failure> {
-    let sizes = parts.iter().map(|part| match part {
-        Part::Finished(_) => 0,
-        Part::Made(prepare, sources) => prepare.pipeline.bytes() * sources.len(),
-    });
-    let bytes = sizes.sum::<usize>() as u64;
+    let bytes = bytes(parts) as u64;
     worker.shared.preparing.made.claim(whose.caller, bytes).ok_or_else(|| {
         let most = MAX_MADE >> 20;
         let story = format!(
@@ -210,12 +204,24 @@ fn claim(worker: &Worker, parts: &[Part<'_>], whose: Whose) -> Result<Held, Fail
 }
 
 impl Part<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Finished(_) => 0,
+            Self::Made(prepare, sources) => prepare.pipeline.bytes().saturating_mul(sources.len()),
+        }
+    }
+
     fn pixels(&self) -> u64 {
         match self {
             Self::Finished(_) => 0,
             Self::Made(prepare, sources) => sources.iter().map(|source| cost(prepare, source)).sum(),
         }
     }
+}
+
+/// Bytes of all tensors that are made.
+fn bytes(parts: &[Part<'_>]) -> usize {
+    parts.iter().map(Part::bytes).fold(0, usize::saturating_add)
 }
 
 /// What a row costs, in pixels, as far as its head says; bytes otherwise. What lies is found out when it is decoded, with its own limit.
@@ -240,11 +246,7 @@ fn parts<'a>(pipelines: &[Arc<Prepare>], request: &'a InferRequest) -> Result<Ve
             _ => Ok(Part::Finished(input)),
         })
         .collect::<Result<_, Failure>>()?;
-    let sizes = parts.iter().map(|part| match part {
-        Part::Finished(_) => 0,
-        Part::Made(prepare, sources) => prepare.pipeline.bytes().saturating_mul(sources.len()),
-    });
-    let bytes = sizes.fold(0usize, usize::saturating_add);
+    let bytes = bytes(&parts);
     if bytes > MAX_TENSORS {
         let story = format!("its tensors would have {bytes} bytes, and the limit is {MAX_TENSORS}");
         return Err(Failure::unprocessed(Reason::BadInput, story));
@@ -280,21 +282,29 @@ pub async fn request(
         Some(leased) => in_arena(worker, leased, whose, turn).await?,
         None => Made { data: in_heap(worker, &parts, whose, turn).await?, placed: None },
     };
-    let inputs = parts.iter().zip(data).map(|(part, data)| match part {
-        Part::Finished(input) => (*input).clone(),
-        Part::Made(prepare, sources) => tensor(prepare, sources.len(), data),
-    });
-    Ok(Prepared { request: InferRequest { inputs: inputs.collect(), ..request.clone() }, placed, held })
+    Ok(Prepared { request: with(request, &parts, data), placed, held })
 }
 
-fn tensor(prepare: &Prepare, rows: usize, data: Bytes) -> Tensor {
-    Tensor {
-        name: prepare.tensor.clone(),
-        datatype: datatype(prepare.pipeline.dtype()),
-        shape: [&[rows as u64], &prepare.shape[..]].concat(),
-        parameters: oip::Parameters::new(),
-        data,
-    }
+/// The request with what its parts became, each with its data.
+fn with(request: &InferRequest, parts: &[Part<'_>], data: impl IntoIterator<Item = Bytes>) -> InferRequest {
+    let inputs = parts.iter().zip(data).map(|(part, data)| match part {
+        Part::Finished(input) => (*input).clone(),
+        Part::Made(prepare, sources) => Tensor {
+            name: prepare.tensor.clone(),
+            datatype: datatype(prepare.pipeline.dtype()),
+            shape: [&[sources.len() as u64], &prepare.shape[..]].concat(),
+            parameters: oip::Parameters::new(),
+            data,
+        },
+    });
+    InferRequest { inputs: inputs.collect(), ..request.clone() }
+}
+
+/// Rows that were parts of one memory, as that again: neighbours are joined without a copy.
+fn rejoined(rows: impl IntoIterator<Item = BytesMut>) -> Bytes {
+    let mut whole = BytesMut::new();
+    rows.into_iter().for_each(|row| whole.unsplit(row));
+    whole.freeze()
 }
 
 fn datatype(dtype: Dtype) -> Datatype {
@@ -389,14 +399,10 @@ async fn in_heap(
             let place = Place::Heap(room.split_to(bytes));
             one(worker, prepare, row, source.clone(), place, whose, turn.take())
         }));
-        let mut whole = BytesMut::new();
-        for place in made.await? {
-            // Neighbours become one again, without a copy.
-            if let Place::Heap(row) = place {
-                whole.unsplit(row);
-            }
-        }
-        Ok(whole.freeze())
+        Ok(rejoined(made.await?.into_iter().filter_map(|place| match place {
+            Place::Heap(row) => Some(row),
+            Place::Arena(..) => None,
+        })))
     }))
     .await
 }

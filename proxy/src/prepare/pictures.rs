@@ -15,7 +15,7 @@ use penstock_kernels::arena::Arena;
 use penstock_kernels::fused;
 use penstock_prepare::{Limits, Picture};
 
-use super::{Part, Prepare, Whose, claim, on_a_thread, parts, tensor, text, turn};
+use super::{Part, Prepare, Whose, claim, on_a_thread, parts, rejoined, text, turn, with};
 use crate::failure::Failure;
 use crate::held::Held;
 use crate::worker::Worker;
@@ -73,11 +73,7 @@ pub async fn decode(
         Ok(Some(Input { prepare: Arc::clone(prepare), tensor, rows: try_join_all(rows).await? }))
     });
     let made: Vec<Option<Input>> = try_join_all(made).await?;
-    let inputs = parts.iter().map(|part| match part {
-        Part::Finished(input) => (*input).clone(),
-        Part::Made(prepare, sources) => tensor(prepare, sources.len(), Bytes::new()),
-    });
-    let request = InferRequest { inputs: inputs.collect(), ..request.clone() };
+    let request = with(request, &parts, std::iter::repeat(Bytes::new()));
     Ok((request, Pictures(made.into_iter().flatten().collect()), held))
 }
 
@@ -107,8 +103,5 @@ pub async fn finish(worker: &Rc<Worker>, input: &Input) -> Result<Bytes, Failure
         })
         .await
     });
-    let mut whole = BytesMut::new();
-    // Neighbours become one again, without a copy.
-    try_join_all(made).await?.into_iter().for_each(|row| whole.unsplit(row));
-    Ok(whole.freeze())
+    Ok(rejoined(try_join_all(made).await?))
 }

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use super::process::{Process, program};
+use super::proxy::{counts_are_told, metric};
 use super::wire::{Wire, get};
 use super::{PATIENCE, own_ip, wait_until};
 
@@ -449,6 +450,27 @@ impl Mesh {
     /// A pod's sidecar.
     pub fn sidecar(&mut self, pod: &str) -> &mut Process {
         self.pods.get_mut(pod).unwrap().sidecar.as_mut().unwrap()
+    }
+
+    /// Waits until the sidecars of the pods `client` and `a`, a client and a model server, hold nothing any more.
+    pub async fn nothing_is_held(&self) {
+        const HELD: [(&str, &str); 8] = [
+            ("client", "penstock_requests_in_flight"),
+            ("a", "penstock_requests_in_flight"),
+            ("a", "penstock_arena_bytes"),
+            ("a", "penstock_coalesce_held_bytes"),
+            ("a", "penstock_coalesce_flights"),
+            ("a", "penstock_batch_waiting"),
+            ("a", "penstock_batches_in_flight"),
+            ("a", "penstock_prepare_waiting"),
+        ];
+        counts_are_told().await;
+        for (pod, name) in HELD {
+            wait_until(&format!("{name} of {pod} is zero"), PATIENCE / 3, async || {
+                metric(self.admin(pod), name, &[]).await == 0.0
+            })
+            .await;
+        }
     }
 
     /// A page of control's API.

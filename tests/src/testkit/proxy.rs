@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -185,6 +186,11 @@ pub async fn metric(admin: SocketAddr, name: &str, labels: &[&str]) -> f64 {
             && labels.iter().all(|label| line.contains(label))
     };
     page.lines().filter(is_row).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+/// Waits until counts that are told once a second have been told, and the page of them is a new one.
+pub async fn counts_are_told() {
+    tokio::time::sleep(Duration::from_millis(2200)).await;
 }
 
 /// Two proxies: the client's, plain on the client's side, and the server's, with mutual TLS between them.

@@ -12,14 +12,13 @@ use std::time::Duration;
 use http::HeaderMap;
 use penstock_coalesce::key;
 use penstock_inference::oip::batch::Joined;
-use penstock_inference::oip::shm::{self, Span};
 use penstock_kernels::arena::Arena;
 use rand::Rng as _;
 
 use super::device::{self, Device, Input, Picture, Piece};
 use super::{Region, Test, Turn, cost};
-use crate::coalesce::call::{self, Answered, Trouble, Way};
-use crate::coalesce::handover::{self, Hand, Inputs, Placed};
+use crate::coalesce::call::{Answered, Trouble, Way};
+use crate::coalesce::handover::{self, Hand, Inputs, Places};
 use crate::coalesce::learn::Known;
 use crate::coalesce::told;
 use crate::failure::Failure;
@@ -178,29 +177,9 @@ async fn over(
     };
     let outputs = handover::outputs(worker, way, &joined.head, run.rows, known, run.server, hand);
     let lease = filled.hand_over_to(told::number(run.server));
-    let outgoing = (|| {
-        let place = |at: usize| {
-            let region = lease.region(at, 0..run.rows)?;
-            Some(Span { offset: region.offset, bytes: region.bytes })
-        };
-        let places = (0..run.per_row.len()).map(place).collect::<Option<Vec<_>>>()?;
-        let mut head = joined.head.clone();
-        if outputs.is_none() {
-            call::binary_outputs(&mut head);
-        }
-        let head = shm::request_over_shm(head, &region.name, places, []);
-        let head = match &outputs {
-            Some(outputs) => shm::request_over_shm(head, outputs.region(), [], outputs.places()?),
-            None => head,
-        };
-        call::placed(run.model, &head, headers).ok()
-    })();
-    let Some(outgoing) = outgoing else {
-        drop(lease.returned());
-        outputs.into_iter().for_each(handover::Outputs::give_back);
-        return None;
-    };
-    let placed = Placed { outgoing, inputs: Inputs::Device(lease), outputs, server: run.server };
+    let places =
+        Places { region: &region.name, inputs: Inputs::Device(lease), rows, outputs, server: run.server };
+    let placed = places.ask(run.model, &joined.head, headers)?;
     let ended = handover::by_memory(worker, way, placed).await;
     match &ended {
         Ok(Some(_)) => {

@@ -273,20 +273,10 @@ impl Gpu {
             let call = shm::register_cuda(&region.name, &region.handle, region.device, bytes);
             leave(&worker, &way, &region.name).await;
             let said = told::register(&worker, &way, shm::unregister_cuda(&region.name), call).await;
-            match &said {
-                Said::Anew => {
-                    region.arena.amnesty_of(told::number(server));
-                    tracing::info!(%server, region = region.name, "the model server reads memory of the GPU");
-                }
-                Said::InUse => {
-                    tracing::debug!(%server, "the model server is using the memory of the GPU that it was told of before");
-                }
-                Said::Refused(why) => {
-                    tracing::info!(%server, why, "the model server takes no memory of the GPU; tensors go through shared memory, or as bytes");
-                }
-                Said::Away(failure) => {
-                    tracing::debug!(%server, %failure, "the model server could not be told of memory of the GPU");
-                }
+            said.log(server, "memory of the GPU", "through shared memory, or as bytes");
+            if matches!(said, Said::Anew) {
+                region.arena.amnesty_of(told::number(server));
+                tracing::info!(%server, region = region.name, "the model server reads memory of the GPU");
             }
             region.told.is_told(server, &said, Instant::now());
         });
