@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
-use std::time::Duration;
 
 use base64::Engine as _;
 use penstock_tests::testkit::mesh::{Mesh, NAMESPACE};
