@@ -14,6 +14,7 @@ pub mod seeds;
 
 use std::alloc::System;
 
+use penstock_kernels::held::Counting;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 pub use json::{coalesce_json, openai};
@@ -21,7 +22,10 @@ pub use load::{metrics_page, orca};
 pub use oip::{oip_grpc, oip_prefix, oip_rest};
 pub use prepare::{image_head, image_jpeg, image_pipeline, image_png, image_webp};
 
+/// What was allocated at all, for the promises here; and, as in the sidecar, what a thread holds, which stops decoders.
 #[global_allocator]
+static COUNTING: Counting<&StatsAlloc<System>> = Counting(ALLOCATOR);
+
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// The most that a reader allocates, all that it frees again included, in bytes for one byte of input. A tensor of which

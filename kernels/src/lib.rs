@@ -5,8 +5,8 @@
 //! kernels that do what [`fused`] says, to the same bits.
 //!
 //! This is the only crate of Penstock with `unsafe` in it, and only some modules of it may: the one that maps memory, the
-//! one that turns claims on rows into slices, the one with a CPU's vectors, and those that call a GPU's driver. What they promise stands
-//! at the head of each, and each allows it to itself.
+//! one that turns claims on rows into slices, the one with a CPU's vectors, those that call a GPU's driver, and [`held`], an
+//! allocator that counts. What they promise stands at the head of each, and each allows it to itself.
 //!
 //! # A batch in shared memory
 //!
@@ -52,4 +52,5 @@
 pub mod arena;
 pub mod cuda;
 pub mod fused;
+pub mod held;
 pub mod normalise;

@@ -54,6 +54,14 @@ pub enum PrepareError {
         /// What is allowed.
         limit: u64,
     },
+    /// More memory than is allowed, which was not to be seen before decoding.
+    #[error("{format} refused while it was decoded: it takes more than the {limit} bytes that are the limit")]
+    Memory {
+        /// The format.
+        format: Format,
+        /// What is allowed, in bytes.
+        limit: u64,
+    },
     /// An input with more bytes than allowed.
     #[error("the input has {found} bytes, and the limit is {limit}")]
     Bytes {

@@ -1,4 +1,4 @@
-//! What an input may cost. Everything is checked against what headers say, before a pixel is decoded.
+//! What an input may cost. Everything is checked against what headers say before a pixel is decoded, and memory while it is.
 
 use crate::PrepareError;
 use crate::head::{Format, Head};
@@ -16,7 +16,9 @@ pub struct Limits {
     /// Columns, and rows.
     pub side: u32,
     /// Bytes that decoding may take besides the input: pixels and what the decoder keeps of each, by an estimate for the format.
-    /// Tables and windows, which do not grow with the image, come on top: half a MiB.
+    /// Tables and windows, which do not grow with the image, come on top: half a MiB. What no header tells, such as how many
+    /// prefix codes a lossless WebP has, is watched while it is decoded, where the program's allocator is
+    /// [`Counting`](penstock_kernels::held::Counting).
     pub memory: u64,
     /// Scans of a progressive JPEG, each of which costs a walk over all coefficients however few bytes it has. Usual ones have 10.
     pub scans: u32,

@@ -275,7 +275,7 @@ impl Pipeline {
         let head = head::read(input)?;
         limits.check(&head)?;
         let (mut plan, orientation) = self.plan(&head)?;
-        let image = decode::decode(input, &head, self.eighths(&plan), pixels, jpeg, cancelled)?;
+        let image = decode::decode(input, &head, self.eighths(&plan), (pixels, jpeg), limits, cancelled)?;
         if (image.width, image.height) != (head.width, head.height) {
             // Not what the sides became, which is rounded up, but the scale itself.
             let scale = scale_of(&image, &head);

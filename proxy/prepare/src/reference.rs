@@ -33,7 +33,7 @@ pub fn run(pipeline: &Pipeline, input: &[u8], limits: &Limits) -> Result<Vec<f64
             if pipeline.orientation {
                 orientation = head.orientation;
             }
-            decode::decode(input, &head, 8, &mut pixels, &mut jpeg::Decoder::default(), &|| false)?
+            decode::decode(input, &head, 8, (&mut pixels, &mut jpeg::Decoder::default()), limits, &|| false)?
         }
     };
     let (mut width, mut height) = (image.width as usize, image.height as usize);

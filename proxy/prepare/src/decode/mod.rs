@@ -10,13 +10,19 @@ mod png;
 mod webp;
 pub(crate) mod yuv;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::PrepareError;
+use penstock_kernels::held;
+
 use crate::head::{Format, Head};
+use crate::{Limits, PrepareError};
 
 /// Which JPEG decoder this build has.
 pub const JPEG_DECODER: &str = jpeg::NAME;
+
+/// Tables and windows, which come on top of what the limit of memory counts: bytes.
+const TABLES: u64 = 512 << 10;
 
 /// What lies in a buffer of pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,24 +44,36 @@ pub(crate) fn decode(
     bytes: &[u8],
     head: &Head,
     eighths: u32,
-    pixels: &mut Vec<u8>,
-    jpeg: &mut jpeg::Decoder,
+    (pixels, jpeg): (&mut Vec<u8>, &mut jpeg::Decoder),
+    limits: &Limits,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Image, PrepareError> {
+    // Headers were held against the limit, but not all of what a decoder keeps is told by them.
+    let most = isize::try_from(limits.memory.saturating_add(TABLES)).unwrap_or(isize::MAX);
+    let before = held::bytes();
+    let over = Cell::new(false);
+    let stop = &|| {
+        over.set(over.get() || held::bytes() - before > most);
+        over.get() || cancelled()
+    };
     // The decoders are fuzzed by their authors and by us, and none is known to panic. Should one do it all the same, that must
     // cost one request, not a worker: pixels and decoder are only buffers, whatever is left in them.
     let decoded = catch_unwind(AssertUnwindSafe(|| match head.format {
-        Format::Jpeg => jpeg.decode(bytes, head, eighths, pixels, cancelled),
-        Format::Png => png::decode(bytes, head, pixels, cancelled),
-        Format::Webp => webp::decode(bytes, head, pixels, cancelled),
+        Format::Jpeg => jpeg.decode(bytes, head, eighths, pixels, stop),
+        Format::Png => png::decode(bytes, head, pixels, stop),
+        Format::Webp => webp::decode(bytes, head, pixels, stop),
     }));
     let decoded = decoded.unwrap_or_else(|_| {
         *jpeg = jpeg::Decoder::default();
         *pixels = Vec::new();
         Err(damaged(head.format, "its decoder panicked"))
     });
-    // Readers end with an error when they are cancelled, and decoders make of it what they like.
-    if decoded.is_err() && cancelled() { Err(PrepareError::Cancelled) } else { decoded }
+    // Readers end with an error when they are stopped, and decoders make of it what they like.
+    match decoded {
+        Err(_) if over.get() => Err(PrepareError::Memory { format: head.format, limit: limits.memory }),
+        Err(_) if cancelled() => Err(PrepareError::Cancelled),
+        decoded => decoded,
+    }
 }
 
 fn damaged(format: Format, reason: impl ToString) -> PrepareError {
