@@ -304,6 +304,11 @@ fn limits_hold_before_anything_is_decoded() {
     let mut bomb = file("lossless.webp");
     bomb[21..25].copy_from_slice(&[0xff, 0xff, 0xff, 0x0f]);
     assert!(refused(&bomb, limits).contains("its pixels are 268435456"), "{}", refused(&bomb, limits));
+    // A canvas of 97 x 61 around a frame for which a decoder would take 400 MB.
+    let mut bomb = file("alpha.webp");
+    let frame = bomb.windows(3).position(|code| code == [0x9d, 0x01, 0x2a]).unwrap();
+    bomb[frame + 3..frame + 7].copy_from_slice(&[0xff; 4]);
+    assert!(refused(&bomb, limits).contains("another size than its canvas"), "{}", refused(&bomb, limits));
     let image = file("progressive.jpg");
     let few = Limits { scans: 3, ..limits };
     assert!(
