@@ -47,7 +47,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML
+    /// Where objects come from: dir:PATH, a directory of Kubernetes YAML; kubernetes, the API of the cluster that this runs
+    /// in; or kubernetes:CONTEXT of the kubeconfig. With the latter two, tokens are those of service accounts
     #[arg(long)]
     source: Source,
     /// Directory with keys and certificates; made on the first start
@@ -148,7 +149,7 @@ async fn serve(run: Run) -> Result<()> {
     metric::describe();
 
     let stop = CancellationToken::new();
-    let objects = run.source.open(run.debounce).await?;
+    let (objects, review) = run.source.open(run.debounce).await?;
     // What was good in an earlier life stays in force when a file is broken while control starts.
     let accepted = run.state.join("accepted.json");
     let snapshots = |trust| compile::resume(objects, trust, accepted);
@@ -158,6 +159,7 @@ async fn serve(run: Run) -> Result<()> {
         api: run.api,
         trust_domain: run.trust_domain,
         leaf_lifetime: run.leaf_lifetime,
+        review,
     };
     let control = start(options, snapshots, Some(metrics), stop.clone()).await?;
     tracing::info!(proxies = %control.address, api = %control.api, "control is ready");

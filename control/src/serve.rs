@@ -31,7 +31,7 @@ use crate::fleet::{Fleet, FleetService};
 use crate::identity::rotation::{Facts, Phase};
 use crate::identity::state::StateDir;
 use crate::identity::tls::{self, Serving};
-use crate::identity::token::TokenKey;
+use crate::identity::token::{TokenKey, TokenReview};
 use crate::identity::{Authority, IdentityService, Trust, epoch};
 use crate::push::{AdsService, Published, publish};
 use crate::snapshot::Snapshot;
@@ -58,6 +58,8 @@ pub struct Options {
     pub trust_domain: String,
     /// How long workload certificates live at most.
     pub leaf_lifetime: Duration,
+    /// Who says whom a bearer token speaks for; `None`: the key of the state directory, with which `penstock-control token` signs.
+    pub review: Option<Arc<dyn TokenReview>>,
 }
 
 /// A control that is running.
@@ -98,10 +100,13 @@ pub async fn start(
     metrics: Option<PrometheusHandle>,
     stop: CancellationToken,
 ) -> Result<Control> {
-    let Options { state, listen, api, trust_domain, leaf_lifetime } = options;
+    let Options { state, listen, api, trust_domain, leaf_lifetime, review } = options;
     let state = StateDir::open(state)?;
     let own = SpiffeId::new(&trust_domain, "penstock-system", "penstock-control")?;
-    let tokens = Arc::new(TokenKey::open(&state)?);
+    let tokens: Arc<dyn TokenReview> = match review {
+        Some(review) => review,
+        None => Arc::new(TokenKey::open(&state)?),
+    };
     let authority = Arc::new(Authority::open(state, &trust_domain, leaf_lifetime, SystemTime::now())?);
     let trust = authority.trust().borrow().clone();
     let (anchors, anchors_in_force) = watch::channel(Arc::new(anchors(&trust_domain, &trust)));

@@ -26,7 +26,8 @@ fn service(name: &str) -> String {
 
 async fn follow(directory: &Path) -> watch::Receiver<Arc<Snapshot>> {
     let source = Source::Directory(directory.to_owned());
-    let objects = source.open(Duration::from_millis(10)).await.unwrap();
+    let (objects, review) = source.open(Duration::from_millis(10)).await.unwrap();
+    assert!(review.is_none(), "a directory knows of no tokens");
     run(objects, watch::channel(Arc::new(trust())).1, State::default())
 }
 

@@ -8,6 +8,7 @@
 mod authority;
 mod ca;
 pub mod csr;
+pub mod review;
 pub mod rotation;
 mod service;
 pub mod state;

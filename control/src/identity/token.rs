@@ -51,6 +51,9 @@ pub enum TokenError {
         /// Seconds since it expired.
         ago: i64,
     },
+    /// Who was asked does not accept it.
+    #[error("the token is not accepted: {0}")]
+    Refused(String),
     /// The reviewer could not be asked.
     #[error("the token could not be checked: {0}; trying again may help")]
     Unavailable(String),
@@ -63,13 +66,14 @@ impl TokenError {
             Self::Malformed(_) => "malformed",
             Self::NotOurs => "not-ours",
             Self::Expired { .. } => "expired",
+            Self::Refused(_) => "refused",
             Self::Unavailable(_) => "unavailable",
         }
     }
 }
 
 /// Says who a token speaks for.
-pub trait TokenReview: Send + Sync + 'static {
+pub trait TokenReview: std::fmt::Debug + Send + Sync + 'static {
     /// Checks a token at `now`, seconds since the epoch.
     fn check<'a>(&'a self, token: &'a str, now: i64) -> BoxFuture<'a, Result<Workload, TokenError>>;
 }

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use penstock_api::service::is_label;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -91,15 +90,14 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         let message = format!("metadata.{field} is not a DNS name: use a-z, 0-9 and inner hyphens");
         return Err(broken(document.line_of(&format!("/metadata/{field}")), Scope::Object(id), message));
     }
-    let body = match kind {
-        ObjectKind::Service => typed(&document).map(|object| Body::Service(Box::new(object))),
-        ObjectKind::EndpointSlice => typed(&document).map(|object| Body::EndpointSlice(Box::new(object))),
-        ObjectKind::Pod => typed(&document).map(|object| Body::Pod(Box::new(object))),
-        ObjectKind::HTTPRoute => typed(&document).map(|object| Body::HTTPRoute(Box::new(object))),
-        ObjectKind::ReferenceGrant => typed(&document).map(|object| Body::ReferenceGrant(Box::new(object))),
-        ObjectKind::InferencePolicy => typed(&document).map(|object| Body::InferencePolicy(Box::new(object))),
-        ObjectKind::AccessPolicy => typed(&document).map(|object| Body::AccessPolicy(Box::new(object))),
-    };
+    let mut json = document.to_json();
+    quantities_to_text(&mut json);
+    let body = body(kind, &json).and_then(|body| match unknown_field(&document, &known(&body), "") {
+        Some(pointer) => {
+            Err((pointer, "there is no such field; is it misspelt, or in the wrong place?".to_owned()))
+        }
+        None => Ok(body),
+    });
     match body {
         Ok(body) => Ok(Some(Object { origin, id, body, lines: Some(Arc::new(document)) })),
         Err((pointer, message)) => {
@@ -110,11 +108,48 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
     }
 }
 
-/// Reads a document as `T`. The error is the pointer of the field and what is wrong with it.
-fn typed<T: DeserializeOwned + Serialize>(document: &Node) -> Result<T, (String, String)> {
-    let mut json = document.to_json();
-    quantities_to_text(&mut json);
-    let object: T = serde_path_to_error::deserialize(json).map_err(|error| {
+/// Reads an object that the API server told. It has checked the fields against its own schema; those that are not known here belong
+/// to a newer version of it, and are no mistake of anybody's.
+pub fn of_api(origin: &Origin, id: &ObjectId, json: &Value) -> Result<Object, Broken> {
+    match body(id.kind, json) {
+        Ok(body) => Ok(Object { origin: origin.clone(), id: id.clone(), body, lines: None }),
+        Err((pointer, message)) => Err(Broken {
+            origin: origin.clone(),
+            scope: Scope::Object(id.clone()),
+            message: format!("{}: {message}", dotted(&pointer)),
+        }),
+    }
+}
+
+/// Reads an object of that kind. The error is the pointer of the field and what is wrong with it.
+fn body(kind: ObjectKind, json: &Value) -> Result<Body, (String, String)> {
+    Ok(match kind {
+        ObjectKind::Service => Body::Service(typed(json)?),
+        ObjectKind::EndpointSlice => Body::EndpointSlice(typed(json)?),
+        ObjectKind::Pod => Body::Pod(typed(json)?),
+        ObjectKind::HTTPRoute => Body::HTTPRoute(typed(json)?),
+        ObjectKind::ReferenceGrant => Body::ReferenceGrant(typed(json)?),
+        ObjectKind::InferencePolicy => Body::InferencePolicy(typed(json)?),
+        ObjectKind::AccessPolicy => Body::AccessPolicy(typed(json)?),
+    })
+}
+
+/// What the typed object knows of what was written.
+fn known(body: &Body) -> Value {
+    match body {
+        Body::Service(object) => serde_json::to_value(object),
+        Body::EndpointSlice(object) => serde_json::to_value(object),
+        Body::Pod(object) => serde_json::to_value(object),
+        Body::HTTPRoute(object) => serde_json::to_value(object),
+        Body::ReferenceGrant(object) => serde_json::to_value(object),
+        Body::InferencePolicy(object) => serde_json::to_value(object),
+        Body::AccessPolicy(object) => serde_json::to_value(object),
+    }
+    .unwrap_or_default()
+}
+
+fn typed<T: DeserializeOwned>(json: &Value) -> Result<Box<T>, (String, String)> {
+    serde_path_to_error::deserialize(json).map(Box::new).map_err(|error| {
         let mut pointer = String::new();
         for segment in error.path().iter() {
             if let serde_path_to_error::Segment::Seq { .. } | serde_path_to_error::Segment::Map { .. } =
@@ -134,16 +169,8 @@ fn typed<T: DeserializeOwned + Serialize>(document: &Node) -> Result<T, (String,
         } else {
             "write what the API defines for this field"
         };
-        let message = format!("{said}; {advice}");
-        (pointer, message)
-    })?;
-    let known = serde_json::to_value(&object).unwrap_or_default();
-    match unknown_field(document, &known, "") {
-        Some(pointer) => {
-            Err((pointer, "there is no such field; is it misspelt, or in the wrong place?".to_owned()))
-        }
-        None => Ok(object),
-    }
+        (pointer, format!("{said}; {advice}"))
+    })
 }
 
 /// The first field of the text that the typed object lost.

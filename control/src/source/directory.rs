@@ -14,14 +14,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use crate::objects::{Broken, ObjectSet, Origin, Scope, decode};
 
 /// Events can be lost (queue overflow, network file systems); a look now and then costs a read of the files.
 const RESCAN: Duration = Duration::from_secs(5);
-/// A directory that never comes to rest is read anyway after so many debounces.
-const PATIENCE: u32 = 20;
 /// A file that was just emptied is about to be written; it is believed to be empty only after this.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -73,7 +71,7 @@ async fn follow(
         tokio::select! {
             () = sender.closed() => return,
             () = sleep_until(next_look) => {}
-            () = changed.notified() => quiet(&changed, debounce).await,
+            () = changed.notified() => super::quiet(&changed, debounce).await,
         }
         let Ok((seen, back)) = tokio::task::spawn_blocking(move || (files.look(), files)).await else {
             tracing::error!("reading the objects failed unexpectedly; the source is no longer followed");
@@ -90,17 +88,6 @@ async fn follow(
                 }
                 modified
             });
-        }
-    }
-}
-
-/// Returns once nothing has happened for `debounce`, or after [`PATIENCE`].
-async fn quiet(changed: &Notify, debounce: Duration) {
-    let end = Instant::now() + debounce * PATIENCE;
-    loop {
-        let deadline = (Instant::now() + debounce).min(end);
-        if timeout_at(deadline, changed.notified()).await.is_err() {
-            return;
         }
     }
 }

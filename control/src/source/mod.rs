@@ -1,9 +1,10 @@
 //! Where objects come from.
 //!
-//! A source is nothing but a channel that always holds the newest [`ObjectSet`]: a directory today, a watch of the
-//! Kubernetes API later. It decides nothing about the objects.
+//! A source is nothing but a channel that always holds the newest [`ObjectSet`]: of a directory, or of the Kubernetes API. It decides
+//! nothing about the objects.
 
 pub mod directory;
+pub mod kubernetes;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,9 +14,12 @@ use std::time::Duration;
 use anyhow::Result;
 use penstock_api::names::DEFAULT_TRUST_DOMAIN;
 use penstock_api::view::Problem;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::compile::{State, TrustAnchors, compile};
+use crate::identity::review::ApiReview;
+use crate::identity::token::TokenReview;
 use crate::objects::ObjectSet;
 
 /// A source, as `--source` names it.
@@ -23,17 +27,29 @@ use crate::objects::ObjectSet;
 pub enum Source {
     /// `dir:PATH`: the YAML files of a directory and its subdirectories.
     Directory(PathBuf),
+    /// `kubernetes` or `kubernetes:CONTEXT`: the API of the cluster that this runs in, or that the kubeconfig names.
+    Kubernetes(Option<String>),
 }
+
+/// A source that is followed, and who reviews tokens there.
+pub type Opened = (watch::Receiver<Arc<ObjectSet>>, Option<Arc<dyn TokenReview>>);
 
 /// Why a text names no source.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a source is written dir:PATH, here dir:{0}")]
+#[error("a source is written dir:PATH, here dir:{0}, or kubernetes, or kubernetes:CONTEXT")]
 pub struct InvalidSource(String);
 
 impl FromStr for Source {
     type Err = InvalidSource;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            None if text == "kubernetes" => return Ok(Self::Kubernetes(None)),
+            Some(("kubernetes", context)) if !context.is_empty() => {
+                return Ok(Self::Kubernetes(Some(context.to_owned())));
+            }
+            _ => {}
+        }
         match text.strip_prefix("dir:") {
             Some(path) if !path.is_empty() => Ok(Self::Directory(path.into())),
             Some(_) => Err(InvalidSource("manifests".to_owned())),
@@ -45,9 +61,30 @@ impl FromStr for Source {
 impl Source {
     /// Reads everything once, so that nobody ever sees an empty start, and goes on watching in the background until
     /// every receiver is gone. `debounce`: how long the source must be quiet before it is read again.
-    pub async fn open(&self, debounce: Duration) -> Result<watch::Receiver<Arc<ObjectSet>>> {
+    ///
+    /// Beside it: who says whom a bearer token speaks for, where the source knows.
+    pub async fn open(&self, debounce: Duration) -> Result<Opened> {
         match self {
-            Self::Directory(path) => directory::open(path.clone(), debounce).await,
+            Self::Directory(path) => Ok((directory::open(path.clone(), debounce).await?, None)),
+            Self::Kubernetes(context) => {
+                let client = kubernetes::client(context.as_deref()).await?;
+                let review: Arc<dyn TokenReview> = Arc::new(ApiReview::new(client.clone()));
+                Ok((kubernetes::open(client, debounce).await?, Some(review)))
+            }
+        }
+    }
+}
+
+/// A source that never comes to rest is read anyway after so many debounces.
+const PATIENCE: u32 = 20;
+
+/// Returns once nothing has happened for `debounce`, or after [`PATIENCE`].
+async fn quiet(changed: &Notify, debounce: Duration) {
+    let end = Instant::now() + debounce * PATIENCE;
+    loop {
+        let deadline = (Instant::now() + debounce).min(end);
+        if timeout_at(deadline, changed.notified()).await.is_err() {
+            return;
         }
     }
 }
@@ -65,7 +102,9 @@ mod tests {
     #[test]
     fn a_source_is_named_by_kind_and_place() {
         assert_eq!("dir:/a/b".parse(), Ok(Source::Directory("/a/b".into())));
-        for bad in ["", "dir:", "/a/b", "kubernetes"] {
+        assert_eq!("kubernetes".parse(), Ok(Source::Kubernetes(None)));
+        assert_eq!("kubernetes:kind".parse(), Ok(Source::Kubernetes(Some("kind".into()))));
+        for bad in ["", "dir:", "/a/b", "kubernetes:", "kube"] {
             assert!(bad.parse::<Source>().is_err(), "{bad}");
         }
     }

@@ -80,6 +80,7 @@ impl Mesh {
             api: "127.0.0.1:0".parse().unwrap(),
             trust_domain: DOMAIN.into(),
             leaf_lifetime,
+            review: None,
         };
         let stop = CancellationToken::new();
         let control = start(options, snapshots, None, stop.clone()).await.unwrap();

@@ -11,6 +11,7 @@ pub mod ask;
 pub mod cases;
 pub mod certificates;
 pub mod gpu;
+pub mod kubernetes;
 pub mod load;
 pub mod mesh;
 pub mod namespace;

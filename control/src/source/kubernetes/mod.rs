@@ -1,0 +1,187 @@
+//! The Kubernetes API, watched.
+//!
+//! In: a client. Out: an [`ObjectSet`] whenever an object has changed in what this control plane reads of it. One watch for each kind
+//! of [`WATCHED`]; each object is read once for each of its changes, and keeps only what is used of it (`lean.rs`). The first set is
+//! whole: nobody is told of some kinds while others are still being listed. Can go wrong: the API server is away, which changes nothing
+//! until it is back; a kind is not installed, which is an empty list until it is; an object makes no sense, which is part of the set.
+
+mod lean;
+mod store;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::StreamExt as _;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Client, Config};
+use tokio::sync::{Notify, watch};
+
+use self::store::{Change, Store};
+use crate::objects::{ObjectKind, ObjectSet};
+
+/// Objects in one answer of a list: what is in memory twice while a large kind is read.
+const PAGE: u32 = 500;
+
+/// A kind that is watched, as the API names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The kind.
+    pub kind: ObjectKind,
+    /// Its API group; empty for Kubernetes' first.
+    pub group: &'static str,
+    /// The version that is read.
+    pub version: &'static str,
+    /// The name in URLs and in rules of access.
+    pub plural: &'static str,
+}
+
+/// All that is read, and so all that control needs `get`, `list` and `watch` for.
+pub const WATCHED: [Watched; 7] = [
+    Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
+    Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
+    Watched {
+        kind: ObjectKind::EndpointSlice,
+        group: "discovery.k8s.io",
+        version: "v1",
+        plural: "endpointslices",
+    },
+    Watched {
+        kind: ObjectKind::HTTPRoute,
+        group: "gateway.networking.k8s.io",
+        version: "v1",
+        plural: "httproutes",
+    },
+    Watched {
+        kind: ObjectKind::ReferenceGrant,
+        group: "gateway.networking.k8s.io",
+        version: "v1beta1",
+        plural: "referencegrants",
+    },
+    Watched {
+        kind: ObjectKind::InferencePolicy,
+        group: "penstock.io",
+        version: "v1alpha1",
+        plural: "inferencepolicies",
+    },
+    Watched {
+        kind: ObjectKind::AccessPolicy,
+        group: "penstock.io",
+        version: "v1alpha1",
+        plural: "accesspolicies",
+    },
+];
+
+/// Connects to the API of the cluster that this process runs in, or of a context of the kubeconfig (`KUBECONFIG`, else
+/// `~/.kube/config`).
+pub async fn client(context: Option<&str>) -> Result<Client> {
+    let config = match context {
+        None => Config::infer().await.context(
+            "no Kubernetes API is known: run in a pod with a service account, or give a kubeconfig in KUBECONFIG",
+        )?,
+        Some(context) => {
+            let kubeconfig = Kubeconfig::read().context("the kubeconfig cannot be read; correct KUBECONFIG")?;
+            let options = KubeConfigOptions { context: Some(context.to_owned()), ..Default::default() };
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(|| {
+                format!("the kubeconfig has no usable context {context:?}; `kubectl config get-contexts` lists them")
+            })?
+        }
+    };
+    Client::try_from(config).context("no client for the Kubernetes API can be made of this configuration")
+}
+
+/// Watches until every receiver is gone. Returns when all kinds have been listed once, however long the API server takes to answer;
+/// what keeps it waiting is logged.
+pub async fn open(client: Client, debounce: Duration) -> Result<watch::Receiver<Arc<ObjectSet>>> {
+    let store = Arc::new(Mutex::new(Store::new(WATCHED.map(|watched| watched.kind))));
+    let changed = Arc::new(Notify::new());
+    let watches: Vec<_> = WATCHED
+        .into_iter()
+        .map(|watched| tokio::spawn(follow(watched, client.clone(), store.clone(), changed.clone())))
+        .collect();
+    let set = loop {
+        changed.notified().await;
+        if let Some(set) = locked(&store).whole() {
+            break set;
+        }
+    };
+    let (sender, receiver) = watch::channel(Arc::new(set));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = sender.closed() => break,
+                () = changed.notified() => super::quiet(&changed, debounce).await,
+            }
+            if let Some(set) = locked(&store).whole() {
+                sender.send_if_modified(|known| {
+                    let modified = **known != set;
+                    if modified {
+                        *known = Arc::new(set);
+                    }
+                    modified
+                });
+            }
+        }
+        watches.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+    Ok(receiver)
+}
+
+/// Held for some comparisons and moves, never across an await.
+fn locked(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One kind, for ever. Whatever happens to the connection, the watcher lists again and tells everything anew.
+async fn follow(watched: Watched, client: Client, store: Arc<Mutex<Store>>, changed: Arc<Notify>) {
+    let Watched { kind, group, version, plural } = watched;
+    let name = format!("{kind:?}");
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &name), plural);
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().boxed();
+    // What was logged last, so that an outage is one line and not one a second.
+    let mut trouble = None;
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Ok(event) => {
+                if trouble.take().is_some() {
+                    tracing::info!("{plural}: the API server answers again");
+                }
+                match event {
+                    watcher::Event::Init => Change::Begin,
+                    watcher::Event::InitApply(object) => {
+                        Change::Listed(Box::new(store::read(watched, object)))
+                    }
+                    watcher::Event::InitDone => Change::End,
+                    watcher::Event::Apply(object) => Change::Put(Box::new(store::read(watched, object))),
+                    watcher::Event::Delete(object) => Change::Gone(store::id_of(kind, &object)),
+                }
+            }
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                let told = "absent".to_owned();
+                if trouble.as_ref() != Some(&told) {
+                    tracing::info!(
+                        "{plural}.{group} is not installed in this cluster; looked for again now and then"
+                    );
+                }
+                trouble = Some(told);
+                Change::Absent
+            }
+            Err(error) => {
+                let told = error.to_string();
+                if trouble.as_ref() != Some(&told) {
+                    tracing::warn!(
+                        "{plural}: {told}; what is known stays in force, and the API server is asked again"
+                    );
+                }
+                trouble = Some(told);
+                continue;
+            }
+        };
+        if locked(&store).apply(kind, change) {
+            changed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A Kubernetes API: the real API server with etcd, on an address of their own. No controllers, no kubelet: what is in it is what a test
+//! puts there.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rcgen::KeyPair;
+use tempfile::TempDir;
+
+use super::peers::kube_apiserver;
+use super::process::Process;
+use super::{PATIENCE, own_ip, wait_until};
+
+/// The context of the kubeconfig.
+pub const CONTEXT: &str = "test";
+/// Whoever shows this is an administrator.
+const ADMIN: &str = "the-tests-own-token";
+/// What the API server signs tokens of service accounts for, unless they ask for another audience.
+pub const ISSUER: &str = "https://kubernetes.default.svc";
+
+/// The API server of a test.
+#[derive(Debug)]
+pub struct ApiServer {
+    program: PathBuf,
+    ip: Ipv4Addr,
+    server: Option<Process>,
+    _etcd: Process,
+    /// Goes last: logs lie in it.
+    folder: TempDir,
+}
+
+impl ApiServer {
+    /// Starts both and waits until they are ready; `None` where peers are not wanted.
+    pub async fn start() -> Option<Self> {
+        let program = kube_apiserver()?;
+        let (folder, ip) = (tempfile::tempdir().unwrap(), own_ip());
+        let at = |name: &str| folder.path().join(name);
+        // The key pair of all tokens of service accounts, and the administrator's own.
+        let accounts = KeyPair::generate().unwrap();
+        std::fs::write(at("accounts.key"), accounts.serialize_pem()).unwrap();
+        std::fs::write(at("accounts.pub"), accounts.public_key_pem()).unwrap();
+        std::fs::write(at("tokens.csv"), format!("{ADMIN},admin,admin,\"system:masters\"\n")).unwrap();
+        let url = |port: u16| format!("http://{ip}:{port}");
+        let etcd = Process::start(
+            "etcd",
+            Path::new("etcd"),
+            &[
+                format!("--data-dir={}", at("etcd").display()),
+                format!("--listen-client-urls={}", url(2379)),
+                format!("--advertise-client-urls={}", url(2379)),
+                format!("--listen-peer-urls={}", url(2380)),
+                format!("--initial-advertise-peer-urls={}", url(2380)),
+                format!("--initial-cluster=default={}", url(2380)),
+                // What it holds is gone with the test.
+                "--unsafe-no-fsync".to_owned(),
+            ],
+            folder.path(),
+        );
+        let mut api = Self { program, ip, server: None, _etcd: etcd, folder };
+        api.restart().await;
+        Some(api)
+    }
+
+    /// Starts the API server again after [`stop`](Self::stop), with what etcd has.
+    pub async fn restart(&mut self) {
+        let at = |name: &str| self.folder.path().join(name).display().to_string();
+        let args = [
+            format!("--etcd-servers=http://{}:2379", self.ip),
+            format!("--bind-address={}", self.ip),
+            format!("--advertise-address={}", self.ip),
+            "--secure-port=6443".to_owned(),
+            format!("--cert-dir={}", at("serving")),
+            format!("--token-auth-file={}", at("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            format!("--service-account-issuer={ISSUER}"),
+            format!("--service-account-signing-key-file={}", at("accounts.key")),
+            format!("--service-account-key-file={}", at("accounts.pub")),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            // Nobody makes the accounts and the endpoints that these would wait for.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--endpoint-reconciler-type=none".to_owned(),
+        ];
+        let mut server = Process::start("kube-apiserver", &self.program, &args, self.folder.path());
+        // Its certificate is its own, made at its first start.
+        let certificate = self.folder.path().join("serving/apiserver.crt");
+        wait_until("the API server has a certificate", PATIENCE * 2, async || {
+            assert!(server.runs(), "the API server ended: {}", server.said());
+            certificate.exists()
+        })
+        .await;
+        std::fs::write(self.kubeconfig(), self.config(ADMIN)).unwrap();
+        let client = self.client().await;
+        wait_until("the API server is ready", PATIENCE * 2, async || {
+            assert!(server.runs(), "the API server ended: {}", server.said());
+            let ready = http::Request::get("/readyz").body(Vec::new()).unwrap();
+            client.request_text(ready).await.is_ok_and(|said| said == "ok")
+        })
+        .await;
+        self.server = Some(server);
+    }
+
+    /// Ends the API server at once; etcd stays.
+    pub fn stop(&mut self) {
+        self.server = None;
+    }
+
+    /// The administrator's kubeconfig.
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin.yaml")
+    }
+
+    /// A kubeconfig for whoever has this token, with [`CONTEXT`].
+    pub fn config(&self, token: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: {CONTEXT}\n\
+             clusters: [{{name: {CONTEXT}, cluster: {{server: \"https://{}:6443\", certificate-authority: {:?}}}}}]\n\
+             contexts: [{{name: {CONTEXT}, context: {{cluster: {CONTEXT}, user: {CONTEXT}}}}}]\n\
+             users: [{{name: {CONTEXT}, user: {{token: \"{token}\"}}}}]\n",
+            self.ip,
+            self.folder.path().join("serving/apiserver.crt")
+        )
+    }
+
+    /// The administrator's client.
+    pub async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        Client::try_from(config).unwrap()
+    }
+}

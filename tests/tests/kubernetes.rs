@@ -1,0 +1,295 @@
+//! Control on the real API of Kubernetes: what is in it is what sidecars get, tokens of service accounts are what they prove themselves
+//! with, and an API server that is away changes nothing.
+
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Client;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+};
+use penstock_api::names::port;
+use penstock_api::view::Status;
+use penstock_control::identity::review::{AUDIENCE, ApiReview};
+use penstock_control::identity::token::{TokenError, TokenReview};
+use penstock_control::source::kubernetes::WATCHED;
+use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER};
+use penstock_tests::testkit::process::{Process, program};
+use penstock_tests::testkit::wire::get;
+use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "team-a";
+
+/// Makes an object, or makes it so.
+async fn apply(client: &Client, object: Value) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let version = text("/apiVersion");
+    let (group, version) = version.split_once('/').unwrap_or(("", &version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &text("/kind")));
+    let namespace = text("/metadata/namespace");
+    let api: Api<DynamicObject> = match namespace.is_empty() {
+        true => Api::all_with(client.clone(), &resource),
+        false => Api::namespaced_with(client.clone(), &namespace, &resource),
+    };
+    let name = text("/metadata/name");
+    let params = PatchParams::apply("test").force();
+    api.patch(&name, &params, &Patch::Apply(&object)).await.unwrap();
+    if object.get("status").is_some() {
+        api.patch_status(&name, &params, &Patch::Apply(&object)).await.unwrap();
+    }
+}
+
+fn named(name: &str) -> Value {
+    json!({"name": name, "namespace": NAMESPACE})
+}
+
+fn service(name: &str, annotations: Value) -> Value {
+    let mut metadata = named(name);
+    metadata["annotations"] = annotations;
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8000}]},
+    })
+}
+
+fn pod(name: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {"penstock.io/inject": "enabled"}},
+        "spec": {
+            "serviceAccountName": name,
+            "containers": [{"name": "main", "image": "none", "ports": [{"containerPort": 8000}]}],
+        },
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
+    })
+}
+
+fn slice(service: &str, pod: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("{service}-1"), "namespace": NAMESPACE,
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8000, "protocol": "TCP"}],
+        "endpoints": [{
+            "addresses": [ip], "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": pod},
+        }],
+    })
+}
+
+fn account(namespace: &str, name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
+}
+
+/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
+async fn token(client: &Client, namespace: &str, name: &str, audience: &str, pod: Option<&str>) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
+    let request: TokenRequest = serde_json::from_value(json!({
+        "metadata": {},
+        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
+    }))
+    .unwrap();
+    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token
+}
+
+/// Control's account, with the rights that it needs and no others.
+async fn rights(client: &Client) -> String {
+    let reads: Vec<Value> = WATCHED
+        .iter()
+        .map(|watched| json!({"apiGroups": [watched.group], "resources": [watched.plural], "verbs": ["list", "watch"]}))
+        .chain([json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]})])
+        .collect();
+    let system = "penstock-system";
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}}),
+        account(system, "penstock-control"),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "penstock-control"}, "rules": reads,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "penstock-control"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "penstock-control"},
+            "subjects": [{"kind": "ServiceAccount", "name": "penstock-control", "namespace": system}],
+        }),
+    ] {
+        apply(client, object).await;
+    }
+    token(client, system, "penstock-control", ISSUER, None).await
+}
+
+/// Control as a process that reads the API.
+struct Control {
+    process: Process,
+    push: SocketAddr,
+    api: SocketAddr,
+}
+
+impl Control {
+    async fn start(folder: &Path, kubeconfig: &Path) -> Self {
+        let ip = own_ip();
+        let (push, api) =
+            (SocketAddr::new(ip.into(), port::CONTROL), SocketAddr::new(ip.into(), port::CONTROL_API));
+        let args = [
+            "run".to_owned(),
+            format!("--source=kubernetes:{CONTEXT}"),
+            format!("--state={}", folder.join("state").display()),
+            format!("--listen={push}"),
+            format!("--api={api}"),
+        ];
+        let config = [("KUBECONFIG", kubeconfig.display().to_string())];
+        let process = Process::start_with("control", &program("penstock-control"), &args, &config, folder);
+        let mut control = Self { process, push, api };
+        wait_until("control answers", PATIENCE, async || {
+            assert!(control.process.runs(), "control ended at once: {}", control.process.said());
+            get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        control
+    }
+
+    async fn page(&self, path: &str) -> String {
+        get(self.api, path).await.unwrap().text()
+    }
+
+    async fn says(&self, path: &str, words: &str) {
+        wait_until(&format!("{path} says {words}"), PATIENCE, async || self.page(path).await.contains(words))
+            .await;
+    }
+
+    async fn status(&self) -> Status {
+        serde_json::from_str(&self.page("/status").await).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
+    let Some(mut server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("control.yaml");
+    std::fs::write(&kubeconfig, server.config(&rights(&client).await)).unwrap();
+    let ip = own_ip();
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        account(NAMESPACE, "client"),
+        pod("client", &ip.to_string()),
+        pod("resnet", "198.51.100.7"),
+        service("resnet", json!({})),
+        slice("resnet", "resnet", "198.51.100.7"),
+    ] {
+        apply(&client, object).await;
+    }
+    let control = Control::start(folder.path(), &kubeconfig).await;
+    control.says("/endpoints", "198.51.100.7:8000").await;
+    assert_eq!(control.page("/problems").await.trim(), "[]");
+
+    // A sidecar proves itself with the token that the kubelet would project.
+    let token_file = folder.path().join("token");
+    std::fs::write(&token_file, token(&client, NAMESPACE, "client", AUDIENCE, Some("client")).await).unwrap();
+    let at = |port: u16| SocketAddr::new(ip.into(), port);
+    let args = [
+        "run".to_owned(),
+        format!("--control={}", control.push),
+        format!("--control-ca={}", folder.path().join("state/anchors.pem").display()),
+        format!("--token={}", token_file.display()),
+        format!("--node={NAMESPACE}/client"),
+        "--service-account=client".to_owned(),
+        format!("--outbound={}", at(port::OUTBOUND)),
+        format!("--inbound={}", at(port::INBOUND)),
+        format!("--admin={}", at(port::ADMIN)),
+        format!("--health={}", at(port::HEALTH)),
+    ];
+    let mut sidecar = Process::start("sidecar", &program("penstock-proxy"), &args, folder.path());
+    wait_until("the sidecar is ready", PATIENCE, async || {
+        assert!(sidecar.runs(), "the sidecar ended: {}", sidecar.said());
+        get(at(port::ADMIN), "/ready").await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    wait_until("the sidecar has applied everything", PATIENCE, async || {
+        let status = control.status().await;
+        status.proxies.iter().any(|proxy| proxy.connected) && status.all_applied()
+    })
+    .await;
+
+    // A weight.
+    apply(&client, service("resnet-v2", json!({}))).await;
+    let before = control.status().await.snapshot;
+    apply(&client, service("resnet", json!({"penstock.io/traffic-split": "resnet=90,resnet-v2=10"}))).await;
+    control.says("/routes", "resnet-v2").await;
+    assert_ne!(control.status().await.snapshot, before);
+    // A mistake is named, and what was good stays in force.
+    apply(&client, service("resnet", json!({"penstock.io/traffic-split": "resnet=ninety"}))).await;
+    control.says("/problems", "Service team-a/resnet").await;
+    control.says("/routes", "resnet-v2").await;
+    apply(&client, service("resnet", json!({"penstock.io/traffic-split": "resnet=80,resnet-v2=20"}))).await;
+    wait_until("the mistake is forgotten", PATIENCE, async || control.page("/problems").await.trim() == "[]")
+        .await;
+
+    // The API server is away: nothing changes, and control goes on.
+    let in_force = control.status().await.snapshot;
+    server.stop();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(control.status().await.snapshot, in_force);
+    server.restart().await;
+    let client = server.client().await;
+    apply(&client, slice("resnet", "resnet", "198.51.100.8")).await;
+    control.says("/endpoints", "198.51.100.8:8000").await;
+    let slices = ApiResource::from_gvk(&GroupVersionKind::gvk("discovery.k8s.io", "v1", "EndpointSlice"));
+    let slices: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &slices);
+    slices.delete("resnet-1", &DeleteParams::default()).await.unwrap();
+    wait_until("the endpoint is gone", PATIENCE, async || {
+        !control.page("/endpoints").await.contains("198.51.100.8")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_proves_its_account_to_its_audience_while_its_pod_is_there() {
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        account(NAMESPACE, "client"),
+        pod("client", "198.51.100.9"),
+    ] {
+        apply(&client, object).await;
+    }
+    let review = ApiReview::new(client.clone());
+    let bound = token(&client, NAMESPACE, "client", AUDIENCE, Some("client")).await;
+    let workload = review.check(&bound, 0).await.unwrap();
+    assert_eq!((&*workload.namespace, &*workload.account), (NAMESPACE, "client"));
+    assert_eq!(workload.pod.as_deref(), Some("client"));
+
+    let for_the_api = token(&client, NAMESPACE, "client", ISSUER, None).await;
+    let refused = |answer: Result<_, TokenError>| match answer {
+        Err(TokenError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let why = refused(review.check(&for_the_api, 0).await);
+    assert!(why.contains("audience"), "{why}");
+    refused(review.check("no token at all", 0).await);
+
+    // A pod that is gone gets no certificate any more, whatever its token's expiry says.
+    let pods = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Pod"));
+    let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &pods);
+    pods.delete("client", &DeleteParams { grace_period_seconds: Some(0), ..Default::default() })
+        .await
+        .unwrap();
+    wait_until("the token of a deleted pod is refused", PATIENCE, async || {
+        matches!(review.check(&bound, 0).await, Err(TokenError::Refused(_)))
+    })
+    .await;
+}
