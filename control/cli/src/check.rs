@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use penstock_api::view::{Certificate, EndpointRow, Problem, ProxyCertificates, ProxyStatus, Status};
-use penstock_control::source::{Source, check_dir};
+use penstock_control::source::{Source, check, check_dir};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::control::Control;
 use crate::failure::{Failure, exit};
@@ -24,11 +25,15 @@ const ANCHOR_SHARE_LEFT: f64 = 1.0 / 12.0;
 /// Sidecars renew at two thirds of the lifetime at the latest; less than a quarter left means that it does not work.
 const LEAF_SHARE_LEFT: f64 = 0.25;
 
+/// A cluster that has not told what is in it by then is not going to.
+const LISTED: Duration = Duration::from_secs(20);
+
 /// The arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Check the objects of a directory instead of a running control
-    #[arg(long, value_name = "dir:PATH")]
+    /// Check the objects of a directory (dir:PATH) or of a cluster (kubernetes, or kubernetes:CONTEXT of the kubeconfig) instead
+    /// of a running control
+    #[arg(long)]
     source: Option<Source>,
 }
 
@@ -72,6 +77,7 @@ impl Check {
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
     let checks = match args.source {
         Some(Source::Directory(path)) => of_directory(&path)?,
+        Some(source @ Source::Kubernetes(_)) => of_cluster(&source).await?,
         None => of_control(control).await?,
     };
     output.page(&checks, |checks, terminal| page(checks, terminal))?;
@@ -84,6 +90,19 @@ fn of_directory(path: &Path) -> Result<Vec<Check>, Failure> {
         return Err(Failure::Usage(format!("--source dir:{}: there is no such directory", path.display())));
     }
     Ok(vec![objects(&check_dir(path), "Correct the files and run the check again.")])
+}
+
+/// Reads what is in a cluster once; control need not run there.
+async fn of_cluster(source: &Source) -> Result<Vec<Check>, Failure> {
+    let opened = timeout(LISTED, source.open(Duration::ZERO)).await.map_err(|_| {
+        Failure::Problem(format!(
+            "the Kubernetes API has not listed everything within {LISTED:?}: is it there, and may you list pods, services, endpointslices, \
+             routes and policies of all namespaces? `kubectl auth can-i list pods -A` tells"
+        ))
+    })?;
+    let (objects, _) = opened.map_err(|error| Failure::Problem(format!("{error:#}")))?;
+    let problems = check(&objects.borrow());
+    Ok(vec![self::objects(&problems, "Correct the objects with kubectl and run the check again.")])
 }
 
 async fn of_control(control: &mut Control) -> Result<Vec<Check>, Failure> {
