@@ -10,6 +10,7 @@ mod control;
 mod demo;
 mod endpoints;
 mod failure;
+mod inject;
 mod interruption;
 mod output;
 mod routes;
@@ -110,6 +111,19 @@ enum Command {
         after_help = "Examples:\n  penstock check --source dir:manifests/examples/digits\n  penstock check        # with `penstock demo --stay` running"
     )]
     Check(check::Args),
+    /// Add the sidecar to the pods in manifests, as the injector would, and print them
+    ///
+    /// Knows Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs and Lists of them; all else passes as it is.
+    /// Pods that say penstock.io/inject: disabled, or have hostNetwork, stay as they are; standard error says so.
+    #[command(
+        after_help = "Examples:\n  penstock inject -f web.yaml | kubectl apply -f -\n  kubectl get deploy -o yaml | penstock inject -f - | kubectl apply -f -\n  penstock inject -f web.yaml | penstock uninject -f -"
+    )]
+    Inject(inject::Args),
+    /// Take the sidecar out of the pods in manifests again, and print them
+    #[command(
+        after_help = "Example:\n  kubectl get deploy web -o yaml | penstock uninject -f - | kubectl apply -f -"
+    )]
+    Uninject(inject::Files),
     /// Become another program that ends with its parent (for the demo's own use)
     #[command(name = demo::processes::HOLD, hide = true)]
     Hold(demo::processes::HoldArgs),
@@ -145,6 +159,8 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Tap(args) => tap::run(args, &mut control, output).await,
         Command::Authz(args) => authz::run(args, &mut control, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,
+        Command::Inject(args) => inject::run(&args, output),
+        Command::Uninject(args) => inject::undo(&args, output),
         Command::Hold(args) => Err(demo::processes::hold(&args)),
     }
 }

@@ -41,9 +41,13 @@ pub(crate) fn asked(pod: &Value, namespace: &Namespace) -> Result<Option<Because
         pods.push(either(key, text, "enabled", "disabled")?);
     }
     if pods.first() != pods.last() {
-        return Err(wrong(key, "the label of this name says the opposite; let both say the same, or write one"));
+        return Err(wrong(
+            key,
+            "the label of this name says the opposite; let both say the same, or write one",
+        ));
     }
-    let namespace = || namespace.inject.as_deref().map(|text| either(key, text, "enabled", "disabled")).transpose();
+    let namespace =
+        || namespace.inject.as_deref().map(|text| either(key, text, "enabled", "disabled")).transpose();
     Ok(match pods.first() {
         Some(true) => None,
         Some(false) => Some(Because::Disabled),
@@ -60,7 +64,9 @@ pub(crate) fn read(pod: &Value) -> Result<Options, Error> {
     let mut options = Options::default();
     if let Some(all) = pod.pointer("/metadata/annotations").and_then(Value::as_object) {
         // Kubernetes takes strings alone, and would say so with less about where.
-        if let Some((key, value)) = all.iter().find(|(key, value)| key.starts_with("penstock.io/") && !value.is_string()) {
+        if let Some((key, value)) =
+            all.iter().find(|(key, value)| key.starts_with("penstock.io/") && !value.is_string())
+        {
             return Err(wrong(key, format!("{value} is no string; quote it")));
         }
     }
@@ -104,10 +110,15 @@ pub(crate) fn read(pod: &Value) -> Result<Options, Error> {
             "it is of pods whose traffic is not redirected, and an injected pod's is; leave it out",
         ));
     }
-    for (key, place) in [(annotation::PROXY_CPU, &mut options.cpu), (annotation::PROXY_MEMORY, &mut options.memory)] {
+    for (key, place) in
+        [(annotation::PROXY_CPU, &mut options.cpu), (annotation::PROXY_MEMORY, &mut options.memory)]
+    {
         if let Some(text) = json::annotation(pod, key) {
             if !quantity(text) {
-                return Err(wrong(key, format!("{text:?} is no quantity above zero; write 250m of CPU, 512Mi of memory")));
+                return Err(wrong(
+                    key,
+                    format!("{text:?} is no quantity above zero; write 250m of CPU, 512Mi of memory"),
+                ));
             }
             *place = Some(text.to_owned());
         }
@@ -131,6 +142,10 @@ mod tests {
     #[test]
     fn quantities_are_those_of_kubernetes() {
         assert!(["250m", "1", "0.5", "512Mi", "2Gi", "1G"].into_iter().all(quantity));
-        assert!(["", "0", "-1", "1 Gi", "Mi", "1GiB", "inf", "1e3", "1.2.3"].into_iter().all(|text| !quantity(text)));
+        assert!(
+            ["", "0", "-1", "1 Gi", "Mi", "1GiB", "inf", "1e3", "1.2.3"]
+                .into_iter()
+                .all(|text| !quantity(text))
+        );
     }
 }

@@ -18,7 +18,9 @@ pub(crate) fn add(pod: &mut Value, options: &Options, settings: &Settings) -> Re
     let share = gpu::share(pod, options.gpu);
     let mut changes = Changes::default();
     let account = ["serviceAccountName", "serviceAccount"];
-    let account = account.into_iter().find_map(|key| pod.get("spec")?.get(key)?.as_str().filter(|name| !name.is_empty()));
+    let account = account
+        .into_iter()
+        .find_map(|key| pod.get("spec")?.get(key)?.as_str().filter(|name| !name.is_empty()));
     let account = account.unwrap_or("default").to_owned();
     let marked = way::annotation(pod, annotation::INJECT).is_some();
     let spec = map(pod, &["spec"])?;
@@ -32,7 +34,10 @@ pub(crate) fn add(pod: &mut Value, options: &Options, settings: &Settings) -> Re
     }
     for volume in list(spec, "volumes")?.iter() {
         if name(volume) == Some(IDENTITY) {
-            return Err(Error::field("spec.volumes", format!("{IDENTITY} is there already; the name is the sidecar's")));
+            return Err(Error::field(
+                "spec.volumes",
+                format!("{IDENTITY} is there already; the name is the sidecar's"),
+            ));
         }
     }
     let volumes = list(spec, "volumes")?;
@@ -128,7 +133,8 @@ fn proxy(options: &Options, settings: &Settings, account: &str, share: &gpu::Sha
     if settings.trust_domain != DEFAULT_TRUST_DOMAIN {
         args.push(format!("--trust-domain={}", settings.trust_domain));
     }
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let field =
+        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let mut mounts = vec![json!({"name": IDENTITY, "mountPath": SECRETS, "readOnly": true})];
     if let Some(volume) = &share.volume {
         mounts.push(json!({"name": volume, "mountPath": "/dev/shm"}));

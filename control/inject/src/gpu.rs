@@ -23,24 +23,33 @@ pub(crate) fn share(pod: &Value, asked: bool) -> Share {
     let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
     let containers: &[Value] = containers.map_or(&[], Vec::as_slice);
     let default = way::annotation(pod, "kubectl.kubernetes.io/default-container");
-    let server = containers
-        .iter()
-        .position(has_gpu)
-        .or_else(|| asked.then(|| containers.iter().position(|one| default.is_some() && way::name(one) == default).unwrap_or(0)));
+    let server = containers.iter().position(has_gpu).or_else(|| {
+        asked.then(|| {
+            containers.iter().position(|one| default.is_some() && way::name(one) == default).unwrap_or(0)
+        })
+    });
     let Some(at) = server else { return share };
     let Some(server) = containers.get(at) else { return share };
     let name = way::name(server).unwrap_or("the first container");
 
     let mut mounts = server.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
-    match mounts.find(|mount| mount.get("mountPath").and_then(Value::as_str).is_some_and(|path| path.trim_end_matches('/') == "/dev/shm")) {
+    match mounts.find(|mount| {
+        mount
+            .get("mountPath")
+            .and_then(Value::as_str)
+            .is_some_and(|path| path.trim_end_matches('/') == "/dev/shm")
+    }) {
         None => {
             share.volume = Some(SHM.to_owned());
             share.make_for = Some(at);
         }
         Some(mount) => {
             let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
-            let volume = volumes.into_iter().find(|volume| way::name(volume).is_some() && way::name(volume) == way::name(mount));
-            let memory = volume.and_then(|volume| volume.pointer("/emptyDir/medium")?.as_str()) == Some("Memory");
+            let volume = volumes
+                .into_iter()
+                .find(|volume| way::name(volume).is_some() && way::name(volume) == way::name(mount));
+            let memory =
+                volume.and_then(|volume| volume.pointer("/emptyDir/medium")?.as_str()) == Some("Memory");
             if memory && mount.get("subPath").is_none() {
                 share.volume = way::name(mount).map(str::to_owned);
             } else {
@@ -61,7 +70,9 @@ pub(crate) fn share(pod: &Value, asked: bool) -> Share {
             ));
         }
         if !share.claims.is_empty() && pod.pointer("/spec/shareProcessNamespace") == Some(&json!(false)) {
-            share.warnings.push("penstock.io/gpu needs shareProcessNamespace, which the pod refuses".to_owned());
+            share
+                .warnings
+                .push("penstock.io/gpu needs shareProcessNamespace, which the pod refuses".to_owned());
         }
     }
     share
@@ -69,10 +80,16 @@ pub(crate) fn share(pod: &Value, asked: bool) -> Share {
 
 /// Claims count as GPUs: what is behind one cannot be seen from the pod, and memory is shared for nothing at worst.
 fn has_gpu(container: &Value) -> bool {
-    let lists = ["limits", "requests"].map(|list| container.pointer(&format!("/resources/{list}")).and_then(Value::as_object));
-    let gpu = |name: &String| name.ends_with("/gpu") || name.starts_with("nvidia.com/mig-") || name == "nvidia.com/gpu.shared";
+    let lists = ["limits", "requests"]
+        .map(|list| container.pointer(&format!("/resources/{list}")).and_then(Value::as_object));
+    let gpu = |name: &String| {
+        name.ends_with("/gpu") || name.starts_with("nvidia.com/mig-") || name == "nvidia.com/gpu.shared"
+    };
     let zero = |count: &Value| count.as_u64() == Some(0) || count.as_str() == Some("0");
-    let claims = container.pointer("/resources/claims").and_then(Value::as_array).is_some_and(|claims| !claims.is_empty());
+    let claims = container
+        .pointer("/resources/claims")
+        .and_then(Value::as_array)
+        .is_some_and(|claims| !claims.is_empty());
     claims || lists.into_iter().flatten().flatten().any(|(name, count)| gpu(name) && !zero(count))
 }
 

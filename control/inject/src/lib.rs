@@ -224,7 +224,9 @@ fn free(pod: &Value) -> Result<(), Error> {
         if own.or(whole) == Some(user) {
             return Err(Error::field(
                 field,
-                format!("it runs as user {user}, whose connections the rules let pass without mTLS: give it another runAsUser"),
+                format!(
+                    "it runs as user {user}, whose connections the rules let pass without mTLS: give it another runAsUser"
+                ),
             ));
         }
         for taken in container.get("ports").and_then(Value::as_array).into_iter().flatten() {
@@ -234,10 +236,25 @@ fn free(pod: &Value) -> Result<(), Error> {
             {
                 return Err(Error::field(
                     format!("{field}.ports"),
-                    format!("port {number} is among {} to {}, which are the sidecar's", port::ADMIN, port::HEALTH),
+                    format!(
+                        "port {number} is among {} to {}, which are the sidecar's",
+                        port::ADMIN,
+                        port::HEALTH
+                    ),
                 ));
             }
         }
     }
     if any { Ok(()) } else { Err(Error::field("spec.containers", "there is no container")) }
+}
+
+/// Applies an RFC 6902 patch, as an API server does.
+///
+/// # Errors
+///
+/// It is no patch, or does not fit.
+pub fn apply(pod: &mut Value, patch: &Value) -> Result<(), String> {
+    let patch: json_patch::Patch =
+        serde_json::from_value(patch.clone()).map_err(|error| error.to_string())?;
+    json_patch::patch(pod, &patch.0).map_err(|error| error.to_string())
 }

@@ -23,9 +23,15 @@ pub(crate) struct Changes {
 
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let grace = self.grace.map(|grace| grace.map_or("grace".to_owned(), |grace| format!("grace={grace}")));
+        let grace =
+            self.grace.map(|grace| grace.map_or("grace".to_owned(), |grace| format!("grace={grace}")));
         let said = |yes: bool, word: &str| yes.then(|| word.to_owned());
-        let words = [grace, said(self.group, "group"), said(self.processes, "processes"), said(self.marked, "inject")];
+        let words = [
+            grace,
+            said(self.group, "group"),
+            said(self.processes, "processes"),
+            said(self.marked, "inject"),
+        ];
         f.write_str(&words.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 }

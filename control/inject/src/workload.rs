@@ -27,13 +27,14 @@ fn search(object: &Value, at: String, found: &mut Vec<Place>) {
     let group = text("/apiVersion").unwrap_or_default();
     let template = match (group, kind) {
         ("v1", "Pod") => "",
-        ("v1", "ReplicationController") | ("apps/v1", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") => {
-            "/spec/template"
-        }
+        ("v1", "ReplicationController")
+        | ("apps/v1", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet") => "/spec/template",
         ("batch/v1", "Job") => "/spec/template",
         ("batch/v1", "CronJob") => "/spec/jobTemplate/spec/template",
         ("v1", list) if list.ends_with("List") => {
-            for (index, item) in object.get("items").and_then(Value::as_array).into_iter().flatten().enumerate() {
+            for (index, item) in
+                object.get("items").and_then(Value::as_array).into_iter().flatten().enumerate()
+            {
                 search(item, format!("{at}/items/{index}"), found);
             }
             return;
