@@ -12,11 +12,13 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+    ValidationDirective,
 };
 use penstock_api::names::port;
 use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
+use penstock_control::objects::yaml;
 use penstock_control::source::kubernetes::WATCHED;
 use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER};
 use penstock_tests::testkit::process::{Process, program};
@@ -299,4 +301,48 @@ async fn a_token_proves_its_account_to_its_audience_while_its_pod_is_there() {
         matches!(review.check(&bound, 0).await, Err(TokenError::Refused(_)))
     })
     .await;
+}
+
+/// What injection makes of pods is what the API server takes: every golden file of `penstock inject`, as it would be applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn injected_pods_are_accepted_by_the_api_server() {
+    const KINDS: [&str; 7] =
+        ["Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"];
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../control/inject/tests/golden");
+    let mut accepted = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        // Those that are refused are a sentence, and no object.
+        let documents = yaml::parse(&text).unwrap_or_default();
+        for mut object in documents.iter().map(yaml::Node::to_json) {
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            // One has fields of a Kubernetes to come, on purpose.
+            if !name.ends_with(".out.yaml") || name.starts_with("unknown-fields") || !KINDS.contains(&&*kind)
+            {
+                continue;
+            }
+            let version = object["apiVersion"].as_str().unwrap().to_owned();
+            let (group, version) = version.split_once('/').unwrap_or(("", &version));
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
+            object["metadata"]["namespace"] = "default".into();
+            let object_name = object["metadata"]["name"].as_str().unwrap_or("generated").to_owned();
+            object["metadata"]["name"] = object_name.clone().into();
+            // As the admission of service accounts would have it, which is off here.
+            if kind == "Pod" && object["spec"]["serviceAccountName"].is_null() {
+                object["spec"]["serviceAccountName"] = "default".into();
+            }
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &resource);
+            let mut params = PatchParams::apply("test").dry_run();
+            // A field that Kubernetes does not know is a fault of ours.
+            params.field_validation = Some(ValidationDirective::Strict);
+            let answer = api.patch(&object_name, &params, &Patch::Apply(&object)).await;
+            assert!(answer.is_ok(), "{name}: {answer:?}");
+            accepted += 1;
+        }
+    }
+    assert!(accepted >= 25, "only {accepted} were tried");
 }
