@@ -144,7 +144,7 @@ async fn a_restart_remembers_what_was_good() {
     let memory = state.path().join("last-good.json");
     let file = directory.path().join("a.yaml");
     let start = async || {
-        let objects =
+        let (objects, _) =
             Source::Directory(directory.path().to_owned()).open(Duration::from_millis(10)).await.unwrap();
         resume(objects, watch::channel(Arc::new(trust())).1, memory.clone())
     };

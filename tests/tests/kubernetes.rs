@@ -233,6 +233,13 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     // A mistake is named, and what was good stays in force.
     apply(&client, service("resnet", json!({"penstock.io/traffic-split": "resnet=ninety"}))).await;
     control.says("/problems", "Service team-a/resnet").await;
+    let check = std::process::Command::new(program("penstock"))
+        .args(["check", "--source", &format!("kubernetes:{CONTEXT}")])
+        .env("KUBECONFIG", &kubeconfig)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(!check.status.success() && said.contains("Service team-a/resnet"), "{said}");
     control.says("/routes", "resnet-v2").await;
     apply(&client, service("resnet", json!({"penstock.io/traffic-split": "resnet=80,resnet-v2=20"}))).await;
     wait_until("the mistake is forgotten", PATIENCE, async || control.page("/problems").await.trim() == "[]")

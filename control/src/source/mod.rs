@@ -91,8 +91,13 @@ async fn quiet(changed: &Notify, debounce: Duration) {
 
 /// Everything that is wrong with the objects of a directory, as if none of them had ever been in force.
 pub fn check_dir(path: &Path) -> Vec<Problem> {
+    check(&directory::read(path))
+}
+
+/// Everything that is wrong with these objects, as if none of them had ever been in force.
+pub fn check(objects: &ObjectSet) -> Vec<Problem> {
     let trust = TrustAnchors { trust_domain: DEFAULT_TRUST_DOMAIN.to_owned(), anchors: Vec::new() };
-    compile(&directory::read(path), &State::default(), &trust).0.problems
+    compile(objects, &State::default(), &trust).0.problems
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::facts::{EXEMPT, Fact, Facts, INJECT, annotation, label};
-use super::{Check, Verdict, many};
+use super::{Check, Rule, Verdict, many};
 use crate::cluster::{Answer, name, namespace, text};
 use crate::install::NAMESPACE;
 
@@ -13,8 +13,6 @@ const SIDECARS: u32 = 29;
 const KERNEL: (u32, u32) = (5, 4);
 /// Tokens and certificates are good from a moment on, and this much is forgiven nowhere.
 const SKEW: f64 = 30.0;
-
-type Rule = fn(&Facts) -> Check;
 
 /// Before installing.
 pub(super) const ALL: [Rule; 24] = [

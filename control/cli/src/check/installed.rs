@@ -5,12 +5,10 @@ use serde_json::Value;
 use super::before::{minor, unknown};
 use super::certificates::{self, Held};
 use super::facts::{EXEMPT, Fact, Facts, label};
-use super::{Check, Verdict, many};
+use super::{Check, Rule, Verdict, many};
 use crate::cluster::{Answer, name, namespace, text};
 use crate::install::{self, NAMESPACE};
 use crate::units;
-
-type Rule = fn(&Facts) -> Check;
 
 /// Of control and what it keeps.
 pub(super) const ALL: [Rule; 25] = [

@@ -14,14 +14,15 @@ mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use penstock_api::view::{Certificate, EndpointRow, Problem, ProxyCertificates, ProxyStatus, Status};
-use penstock_control::source::{Source, check_dir};
+use penstock_control::source::{Source, check, check_dir};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use self::facts::{Fact, Facts};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, name};
 use crate::control::Control;
 use crate::failure::{Failure, exit};
 use crate::install::NAMESPACE;
@@ -36,16 +37,26 @@ const ANCHOR_SHARE_LEFT: f64 = 1.0 / 12.0;
 /// Sidecars renew at two thirds of the lifetime at the latest; less than a quarter left means that it does not work.
 const LEAF_SHARE_LEFT: f64 = 0.25;
 
+/// A cluster that has not told what is in it by then is not going to.
+const LISTED: Duration = Duration::from_secs(20);
+
 /// The arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Check the objects of a directory, dir:PATH, or the cluster of another context, kubernetes:CONTEXT
-    #[arg(long, value_name = "SOURCE")]
+    /// Check the objects of a directory (dir:PATH) or of a cluster (kubernetes, or kubernetes:CONTEXT of the kubeconfig), and
+    /// nothing else
+    #[arg(long)]
     source: Option<Source>,
     /// Check whether Penstock can be installed on the cluster of the kubeconfig
-    #[arg(long)]
+    #[arg(long, conflicts_with = "source")]
     pre: bool,
+    /// The context of the kubeconfig; its current one unless said
+    #[arg(long, value_name = "NAME", conflicts_with = "source")]
+    context: Option<String>,
 }
+
+/// A check of a cluster.
+type Rule = fn(&Facts) -> Check;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -95,16 +106,12 @@ impl Check {
 /// Runs the command.
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
     let checks = match args.source {
-        Some(Source::Directory(_)) if args.pre => {
-            return Err(Failure::Usage(
-                "--pre is of a cluster, and --source dir: of files; leave one out".to_owned(),
-            ));
-        }
         Some(Source::Directory(path)) => of_directory(&path)?,
-        Some(Source::Kubernetes(context)) => of_named(context.as_deref(), args.pre, control).await?,
-        None if args.pre => of_named(None, true, control).await?,
-        None => match Cluster::open(None).await {
+        Some(source @ Source::Kubernetes(_)) => of_source(&source).await?,
+        None => match Cluster::open(args.context.as_deref()).await {
+            Ok(cluster) if args.pre => judged(&Facts::gather(&cluster, false).await, &[&before::ALL]),
             Ok(cluster) => of_cluster(&cluster, control).await?,
+            Err(why) if args.pre || args.context.is_some() => return Err(Failure::Usage(why)),
             // No cluster is known, so a control on this machine is meant.
             Err(_) => of_control(control).await?,
         },
@@ -121,19 +128,14 @@ fn of_directory(path: &Path) -> Result<Vec<Check>, Failure> {
     Ok(vec![objects(&check_dir(path), "Correct the files and run the check again.")])
 }
 
-/// Of a cluster that somebody named.
-async fn of_named(context: Option<&str>, pre: bool, control: &mut Control) -> Result<Vec<Check>, Failure> {
-    let cluster = Cluster::open(context).await.map_err(Failure::Usage)?;
-    if !pre {
-        return of_cluster(&cluster, control).await;
-    }
-    let facts = Facts::gather(&cluster, false).await;
-    Ok(judged(&facts, &[&before::ALL]))
-}
-
 /// Of a cluster, and of its control where that answers.
 async fn of_cluster(cluster: &Cluster, control: &mut Control) -> Result<Vec<Check>, Failure> {
     let facts = Facts::gather(cluster, true).await;
+    let there = facts.items(Fact::Namespaces).iter().any(|namespace| name(namespace) == NAMESPACE);
+    if !there && let Ok(checks) = of_control(control).await {
+        // The one that runs on this machine is meant: `penstock demo`, say.
+        return Ok(checks);
+    }
     let mut checks = judged(&facts, &[&before::STAYING, &installed::ALL, &workloads::ALL]);
     match of_control(control).await {
         Ok(more) => checks.extend(more),
@@ -154,10 +156,23 @@ async fn of_cluster(cluster: &Cluster, control: &mut Control) -> Result<Vec<Chec
 }
 
 /// The verdicts of all rules; of the first alone where the API server does not answer.
-fn judged(facts: &Facts, rules: &[&[fn(&Facts) -> Check]]) -> Vec<Check> {
+fn judged(facts: &Facts, rules: &[&[Rule]]) -> Vec<Check> {
     let answers = facts.get(Fact::Version).found().is_some();
     let rules = rules.iter().flat_map(|rules| rules.iter());
     rules.take(if answers { usize::MAX } else { 1 }).map(|rule| rule(facts)).collect()
+}
+
+/// Reads what is in a cluster once; control need not run there.
+async fn of_source(source: &Source) -> Result<Vec<Check>, Failure> {
+    let opened = timeout(LISTED, source.open(Duration::ZERO)).await.map_err(|_| {
+        Failure::Problem(format!(
+            "the Kubernetes API has not listed everything within {LISTED:?}: is it there, and may you list pods, services, endpointslices, \
+             routes and policies of all namespaces? `kubectl auth can-i list pods -A` tells"
+        ))
+    })?;
+    let (objects, _) = opened.map_err(|error| Failure::Problem(format!("{error:#}")))?;
+    let problems = check(&objects.borrow());
+    Ok(vec![self::objects(&problems, "Correct the objects with kubectl and run the check again.")])
 }
 
 async fn of_control(control: &mut Control) -> Result<Vec<Check>, Failure> {

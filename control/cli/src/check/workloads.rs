@@ -7,10 +7,8 @@ use serde_json::Value;
 use super::before::{listed, unknown};
 use super::facts::{EXEMPT, Fact, Facts, INJECT, annotation, label};
 use super::installed::near;
-use super::{Check, Verdict, many};
+use super::{Check, Rule, Verdict, many};
 use crate::cluster::{Answer, name, namespace, text};
-
-type Rule = fn(&Facts) -> Check;
 
 /// Of what runs in the mesh.
 pub(super) const ALL: [Rule; 11] = [

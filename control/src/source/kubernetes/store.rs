@@ -88,7 +88,7 @@ impl Store {
             return None;
         }
         let mut all: Vec<_> = self.kinds.values().flat_map(|kept| &kept.objects).collect();
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all.sort_by_key(|(id, _)| *id);
         let mut set = ObjectSet::default();
         for (_, read) in all {
             match read {
