@@ -112,4 +112,3 @@ fn nonsense_in_a_directory_is_named_with_its_place() {
     assert!(checks[0].details[0].contains("s.yaml:"), "{:?}", checks[0].details);
     assert!(matches!(of_directory(&directory.path().join("no")), Err(Failure::Usage(_))));
 }
-
