@@ -159,7 +159,12 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
 /// What control says of an object: nothing where it is accepted.
 fn control(object: &Value) -> Vec<String> {
     let trust = TrustAnchors { trust_domain: "cluster.local".into(), anchors: Vec::new() };
-    let set = decode::file(&"policy.yaml".into(), &object.to_string());
+    // Settings of a policy for no Service are not even read.
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "digits", "namespace": "default"},
+        "spec": {"ports": [{"port": 80}]},
+    });
+    let set = decode::file(&"policy.yaml".into(), &format!("{object}\n---\n{service}\n"));
     let problems = compile(&set, &State::default(), &trust).0.problems;
     // Nothing else is in the cluster, so what a policy is about is missing, which refuses none.
     let missing = ["there is no Service", "no workload of the mesh"];
