@@ -132,8 +132,10 @@ fn protected(api: SocketAddr, unprotected: bool) -> Result<()> {
 #[tokio::main]
 async fn serve(run: Run) -> Result<()> {
     protected(run.api, run.api_unprotected)?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&run.log_level)
-        .with_context(|| format!("--log-level {:?} is none; write for example info", run.log_level))?;
+    // What the client of Kubernetes meets is told by who asked for it, once.
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(format!("kube_client=off,kube_runtime=off,{}", run.log_level))
+            .with_context(|| format!("--log-level {:?} is none; write for example info", run.log_level))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -105,11 +105,22 @@ pub mod annotation {
     /// Pod: subnets that its application reaches past the proxy, `169.254.0.0/16,fd00::/8`; `penstock-proxy init
     /// --skip-subnets`.
     pub const SKIP_SUBNETS: &str = "penstock.io/skip-subnets";
+    /// Pod: the CPU that its injected proxy asks for, without a limit, `250m`.
+    pub const PROXY_CPU: &str = "penstock.io/proxy-cpu";
+    /// Pod: the memory that its injected proxy asks for and is limited to, `512Mi`.
+    pub const PROXY_MEMORY: &str = "penstock.io/proxy-memory";
+    /// Pod, written by the injector: the version that injected it.
+    pub const INJECTED_BY: &str = "penstock.io/injected-by";
+    /// Pod, written by the injector: what `penstock uninject` has to undo besides what it finds by name.
+    pub const INJECTED_CHANGES: &str = "penstock.io/injected-changes";
     /// Service: `max=32,delay=2ms`; further `bytes=64Mi,elements=65536,concurrent=2,target=50ms`.
     pub const BATCH: &str = "penstock.io/batch";
     /// Service: `single-flight,cache=256Mi/30s`; further `outbound,shared,deterministic,headers=accept-language+x-tone`.
     pub const COALESCE: &str = "penstock.io/coalesce";
 }
+
+/// Label of pods that carry an injected proxy: `"true"`.
+pub const INJECTED_LABEL: &str = "penstock.io/injected";
 
 /// ALPN between sidecars: HTTP/2 that follows Penstock's own rules (upgraded HTTP/1, load reports).
 pub const ALPN_MESH_H2: &[u8] = b"penstock-h2";

@@ -11,6 +11,7 @@ mod control;
 mod demo;
 mod endpoints;
 mod failure;
+mod inject;
 mod install;
 mod interruption;
 mod output;
@@ -120,6 +121,19 @@ enum Command {
         after_help = "Examples:\n  penstock check --pre        # may it be installed on the cluster of the kubeconfig?\n  penstock check              # the cluster, and control where it answers\n  penstock check --source dir:manifests/examples/digits"
     )]
     Check(check::Args),
+    /// Add the sidecar to the pods in manifests, as the injector would, and print them
+    ///
+    /// Knows Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs and Lists of them; all else passes as it is.
+    /// Pods that say penstock.io/inject: disabled, or have hostNetwork, stay as they are; standard error says so.
+    #[command(
+        after_help = "Examples:\n  penstock inject -f web.yaml | kubectl apply -f -\n  kubectl get deploy -o yaml | penstock inject -f - | kubectl apply -f -\n  penstock inject -f web.yaml | penstock uninject -f -"
+    )]
+    Inject(inject::Args),
+    /// Take the sidecar out of the pods in manifests again, and print them
+    #[command(
+        after_help = "Example:\n  kubectl get deploy web -o yaml | penstock uninject -f - | kubectl apply -f -"
+    )]
+    Uninject(inject::Files),
     /// Become another program that ends with its parent (for the demo's own use)
     #[command(name = demo::processes::HOLD, hide = true)]
     Hold(demo::processes::HoldArgs),
@@ -157,6 +171,8 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Install(args) => install::run(&args, output),
         Command::Uninstall(args) => install::remove(&args, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,
+        Command::Inject(args) => inject::run(&args, output),
+        Command::Uninject(args) => inject::undo(&args, output),
         Command::Hold(args) => Err(demo::processes::hold(&args)),
     }
 }

@@ -9,6 +9,8 @@ mod certificates;
 mod facts;
 mod installed;
 #[cfg(test)]
+mod tables;
+#[cfg(test)]
 mod tests;
 mod workloads;
 

@@ -6,6 +6,7 @@
 //! until it is back; a kind is not installed, which is an empty list until it is; an object makes no sense, which is part of the set.
 
 mod lean;
+mod outage;
 mod store;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Config};
 use tokio::sync::{Notify, watch};
 
+use self::outage::Outage;
 use self::store::{Change, Store};
 use crate::objects::{ObjectKind, ObjectSet};
 
@@ -97,9 +99,12 @@ pub async fn client(context: Option<&str>) -> Result<Client> {
 pub async fn open(client: Client, debounce: Duration) -> Result<watch::Receiver<Arc<ObjectSet>>> {
     let store = Arc::new(Mutex::new(Store::new(WATCHED.map(|watched| watched.kind))));
     let changed = Arc::new(Notify::new());
+    let outage = Arc::new(Outage::default());
     let watches: Vec<_> = WATCHED
         .into_iter()
-        .map(|watched| tokio::spawn(follow(watched, client.clone(), store.clone(), changed.clone())))
+        .map(|watched| {
+            tokio::spawn(follow(watched, client.clone(), store.clone(), changed.clone(), outage.clone()))
+        })
         .collect();
     let set = loop {
         changed.notified().await;
@@ -135,48 +140,48 @@ fn locked(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
 }
 
 /// One kind, for ever. Whatever happens to the connection, the watcher lists again and tells everything anew.
-async fn follow(watched: Watched, client: Client, store: Arc<Mutex<Store>>, changed: Arc<Notify>) {
+async fn follow(
+    watched: Watched,
+    client: Client,
+    store: Arc<Mutex<Store>>,
+    changed: Arc<Notify>,
+    outage: Arc<Outage>,
+) {
     let Watched { kind, group, version, plural } = watched;
     let name = format!("{kind:?}");
     let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &name), plural);
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().boxed();
-    // What was logged last, so that an outage is one line and not one a second.
-    let mut trouble = None;
+    // Looked for in vain is told once, not every half minute.
+    let mut absent = false;
     while let Some(event) = events.next().await {
+        // That a list is asked for is no answer yet.
+        if !matches!(event, Ok(watcher::Event::Init) | Err(_)) && outage.ends(plural) {
+            tracing::info!("the Kubernetes API answers again");
+        }
         let change = match event {
-            Ok(event) => {
-                if trouble.take().is_some() {
-                    tracing::info!("{plural}: the API server answers again");
-                }
-                match event {
-                    watcher::Event::Init => Change::Begin,
-                    watcher::Event::InitApply(object) => {
-                        Change::Listed(Box::new(store::read(watched, object)))
-                    }
-                    watcher::Event::InitDone => Change::End,
-                    watcher::Event::Apply(object) => Change::Put(Box::new(store::read(watched, object))),
-                    watcher::Event::Delete(object) => Change::Gone(store::id_of(kind, &object)),
-                }
-            }
+            Ok(watcher::Event::Init) => Change::Begin,
+            Ok(watcher::Event::InitApply(object)) => Change::Listed(Box::new(store::read(watched, object))),
+            Ok(watcher::Event::InitDone) => Change::End,
+            Ok(watcher::Event::Apply(object)) => Change::Put(Box::new(store::read(watched, object))),
+            Ok(watcher::Event::Delete(object)) => Change::Gone(store::id_of(kind, &object)),
             Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
-                let told = "absent".to_owned();
-                if trouble.as_ref() != Some(&told) {
+                outage.ends(plural);
+                if !std::mem::replace(&mut absent, true) {
                     tracing::info!(
-                        "{plural}.{group} is not installed in this cluster; looked for again now and then"
+                        "{plural}.{group} is not installed in this cluster; looked for now and then"
                     );
                 }
-                trouble = Some(told);
                 Change::Absent
             }
             Err(error) => {
-                let told = error.to_string();
-                if trouble.as_ref() != Some(&told) {
+                // With its causes: which address, refused, forbidden.
+                let why = format!("{:#}", anyhow::Error::from(error));
+                if outage.begins(plural, &why) {
                     tracing::warn!(
-                        "{plural}: {told}; what is known stays in force, and the API server is asked again"
+                        "the Kubernetes API does not tell {plural}: {why}; what is known stays in force, and it is asked again"
                     );
                 }
-                trouble = Some(told);
                 continue;
             }
         };
