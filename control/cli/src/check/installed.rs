@@ -52,7 +52,7 @@ fn missing(check: &'static str, what: &str, answer: &Answer, why: &'static str) 
 }
 
 /// The objects of one kind that this program installs.
-fn ours(kind: &str) -> Vec<Value> {
+pub(super) fn ours(kind: &str) -> Vec<Value> {
     let text = install::manifest(&install::Args::default()).unwrap_or_default();
     let documents = text.split("---\n").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
     documents.filter(|object| object["kind"] == kind).collect()

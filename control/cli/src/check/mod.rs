@@ -7,6 +7,8 @@
 mod before;
 mod certificates;
 mod facts;
+#[cfg(test)]
+mod installation;
 mod installed;
 #[cfg(test)]
 mod tables;

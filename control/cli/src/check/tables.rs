@@ -6,7 +6,7 @@ use super::facts::{Fact, Facts};
 use super::{Check, Rule, Verdict, before, installed, judged, workloads};
 use crate::cluster::Answer;
 
-fn found(value: Value) -> Answer {
+pub(super) fn found(value: Value) -> Answer {
     Answer::Found(value)
 }
 
@@ -42,7 +42,7 @@ fn injected(status: Value) -> Value {
 }
 
 /// A cluster on which everything before installing is as it should be.
-fn empty() -> Facts {
+pub(super) fn empty() -> Facts {
     let group = |name: &str| json!({"name": name, "versions": [{"version": "v1"}]});
     let groups = [
         "admissionregistration.k8s.io",
@@ -70,7 +70,7 @@ fn of<'a>(checks: &'a [Check], name: &str) -> &'a Check {
     checks.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no check {name}"))
 }
 
-fn wrong(checks: &[Check]) -> Vec<(&'static str, Verdict)> {
+pub(super) fn wrong(checks: &[Check]) -> Vec<(&'static str, Verdict)> {
     checks
         .iter()
         .filter(|check| check.verdict != Verdict::Ok)
@@ -79,7 +79,7 @@ fn wrong(checks: &[Check]) -> Vec<(&'static str, Verdict)> {
 }
 
 /// Each row: what is other than it should be, and the one check that says so.
-fn table(good: &Facts, rules: &[&[Rule]], rows: Vec<(Facts, &str, Verdict, &str)>) {
+pub(super) fn table(good: &Facts, rules: &[&[Rule]], rows: Vec<(Facts, &str, Verdict, &str)>) {
     let fine = judged(good, rules);
     assert_eq!(wrong(&fine), [], "{fine:#?}");
     for (facts, name, verdict, told) in rows {
