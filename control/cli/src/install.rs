@@ -34,17 +34,17 @@ pub(crate) struct Args {
     /// Print the custom resource definitions alone, which are applied first on upgrades
     #[arg(long)]
     crds_only: bool,
-    /// Where images come from: PREFIX/control and PREFIX/proxy
-    #[arg(long, value_name = "PREFIX", default_value = IMAGES)]
+    /// Where images come from: PREFIX/control and PREFIX/proxy; penstock.io unless said
+    #[arg(long, value_name = "PREFIX", hide_default_value = true, default_value = IMAGES)]
     image_prefix: String,
-    /// The version of the images
-    #[arg(long, value_name = "TAG", default_value = env!("CARGO_PKG_VERSION"))]
+    /// The version of the images; this program's own unless said
+    #[arg(long, value_name = "TAG", hide_default_value = true, default_value = env!("CARGO_PKG_VERSION"))]
     tag: String,
-    /// Replicas of control
-    #[arg(long, value_name = "N", default_value_t = REPLICAS, value_parser = clap::value_parser!(u32).range(1..=50))]
+    /// Replicas of control; 2 unless said
+    #[arg(long, value_name = "N", hide_default_value = true, default_value_t = REPLICAS, value_parser = clap::value_parser!(u32).range(1..=50))]
     replicas: u32,
-    /// The trust domain of all identities; it cannot be changed later without new identities for all
-    #[arg(long, value_name = "DOMAIN", default_value = DEFAULT_TRUST_DOMAIN)]
+    /// The trust domain of all identities, once and for all; cluster.local unless said
+    #[arg(long, value_name = "DOMAIN", hide_default_value = true, default_value = DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
 }
 
