@@ -160,7 +160,9 @@ fn the_webhook_is_asked_for_those_alone_who_asked_for_it() {
             .collect()
     };
     let (on, off) = (Some("enabled"), Some("disabled"));
-    let table: [(&str, Option<&str>, Option<&str>, &[&str]); 10] = [
+    // The namespace, its label, the pod's, and who is asked.
+    type Row = (&'static str, Option<&'static str>, Option<&'static str>, &'static [&'static str]);
+    let table: [Row; 10] = [
         ("a", None, None, &[]),
         ("a", off, None, &[]),
         ("a", on, None, &["namespace.penstock.io"]),
