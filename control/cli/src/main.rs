@@ -1,16 +1,18 @@
 //! `penstock`, the command line: a demo of the whole mesh, and questions to a running control.
 //!
-//! Every question goes to control's HTTP API, which asks the proxies. Results go to standard output as a table,
+//! Every question goes to control's HTTP API, which asks the proxies, or to the Kubernetes API. Results go to standard output as a table,
 //! JSON or YAML; progress and errors go to standard error; the exit status says how it went.
 
 mod authz;
 mod check;
+mod cluster;
 mod connection;
 mod control;
 mod demo;
 mod endpoints;
 mod failure;
 mod inject;
+mod install;
 mod interruption;
 mod output;
 mod routes;
@@ -106,9 +108,17 @@ enum Command {
         after_help = "Example (with `penstock demo --stay` running):\n  penstock authz digits-v1-a --from spiffe://cluster.local/ns/demo/sa/client --path /v2/health/ready"
     )]
     Authz(authz::Args),
-    /// Check a running control or a directory of objects, and say what to do about what is wrong
+    /// Print what a cluster needs, for kubectl apply
     #[command(
-        after_help = "Examples:\n  penstock check --source dir:manifests/examples/digits\n  penstock check        # with `penstock demo --stay` running"
+        after_help = "Examples:\n  penstock install | kubectl apply -f -\n  penstock install --image-prefix registry.example.com/penstock --replicas 3 | kubectl apply -f -"
+    )]
+    Install(install::Args),
+    /// Print what install has made, for kubectl delete, and say whose sidecars remain
+    #[command(after_help = "Example:\n  penstock uninstall | kubectl delete --ignore-not-found -f -")]
+    Uninstall(install::Removal),
+    /// Check a cluster before or after installing, a running control, or a directory of objects
+    #[command(
+        after_help = "Examples:\n  penstock check --pre        # may it be installed on the cluster of the kubeconfig?\n  penstock check              # the cluster, and control where it answers\n  penstock check --source dir:manifests/examples/digits"
     )]
     Check(check::Args),
     /// Add the sidecar to the pods in manifests, as the injector would, and print them
@@ -158,6 +168,8 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Endpoints(args) => endpoints::run(args, &mut control, output).await,
         Command::Tap(args) => tap::run(args, &mut control, output).await,
         Command::Authz(args) => authz::run(args, &mut control, output).await,
+        Command::Install(args) => install::run(&args, output),
+        Command::Uninstall(args) => install::remove(&args, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,
         Command::Inject(args) => inject::run(&args, output),
         Command::Uninject(args) => inject::undo(&args, output),

@@ -107,7 +107,7 @@ impl ApiServer {
     }
 
     /// The administrator's kubeconfig.
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("admin.yaml")
     }
 

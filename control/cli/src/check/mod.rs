@@ -1,7 +1,20 @@
 //! `penstock check`: a list of named checks, each with what was found and, if it is not as it should be, what to do.
 //!
 //! Of a directory, without any server: whether control would accept every object. Of a running control: whether it
-//! accepts its objects, the proxies hold what it pushed, endpoints take traffic, and certificates are renewed.
+//! accepts its objects, the proxies hold what it pushed, endpoints take traffic, and certificates are renewed. Of a cluster: whether
+//! Penstock can be installed on it, and whether all that was installed is there and works.
+
+mod before;
+mod certificates;
+mod facts;
+#[cfg(test)]
+mod installation;
+mod installed;
+#[cfg(test)]
+mod tables;
+#[cfg(test)]
+mod tests;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,8 +25,11 @@ use penstock_control::source::{Source, check, check_dir};
 use serde::Serialize;
 use tokio::time::timeout;
 
+use self::facts::{Fact, Facts};
+use crate::cluster::{Cluster, name};
 use crate::control::Control;
 use crate::failure::{Failure, exit};
+use crate::install::NAMESPACE;
 use crate::output::Output;
 use crate::status::{place, told};
 use crate::terminal::{Terminal, Tone};
@@ -31,11 +47,20 @@ const LISTED: Duration = Duration::from_secs(20);
 /// The arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Check the objects of a directory (dir:PATH) or of a cluster (kubernetes, or kubernetes:CONTEXT of the kubeconfig) instead
-    /// of a running control
+    /// Check the objects of a directory (dir:PATH) or of a cluster (kubernetes, or kubernetes:CONTEXT of the kubeconfig), and
+    /// nothing else
     #[arg(long)]
     source: Option<Source>,
+    /// Check whether Penstock can be installed on the cluster of the kubeconfig
+    #[arg(long, conflicts_with = "source")]
+    pre: bool,
+    /// The context of the kubeconfig; its current one unless said
+    #[arg(long, value_name = "NAME", conflicts_with = "source")]
+    context: Option<String>,
 }
+
+/// A check of a cluster.
+type Rule = fn(&Facts) -> Check;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,17 +84,26 @@ struct Check {
     found: String,
     /// Details, one a line: which object, which proxy.
     details: Vec<String>,
+    /// Why it matters; empty where it goes without saying.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    why: &'static str,
     /// What to do; empty when nothing is.
     fix: String,
 }
 
 impl Check {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, found: found.into(), details: Vec::new(), fix: String::new() }
+        let found = found.into();
+        Self { name, verdict: Verdict::Ok, found, details: Vec::new(), why: "", fix: String::new() }
     }
 
     fn bad(verdict: Verdict, name: &'static str, found: String, details: Vec<String>, fix: &str) -> Self {
-        Self { name, verdict, found, details, fix: fix.to_owned() }
+        Self { name, verdict, found, details, why: "", fix: fix.to_owned() }
+    }
+
+    /// Says why it matters, where something is wrong.
+    fn because(self, why: &'static str) -> Self {
+        if self.verdict == Verdict::Ok || !self.why.is_empty() { self } else { Self { why, ..self } }
     }
 }
 
@@ -77,8 +111,14 @@ impl Check {
 pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Result<u8, Failure> {
     let checks = match args.source {
         Some(Source::Directory(path)) => of_directory(&path)?,
-        Some(source @ Source::Kubernetes(_)) => of_cluster(&source).await?,
-        None => of_control(control).await?,
+        Some(source @ Source::Kubernetes(_)) => of_source(&source).await?,
+        None => match Cluster::open(args.context.as_deref()).await {
+            Ok(cluster) if args.pre => judged(&Facts::gather(&cluster, false).await, &[&before::ALL]),
+            Ok(cluster) => of_cluster(&cluster, control).await?,
+            Err(why) if args.pre || args.context.is_some() => return Err(Failure::Usage(why)),
+            // No cluster is known, so a control on this machine is meant.
+            Err(_) => of_control(control).await?,
+        },
     };
     output.page(&checks, |checks, terminal| page(checks, terminal))?;
     let fine = checks.iter().all(|check| check.verdict != Verdict::Problem);
@@ -92,8 +132,42 @@ fn of_directory(path: &Path) -> Result<Vec<Check>, Failure> {
     Ok(vec![objects(&check_dir(path), "Correct the files and run the check again.")])
 }
 
+/// Of a cluster, and of its control where that answers.
+async fn of_cluster(cluster: &Cluster, control: &mut Control) -> Result<Vec<Check>, Failure> {
+    let facts = Facts::gather(cluster, true).await;
+    let there = facts.items(Fact::Namespaces).iter().any(|namespace| name(namespace) == NAMESPACE);
+    if !there && let Ok(checks) = of_control(control).await {
+        // The one that runs on this machine is meant: `penstock demo`, say.
+        return Ok(checks);
+    }
+    let mut checks = judged(&facts, &[&before::STAYING, &installed::ALL, &workloads::ALL]);
+    match of_control(control).await {
+        Ok(more) => checks.extend(more),
+        Err(Failure::Unreachable { .. }) => {
+            let fix = format!(
+                "kubectl -n {NAMESPACE} port-forward svc/penstock-control 8080 &  # then run this again"
+            );
+            let found = format!("not asked: it does not answer at {}", control.url());
+            let check =
+                Check::bad(Verdict::Warning, "proxies, as control sees them", found, Vec::new(), &fix);
+            checks.push(check.because(
+                "Which proxies are connected and hold the newest configuration, control alone knows.",
+            ));
+        }
+        Err(other) => return Err(other),
+    }
+    Ok(checks)
+}
+
+/// The verdicts of all rules; of the first alone where the API server does not answer.
+fn judged(facts: &Facts, rules: &[&[Rule]]) -> Vec<Check> {
+    let answers = facts.get(Fact::Version).found().is_some();
+    let rules = rules.iter().flat_map(|rules| rules.iter());
+    rules.take(if answers { usize::MAX } else { 1 }).map(|rule| rule(facts)).collect()
+}
+
 /// Reads what is in a cluster once; control need not run there.
-async fn of_cluster(source: &Source) -> Result<Vec<Check>, Failure> {
+async fn of_source(source: &Source) -> Result<Vec<Check>, Failure> {
     let opened = timeout(LISTED, source.open(Duration::ZERO)).await.map_err(|_| {
         Failure::Problem(format!(
             "the Kubernetes API has not listed everything within {LISTED:?}: is it there, and may you list pods, services, endpointslices, \
@@ -314,125 +388,12 @@ fn page(checks: &[Check], terminal: Terminal) -> String {
         for detail in &check.details {
             text.push_str(&format!("    {detail}\n"));
         }
+        if !check.why.is_empty() {
+            text.push_str(&format!("    {}\n", terminal.paint(Tone::Faint, check.why)));
+        }
         if !check.fix.is_empty() {
             text.push_str(&format!("    {} {}\n", terminal.paint(Tone::Strong, "→"), check.fix));
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn certificate(role: &str, serial: &str, not_before: i64, not_after: i64) -> Certificate {
-        Certificate {
-            name: "x".to_owned(),
-            serial: serial.to_owned(),
-            not_before,
-            not_after,
-            role: role.to_owned(),
-        }
-    }
-
-    fn holder(node: &str, certificates: Vec<Certificate>) -> ProxyCertificates {
-        ProxyCertificates { node: node.to_owned(), certificates, error: None }
-    }
-
-    fn verdicts(checks: &[Check]) -> Vec<(&'static str, Verdict)> {
-        checks.iter().map(|check| (check.name, check.verdict)).collect()
-    }
-
-    #[test]
-    fn a_certificate_that_nobody_renewed_is_a_problem_before_it_ends() {
-        let anchor = certificate("anchor", "1", 0, 400 * 86_400);
-        let fresh = holder("a/one", vec![certificate("leaf", "2", 0, 1000), anchor.clone()]);
-        let checks = certified(std::slice::from_ref(&fresh), 500.0);
-        assert_eq!(verdicts(&checks), [("certificates", Verdict::Ok), ("trust anchors", Verdict::Ok)]);
-        assert_eq!(checks[0].found, "1 held; the next to end is that of a/one, 8m 20s of 16m 40s left");
-        assert_eq!(checks[1].found, "1 trusted; the first to end: 399d 23h of 400d 0h left");
-
-        let checks = certified(&[fresh, holder("a/two", vec![anchor])], 800.0);
-        assert_eq!(verdicts(&checks), [("certificates", Verdict::Problem), ("trust anchors", Verdict::Ok)]);
-        assert_eq!(checks[0].details, ["a/one: 3m 20s of 16m 40s left"]);
-    }
-
-    #[test]
-    fn an_anchor_that_ends_soon_is_told_once_and_with_the_command() {
-        let day = 86_400;
-        let anchor = certificate("anchor", "1", -364 * day, day);
-        let checks = certified(&[holder("a/one", vec![anchor.clone()]), holder("a/two", vec![anchor])], 0.0);
-        assert_eq!(verdicts(&checks), [("trust anchors", Verdict::Warning)]);
-        assert_eq!(checks[0].details, ["anchor x: 1d 0h of 365d 0h left"]);
-        assert!(checks[0].fix.contains("rotate-root"));
-    }
-
-    #[test]
-    fn seconds_are_plenty_for_a_certificate_that_lives_for_a_minute() {
-        let leaf = certificate("leaf", "2", -4, 40);
-        let short_anchor = certificate("anchor", "1", -300, 300);
-        let checks = certified(&[holder("a/one", vec![leaf, short_anchor])], 20.0);
-        assert_eq!(verdicts(&checks), [("certificates", Verdict::Ok), ("trust anchors", Verdict::Ok)]);
-        assert_eq!(checks[0].found, "1 held; the next to end is that of a/one, 20s of 44s left");
-    }
-
-    #[test]
-    fn a_service_without_ready_endpoints_is_a_problem_and_an_ejection_a_warning() {
-        let endpoint = |service: &str, name: &str, state: &str| EndpointRow {
-            service: service.to_owned(),
-            endpoint: name.to_owned(),
-            state: state.to_owned(),
-            ..EndpointRow::default()
-        };
-        let mut rows = vec![endpoint("a/s", "a/1", "ready"), endpoint("a/s", "a/2", "ready")];
-        assert_eq!(ready(&rows).found, "2 ready in 1 Service");
-        rows[0].state = "ejected".to_owned();
-        assert_eq!(ready(&rows).verdict, Verdict::Warning);
-        rows[1].state = "draining".to_owned();
-        assert_eq!(ready(&rows).details, ["a/s: 0 of 2 ready"]);
-        assert_eq!(ready(&rows).verdict, Verdict::Problem);
-    }
-
-    #[test]
-    fn the_page_is_a_list_with_what_to_do() {
-        let problem = Problem {
-            file: "a.yaml".to_owned(),
-            line: 3,
-            object: "Service a/s".to_owned(),
-            message: "weights sum to 0".to_owned(),
-            last_good_in_force: false,
-        };
-        let checks = [Check::ok("control", "answers"), objects(&[problem], "Correct it.")];
-        assert_eq!(
-            page(&checks, Terminal::PLAIN),
-            "✔ control  answers\n\
-             ✖ objects  1 object is wrong\n    \
-             a.yaml:3: Service a/s: weights sum to 0\n    \
-             → Correct it.\n"
-        );
-        let json = serde_json::to_value(&checks).unwrap();
-        assert_eq!(json[1]["verdict"], "problem");
-    }
-
-    #[test]
-    fn the_examples_in_the_repository_pass() {
-        for example in ["digits", "gpu"] {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples").join(example);
-            let checks = of_directory(&path).unwrap();
-            let page = page(&checks, Terminal::PLAIN);
-            assert_eq!(verdicts(&checks), [("objects", Verdict::Ok)], "{example}: {page}");
-        }
-    }
-
-    #[test]
-    fn nonsense_in_a_directory_is_named_with_its_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let yaml = "apiVersion: v1\nkind: Service\nmetadata:\n  name: s\n  namespace: a\n  annotations:\n    \
-                    penstock.io/traffic-split: \"nobody=0\"\nspec:\n  ports:\n    - {port: 80}\n";
-        std::fs::write(directory.path().join("s.yaml"), yaml).unwrap();
-        let checks = of_directory(directory.path()).unwrap();
-        assert_eq!(verdicts(&checks), [("objects", Verdict::Problem)]);
-        assert!(checks[0].details[0].contains("s.yaml:"), "{:?}", checks[0].details);
-        assert!(matches!(of_directory(&directory.path().join("no")), Err(Failure::Usage(_))));
-    }
 }
