@@ -14,7 +14,7 @@ pub mod seeds;
 
 use std::alloc::System;
 
-use penstock_kernels::held::Counting;
+use penstock_kernels::allocated::Counting;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 pub use json::{coalesce_json, openai};

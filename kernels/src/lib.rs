@@ -5,7 +5,7 @@
 //! kernels that do what [`fused`] says, to the same bits.
 //!
 //! This is the only crate of Penstock with `unsafe` in it, and only some modules of it may: the one that maps memory, the
-//! one that turns claims on rows into slices, the one with a CPU's vectors, those that call a GPU's driver, and [`held`], an
+//! one that turns claims on rows into slices, the one with a CPU's vectors, those that call a GPU's driver, and [`allocated`], an
 //! allocator that counts. What they promise stands at the head of each, and each allows it to itself.
 //!
 //! # A batch in shared memory
@@ -49,8 +49,8 @@
 //! Had a lease been dropped instead, because the request was cancelled or timed out, its memory would stay in quarantine
 //! until [`Arena::amnesty`](arena::Arena::amnesty).
 
+pub mod allocated;
 pub mod arena;
 pub mod cuda;
 pub mod fused;
-pub mod held;
 pub mod normalise;

@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use penstock_api::SpiffeId;
 use penstock_api::names::{DEFAULT_TRUST_DOMAIN, PROXY_UID, port};
-use penstock_kernels::held::Counting;
+use penstock_kernels::allocated::Counting;
 use penstock_proxy::admin::{self, Audience, Pages};
 use penstock_proxy::config::{Store, static_file};
 use penstock_proxy::identity::Identity;

@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package cluster names the programs of Kubernetes that tests run, so that go.mod keeps what they are made of.
+// Package cluster names the programs of a cluster, so that go.mod keeps what they are made of. Tests run the first.
 package cluster
 
 import (

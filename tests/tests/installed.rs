@@ -7,10 +7,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use penstock_control::compile::{State, TrustAnchors, compile};
 use penstock_control::objects::decode;
-use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT};
+use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, apply};
 use penstock_tests::testkit::process::program;
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use serde_json::{Value, json};
@@ -27,23 +26,6 @@ fn penstock(kubeconfig: &Path, args: &[&str]) -> Output {
 
 fn documents(text: &str) -> Vec<Value> {
     text.split("---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
-}
-
-/// Makes an object so; unknown fields are errors, as for `kubectl apply`.
-async fn apply(client: &Client, object: &Value, dry: bool) -> Result<(), String> {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let version = text("/apiVersion");
-    let (group, version) = version.split_once('/').unwrap_or(("", &version));
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &text("/kind")));
-    let namespace = text("/metadata/namespace");
-    let api: Api<DynamicObject> = match namespace.is_empty() {
-        true => Api::all_with(client.clone(), &resource),
-        false => Api::namespaced_with(client.clone(), &namespace, &resource),
-    };
-    let mut params = PatchParams::apply("test").force().validation_strict();
-    params.dry_run = dry;
-    let answer = api.patch(&text("/metadata/name"), &params, &Patch::Apply(object)).await;
-    answer.map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// The verdicts of `penstock check`, by name.
@@ -335,7 +317,7 @@ async fn schemas(client: &Client) {
 
     // A CEL rule says what to do.
     let said = apply(client, &access(json!({"action": "Deny"})), true).await.unwrap_err();
-    assert!(said.contains("it denies nothing; write a rule, or `- {}`"), "{said}");
+    assert!(said.to_string().contains("it denies nothing; write a rule, or `- {}`"), "{said}");
 }
 
 #[test]

@@ -5,22 +5,18 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
-use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
-    ValidationDirective,
-};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams};
 use penstock_api::names::port;
 use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
 use penstock_control::source::kubernetes::WATCHED;
-use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER};
+use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -28,22 +24,11 @@ use serde_json::{Value, json};
 
 const NAMESPACE: &str = "team-a";
 
-/// Makes an object, or makes it so.
+/// Makes an object so, with its status if it has one.
 async fn apply(client: &Client, object: Value) {
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let version = text("/apiVersion");
-    let (group, version) = version.split_once('/').unwrap_or(("", &version));
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &text("/kind")));
-    let namespace = text("/metadata/namespace");
-    let api: Api<DynamicObject> = match namespace.is_empty() {
-        true => Api::all_with(client.clone(), &resource),
-        false => Api::namespaced_with(client.clone(), &namespace, &resource),
-    };
-    let name = text("/metadata/name");
-    let params = PatchParams::apply("test").force();
-    api.patch(&name, &params, &Patch::Apply(&object)).await.unwrap();
+    kubernetes::apply(client, &object, false).await.unwrap();
     if object.get("status").is_some() {
-        api.patch_status(&name, &params, &Patch::Apply(&object)).await.unwrap();
+        kubernetes::apply_status(client, &object).await.unwrap();
     }
 }
 
@@ -250,7 +235,10 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     // The API server is away: nothing changes, and control goes on.
     let in_force = control.status().await.snapshot;
     server.stop();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    wait_until("control has noticed", PATIENCE, async || {
+        control.process.said().contains("the Kubernetes API does not tell")
+    })
+    .await;
     assert_eq!(control.status().await.snapshot, in_force);
     server.restart().await;
     let client = server.client().await;
@@ -325,21 +313,15 @@ async fn injected_pods_are_accepted_by_the_api_server() {
             {
                 continue;
             }
-            let version = object["apiVersion"].as_str().unwrap().to_owned();
-            let (group, version) = version.split_once('/').unwrap_or(("", &version));
-            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
             object["metadata"]["namespace"] = "default".into();
-            let object_name = object["metadata"]["name"].as_str().unwrap_or("generated").to_owned();
-            object["metadata"]["name"] = object_name.clone().into();
+            if object["metadata"]["name"].is_null() {
+                object["metadata"]["name"] = "generated".into();
+            }
             // As the admission of service accounts would have it, which is off here.
             if kind == "Pod" && object["spec"]["serviceAccountName"].is_null() {
                 object["spec"]["serviceAccountName"] = "default".into();
             }
-            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &resource);
-            let mut params = PatchParams::apply("test").dry_run();
-            // A field that Kubernetes does not know is a fault of ours.
-            params.field_validation = Some(ValidationDirective::Strict);
-            let answer = api.patch(&object_name, &params, &Patch::Apply(&object)).await;
+            let answer = kubernetes::apply(&client, &object, true).await;
             assert!(answer.is_ok(), "{name}: {answer:?}");
             accepted += 1;
         }

@@ -13,6 +13,10 @@ use crate::output::Output;
 
 /// Where control runs.
 pub(crate) const NAMESPACE: &str = "penstock-system";
+/// Brings all objects to what this program installs.
+pub(crate) const APPLY: &str = "penstock install --unfinished | kubectl apply -f -";
+/// Brings the definitions alone.
+pub(crate) const APPLY_CRDS: &str = "penstock install --crds-only | kubectl apply -f -";
 /// Where images come from unless said.
 const IMAGES: &str = "penstock.io";
 /// Replicas of control unless said.
@@ -34,7 +38,7 @@ pub(crate) struct Args {
     /// Print the custom resource definitions alone, which are applied first on upgrades
     #[arg(long)]
     crds_only: bool,
-    /// Print it although it does not work yet: control has no webhook server, keeps its root in files, and writes no trust anchors
+    /// Print all of it, although an installation does not work yet (docs/KUBERNETES.md says what is missing)
     #[arg(long)]
     unfinished: bool,
     /// Where images come from: PREFIX/control and PREFIX/proxy; penstock.io unless said

@@ -1,6 +1,6 @@
 //! What `penstock install` prints is what `manifests/install` has, and agrees with itself and with the programs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "what fails here fails the test")]
 
 use std::path::PathBuf;
 use std::process::Command;

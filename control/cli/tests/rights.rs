@@ -1,7 +1,7 @@
 //! Control may do what it does and nothing else: each verb in the roles of `manifests/install` is in the table below with its reason,
 //! and the other way round. What is watched comes from the code that watches it.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "what fails here fails the test")]
 
 use std::collections::BTreeSet;
 use std::path::Path;

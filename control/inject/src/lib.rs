@@ -247,14 +247,3 @@ fn free(pod: &Value) -> Result<(), Error> {
     }
     if any { Ok(()) } else { Err(Error::field("spec.containers", "there is no container")) }
 }
-
-/// Applies an RFC 6902 patch, as an API server does.
-///
-/// # Errors
-///
-/// It is no patch, or does not fit.
-pub fn apply(pod: &mut Value, patch: &Value) -> Result<(), String> {
-    let patch: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|error| error.to_string())?;
-    json_patch::patch(pod, &patch.0).map_err(|error| error.to_string())
-}

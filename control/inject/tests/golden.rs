@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use penstock_inject::{Namespace, Outcome, Settings, apply, inject, pods, uninject};
+use penstock_inject::{Namespace, Outcome, Settings, inject, pods, uninject};
 use serde_json::Value;
 
 fn objects() -> Vec<(String, Value)> {
@@ -72,7 +72,10 @@ fn the_patch_makes_it_a_second_time_changes_nothing_and_it_can_be_undone() {
         let Ok(Outcome::Injected(injected)) = inject(&before, &asking(), &settings()) else { continue };
         injected_ones += 1;
         let mut patched = before.clone();
-        apply(&mut patched, &serde_json::to_value(&injected.patch).unwrap()).unwrap();
+        // From its JSON, as an API server would.
+        let patch: json_patch::Patch =
+            serde_json::from_value(serde_json::to_value(&injected.patch).unwrap()).unwrap();
+        json_patch::patch(&mut patched, &patch).unwrap();
         assert_eq!(patched, injected.pod, "{stem}");
         assert!(matches!(inject(&patched, &asking(), &settings()), Ok(Outcome::Not(_))), "{stem}");
         // What another version injected goes back to the pod as it was before either.

@@ -18,7 +18,7 @@ pub struct Limits {
     /// Bytes that decoding may take besides the input: pixels and what the decoder keeps of each, by an estimate for the format.
     /// Tables and windows, which do not grow with the image, come on top: half a MiB. What no header tells, such as how many
     /// prefix codes a lossless WebP has, is watched while it is decoded, where the program's allocator is
-    /// [`Counting`](penstock_kernels::held::Counting).
+    /// [`Counting`](penstock_kernels::allocated::Counting).
     pub memory: u64,
     /// Scans of a progressive JPEG, each of which costs a walk over all coefficients however few bytes it has. Usual ones have 10.
     pub scans: u32,

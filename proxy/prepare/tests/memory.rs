@@ -5,7 +5,7 @@
 use std::alloc::System;
 use std::cell::Cell;
 
-use penstock_kernels::held::{self, Counting};
+use penstock_kernels::allocated::{self, Counting};
 use penstock_prepare::{Declaration, Limits, Pipeline, PrepareError, Preset, Scratch};
 
 #[global_allocator]
@@ -102,10 +102,10 @@ fn a_lossless_webp_with_more_tables_than_pixels_is_stopped() {
     let mut tensor = vec![0; pipeline.bytes()];
     let mut run = |file: &[u8], memory: u64| {
         let limits = Limits { memory, ..Limits::default() };
-        let before = held::bytes();
+        let before = allocated::bytes();
         let most = Cell::new(0);
         let watch = || {
-            most.set(most.get().max(held::bytes() - before));
+            most.set(most.get().max(allocated::bytes() - before));
             false
         };
         (pipeline.run(file, &mut tensor, &mut Scratch::default(), &limits, &watch), most.get())

@@ -5,8 +5,10 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::KeyPair;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::peers::kube_apiserver;
@@ -130,4 +132,32 @@ impl ApiServer {
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         Client::try_from(config).unwrap()
     }
+}
+
+/// Makes an object so, or tries whether it could be. Fields that its schema does not have are errors, as for `kubectl apply`.
+pub async fn apply(client: &Client, object: &Value, dry: bool) -> kube::Result<()> {
+    let (api, name) = place(client, object);
+    let mut params = PatchParams::apply("test").force().validation_strict();
+    params.dry_run = dry;
+    api.patch(&name, &params, &Patch::Apply(object)).await.map(drop)
+}
+
+/// Writes an object's status, as whoever runs it would.
+pub async fn apply_status(client: &Client, object: &Value) -> kube::Result<()> {
+    let (api, name) = place(client, object);
+    let params = PatchParams::apply("test").force();
+    api.patch_status(&name, &params, &Patch::Apply(object)).await.map(drop)
+}
+
+/// Where objects of its kind and namespace are, and its name.
+fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let version = text("/apiVersion");
+    let (group, version) = version.split_once('/').unwrap_or(("", version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
+    let api = match text("/metadata/namespace") {
+        "" => Api::all_with(client.clone(), &resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, &resource),
+    };
+    (api, text("/metadata/name").to_owned())
 }

@@ -61,66 +61,53 @@ pub fn interop() -> Option<PathBuf> {
         std::fs::read(source.join(file)).unwrap().hash(&mut hasher);
     }
     let name = format!("interop-1.85.0-{:016x}", hasher.finish());
-    let folder = filled(&name, |folder| {
-        let go = go()?;
-        let program = folder.join("interop");
-        let build = Command::new(&go)
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg(".")
-            .current_dir(&source)
-            .env("GOFLAGS", "-mod=readonly")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&build.stderr);
-        assert!(build.status.success(), "go build: {said} (PENSTOCK_PEERS=off leaves this test out)");
-        Some(())
-    });
-    folder.map(|folder| folder.join("interop"))
+    of_go(&name, "interop", |go, folder| {
+        go.args(["build", "-o"]).arg(folder).arg(".").current_dir(source).env("GOFLAGS", "-mod=readonly");
+    })
 }
 
 /// The public suite of conformance to HTTP/2 (RFC 9113 and 7541).
 pub fn h2spec() -> Option<PathBuf> {
-    let folder = filled("h2spec-2.2.1", |folder| {
-        let install = Command::new(go()?)
-            .args(["install", "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"])
-            .env("GOBIN", folder)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&install.stderr);
-        assert!(install.status.success(), "go install: {said} (PENSTOCK_PEERS=off leaves this test out)");
-        Some(())
-    });
-    folder.map(|folder| folder.join("h2spec"))
+    of_go("h2spec-2.2.1", "h2spec", |go, folder| {
+        go.args(["install", "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"])
+            .env("GOBIN", folder);
+    })
 }
 
 /// Kubernetes' API server, built from `tests/cluster`: ten minutes on two cores, once. It needs etcd, which Debian has.
 pub fn kube_apiserver() -> Option<PathBuf> {
     const VERSION: &str = "1.34.4";
-    let folder = filled(&format!("kube-apiserver-{VERSION}"), |folder| {
-        let number = |name: &str, value: &str| format!("-X k8s.io/component-base/version.{name}={value}");
-        let flags = [
-            "-s -w".to_owned(),
-            number("gitVersion", &format!("v{VERSION}")),
-            number("gitMajor", "1"),
-            number("gitMinor", "34"),
-        ];
-        let build = Command::new(go()?)
-            .args(["build", "-ldflags", &flags.join(" "), "-o"])
+    let number = |name: &str, value: &str| format!("-X k8s.io/component-base/version.{name}={value}");
+    let flags = [
+        "-s -w".to_owned(),
+        number("gitVersion", &format!("v{VERSION}")),
+        number("gitMajor", "1"),
+        number("gitMinor", "34"),
+    ];
+    let program = of_go(&format!("kube-apiserver-{VERSION}"), "kube-apiserver", |go, folder| {
+        go.args(["build", "-ldflags", &flags.join(" "), "-o"])
             .arg(folder)
             .arg("k8s.io/kubernetes/cmd/kube-apiserver")
-            .current_dir(format!("{}/cluster", env!("CARGO_MANIFEST_DIR")))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/cluster"))
             .env("GOFLAGS", "-mod=readonly")
-            .env("CGO_ENABLED", "0")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&build.stderr);
-        assert!(build.status.success(), "go build: {said} (PENSTOCK_PEERS=off leaves this test out)");
-        Some(())
+            .env("CGO_ENABLED", "0");
     })?;
     let etcd = Command::new("etcd").arg("--version").output().is_ok_and(|output| output.status.success());
     assert!(etcd, "there is no etcd: apt-get install etcd-server (PENSTOCK_PEERS=off leaves this test out)");
-    Some(folder.join("kube-apiserver"))
+    Some(program)
+}
+
+/// A program that Go puts into a folder of the cache, as `build` tells it.
+fn of_go(name: &str, program: &str, build: impl FnOnce(&mut Command, &Path)) -> Option<PathBuf> {
+    let folder = filled(name, |folder| {
+        let mut go = Command::new(go()?);
+        build(&mut go, folder);
+        let output = go.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{go:?}: {said} (PENSTOCK_PEERS=off leaves this test out)");
+        Some(())
+    });
+    folder.map(|folder| folder.join(program))
 }
 
 /// The machine's Go, or one of PyPI where it has none.

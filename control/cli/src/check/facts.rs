@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use penstock_api::names::INJECTED_LABEL;
+pub(super) use penstock_api::names::annotation::INJECT;
 use serde_json::{Value, json};
 
 use crate::cluster::{Answer, Cluster, name, namespace, text};
 use crate::install::NAMESPACE;
 
-/// The label with which a namespace or a pod asks for sidecars.
-pub(super) const INJECT: &str = "penstock.io/inject";
 /// Namespaces whose pods never get one.
 pub(super) const EXEMPT: [&str; 2] = [NAMESPACE, "kube-system"];
 
@@ -112,7 +112,7 @@ const BEFORE: [Fact; 13] = [
 ];
 
 /// What has to be known besides once it is installed.
-const INSTALLED: [Fact; 16] = [
+const INSTALLED: [Fact; 14] = [
     Fact::Lease,
     Fact::Root,
     Fact::WebhookCertificate,
@@ -127,8 +127,6 @@ const INSTALLED: [Fact; 16] = [
     Fact::AccessPolicies,
     Fact::InferencePolicies,
     Fact::Events,
-    Fact::Version,
-    Fact::Kubernetes,
 ];
 
 /// What whoever installs has to be allowed to create: group and resource.
@@ -173,8 +171,7 @@ impl Facts {
         if !answers {
             return facts;
         }
-        let wanted =
-            BEFORE.iter().chain(INSTALLED.iter().filter(|fact| installed && **fact != Fact::Version));
+        let wanted = BEFORE.iter().chain(INSTALLED.iter().filter(|_| installed));
         let asked = futures_util::future::join_all(wanted.map(|fact| async move {
             let (list, path) = fact.path();
             (*fact, if list { cluster.list(&path).await } else { cluster.get(&path).await })
@@ -223,7 +220,7 @@ impl Facts {
 
     /// The pods that have a sidecar.
     pub(super) fn injected(&self) -> impl Iterator<Item = &Value> {
-        self.items(Fact::Pods).iter().filter(|pod| label(pod, "penstock.io/injected") == "true")
+        self.items(Fact::Pods).iter().filter(|pod| label(pod, INJECTED_LABEL) == "true")
     }
 
     /// For tables.

@@ -7,7 +7,7 @@ use super::certificates::{self, Held};
 use super::facts::{EXEMPT, Fact, Facts, label};
 use super::{Check, Rule, Verdict, many};
 use crate::cluster::{Answer, name, namespace, text};
-use crate::install::{self, NAMESPACE};
+use crate::install::{self, APPLY, APPLY_CRDS, NAMESPACE};
 use crate::units;
 
 /// Of control and what it keeps.
@@ -38,9 +38,6 @@ pub(super) const ALL: [Rule; 25] = [
     webhook_certificate,
     bundle,
 ];
-
-/// Brings all objects to what this program installs.
-const APPLY: &str = "penstock install | kubectl apply -f -";
 
 fn missing(check: &'static str, what: &str, answer: &Answer, why: &'static str) -> Check {
     match answer {
@@ -112,8 +109,7 @@ fn defined(facts: &Facts) -> Check {
     if bad.is_empty() {
         return Check::ok(check, "served");
     }
-    let fix = "penstock install --crds-only | kubectl apply -f -";
-    Check::bad(Verdict::Problem, check, "not all are served".to_owned(), bad, fix)
+    Check::bad(Verdict::Problem, check, "not all are served".to_owned(), bad, APPLY_CRDS)
         .because("Policies of these kinds cannot be written, and those that are there are not in force.")
 }
 
@@ -151,8 +147,7 @@ fn definitions_current(facts: &Facts) -> Check {
     if other.is_empty() {
         return Check::ok(check, format!("those of {}", env!("CARGO_PKG_VERSION")));
     }
-    let fix = "penstock install --crds-only | kubectl apply -f -";
-    Check::bad(Verdict::Warning, check, "of another version than this program".to_owned(), other, fix)
+    Check::bad(Verdict::Warning, check, "of another version than this program".to_owned(), other, APPLY_CRDS)
         .because("Fields that control knows may be refused, and what it refuses may be accepted.")
 }
 
@@ -358,7 +353,7 @@ fn version(facts: &Facts) -> Check {
     if tag == env!("CARGO_PKG_VERSION") {
         return Check::ok(check, format!("{tag}, as this program"));
     }
-    let fix = "Use the program of that version, or upgrade: penstock install | kubectl apply -f -";
+    let fix = &format!("Use the program of that version, or upgrade: {APPLY}");
     let told = format!("{image}, and this program is {}", env!("CARGO_PKG_VERSION"));
     Check::bad(Verdict::Warning, check, told, Vec::new(), fix)
         .because("What this program says and installs is that of its own version.")

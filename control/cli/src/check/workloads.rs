@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use penstock_api::names::annotation::INJECTED_BY;
+use penstock_inject::{INIT, PROXY};
 use serde_json::Value;
 
 use super::before::{listed, unknown};
@@ -9,6 +11,7 @@ use super::facts::{EXEMPT, Fact, Facts, INJECT, annotation, label};
 use super::installed::near;
 use super::{Check, Rule, Verdict, many};
 use crate::cluster::{Answer, name, namespace, text};
+use crate::install::APPLY;
 
 /// Of what runs in the mesh.
 pub(super) const ALL: [Rule; 11] = [
@@ -48,14 +51,10 @@ fn injects(facts: &Facts) -> Check {
     let why = "It fails closed, so pods that ask for a sidecar cannot be made.";
     match facts.get(Fact::Injection) {
         Answer::Found(pod) if sidecar(pod).is_some() => Check::ok(check, "a pod on trial got its sidecar"),
-        Answer::Found(_) => Check::bad(
-            Verdict::Problem,
-            check,
-            "a pod on trial got no sidecar".to_owned(),
-            Vec::new(),
-            "penstock install | kubectl apply -f -",
-        )
-        .because("Pods that ask for a sidecar start without one, and speak plaintext."),
+        Answer::Found(_) => {
+            Check::bad(Verdict::Problem, check, "a pod on trial got no sidecar".to_owned(), Vec::new(), APPLY)
+                .because("Pods that ask for a sidecar start without one, and speak plaintext.")
+        }
         Answer::Failed(said) => {
             Check::bad(Verdict::Problem, check, said.clone(), Vec::new(), fix).because(why)
         }
@@ -65,7 +64,7 @@ fn injects(facts: &Facts) -> Check {
 
 /// The spec of a pod's sidecar.
 fn sidecar(pod: &Value) -> Option<&Value> {
-    pod["spec"]["initContainers"].as_array()?.iter().find(|one| text(one, "/name") == "penstock-proxy")
+    pod["spec"]["initContainers"].as_array()?.iter().find(|one| text(one, "/name") == PROXY)
 }
 
 /// What is known of one of a pod's init containers, sidecars among them.
@@ -140,7 +139,7 @@ fn versions(facts: &Facts) -> Check {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut far = Vec::new();
     for pod in facts.injected() {
-        let version = annotation(pod, "penstock.io/injected-by");
+        let version = annotation(pod, INJECTED_BY);
         *counts.entry(version).or_default() += 1;
         if !near(version) {
             far.push(format!("{}: {version:?}", place(pod)));
@@ -160,7 +159,7 @@ fn ready(facts: &Facts) -> Check {
     let (mut all, mut not) = (0, Vec::new());
     for pod in facts.injected().filter(|pod| !over(pod)) {
         all += 1;
-        let state = status(pod, "penstock-proxy");
+        let state = status(pod, PROXY);
         if state.and_then(|state| state["ready"].as_bool()) != Some(true) {
             let waits = state.map_or("", |state| text(state, "/state/waiting/reason"));
             not.push(format!("{}: {}", place(pod), if waits.is_empty() { "not ready" } else { waits }));
@@ -179,7 +178,7 @@ fn restarts(facts: &Facts) -> Check {
     let died: Vec<String> = facts
         .injected()
         .filter_map(|pod| {
-            let state = status(pod, "penstock-proxy")?;
+            let state = status(pod, PROXY)?;
             let count = state["restartCount"].as_u64().filter(|count| *count > 0)?;
             Some(format!(
                 "{}: {count} times, last {}",
@@ -201,7 +200,7 @@ fn redirected(facts: &Facts) -> Check {
     let failed: Vec<String> = facts
         .injected()
         .filter_map(|pod| {
-            let state = status(pod, "penstock-init")?;
+            let state = status(pod, INIT)?;
             let ends = ["/state/terminated", "/lastState/terminated"];
             let end = ends.into_iter().find_map(|pointer| state.pointer(pointer))?;
             let code = end["exitCode"].as_i64().filter(|code| *code != 0)?;

@@ -13,7 +13,7 @@ pub(crate) mod yuv;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use penstock_kernels::held;
+use penstock_kernels::allocated;
 
 use crate::head::{Format, Head};
 use crate::{Limits, PrepareError};
@@ -50,10 +50,10 @@ pub(crate) fn decode(
 ) -> Result<Image, PrepareError> {
     // Headers were held against the limit, but not all of what a decoder keeps is told by them.
     let most = isize::try_from(limits.memory.saturating_add(TABLES)).unwrap_or(isize::MAX);
-    let before = held::bytes();
+    let before = allocated::bytes();
     let over = Cell::new(false);
     let stop = &|| {
-        over.set(over.get() || held::bytes() - before > most);
+        over.set(over.get() || allocated::bytes() - before > most);
         over.get() || cancelled()
     };
     // The decoders are fuzzed by their authors and by us, and none is known to panic. Should one do it all the same, that must

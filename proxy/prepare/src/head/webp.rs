@@ -25,13 +25,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Head, PrepareError> {
             }
             let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
             let canvas = (side(w0, w1, w2), side(h0, h1, h2));
+            let mut exif = None;
             for (name, body) in chunks(bytes) {
                 let frame = match name {
                     b"VP8 " => lossy(body)?,
                     b"VP8L" => lossless(body)?,
-                    b"EXIF" if flags & 0x08 != 0 && orientation == Orientation::default() => {
-                        // Some writers put JPEG's prefix before it.
-                        orientation = exif::orientation(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
+                    b"EXIF" if flags & 0x08 != 0 => {
+                        exif.get_or_insert(body);
                         continue;
                     }
                     _ => continue,
@@ -40,6 +40,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Head, PrepareError> {
                 if frame != canvas {
                     return Err(damaged(Format::Webp, "its frame has another size than its canvas"));
                 }
+            }
+            if let Some(exif) = exif {
+                // Some writers put JPEG's prefix before it.
+                orientation = exif::orientation(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif));
             }
             (canvas.0, canvas.1, 4)
         }

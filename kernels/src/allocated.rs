@@ -1,4 +1,4 @@
-//! How much memory a thread holds, as its allocator sees it.
+//! How much memory a thread has allocated and not freed.
 //!
 //! What a decoder allocates is not always told by the header that it reads first: the prefix codes of a lossless WebP stand
 //! behind compressed data that says how many there are, some thirty bytes of a file for each twenty thousand of tables. So
@@ -14,35 +14,35 @@ use std::cell::Cell;
 
 thread_local! {
     // Neither set up nor torn down, so that it can be used by an allocator, also while a thread ends.
-    static HELD: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATED: Cell<isize> = const { Cell::new(0) };
 }
 
 /// Bytes that this thread has allocated and not freed; always 0 where [`Counting`] is not the program's allocator.
 pub fn bytes() -> isize {
-    HELD.get()
+    ALLOCATED.get()
 }
 
 fn more(bytes: usize) {
-    HELD.set(HELD.get().wrapping_add_unsigned(bytes));
+    ALLOCATED.set(ALLOCATED.get().wrapping_add_unsigned(bytes));
 }
 
 fn less(bytes: usize) {
-    HELD.set(HELD.get().wrapping_sub_unsigned(bytes));
+    ALLOCATED.set(ALLOCATED.get().wrapping_sub_unsigned(bytes));
 }
 
 /// An allocator that counts for each thread what `A` gives and takes back: an addition each, without a lock or an atomic.
 ///
 /// ```
-/// use penstock_kernels::held::{self, Counting};
+/// use penstock_kernels::allocated::{self, Counting};
 ///
 /// #[global_allocator]
 /// static ALLOCATOR: Counting<std::alloc::System> = Counting(std::alloc::System);
 ///
-/// let before = held::bytes();
+/// let before = allocated::bytes();
 /// let kept = vec![0_u8; 1000];
-/// assert_eq!(held::bytes() - before, 1000);
+/// assert_eq!(allocated::bytes() - before, 1000);
 /// drop(kept);
-/// assert_eq!(held::bytes(), before);
+/// assert_eq!(allocated::bytes(), before);
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counting<A>(pub A);
