@@ -93,7 +93,8 @@ class Smoke:
         assert self.inside("client", "get", f"http://{ip}/") == "server"
 
     def a_pod_reaches_itself_through_its_service(self):
-        assert self.inside("server", "get", "http://server/") == "server"
+        # By its whole name: the short one is its own, in /etc/hosts.
+        assert self.inside("server", "get", f"http://server.{SPACE}.svc/") == "server"
 
     def names_of_services_are_known(self):
         ip = self.get("service", "server")["spec"]["clusterIP"]
