@@ -177,7 +177,8 @@ test-gpu: ## kernels, copies and IPC on this machine's GPU, and their rates; ski
 .PHONY: test-gpu-standin
 test-gpu-standin: ## the same program on the STAND-IN driver, which runs kernels on the CPU: says nothing of a GPU
 	$(CARGO) build $(LOCKED) -p penstock-kernels -p penstock-standin-driver
-	"$(TARGET)/debug/penstock-gpu-test" --driver "$(TARGET)/debug/libpenstock_standin_driver.so" $(ARGS)
+	"$(TARGET)/debug/penstock-gpu-test" --driver "$(TARGET)/debug/libpenstock_standin_driver.so" \
+	  --nvjpeg "$(TARGET)/debug/libpenstock_standin_driver.so" $(ARGS)
 
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny
