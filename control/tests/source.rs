@@ -26,7 +26,7 @@ fn service(name: &str) -> String {
 
 async fn follow(directory: &Path) -> watch::Receiver<Arc<Snapshot>> {
     let source = Source::Directory(directory.to_owned());
-    let (objects, review) = source.open(Duration::from_millis(10)).await.unwrap();
+    let Opened { objects, review, .. } = source.open(Duration::from_millis(10)).await.unwrap();
     assert!(review.is_none(), "a directory knows of no tokens");
     run(objects, watch::channel(Arc::new(trust())).1, State::default())
 }
@@ -144,7 +144,7 @@ async fn a_restart_remembers_what_was_good() {
     let memory = state.path().join("last-good.json");
     let file = directory.path().join("a.yaml");
     let start = async || {
-        let (objects, _) =
+        let Opened { objects, .. } =
             Source::Directory(directory.path().to_owned()).open(Duration::from_millis(10)).await.unwrap();
         resume(objects, watch::channel(Arc::new(trust())).1, memory.clone())
     };
