@@ -104,7 +104,12 @@ pub struct Events {
 
 impl Events {
     /// Sends by this client while `writes`, in the name of `instance`, until told to stop.
-    pub fn start(client: Client, instance: String, writes: watch::Receiver<bool>, stop: CancellationToken) -> Self {
+    pub fn start(
+        client: Client,
+        instance: String,
+        writes: watch::Receiver<bool>,
+        stop: CancellationToken,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let worker = send_all(client, instance, writes.clone(), receiver);
         tokio::spawn(async move { stop.run_until_cancelled(worker).await });

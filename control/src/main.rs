@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use kube::Client;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
 use penstock_control::events::Events;
 use penstock_control::identity::state::StateDir;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use penstock_api::resource::Kind;
 use penstock_control::compile::{State, resume, run};
 use penstock_control::snapshot::Snapshot;
-use penstock_control::source::{Source, check_dir};
+use penstock_control::source::{Opened, Source, check_dir};
 use tokio::sync::watch;
 
 use common::trust;

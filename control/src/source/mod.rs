@@ -79,7 +79,7 @@ impl Source {
             Self::Directory(path) => {
                 let objects = directory::open(path.clone(), debounce).await?;
                 Ok(Opened { objects, review: None, client: None })
-            },
+            }
             Self::Kubernetes(context) => {
                 let client = kubernetes::client(context.as_deref()).await?;
                 let review: Arc<dyn TokenReview> = Arc::new(ApiReview::new(client.clone()));

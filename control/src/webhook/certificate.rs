@@ -45,8 +45,9 @@ pub(super) fn config(certificate: Certificate) -> Result<ServerConfig> {
 
 /// A certificate of a chain and its key, PEM.
 pub fn of_pem(chain: &[u8], key: &[u8]) -> Result<CertifiedKey> {
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().context("the certificate is no PEM")?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<_, _>>()
+        .context("the certificate is no PEM")?;
     anyhow::ensure!(!chain.is_empty(), "there is no certificate in it");
     // What the key says of itself in an error would end in a log.
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| anyhow::anyhow!("the key is no PEM"))?;
@@ -60,6 +61,10 @@ pub fn of_pem(chain: &[u8], key: &[u8]) -> Result<CertifiedKey> {
 ///
 /// There is none that can be used.
 pub fn of_directory(directory: PathBuf, stop: CancellationToken) -> Result<Certificate> {
+    looked_at(directory, LOOK, stop)
+}
+
+fn looked_at(directory: PathBuf, every: Duration, stop: CancellationToken) -> Result<Certificate> {
     let mut known = files(&directory)?;
     let whole = |files: &Files| of_pem(&files.0, &files.1).map(Arc::new);
     let place = directory.display().to_string();
@@ -70,7 +75,7 @@ pub fn of_directory(directory: PathBuf, stop: CancellationToken) -> Result<Certi
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sender.closed() => return,
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(every) => {}
             }
             // Two files that are written one after the other do not fit for a moment; they are looked at again.
             let Ok(found) = files(&directory) else { continue };
@@ -124,25 +129,26 @@ mod tests {
     fn a_pair_has_to_fit() {
         let (one, other) = (pair(), pair());
         assert!(of_pem(one.0.as_bytes(), one.1.as_bytes()).is_ok());
-        let told = |chain: &str, key: &str| format!("{:#}", of_pem(chain.as_bytes(), key.as_bytes()).unwrap_err());
+        let told =
+            |chain: &str, key: &str| format!("{:#}", of_pem(chain.as_bytes(), key.as_bytes()).unwrap_err());
         assert!(told(&one.0, &other.1).contains("do not belong together"));
         assert!(told("", &one.1).contains("no certificate"));
         assert!(told(&one.0, "").contains("the key is no PEM"));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_directory_is_followed_and_half_of_a_pair_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let stop = CancellationToken::new();
-        let told = of_directory(folder.path().to_owned(), stop.clone()).unwrap_err();
+        let (every, stop) = (Duration::from_millis(20), CancellationToken::new());
+        let told = looked_at(folder.path().to_owned(), every, stop.clone()).unwrap_err();
         assert!(format!("{told:#}").contains("tls.crt cannot be read"), "{told:#}");
         let (old, new) = (pair(), pair());
         write(folder.path(), &old);
-        let mut certificate = of_directory(folder.path().to_owned(), stop.clone()).unwrap();
+        let mut certificate = looked_at(folder.path().to_owned(), every, stop.clone()).unwrap();
         let leaf = |certificate: &Certificate| certificate.borrow().as_ref().unwrap().cert[0].clone();
         let first = leaf(&certificate);
         std::fs::write(folder.path().join(CHAIN), &new.0).unwrap();
-        tokio::time::sleep(LOOK * 2).await;
+        tokio::time::sleep(every * 5).await;
         assert_eq!(leaf(&certificate), first);
         write(folder.path(), &new);
         certificate.changed().await.unwrap();

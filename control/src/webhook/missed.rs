@@ -224,8 +224,8 @@ mod tests {
         assert!(found["host"].note.contains("it has hostNetwork"));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn each_is_told_once_and_not_while_its_successor_starts() {
+    #[test]
+    fn each_is_told_once_and_not_while_its_successor_starts() {
         let missed = Missed { namespace: "team-a".into(), name: "web".into(), note: String::new() };
         let found = Found::from([("1".to_owned(), missed)]);
         let (mut seen, start) = (Seen::default(), Instant::now());

@@ -154,7 +154,8 @@ impl Webhook {
         let read = async {
             let (mut bytes, mut held) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body ended: {error}")))?;
+                let frame =
+                    frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body ended: {error}")))?;
                 let Ok(data) = frame.into_data() else { continue };
                 if bytes.len() + data.len() > BODY {
                     return Err(large());

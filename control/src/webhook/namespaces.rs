@@ -97,7 +97,7 @@ async fn follow(client: Client, known: Arc<RwLock<Known>>, changed: watch::Sende
     let mut events = metadata_watcher(api, watcher::Config::default()).default_backoff().boxed();
     let (mut incoming, mut failing) = (Known::new(), false);
     while let Some(event) = events.next().await {
-        let mut known = || known.write().unwrap_or_else(PoisonError::into_inner);
+        let known = || known.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Ok(watcher::Event::Init) => {
                 incoming.clear();

@@ -214,7 +214,10 @@ mod tests {
         let text = answer["response"]["patch"].as_str().unwrap();
         let patch = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
         let patch: Value = serde_json::from_slice(&patch).unwrap();
-        assert!(patch.as_array().unwrap().iter().any(|step| step["path"] == "/spec/initContainers"), "{patch}");
+        assert!(
+            patch.as_array().unwrap().iter().any(|step| step["path"] == "/spec/initContainers"),
+            "{patch}"
+        );
         assert!(answer["response"].get("status").is_none() && answer["response"].get("warnings").is_none());
     }
 
@@ -273,8 +276,14 @@ mod tests {
             (b"{", "no JSON"),
             (deep.as_bytes(), "no JSON"),
             (b"null", "no AdmissionReview"),
-            (br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}"#, "admissionReviewVersions"),
-            (br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":7}}"#, "no request"),
+            (
+                br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview"}"#,
+                "admissionReviewVersions",
+            ),
+            (
+                br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":7}}"#,
+                "no request",
+            ),
         ];
         for (body, words) in table {
             let told = read(body).unwrap_err();
