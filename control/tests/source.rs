@@ -144,9 +144,9 @@ async fn a_restart_remembers_what_was_good() {
     let memory = state.path().join("last-good.json");
     let file = directory.path().join("a.yaml");
     let start = async || {
-        let Opened { objects, .. } =
+        let opened =
             Source::Directory(directory.path().to_owned()).open(Duration::from_millis(10)).await.unwrap();
-        resume(objects, watch::channel(Arc::new(trust())).1, memory.clone())
+        resume(opened.objects, watch::channel(Arc::new(trust())).1, memory.clone())
     };
     fs::write(&file, service("a")).unwrap();
     let first = start().await;

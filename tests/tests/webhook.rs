@@ -116,7 +116,7 @@ async fn control(folder: &Path, ip: Ipv4Addr) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_of_a_real_api_server_are_injected_and_it_fails_closed_for_who_asked_alone() {
+async fn pain_13_a_webhook_that_is_away_keeps_out_who_asked_and_nobody_else() {
     let Some(server) = ApiServer::start().await else { return };
     let client = server.client().await;
     let (folder, ip, authority) = (tempfile::tempdir().unwrap(), own_ip(), Authority::default());

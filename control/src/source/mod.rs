@@ -32,18 +32,19 @@ pub enum Source {
 }
 
 /// A source that is followed.
+#[derive(Clone)]
 pub struct Opened {
-    /// What it has.
+    /// What it knows.
     pub objects: watch::Receiver<Arc<ObjectSet>>,
-    /// Who reviews tokens there, where the source knows.
+    /// Who says whom a bearer token speaks for, where the source knows.
     pub review: Option<Arc<dyn TokenReview>>,
-    /// Its API, where it is one.
+    /// Speaks to the API that it comes from, if it comes from one.
     pub client: Option<kube::Client>,
 }
 
 impl std::fmt::Debug for Opened {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opened").field("objects", &self.objects).finish_non_exhaustive()
+        f.debug_struct("Opened").field("review", &self.review).finish_non_exhaustive()
     }
 }
 
