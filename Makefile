@@ -123,7 +123,7 @@ bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README
 	"$(TARGET)/release/penstock-bench" proxy $(ARGS)
 
 .PHONY: bench-control
-bench-control: ## how soon a pushed weight is in force everywhere
+bench-control: ## how soon a pushed weight is in force everywhere, and a pod has its sidecar
 	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-benches
 	"$(TARGET)/release/penstock-bench" control $(ARGS)
 

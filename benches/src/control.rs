@@ -4,6 +4,10 @@
 //! store, each with a key, a certificate and a connection of its own, all in this process. A step rewrites one weight
 //! in the YAML; a proxy has applied it when its store has swapped the snapshot in. Time runs from just before the
 //! write, so the watch, the debounce, compiling, pushing, TLS and applying are all in it.
+//!
+//! Beside it, the case `webhook`.
+
+mod webhook;
 
 use std::ffi::OsString;
 use std::fs;
@@ -128,6 +132,10 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
         rows.extend(told);
         report::write(&args.out, &rows)?;
     }
+    let told = webhook::rows(args.runs).await;
+    println!("\n{}", table(&told));
+    rows.extend(told);
+    report::write(&args.out, &rows)?;
     eprintln!("{} rows in {}", rows.len(), args.out.display());
     Ok(())
 }

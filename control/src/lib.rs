@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod compile;
+pub mod events;
 pub mod fleet;
 pub mod identity;
 pub mod metric;
@@ -11,3 +12,4 @@ pub mod push;
 pub mod serve;
 pub mod snapshot;
 pub mod source;
+pub mod webhook;

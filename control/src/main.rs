@@ -4,17 +4,26 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use kube::Client;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
+use penstock_control::events::Events;
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
 use penstock_control::identity::{epoch, rotate_root};
+use penstock_control::objects::ObjectSet;
 use penstock_control::serve::{Options, start};
-use penstock_control::{compile, metric, source::Source};
+use penstock_control::source::{Opened, Source};
+use penstock_control::webhook::namespaces::Namespaces;
+use penstock_control::webhook::{Listening, Webhook, certificate, missed};
+use penstock_control::{compile, metric};
+use penstock_inject::Settings;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const EXAMPLE: &str = "\
@@ -72,9 +81,28 @@ struct Run {
     /// How long the source must be quiet before it is read again
     #[arg(long, default_value = "10ms", value_parser = humantime::parse_duration)]
     debounce: Duration,
+    #[command(flatten)]
+    webhook: Injection,
     /// error, warn, info, debug, or per module: info,penstock_control::push=debug
     #[arg(long, default_value = "info")]
     log_level: String,
+}
+
+/// How pods are injected.
+#[derive(Debug, Args)]
+struct Injection {
+    /// Where the API server asks about pods that are being made: HTTPS; with --source kubernetes alone
+    #[arg(long, value_name = "IP:PORT")]
+    webhook: Option<SocketAddr>,
+    /// Directory with the webhook's tls.crt and tls.key, as a Secret is mounted; taken up anew when they change
+    #[arg(long, value_name = "DIR", requires = "webhook")]
+    webhook_certificate: Option<PathBuf>,
+    /// The image that injected pods get [default: penstock.io/proxy:VERSION]
+    #[arg(long, value_name = "IMAGE")]
+    proxy_image: Option<String>,
+    /// Where injected proxies find control [default: penstock-control.penstock-system.svc:15010]
+    #[arg(long, value_name = "HOST:PORT")]
+    control_address: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -147,11 +175,24 @@ async fn serve(run: Run) -> Result<()> {
             Matcher::Full(metric::PUSH.name.to_owned()),
             &[0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0],
         )?
+        .set_buckets_for_metric(
+            Matcher::Full(metric::WEBHOOK.name.to_owned()),
+            &[0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.5],
+        )?
         .install_recorder()?;
     metric::describe();
 
     let stop = CancellationToken::new();
-    let (objects, review) = run.source.open(run.debounce).await?;
+    // Before the push listens, which is what is asked whether control has started.
+    let listening = match run.webhook.webhook {
+        Some(address) => Some(Listening::on(address).await?),
+        None => None,
+    };
+    let Opened { objects, review, client } = run.source.open(run.debounce).await?;
+    let webhook = listening.map(|listening| {
+        injecting(&run.webhook, &run.trust_domain, listening, client, objects.clone(), &stop)
+    });
+    let webhook = webhook.transpose()?;
     // What was good in an earlier life stays in force when a file is broken while control starts.
     let accepted = run.state.join("accepted.json");
     let snapshots = |trust| compile::resume(objects, trust, accepted);
@@ -163,7 +204,11 @@ async fn serve(run: Run) -> Result<()> {
         leaf_lifetime: run.leaf_lifetime,
         review,
     };
-    let control = start(options, snapshots, Some(metrics), stop.clone()).await?;
+    let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;
+    if let Some((address, webhook)) = webhook {
+        control.with(webhook);
+        tracing::info!(webhook = %address, "pods are injected");
+    }
     tracing::info!(proxies = %control.address, api = %control.api, "control is ready");
     let signalled = async {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -188,6 +233,43 @@ async fn serve(run: Run) -> Result<()> {
         control.finished(),
     );
     signalled.and(finished)
+}
+
+/// The webhook and the watch over pods that it missed, ready to run beside the other parts.
+fn injecting(
+    options: &Injection,
+    trust_domain: &str,
+    listening: Listening,
+    client: Option<Client>,
+    objects: watch::Receiver<Arc<ObjectSet>>,
+    stop: &CancellationToken,
+) -> Result<(SocketAddr, impl Future<Output = Result<()>> + Send + use<>)> {
+    let client = client.context("--webhook injects pods of a cluster; it needs --source kubernetes")?;
+    let directory = options.webhook_certificate.clone().context(
+        "--webhook has no certificate: give the directory of tls.crt and tls.key with --webhook-certificate",
+    )?;
+    let certificate = certificate::of_directory(directory, stop.clone())?;
+    let mut settings = Settings { trust_domain: trust_domain.to_owned(), ..Settings::default() };
+    for (given, setting) in
+        [(&options.proxy_image, &mut settings.image), (&options.control_address, &mut settings.control)]
+    {
+        if let Some(given) = given {
+            setting.clone_from(given);
+        }
+    }
+    let namespaces = Namespaces::follow(client.clone(), stop.clone());
+    // Every replica writes. An event has the same name whoever sends it, so there is one all the same.
+    let (writes, writing) = watch::channel(true);
+    let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "penstock-control".to_owned());
+    let events = Events::start(client, instance, writing, stop.clone());
+    let (webhook, stop) = (Webhook::new(settings, namespaces.clone()), stop.clone());
+    let address = listening.address;
+    Ok((address, async move {
+        let _writes = writes;
+        let missed = missed::watch(objects, namespaces, events, stop.clone());
+        let ((), served) = tokio::join!(missed, listening.serve(certificate, webhook, stop));
+        served
+    }))
 }
 
 fn token(args: Token) -> Result<()> {

@@ -27,6 +27,14 @@ penstock_api::metrics! {
         "TLS handshakes with control that failed.";
     TAP_DROPPED Counter "penstock_control_tap_dropped_total" []
         "Tap events dropped because a watcher was too slow.";
+    WEBHOOK Histogram "penstock_control_webhook_seconds" []
+        "Time from an admission review's first byte to its answer.";
+    WEBHOOK_REVIEWS Counter "penstock_control_webhook_reviews_total" ["outcome"]
+        "Admission reviews: injected, unchanged, refused, failed (control could not decide), bad-request.";
+    PODS_NOT_INJECTED Gauge "penstock_control_pods_not_injected" []
+        "Pods that ask for a sidecar and have none.";
+    EVENTS Counter "penstock_control_events_total" ["outcome"]
+        "Events on objects of the cluster: sent, known (told before), refused, failed (tried again), full (too many waited).";
 }
 
 /// Tells the recorder what each means. A dashboard that begins before the first proxy sees a zero, not a hole.

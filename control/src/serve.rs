@@ -78,6 +78,11 @@ pub struct Control {
 }
 
 impl Control {
+    /// Has another part run with it: all end together.
+    pub fn with(&mut self, part: impl Future<Output = Result<()>> + Send + 'static) {
+        self.tasks.spawn(part);
+    }
+
     /// Runs until it is stopped or a part of it fails, then ends the streams.
     pub async fn finished(mut self) -> Result<()> {
         let first = match self.tasks.join_next().await {

@@ -321,7 +321,6 @@ async fn schemas(client: &Client) {
 }
 
 #[test]
-#[ignore = "the webhook server is not in control yet; take this line away with its last flag"]
 fn control_knows_every_option_that_it_is_installed_with() {
     let output = Command::new(program("penstock")).args(["install", "--unfinished"]).output().unwrap();
     let objects = documents(&String::from_utf8(output.stdout).unwrap());

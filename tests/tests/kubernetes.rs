@@ -6,17 +6,15 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use penstock_api::names::port;
 use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
 use penstock_control::source::kubernetes::WATCHED;
-use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER};
+use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER, token};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -75,19 +73,6 @@ fn slice(service: &str, pod: &str, ip: &str) -> Value {
 
 fn account(namespace: &str, name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
-}
-
-/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
-async fn token(client: &Client, namespace: &str, name: &str, audience: &str, pod: Option<&str>) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
-    let request: TokenRequest = serde_json::from_value(json!({
-        "metadata": {},
-        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
-    }))
-    .unwrap();
-    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
-    answer.status.unwrap().token
 }
 
 /// Control's account, with the rights that it needs and no others.

@@ -31,7 +31,11 @@ fn either(key: &str, text: &str, yes: &str, no: &str) -> Result<bool, Error> {
 
 /// Why the pod is not to be injected, if it is not. Label and annotation of a pod mean the same; the pod wins over its
 /// namespace.
-pub(crate) fn asked(pod: &Value, namespace: &Namespace) -> Result<Option<Because>, Error> {
+///
+/// # Errors
+///
+/// What it says makes no sense.
+pub fn asked(pod: &Value, namespace: &Namespace) -> Result<Option<Because>, Error> {
     let key = annotation::INJECT;
     let metadata = pod.get("metadata");
     let said = ["annotations", "labels"].map(|kind| metadata.and_then(|all| all.get(kind)?.get(key)));

@@ -17,6 +17,7 @@ mod workload;
 use penstock_api::names::{DEFAULT_TRUST_DOMAIN, INJECTED_LABEL, PROXY_UID, annotation, port};
 use serde_json::Value;
 
+pub use annotations::asked;
 pub use undo::uninject;
 pub use workload::{Place, pods, remake};
 

@@ -1,5 +1,6 @@
 //! Certificates for meshes without control: an authority, and leaves with SPIFFE ids.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -57,6 +58,16 @@ impl Authority {
     pub fn leaf_until(&self, account: &str, end: SystemTime) -> Leaf {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::URI(Ia5String::try_from(spiffe(account)).unwrap()));
+        self.sign(params, end)
+    }
+
+    /// A leaf for a server of that address, good for a day.
+    pub fn server(&self, ip: Ipv4Addr) -> Leaf {
+        let params = CertificateParams::new(vec![ip.to_string()]).unwrap();
+        self.sign(params, SystemTime::now() + Duration::from_secs(86_400))
+    }
+
+    fn sign(&self, mut params: CertificateParams, end: SystemTime) -> Leaf {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];

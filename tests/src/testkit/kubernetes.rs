@@ -4,11 +4,13 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::KeyPair;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::peers::kube_apiserver;
@@ -147,6 +149,25 @@ pub async fn apply_status(client: &Client, object: &Value) -> kube::Result<()> {
     let (api, name) = place(client, object);
     let params = PatchParams::apply("test").force();
     api.patch_status(&name, &params, &Patch::Apply(object)).await.map(drop)
+}
+
+/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
+pub async fn token(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    audience: &str,
+    pod: Option<&str>,
+) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
+    let request: TokenRequest = serde_json::from_value(json!({
+        "metadata": {},
+        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
+    }))
+    .unwrap();
+    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token
 }
 
 /// Where objects of its kind and namespace are, and its name.
