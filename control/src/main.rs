@@ -10,11 +10,13 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
+use penstock_control::cluster::{Cluster, Place};
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
 use penstock_control::identity::{epoch, rotate_root};
 use penstock_control::serve::{Options, start};
-use penstock_control::{compile, metric, source::Source};
+use penstock_control::source::{Opened, Source};
+use penstock_control::{compile, metric};
 use tokio_util::sync::CancellationToken;
 
 const EXAMPLE: &str = "\
@@ -51,7 +53,8 @@ struct Run {
     /// in; or kubernetes:CONTEXT of the kubeconfig. With the latter two, tokens are those of service accounts
     #[arg(long)]
     source: Source,
-    /// Directory with keys and certificates; made on the first start
+    /// Directory with keys and certificates; made on the first start. With a source of Kubernetes these are in Secrets, and the
+    /// directory has nothing that has to outlive the process
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// Where proxies connect: xDS, identity and fleet, TLS 1.3
@@ -151,7 +154,12 @@ async fn serve(run: Run) -> Result<()> {
     metric::describe();
 
     let stop = CancellationToken::new();
-    let (objects, review) = run.source.open(run.debounce).await?;
+    let Opened { objects, review, client } = run.source.open(run.debounce).await?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let cluster = client.map(|client| Cluster {
+        place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
+        objects: objects.clone(),
+    });
     // What was good in an earlier life stays in force when a file is broken while control starts.
     let accepted = run.state.join("accepted.json");
     let snapshots = |trust| compile::resume(objects, trust, accepted);
@@ -162,6 +170,7 @@ async fn serve(run: Run) -> Result<()> {
         trust_domain: run.trust_domain,
         leaf_lifetime: run.leaf_lifetime,
         review,
+        cluster,
     };
     let control = start(options, snapshots, Some(metrics), stop.clone()).await?;
     tracing::info!(proxies = %control.address, api = %control.api, "control is ready");

@@ -15,7 +15,7 @@ use std::time::Duration;
 use penstock_api::resource::Kind;
 use penstock_control::compile::{State, resume, run};
 use penstock_control::snapshot::Snapshot;
-use penstock_control::source::{Source, check_dir};
+use penstock_control::source::{Opened, Source, check_dir};
 use tokio::sync::watch;
 
 use common::trust;
@@ -26,7 +26,7 @@ fn service(name: &str) -> String {
 
 async fn follow(directory: &Path) -> watch::Receiver<Arc<Snapshot>> {
     let source = Source::Directory(directory.to_owned());
-    let (objects, review) = source.open(Duration::from_millis(10)).await.unwrap();
+    let Opened { objects, review, .. } = source.open(Duration::from_millis(10)).await.unwrap();
     assert!(review.is_none(), "a directory knows of no tokens");
     run(objects, watch::channel(Arc::new(trust())).1, State::default())
 }
@@ -144,9 +144,9 @@ async fn a_restart_remembers_what_was_good() {
     let memory = state.path().join("last-good.json");
     let file = directory.path().join("a.yaml");
     let start = async || {
-        let (objects, _) =
+        let opened =
             Source::Directory(directory.path().to_owned()).open(Duration::from_millis(10)).await.unwrap();
-        resume(objects, watch::channel(Arc::new(trust())).1, memory.clone())
+        resume(opened.objects, watch::channel(Arc::new(trust())).1, memory.clone())
     };
     fs::write(&file, service("a")).unwrap();
     let first = start().await;

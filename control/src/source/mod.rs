@@ -31,8 +31,22 @@ pub enum Source {
     Kubernetes(Option<String>),
 }
 
-/// A source that is followed, and who reviews tokens there.
-pub type Opened = (watch::Receiver<Arc<ObjectSet>>, Option<Arc<dyn TokenReview>>);
+/// A source that is followed.
+#[derive(Clone)]
+pub struct Opened {
+    /// What it knows.
+    pub objects: watch::Receiver<Arc<ObjectSet>>,
+    /// Who says whom a bearer token speaks for, where the source knows.
+    pub review: Option<Arc<dyn TokenReview>>,
+    /// Speaks to the API that it comes from, if it comes from one.
+    pub client: Option<kube::Client>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("review", &self.review).finish_non_exhaustive()
+    }
+}
 
 /// Why a text names no source.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -61,15 +75,17 @@ impl FromStr for Source {
 impl Source {
     /// Reads everything once, so that nobody ever sees an empty start, and goes on watching in the background until
     /// every receiver is gone. `debounce`: how long the source must be quiet before it is read again.
-    ///
-    /// Beside it: who says whom a bearer token speaks for, where the source knows.
     pub async fn open(&self, debounce: Duration) -> Result<Opened> {
         match self {
-            Self::Directory(path) => Ok((directory::open(path.clone(), debounce).await?, None)),
+            Self::Directory(path) => {
+                let objects = directory::open(path.clone(), debounce).await?;
+                Ok(Opened { objects, review: None, client: None })
+            }
             Self::Kubernetes(context) => {
                 let client = kubernetes::client(context.as_deref()).await?;
                 let review: Arc<dyn TokenReview> = Arc::new(ApiReview::new(client.clone()));
-                Ok((kubernetes::open(client, debounce).await?, Some(review)))
+                let objects = kubernetes::open(client.clone(), debounce).await?;
+                Ok(Opened { objects, review: Some(review), client: Some(client) })
             }
         }
     }

@@ -174,8 +174,8 @@ async fn of_source(source: &Source) -> Result<Vec<Check>, Failure> {
              routes and policies of all namespaces? `kubectl auth can-i list pods -A` tells"
         ))
     })?;
-    let (objects, _) = opened.map_err(|error| Failure::Problem(format!("{error:#}")))?;
-    let problems = check(&objects.borrow());
+    let opened = opened.map_err(|error| Failure::Problem(format!("{error:#}")))?;
+    let problems = check(&opened.objects.borrow());
     Ok(vec![self::objects(&problems, "Correct the objects with kubectl and run the check again.")])
 }
 
