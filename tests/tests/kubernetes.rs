@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams};
 use penstock_api::names::port;
@@ -15,7 +15,6 @@ use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
-use penstock_control::source::kubernetes::WATCHED;
 use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
@@ -90,29 +89,13 @@ async fn token(client: &Client, namespace: &str, name: &str, audience: &str, pod
     answer.status.unwrap().token
 }
 
-/// Control's account, with the rights that it needs and no others.
+/// Control's account, with the rights that it is installed with and no others.
 async fn rights(client: &Client) -> String {
-    let reads: Vec<Value> = WATCHED
-        .iter()
-        .map(|watched| json!({"apiGroups": [watched.group], "resources": [watched.plural], "verbs": ["list", "watch"]}))
-        .chain([json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]})])
-        .collect();
     let system = "penstock-system";
-    for object in [
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}}),
-        account(system, "penstock-control"),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": "penstock-control"}, "rules": reads,
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": "penstock-control"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "penstock-control"},
-            "subjects": [{"kind": "ServiceAccount", "name": "penstock-control", "namespace": system}],
-        }),
-    ] {
-        apply(client, object).await;
+    apply(client, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}})).await;
+    let rbac = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/install/rbac.yaml");
+    for document in yaml::parse(&std::fs::read_to_string(rbac).unwrap()).unwrap() {
+        apply(client, document.to_json()).await;
     }
     token(client, system, "penstock-control", ISSUER, None).await
 }
@@ -183,6 +166,16 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     control.says("/endpoints", "198.51.100.7:8000").await;
     assert_eq!(control.page("/problems").await.trim(), "[]");
 
+    // The anchors are where injected pods mount them.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
+    let anchors_file = folder.path().join("anchors.pem");
+    wait_until("the anchors are in the cluster", PATIENCE, async || {
+        let Ok(map) = maps.get("penstock-anchors").await else { return false };
+        let Some(anchors) = map.data.and_then(|mut data| data.remove("anchors.pem")) else { return false };
+        std::fs::write(&anchors_file, anchors).unwrap();
+        true
+    })
+    .await;
     // A sidecar proves itself with the token that the kubelet would project.
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, token(&client, NAMESPACE, "client", AUDIENCE, Some("client")).await).unwrap();
@@ -190,7 +183,7 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     let args = [
         "run".to_owned(),
         format!("--control={}", control.push),
-        format!("--control-ca={}", folder.path().join("state/anchors.pem").display()),
+        format!("--control-ca={}", anchors_file.display()),
         format!("--token={}", token_file.display()),
         format!("--node={NAMESPACE}/client"),
         "--service-account=client".to_owned(),

@@ -157,7 +157,9 @@ pub(super) async fn run(
                 match apply(&place, &name, &bundle).await {
                     Ok(version) => {
                         if written.done(&name, &bundle, &version, Instant::now()) {
-                            tracing::info!("ConfigMap {name}/{NAME} had been changed, and is as it has to be again");
+                            tracing::info!(
+                                "ConfigMap {name}/{NAME} had been changed, and is as it has to be again"
+                            );
                         }
                     }
                     Err(error) => {

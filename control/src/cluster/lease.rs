@@ -235,7 +235,10 @@ mod tests {
         assert!(!election.leads(Instant::now()), "wanting is not having");
         election.held(Instant::now());
         assert!(election.leads(Instant::now()));
-        assert_eq!(taken(election.decide(Some(&lease("1", "a", 15, 4)), Instant::now(), wall())), ("a".into(), 4));
+        assert_eq!(
+            taken(election.decide(Some(&lease("1", "a", 15, 4)), Instant::now(), wall())),
+            ("a".into(), 4)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -245,7 +248,11 @@ mod tests {
         for (version, after) in [("1", 0), ("1", 14), ("2", 2), ("2", 14)] {
             tokio::time::advance(Duration::from_secs(after)).await;
             let found = lease(version, "a", 15, 0);
-            assert_eq!(election.decide(Some(&found), Instant::now(), wall()), wait, "{version} after {after}");
+            assert_eq!(
+                election.decide(Some(&found), Instant::now(), wall()),
+                wait,
+                "{version} after {after}"
+            );
         }
         tokio::time::advance(Duration::from_secs(1)).await;
         let found = lease("2", "a", 15, 0);

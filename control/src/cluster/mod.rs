@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
 use crate::identity::Authority;
-use crate::identity::rotation::Facts;
 use crate::identity::Trust;
+use crate::identity::rotation::Facts;
 use crate::objects::ObjectSet;
 
 /// The label of what control has made, and so may change.
@@ -151,7 +151,9 @@ async fn written<T>(write: impl Future<Output = kube::Result<T>>) -> Result<Outc
 
 /// Asks the API server, who may be away.
 async fn asked<T>(question: impl Future<Output = kube::Result<T>>) -> Result<T> {
-    Ok(tokio::time::timeout(PATIENCE, question).await.context("the API server has not answered in time")??)
+    Ok(tokio::time::timeout(PATIENCE, question)
+        .await
+        .context("the API server has not answered in time")??)
 }
 
 /// What keeps one part from being kept up: told when it begins, when it becomes another, and when it is over.

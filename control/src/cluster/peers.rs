@@ -92,7 +92,8 @@ impl Peers {
                 _ => facts.connected += 1,
             }
         }
-        facts.connected += running.iter().filter(|replica| *replica != me && !said.contains_key(*replica)).count();
+        facts.connected +=
+            running.iter().filter(|replica| *replica != me && !said.contains_key(*replica)).count();
         facts
     }
 }
@@ -103,7 +104,12 @@ mod tests {
     use crate::objects::decode;
 
     fn own() -> Facts {
-        Facts { announced_for: REPEAT, connected: 2, acknowledged: 2, leaf_lifetime: Duration::from_secs(3_600) }
+        Facts {
+            announced_for: REPEAT,
+            connected: 2,
+            acknowledged: 2,
+            leaf_lifetime: Duration::from_secs(3_600),
+        }
     }
 
     fn said(anchors: &str, connected: usize, acknowledged: usize) -> String {

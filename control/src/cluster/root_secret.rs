@@ -257,7 +257,9 @@ pub(super) fn write(material: &Material, found: Option<Secret>) -> Result<Secret
     }
     let annotations = secret.metadata.annotations.get_or_insert_default();
     annotations.retain(|key, _| {
-        key != ASK && key != ROTATION && (material.phase == Phase::Announced || !key.starts_with(REPLICA_PREFIX))
+        key != ASK
+            && key != ROTATION
+            && (material.phase == Phase::Announced || !key.starts_with(REPLICA_PREFIX))
     });
     if let Some(noted) = noted(material, true) {
         annotations.insert(ROTATION.to_owned(), serde_json::to_string(&noted)?);
@@ -286,7 +288,9 @@ mod tests {
         Secret {
             metadata: ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() },
             data: Some(
-                data.into_iter().map(|(key, pem)| (key.to_owned(), ByteString(pem.clone().into_bytes()))).collect(),
+                data.into_iter()
+                    .map(|(key, pem)| (key.to_owned(), ByteString(pem.clone().into_bytes())))
+                    .collect(),
             ),
             ..Secret::default()
         }

@@ -117,7 +117,8 @@ impl Pair {
             .collect::<Result<_, _>>()
             .context("tls.crt is not PEM")?;
         anyhow::ensure!(!chain.is_empty(), "tls.crt has no certificate");
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("tls.key is not a PEM private key")?;
+        let key =
+            PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("tls.key is not a PEM private key")?;
         let key = any_supported_type(&key).context("tls.key is of no kind that can sign")?;
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().context("tls.key does not belong to tls.crt")?;
@@ -211,7 +212,9 @@ pub(super) fn write(webhook: &Webhook, found: Option<Secret>) -> Secret {
     let data = secret.data.get_or_insert_default();
     data.retain(|key, _| !key.starts_with(NEXT) && key != PREVIOUS);
     let mut put = |key: String, pem: &String| data.insert(key, ByteString(pem.clone().into_bytes()));
-    for (prefix, pair) in std::iter::once(("", &webhook.current)).chain(webhook.next.as_ref().map(|next| (NEXT, next))) {
+    for (prefix, pair) in
+        std::iter::once(("", &webhook.current)).chain(webhook.next.as_ref().map(|next| (NEXT, next)))
+    {
         put(format!("{prefix}{CERTIFICATE}"), &pair.certificate);
         put(format!("{prefix}{KEY}"), &pair.key);
         put(format!("{prefix}{AUTHORITY}"), &pair.authority);
@@ -268,7 +271,8 @@ mod tests {
             let mut roots = RootCertStore::empty();
             roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
             let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
             let certified = pair.certified().unwrap();
             let now = UnixTime::since_unix_epoch(Duration::from_secs(NOW as u64 + 5));
             let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -292,7 +296,8 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_told_by_its_key() {
         let (good, other) = (Webhook::fresh(HOME, NOW).unwrap(), Webhook::fresh(HOME, NOW).unwrap());
-        let mixed = Webhook { current: Pair { key: other.current.key, ..good.current.clone() }, ..good.clone() };
+        let mixed =
+            Webhook { current: Pair { key: other.current.key, ..good.current.clone() }, ..good.clone() };
         let mut missing = write(&good, None);
         missing.data.as_mut().unwrap().remove(AUTHORITY);
         for (secret, words) in [(write(&mixed, None), "does not belong"), (missing, "is missing")] {

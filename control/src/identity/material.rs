@@ -222,7 +222,10 @@ mod tests {
         assert!(trust.signer.root() != old.signer.root() && trust.serving.root() == old.signer.root());
         assert_eq!(step(&switched, facts(0, 0), false, NOW + 50), None);
         let last = step(&switched, facts(0, 0), false, NOW + 51).unwrap();
-        assert_eq!((last.phase, &last.current, last.next.is_none()), (Phase::Steady, switched.next.as_ref().unwrap(), true));
+        assert_eq!(
+            (last.phase, &last.current, last.next.is_none()),
+            (Phase::Steady, switched.next.as_ref().unwrap(), true)
+        );
         assert_eq!(last.trust().unwrap().anchors.len(), 1);
     }
 
