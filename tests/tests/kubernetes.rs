@@ -6,16 +6,17 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use penstock_api::names::port;
 use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
-use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER};
+use penstock_tests::testkit::kubernetes::{
+    self, ApiServer, CONTEXT, ISSUER, account, installed_rights, token,
+};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -72,34 +73,6 @@ fn slice(service: &str, pod: &str, ip: &str) -> Value {
     })
 }
 
-fn account(namespace: &str, name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
-}
-
-/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
-async fn token(client: &Client, namespace: &str, name: &str, audience: &str, pod: Option<&str>) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
-    let request: TokenRequest = serde_json::from_value(json!({
-        "metadata": {},
-        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
-    }))
-    .unwrap();
-    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
-    answer.status.unwrap().token
-}
-
-/// Control's account, with the rights that it is installed with and no others.
-async fn rights(client: &Client) -> String {
-    let system = "penstock-system";
-    apply(client, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}})).await;
-    let rbac = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/install/rbac.yaml");
-    for document in yaml::parse(&std::fs::read_to_string(rbac).unwrap()).unwrap() {
-        apply(client, document.to_json()).await;
-    }
-    token(client, system, "penstock-control", ISSUER, None).await
-}
-
 /// Control as a process that reads the API.
 struct Control {
     process: Process,
@@ -150,7 +123,7 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     let client = server.client().await;
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&rights(&client).await)).unwrap();
+    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
     let ip = own_ip();
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),

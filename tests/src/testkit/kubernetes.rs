@@ -4,11 +4,13 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::KeyPair;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::peers::kube_apiserver;
@@ -160,4 +162,40 @@ fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
         namespace => Api::namespaced_with(client.clone(), namespace, &resource),
     };
     (api, text("/metadata/name").to_owned())
+}
+
+/// A service account.
+pub fn account(namespace: &str, name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
+}
+
+/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
+pub async fn token(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    audience: &str,
+    pod: Option<&str>,
+) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
+    let request: TokenRequest = serde_json::from_value(json!({
+        "metadata": {},
+        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
+    }))
+    .unwrap();
+    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token
+}
+
+/// Installs control's account with the rights that `manifests/install` gives it and no others, in its namespace; its token.
+pub async fn installed_rights(client: &Client) -> String {
+    let home = "penstock-system";
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}});
+    apply(client, &namespace, false).await.unwrap();
+    let rbac = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/install/rbac.yaml");
+    for document in std::fs::read_to_string(rbac).unwrap().split("---\n") {
+        apply(client, &serde_saphyr::from_str(document).unwrap(), false).await.unwrap();
+    }
+    token(client, home, "penstock-control", ISSUER, None).await
 }

@@ -549,7 +549,7 @@ fn root(facts: &Facts) -> Check {
             "Supply one that may (basicConstraints CA:TRUE), in cert-manager `isCA: true`: kubectl -n penstock-system edit certificate",
         )
         .because(why),
-        Some(root) => certificates::life(check, &root, facts.now, "penstock-control rotate-root").because(why),
+        Some(root) => certificates::life(check, &root, facts.now, "penstock rotate-root").because(why),
         None => Check::bad(
             Verdict::Problem,
             check,
