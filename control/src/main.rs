@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use kube::Client;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
+use penstock_control::cluster::{Cluster, Place, Told};
 use penstock_control::events::Events;
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
@@ -60,7 +61,8 @@ struct Run {
     /// in; or kubernetes:CONTEXT of the kubeconfig. With the latter two, tokens are those of service accounts
     #[arg(long)]
     source: Source,
-    /// Directory with keys and certificates; made on the first start
+    /// Directory with keys and certificates; made on the first start. With a source of Kubernetes these are in Secrets, and the
+    /// directory has nothing that has to outlive the process
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// Where proxies connect: xDS, identity and fleet, TLS 1.3
@@ -94,7 +96,8 @@ struct Injection {
     /// Where the API server asks about pods that are being made: HTTPS; with --source kubernetes alone
     #[arg(long, value_name = "IP:PORT")]
     webhook: Option<SocketAddr>,
-    /// Directory with the webhook's tls.crt and tls.key, as a Secret is mounted; taken up anew when they change
+    /// Directory with the webhook's tls.crt and tls.key, as a Secret is mounted; taken up anew when they change [default:
+    /// control makes one, and tells the API server whom to trust]
     #[arg(long, value_name = "DIR", requires = "webhook")]
     webhook_certificate: Option<PathBuf>,
     /// The image that injected pods get [default: penstock.io/proxy:VERSION]
@@ -189,10 +192,12 @@ async fn serve(run: Run) -> Result<()> {
         None => None,
     };
     let Opened { objects, review, client } = run.source.open(run.debounce).await?;
-    let webhook = listening.map(|listening| {
-        injecting(&run.webhook, &run.trust_domain, listening, client, objects.clone(), &stop)
+    let pods = objects.clone();
+    let variable = |name: &str| std::env::var(name).ok();
+    let cluster = client.clone().map(|client| Cluster {
+        place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
+        objects: objects.clone(),
     });
-    let webhook = webhook.transpose()?;
     // What was good in an earlier life stays in force when a file is broken while control starts.
     let accepted = run.state.join("accepted.json");
     let snapshots = |trust| compile::resume(objects, trust, accepted);
@@ -200,12 +205,16 @@ async fn serve(run: Run) -> Result<()> {
         state: run.state,
         listen: run.listen,
         api: run.api,
-        trust_domain: run.trust_domain,
+        trust_domain: run.trust_domain.clone(),
         leaf_lifetime: run.leaf_lifetime,
         review,
+        cluster,
     };
     let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;
-    if let Some((address, webhook)) = webhook {
+    if let Some(listening) = listening {
+        let address = listening.address;
+        let of_cluster = client.zip(control.told.clone());
+        let webhook = injecting(&run.webhook, &run.trust_domain, listening, of_cluster, pods, &stop)?;
         control.with(webhook);
         tracing::info!(webhook = %address, "pods are injected");
     }
@@ -240,15 +249,16 @@ fn injecting(
     options: &Injection,
     trust_domain: &str,
     listening: Listening,
-    client: Option<Client>,
+    cluster: Option<(Client, Told)>,
     objects: watch::Receiver<Arc<ObjectSet>>,
     stop: &CancellationToken,
-) -> Result<(SocketAddr, impl Future<Output = Result<()>> + Send + use<>)> {
-    let client = client.context("--webhook injects pods of a cluster; it needs --source kubernetes")?;
-    let directory = options.webhook_certificate.clone().context(
-        "--webhook has no certificate: give the directory of tls.crt and tls.key with --webhook-certificate",
-    )?;
-    let certificate = certificate::of_directory(directory, stop.clone())?;
+) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
+    let (client, told) =
+        cluster.context("--webhook injects pods of a cluster; it needs --source kubernetes")?;
+    let certificate = match &options.webhook_certificate {
+        Some(directory) => certificate::of_directory(directory.clone(), stop.clone())?,
+        None => told.webhook,
+    };
     let mut settings = Settings { trust_domain: trust_domain.to_owned(), ..Settings::default() };
     for (given, setting) in
         [(&options.proxy_image, &mut settings.image), (&options.control_address, &mut settings.control)]
@@ -258,18 +268,14 @@ fn injecting(
         }
     }
     let namespaces = Namespaces::follow(client.clone(), stop.clone());
-    // Every replica writes. An event has the same name whoever sends it, so there is one all the same.
-    let (writes, writing) = watch::channel(true);
     let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "penstock-control".to_owned());
-    let events = Events::start(client, instance, writing, stop.clone());
+    let events = Events::start(client, instance, told.leads, stop.clone());
     let (webhook, stop) = (Webhook::new(settings, namespaces.clone()), stop.clone());
-    let address = listening.address;
-    Ok((address, async move {
-        let _writes = writes;
+    Ok(async move {
         let missed = missed::watch(objects, namespaces, events, stop.clone());
         let ((), served) = tokio::join!(missed, listening.serve(certificate, webhook, stop));
         served
-    }))
+    })
 }
 
 fn token(args: Token) -> Result<()> {

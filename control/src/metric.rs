@@ -25,6 +25,8 @@ penstock_api::metrics! {
         "Certificates refused, by reason.";
     HANDSHAKE_FAILURES Counter "penstock_control_handshake_failures_total" []
         "TLS handshakes with control that failed.";
+    LEADS Gauge "penstock_control_leads" []
+        "1 where this replica holds the Lease, and so writes.";
     TAP_DROPPED Counter "penstock_control_tap_dropped_total" []
         "Tap events dropped because a watcher was too slow.";
     WEBHOOK Histogram "penstock_control_webhook_seconds" []

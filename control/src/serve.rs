@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api;
+use crate::cluster::{Acknowledged, Cluster, State, Told};
 use crate::compile::TrustAnchors;
 use crate::fleet::{Fleet, FleetService};
 use crate::identity::rotation::{Facts, Phase};
@@ -60,6 +61,8 @@ pub struct Options {
     pub leaf_lifetime: Duration,
     /// Who says whom a bearer token speaks for; `None`: the key of the state directory, with which `penstock-control token` signs.
     pub review: Option<Arc<dyn TokenReview>>,
+    /// The cluster that has the root, in a Secret; `None`: it lies in the state directory.
+    pub cluster: Option<Cluster>,
 }
 
 /// A control that is running.
@@ -73,6 +76,8 @@ pub struct Control {
     pub authority: Arc<Authority>,
     /// The proxies.
     pub fleet: Arc<Fleet>,
+    /// What is told of the cluster, if there is one.
+    pub told: Option<Told>,
     tasks: JoinSet<Result<()>>,
     stop: CancellationToken,
 }
@@ -105,14 +110,21 @@ pub async fn start(
     metrics: Option<PrometheusHandle>,
     stop: CancellationToken,
 ) -> Result<Control> {
-    let Options { state, listen, api, trust_domain, leaf_lifetime, review } = options;
+    let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster } = options;
     let state = StateDir::open(state)?;
     let own = SpiffeId::new(&trust_domain, "penstock-system", "penstock-control")?;
     let tokens: Arc<dyn TokenReview> = match review {
         Some(review) => review,
         None => Arc::new(TokenKey::open(&state)?),
     };
-    let authority = Arc::new(Authority::open(state, &trust_domain, leaf_lifetime, SystemTime::now())?);
+    let kept = match cluster {
+        Some(cluster) => Some(State::open(cluster, &trust_domain, leaf_lifetime).await?),
+        None => None,
+    };
+    let authority = match &kept {
+        Some(kept) => kept.authority(),
+        None => Arc::new(Authority::open(state, &trust_domain, leaf_lifetime, SystemTime::now())?),
+    };
     let trust = authority.trust().borrow().clone();
     let (anchors, anchors_in_force) = watch::channel(Arc::new(anchors(&trust_domain, &trust)));
     let published = publish(snapshots(anchors_in_force));
@@ -151,8 +163,12 @@ pub async fn start(
     let pages = axum::serve(api_listener, api::router(facts)).with_graceful_shutdown(stopped);
     tasks.spawn(async move { Ok(pages.await?) });
 
+    let (acknowledged, known) = watch::channel(None);
+    let told = kept.map(|kept| kept.keep(known, &mut tasks, &stop));
     let keeper = Keeper {
         authority: authority.clone(),
+        trust,
+        acknowledged,
         fleet: fleet.clone(),
         published,
         anchors,
@@ -163,7 +179,7 @@ pub async fn start(
         since: Instant::now(),
     };
     tasks.spawn(keeper.run(stop.clone()));
-    Ok(Control { address, api, authority, fleet, tasks, stop })
+    Ok(Control { address, api, authority, fleet, told, tasks, stop })
 }
 
 fn busy(address: SocketAddr, option: &str) -> String {
@@ -178,6 +194,10 @@ fn anchors(trust_domain: &str, trust: &Trust) -> TrustAnchors {
 /// Keeps up what changes with time: the rotation of roots, control's own certificate, the memory of proxies.
 struct Keeper {
     authority: Arc<Authority>,
+    /// What was in force when it was looked last.
+    trust: Arc<Trust>,
+    /// For whoever moves the rotation, where that is not the authority itself.
+    acknowledged: watch::Sender<Acknowledged>,
     fleet: Arc<Fleet>,
     published: watch::Receiver<Published>,
     anchors: watch::Sender<Arc<TrustAnchors>>,
@@ -213,9 +233,11 @@ impl Keeper {
     }
 
     fn keep(&mut self, now: i64) -> Result<()> {
-        let changed = self.authority.advance(self.facts(), now)?;
+        self.authority.advance(self.facts(), now)?;
         let trust = self.authority.trust().borrow().clone();
+        let changed = !Arc::ptr_eq(&trust, &self.trust);
         if changed {
+            self.trust = trust.clone();
             self.since = Instant::now();
             let anchors = anchors(self.authority.trust_domain(), &trust);
             self.anchors.send_replace(Arc::new(anchors));
@@ -226,13 +248,14 @@ impl Keeper {
             self.serving.replace(&fresh);
             self.renew_at = fresh.renew_at;
         }
+        self.acknowledged.send_replace(Some((trust, self.facts())));
         Ok(())
     }
 
     /// What a rotation's next step rests on. As long as the anchors in force are not in the snapshot, nobody can
     /// have acknowledged them.
     fn facts(&self) -> Facts {
-        let trust = self.authority.trust().borrow().clone();
+        let trust = &self.trust;
         let domain = self.authority.trust_domain();
         let snapshot = self.published.borrow().snapshot.clone();
         let pushed = snapshot.get(Kind::TrustBundle, domain).filter(|entry| {

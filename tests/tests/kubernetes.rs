@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use penstock_api::names::port;
@@ -13,8 +14,9 @@ use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
-use penstock_control::source::kubernetes::WATCHED;
-use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER, token};
+use penstock_tests::testkit::kubernetes::{
+    self, ApiServer, CONTEXT, ISSUER, account, installed_rights, token,
+};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -71,37 +73,6 @@ fn slice(service: &str, pod: &str, ip: &str) -> Value {
     })
 }
 
-fn account(namespace: &str, name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
-}
-
-/// Control's account, with the rights that it needs and no others.
-async fn rights(client: &Client) -> String {
-    let reads: Vec<Value> = WATCHED
-        .iter()
-        .map(|watched| json!({"apiGroups": [watched.group], "resources": [watched.plural], "verbs": ["list", "watch"]}))
-        .chain([json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]})])
-        .collect();
-    let system = "penstock-system";
-    for object in [
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}}),
-        account(system, "penstock-control"),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": "penstock-control"}, "rules": reads,
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": "penstock-control"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "penstock-control"},
-            "subjects": [{"kind": "ServiceAccount", "name": "penstock-control", "namespace": system}],
-        }),
-    ] {
-        apply(client, object).await;
-    }
-    token(client, system, "penstock-control", ISSUER, None).await
-}
-
 /// Control as a process that reads the API.
 struct Control {
     process: Process,
@@ -152,7 +123,7 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     let client = server.client().await;
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&rights(&client).await)).unwrap();
+    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
     let ip = own_ip();
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
@@ -168,6 +139,16 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     control.says("/endpoints", "198.51.100.7:8000").await;
     assert_eq!(control.page("/problems").await.trim(), "[]");
 
+    // The anchors are where injected pods mount them.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
+    let anchors_file = folder.path().join("anchors.pem");
+    wait_until("the anchors are in the cluster", PATIENCE, async || {
+        let Ok(map) = maps.get("penstock-anchors").await else { return false };
+        let Some(anchors) = map.data.and_then(|mut data| data.remove("anchors.pem")) else { return false };
+        std::fs::write(&anchors_file, anchors).unwrap();
+        true
+    })
+    .await;
     // A sidecar proves itself with the token that the kubelet would project.
     let token_file = folder.path().join("token");
     std::fs::write(&token_file, token(&client, NAMESPACE, "client", AUDIENCE, Some("client")).await).unwrap();
@@ -175,7 +156,7 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     let args = [
         "run".to_owned(),
         format!("--control={}", control.push),
-        format!("--control-ca={}", folder.path().join("state/anchors.pem").display()),
+        format!("--control-ca={}", anchors_file.display()),
         format!("--token={}", token_file.display()),
         format!("--node={NAMESPACE}/client"),
         "--service-account=client".to_owned(),

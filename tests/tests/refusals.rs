@@ -105,6 +105,7 @@ async fn control(folder: &Path, world: watch::Receiver<World>) -> Control {
         trust_domain: DOMAIN.into(),
         leaf_lifetime: Duration::from_secs(3_600),
         review: None,
+        cluster: None,
     };
     start(options, snapshots, None, CancellationToken::new()).await.unwrap()
 }

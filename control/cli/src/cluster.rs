@@ -93,6 +93,11 @@ impl Cluster {
         self.ask("POST", path, Some(object)).await.0
     }
 
+    /// Changes what `change` names of an object (a merge patch), and nothing else of it.
+    pub(crate) async fn merge(&self, path: &str, change: &Value) -> Answer {
+        self.ask("PATCH", path, Some(change)).await.0
+    }
+
     /// The version, and by how many seconds the server's clock is ahead of ours.
     pub(crate) async fn version(&self) -> (Answer, Option<f64>) {
         self.ask("GET", "/version", None).await
@@ -121,11 +126,12 @@ impl Cluster {
 
     async fn ask(&self, method: &str, path: &str, object: Option<&Value>) -> (Answer, Option<f64>) {
         let body = object.map_or_else(Vec::new, |object| object.to_string().into_bytes());
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::ACCEPT, "application/json")
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::CONTENT_TYPE, kind)
             .body(Body::from(body));
         let request = match request {
             Ok(request) => request,

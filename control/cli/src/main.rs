@@ -15,6 +15,7 @@ mod inject;
 mod install;
 mod interruption;
 mod output;
+mod rotate;
 mod routes;
 mod service;
 mod stat;
@@ -121,6 +122,11 @@ enum Command {
         after_help = "Examples:\n  penstock check --pre        # may it be installed on the cluster of the kubeconfig?\n  penstock check              # the cluster, and control where it answers\n  penstock check --source dir:manifests/examples/digits"
     )]
     Check(check::Args),
+    /// Have control make another root for all identities of a cluster, with overlap: nothing restarts, no connection breaks
+    #[command(
+        after_help = "Examples:\n  penstock rotate-root              # and follow it to its end, which is when the last old certificate has expired\n  penstock rotate-root --no-wait"
+    )]
+    RotateRoot(rotate::Args),
     /// Add the sidecar to the pods in manifests, as the injector would, and print them
     ///
     /// Knows Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs and Lists of them; all else passes as it is.
@@ -171,6 +177,7 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Install(args) => install::run(&args, output),
         Command::Uninstall(args) => install::remove(&args, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,
+        Command::RotateRoot(args) => rotate::run(&args, output).await,
         Command::Inject(args) => inject::run(&args, output),
         Command::Uninject(args) => inject::undo(&args, output),
         Command::Hold(args) => Err(demo::processes::hold(&args)),

@@ -1,7 +1,8 @@
 //! The certificate authority of the mesh: what lies in the state directory, which anchors are in force, and who
 //! signs with which key.
 //!
-//! In: the state directory, facts about proxies, the time. Out: a [`Trust`] for everyone who signs, serves or pushes anchors.
+//! In: the state directory, facts about proxies, the time. Out: a [`Trust`] for everyone who signs, serves or pushes anchors. In a
+//! cluster a Secret takes the directory's place: whoever follows it hands over the trust that it has ([`Authority::adopt`]).
 //!
 //! The files: `root.pem`, `root.key`, `intermediate.pem`, `intermediate.key`, and `anchors.pem`, which is derived.
 //! A rotation adds the directory `next/` with the same four files, which appears at once, and `rotation.json`
@@ -20,6 +21,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::sync::watch;
 
 use super::ca::{self, Issuing, Leaf, Pair};
+use super::material;
 use super::rotation::{self, Facts, Phase, Step};
 use super::state::{Readers, StateDir, is_exposed};
 
@@ -46,10 +48,24 @@ pub struct Trust {
     pub serving: Arc<Issuing>,
 }
 
+impl Trust {
+    /// What follows from a phase, of the root in force and of the new one.
+    pub(super) fn of(phase: Phase, serving: Arc<Issuing>, next: Option<Arc<Issuing>>) -> Self {
+        let mut anchors = vec![serving.root().clone()];
+        anchors.extend(next.as_ref().map(|next| next.root().clone()));
+        let signer = match (phase, next) {
+            (Phase::Switched { .. }, Some(next)) => next,
+            _ => serving.clone(),
+        };
+        Self { phase, anchors, signer, serving }
+    }
+}
+
 /// The certificate authority.
 #[derive(Debug)]
 pub struct Authority {
-    state: StateDir,
+    /// Where it lies, if nobody else keeps it.
+    state: Option<StateDir>,
     trust_domain: String,
     leaf_lifetime: Duration,
     trust: watch::Sender<Arc<Trust>>,
@@ -90,7 +106,18 @@ impl Authority {
         }
         renew_intermediate(&state, now)?;
         let trust = watch::Sender::new(Arc::new(load(&state)?));
-        Ok(Self { state, trust_domain: trust_domain.to_owned(), leaf_lifetime, trust })
+        Ok(Self { state: Some(state), trust_domain: trust_domain.to_owned(), leaf_lifetime, trust })
+    }
+
+    /// Signs by `trust`, which somebody else keeps.
+    pub fn kept(trust: Trust, trust_domain: &str, leaf_lifetime: Duration) -> Self {
+        let trust = watch::Sender::new(Arc::new(trust));
+        Self { state: None, trust_domain: trust_domain.to_owned(), leaf_lifetime, trust }
+    }
+
+    /// Signs by `trust` from now on.
+    pub fn adopt(&self, trust: Trust) {
+        self.trust.send_replace(Arc::new(trust));
     }
 
     /// What is trusted, now and from now on.
@@ -115,30 +142,31 @@ impl Authority {
     }
 
     /// Goes one step on: notices a rotation that was asked for, moves it, renews the intermediate. Returns whether
-    /// anything changed.
+    /// anything changed. Does nothing where somebody else keeps it.
     pub fn advance(&self, facts: Facts, now: i64) -> Result<bool> {
+        let Some(state) = &self.state else { return Ok(false) };
         let before = self.trust.borrow().phase;
         let mut changed = match before {
-            Phase::Steady => self.state.has(NEXT),
+            Phase::Steady => state.has(NEXT),
             _ => false,
         };
         if !changed {
             match rotation::next(before, facts, now) {
                 Step::Stay => {}
                 Step::Switch { old_leaves_until } => {
-                    set_phase(&self.state, Phase::Switched { old_leaves_until })?;
+                    set_phase(state, Phase::Switched { old_leaves_until })?;
                     changed = true;
                 }
                 Step::Drop => {
-                    set_phase(&self.state, Phase::Promoting)?;
-                    promote(&self.state)?;
+                    set_phase(state, Phase::Promoting)?;
+                    promote(state)?;
                     changed = true;
                 }
             }
         }
-        changed |= renew_intermediate(&self.state, now)?;
+        changed |= renew_intermediate(state, now)?;
         if changed {
-            self.trust.send_replace(Arc::new(load(&self.state)?));
+            self.trust.send_replace(Arc::new(load(state)?));
         }
         Ok(changed)
     }
@@ -231,14 +259,11 @@ fn renew_intermediate(state: &StateDir, now: i64) -> Result<bool> {
     let mut renewed = false;
     for dir in [state.clone(), state.inner(NEXT)] {
         let Some(pem) = dir.read(INTERMEDIATE)? else { continue };
-        if !dir.has(ROOT_KEY) || !ca::is_due(&CertificateDer::from_pem_slice(&pem)?, now)? {
+        if !dir.has(ROOT_KEY) {
             continue;
         }
         let root = read_pair(&dir, ROOT, ROOT_KEY)?;
-        let (_, root_until) = ca::validity(&root.certificate)?;
-        let (_, until) = ca::validity(&CertificateDer::from_pem_slice(&pem)?)?;
-        // Under a root that ends with it, a new intermediate would be no better.
-        if root_until <= until {
+        if !material::is_due(&root.certificate, &CertificateDer::from_pem_slice(&pem)?, now)? {
             continue;
         }
         let key = read_pair(&dir, INTERMEDIATE, INTERMEDIATE_KEY)?.key;
@@ -262,23 +287,20 @@ fn issuing(state: &StateDir) -> Result<Arc<Issuing>> {
 fn load(state: &StateDir) -> Result<Trust> {
     let phase = phase(state)?;
     let serving = issuing(state)?;
-    let mut anchors = vec![serving.root().clone()];
     let mut bundle = read(state, ROOT)?;
-    let signer = match phase {
-        Phase::Steady | Phase::Promoting => serving.clone(),
+    let next = match phase {
+        Phase::Steady | Phase::Promoting => None,
         Phase::Announced | Phase::Switched { .. } => {
             let next = state.inner(NEXT);
-            let issuing = issuing(&next)?;
-            anchors.push(issuing.root().clone());
             bundle.push(b'\n');
             bundle.extend(read(&next, ROOT)?);
-            if phase == Phase::Announced { serving.clone() } else { issuing }
+            Some(issuing(&next)?)
         }
     };
     if state.read(ANCHORS)?.as_ref() != Some(&bundle) {
         state.write(ANCHORS, &bundle, Readers::All)?;
     }
-    Ok(Trust { phase, anchors, signer, serving })
+    Ok(Trust::of(phase, serving, next))
 }
 
 #[cfg(test)]

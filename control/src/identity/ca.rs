@@ -57,7 +57,7 @@ pub struct Leaf {
 const LAST: i64 = 253_402_300_799;
 
 /// Writes a validity, seconds since the epoch, into `params`.
-fn set_validity(params: &mut CertificateParams, from: i64, until: i64) {
+pub(crate) fn set_validity(params: &mut CertificateParams, from: i64, until: i64) {
     let since = |seconds: i64| Duration::from_secs(seconds.clamp(0, LAST).unsigned_abs());
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + since(from);
@@ -128,7 +128,7 @@ pub(super) fn pair(certificate: &[u8], key: &[u8]) -> Result<Pair> {
 }
 
 /// Start and end of a certificate's validity, seconds since the epoch.
-pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64)> {
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64)> {
     let (_, parsed) =
         x509_parser::parse_x509_certificate(certificate).context("the certificate is not X.509")?;
     let validity = parsed.validity();

@@ -8,6 +8,7 @@
 mod authority;
 mod ca;
 pub mod csr;
+pub mod material;
 pub mod review;
 pub mod rotation;
 mod service;
@@ -19,6 +20,7 @@ use std::time::SystemTime;
 
 pub use authority::{ANCHORS, Authority, Trust, rotate_root};
 pub use ca::{Issuing, Leaf};
+pub(crate) use ca::{set_validity, validity};
 pub use service::IdentityService;
 
 /// Seconds since the epoch.

@@ -81,6 +81,7 @@ impl Mesh {
             trust_domain: DOMAIN.into(),
             leaf_lifetime,
             review: None,
+            cluster: None,
         };
         let stop = CancellationToken::new();
         let control = start(options, snapshots, None, stop.clone()).await.unwrap();

@@ -43,7 +43,7 @@ impl Authority {
 fn secret(pem: &str) -> Answer {
     found(json!({
         "metadata": {"labels": {"penstock.io/made-by": "control"}},
-        "data": {"tls.crt": STANDARD.encode(pem), "tls.key": "eA=="},
+        "data": {"tls.crt": STANDARD.encode(pem), "tls.key": "eA==", "ca.crt": STANDARD.encode(pem)},
     }))
 }
 
@@ -257,6 +257,12 @@ fn of_an_installation_each_thing_that_is_wrong_is_named() {
             "key of the root",
             Problem,
             "no tls.key",
+        ),
+        (
+            changed(Fact::Root, &|secret| secret["data"]["ca.crt"] = json!("")),
+            "key of the root",
+            Problem,
+            "no ca.crt",
         ),
         (
             good.clone().with(Fact::Root, secret(&authority("new", (2026, 2027)).pem())),

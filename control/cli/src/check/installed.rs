@@ -528,7 +528,7 @@ fn root(facts: &Facts) -> Check {
     let secret = match facts.get(Fact::Root) {
         Answer::Found(secret) => secret,
         Answer::Absent => {
-            let fix = "Control makes it once it holds the Lease: kubectl -n penstock-system logs deployment/penstock-control";
+            let fix = "Control makes it when it starts: kubectl -n penstock-system logs deployment/penstock-control";
             return Check::bad(
                 Verdict::Problem,
                 check,
@@ -549,7 +549,7 @@ fn root(facts: &Facts) -> Check {
             "Supply one that may (basicConstraints CA:TRUE), in cert-manager `isCA: true`: kubectl -n penstock-system edit certificate",
         )
         .because(why),
-        Some(root) => certificates::life(check, &root, facts.now, "penstock-control rotate-root").because(why),
+        Some(root) => certificates::life(check, &root, facts.now, "penstock rotate-root").because(why),
         None => Check::bad(
             Verdict::Problem,
             check,
@@ -567,16 +567,12 @@ fn root_kept(facts: &Facts) -> Check {
         return Check::ok(check, "there is none to keep");
     };
     let present = |key: &str| secret.pointer(&format!("/data/{key}")).is_some_and(|value| value != "");
-    if !present("tls.key") {
-        let fix = "Supply it as cert-manager does: kubectl -n penstock-system create secret tls penstock-ca --cert FILE --key FILE";
-        return Check::bad(
-            Verdict::Problem,
-            check,
-            "Secret penstock-ca has no tls.key".to_owned(),
-            Vec::new(),
-            fix,
-        )
-        .because("Without the key nothing is signed.");
+    if let Some(missing) = ["tls.key", "ca.crt"].into_iter().find(|key| !present(key)) {
+        let fix = "Supply it as cert-manager does: kubectl -n penstock-system create secret generic penstock-ca --type=kubernetes.io/tls \
+                   --from-file=tls.crt --from-file=tls.key --from-file=ca.crt";
+        let told = format!("Secret penstock-ca has no {missing}");
+        return Check::bad(Verdict::Problem, check, told, Vec::new(), fix)
+            .because("tls.key signs, and ca.crt is what others trust: control goes on with what it knew, and does not start anew.");
     }
     let made = label(secret, "penstock.io/made-by") == "control";
     Check::ok(

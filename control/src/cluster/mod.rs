@@ -1,0 +1,191 @@
+//! What control keeps in the cluster: who writes (a Lease), the root (a Secret), trust anchors (ConfigMaps), and the certificate of the
+//! webhook (a Secret, and the caBundle of its configuration).
+//!
+//! In: the Kubernetes API. Out: an [`Authority`] that has what the Secret has, whether this replica holds the Lease, and the webhook's
+//! certificate. Reads of what the configuration is made of are in `source::kubernetes`; writes are here. Everything is level-triggered:
+//! what is there is compared with what should be, whoever wrote it last and whenever. Can go wrong: the API server is away, and then
+//! what is known stays in force; a Secret makes no sense, which is an error at the start and a line in the log later.
+
+mod anchors;
+mod lease;
+mod peers;
+mod root;
+mod root_secret;
+mod webhook_certificate;
+mod webhook_secret;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::Client;
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
+use crate::identity::Authority;
+use crate::identity::Trust;
+use crate::identity::rotation::Facts;
+use crate::objects::ObjectSet;
+
+/// The label of what control has made, and so may change.
+const MADE_BY: &str = "penstock.io/made-by";
+/// Its value.
+const CONTROL: &str = "control";
+/// An API server that has not answered by then is asked again later.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where control is, and who.
+#[derive(Clone)]
+pub struct Place {
+    /// Speaks to the API.
+    pub client: Client,
+    /// The namespace of control.
+    pub namespace: String,
+    /// The name of this replica, which no other has: its pod's.
+    pub replica: String,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.replica)
+    }
+}
+
+impl Place {
+    /// In a pod, `POD_NAMESPACE` and `POD_NAME` say it; elsewhere a name is made up that no other process has.
+    pub fn new(client: Client, namespace: Option<String>, replica: Option<String>) -> Self {
+        let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| HOME.to_owned());
+        let replica = replica
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| format!("control-{:08x}", rand::random::<u32>()));
+        Self { client, namespace, replica }
+    }
+}
+
+/// Where control is installed.
+const HOME: &str = "penstock-system";
+
+/// What the proxies that are connected to this replica know, of which trust.
+pub type Acknowledged = Option<(Arc<Trust>, Facts)>;
+
+/// What control needs of the cluster to begin.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where it is.
+    pub place: Place,
+    /// The objects that the source knows.
+    pub objects: watch::Receiver<Arc<ObjectSet>>,
+}
+
+/// The state in the cluster, read and not yet kept up.
+#[derive(Debug)]
+pub struct State {
+    root: root::Root,
+    cluster: Cluster,
+}
+
+/// What the tasks that keep it up tell.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Whether this replica holds the Lease, and so writes.
+    pub leads: watch::Receiver<bool>,
+    /// The webhook's certificate, as soon as there is one.
+    pub webhook: watch::Receiver<Option<Arc<CertifiedKey>>>,
+}
+
+impl State {
+    /// Reads the root, making it where there is none. Waits for an API server that is away.
+    pub async fn open(cluster: Cluster, trust_domain: &str, leaf_lifetime: Duration) -> Result<Self> {
+        let root = root::Root::open(cluster.place.clone(), trust_domain, leaf_lifetime).await?;
+        Ok(Self { root, cluster })
+    }
+
+    /// Signs by what the Secret has.
+    pub fn authority(&self) -> Arc<Authority> {
+        self.root.authority()
+    }
+
+    /// Keeps everything up until told to stop.
+    pub fn keep(
+        self,
+        acknowledged: watch::Receiver<Acknowledged>,
+        tasks: &mut JoinSet<Result<()>>,
+        stop: &CancellationToken,
+    ) -> Told {
+        let (leader, leads) = watch::channel(false);
+        let (serving, webhook) = watch::channel(None);
+        let Cluster { place, objects } = self.cluster;
+        let trust = self.root.authority().trust();
+        tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
+        tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), leads.clone(), stop.clone()));
+        tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
+        tasks.spawn(self.root.run(acknowledged, objects, leads.clone(), stop.clone()));
+        Told { leads, webhook }
+    }
+}
+
+/// What became of a write that rests on a version.
+enum Outcome<T> {
+    /// It is so now.
+    Done(T),
+    /// Somebody else wrote in between.
+    Overtaken,
+}
+
+/// A conflict is no failure: what is there now is looked at again.
+fn outcome<T>(written: kube::Result<T>) -> Result<Outcome<T>> {
+    match written {
+        Ok(written) => Ok(Outcome::Done(written)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Outcome::Overtaken),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes, if the API server is not away.
+async fn written<T>(write: impl Future<Output = kube::Result<T>>) -> Result<Outcome<T>> {
+    outcome(tokio::time::timeout(PATIENCE, write).await.context("the API server has not answered in time")?)
+}
+
+/// Asks the API server, who may be away.
+async fn asked<T>(question: impl Future<Output = kube::Result<T>>) -> Result<T> {
+    Ok(tokio::time::timeout(PATIENCE, question)
+        .await
+        .context("the API server has not answered in time")??)
+}
+
+/// What keeps one part from being kept up: told when it begins, when it becomes another, and when it is over.
+#[derive(Debug)]
+struct Trouble {
+    what: &'static str,
+    known: Option<String>,
+}
+
+impl Trouble {
+    fn new(what: &'static str) -> Self {
+        Self { what, known: None }
+    }
+
+    fn met(&mut self, error: &anyhow::Error) {
+        let why = format!("{error:#}");
+        if self.known.as_ref() != Some(&why) {
+            tracing::warn!("{}: {why}; what is in force stays, and it is tried again", self.what);
+            self.known = Some(why);
+        }
+    }
+
+    fn over(&mut self) {
+        if self.known.take().is_some() {
+            tracing::info!("{}: all is well again", self.what);
+        }
+    }
+}
+
+/// The labels of what control makes.
+fn labels() -> std::collections::BTreeMap<String, String> {
+    [(MADE_BY, CONTROL), ("app.kubernetes.io/name", "penstock"), ("app.kubernetes.io/part-of", "penstock")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
