@@ -64,6 +64,24 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	python3 .ci/demo.py "$(TARGET)/demo.json"
 	@$(MAKE) fuzz SECONDS=10 FUZZ_CORPUS=none
 
+CLUSTER := python3 tests/cluster/cluster.py
+
+.PHONY: cluster
+cluster: ## a Kubernetes of one node on this machine, from real parts, with this build's images; needs root
+	$(CARGO) build $(LOCKED) --workspace --bins
+	$(CLUSTER) up
+	$(CLUSTER) images --bins "$(TARGET)/debug"
+	$(CLUSTER) status
+
+.PHONY: cluster-down
+cluster-down: ## end it; nothing is left behind
+	$(CLUSTER) down
+
+.PHONY: e2e-cluster
+e2e-cluster: ## whether that Kubernetes is one: brings another up, asks it, takes it away
+	$(CLUSTER) --name smoke up
+	status=0; python3 tests/cluster/smoke.py --name smoke || status=$$?; $(CLUSTER) --name smoke down; exit $$status
+
 FUZZ_VERSION := 0.13.1
 FUZZ := $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION)/bin/cargo-fuzz
 FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
@@ -159,7 +177,8 @@ test-gpu: ## kernels, copies and IPC on this machine's GPU, and their rates; ski
 .PHONY: test-gpu-standin
 test-gpu-standin: ## the same program on the STAND-IN driver, which runs kernels on the CPU: says nothing of a GPU
 	$(CARGO) build $(LOCKED) -p penstock-kernels -p penstock-standin-driver
-	"$(TARGET)/debug/penstock-gpu-test" --driver "$(TARGET)/debug/libpenstock_standin_driver.so" $(ARGS)
+	"$(TARGET)/debug/penstock-gpu-test" --driver "$(TARGET)/debug/libpenstock_standin_driver.so" \
+	  --nvjpeg "$(TARGET)/debug/libpenstock_standin_driver.so" $(ARGS)
 
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools-cargo-deny-$(DENY_VERSION)/bin/cargo-deny

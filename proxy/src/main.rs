@@ -151,6 +151,9 @@ struct Run {
     /// The library of NVIDIA's driver, opened where a pod asks for a GPU (penstock.io/gpu)
     #[arg(long, value_name = "FILE", env = "PENSTOCK_CUDA_DRIVER", default_value = "libcuda.so.1")]
     cuda_driver: PathBuf,
+    /// nvJPEG, opened where a pod asks for it (penstock.io/gpu: ipc,nvjpeg) [default: libnvjpeg.so.12, .13 or .11]
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_NVJPEG")]
+    nvjpeg: Option<PathBuf>,
     /// Images and other inputs that are prepared at once, each by a thread of its own (InferencePolicy)
     #[arg(long, value_name = "N", default_value_t = Limits::default().prepare_threads)]
     prepare_threads: usize,
@@ -346,6 +349,7 @@ async fn start_static(file: &std::path::Path, options: &Run, level: Arc<Level>) 
     let proxy = Proxy::start(Setup {
         listen: run::static_listeners(&file),
         cuda_driver: options.cuda_driver.clone(),
+        nvjpeg: options.nvjpeg.clone(),
         workers: file.workers,
         node: "static/proxy".to_owned(),
         limits: limits(options),
@@ -404,6 +408,7 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
         telemetry,
         signals: looked_at(options, node),
         cuda_driver: options.cuda_driver.clone(),
+        nvjpeg: options.nvjpeg.clone(),
     })?;
     let stop = CancellationToken::new();
     let pages = pages(&proxy.shared, level);

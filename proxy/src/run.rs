@@ -87,6 +87,8 @@ pub struct Setup {
     pub signals: signals::Config,
     /// The library of the GPU's driver.
     pub cuda_driver: PathBuf,
+    /// nvJPEG; `None`: the one that the machine has.
+    pub nvjpeg: Option<PathBuf>,
 }
 
 /// A proxy whose workers run.
@@ -116,7 +118,7 @@ impl Proxy {
             queue_wait: QueueWait::default(),
             models: Models::new(epoch),
             signals: Arc::default(),
-            sharing: Arc::new(Sharing::new(setup.cuda_driver)),
+            sharing: Arc::new(Sharing::new(setup.cuda_driver, setup.nvjpeg)),
             held: Arc::default(),
             preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
             drain: Drain::default(),

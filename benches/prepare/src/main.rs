@@ -21,9 +21,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
+use penstock_kernels::allocated::Counting;
+
 use peers::Peers;
 use report::{Row, Summary};
 use subject::{Ours, cpu_ms};
+
+/// The sidecar's: what is decrypted, decoded and received is allocated as there.
+#[global_allocator]
+static ALLOCATOR: Counting<mimalloc::MiMalloc> = Counting(mimalloc::MiMalloc);
 
 const EXAMPLES: &str = "\
 Examples:

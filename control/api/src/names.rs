@@ -91,7 +91,8 @@ pub mod annotation {
     /// Pod: `true` has its application told who calls in `x-forwarded-client-cert`.
     pub const FORWARD_IDENTITY: &str = "penstock.io/forward-identity";
     /// Pod, whose containers share a GPU: `ipc` has tensors handed to the model server in memory of that GPU, where this
-    /// measures faster; further `ipc,always,memory=256Mi,device=0`.
+    /// measures faster; further `ipc,nvjpeg,always,memory=256Mi,device=0`: `nvjpeg` has JPEGs decoded by that library on the
+    /// GPU, to pixels that differ a little from the CPU's.
     pub const GPU: &str = "penstock.io/gpu";
     /// Pod: so many callers at most get a region of shared memory of their own, and share no execution with others, `4`.
     pub const TENANT_REGIONS: &str = "penstock.io/tenant-regions";

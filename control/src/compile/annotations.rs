@@ -144,7 +144,7 @@ pub fn admission(text: &str) -> Parsed<v1::Admission> {
 /// Requests that may wait for an application unless it is said.
 const QUEUE: u32 = 1024;
 
-/// `ipc`; further `ipc,always,memory=256Mi,device=0`.
+/// `ipc`; further `ipc,nvjpeg,always,memory=256Mi,device=0`.
 pub fn gpu(text: &str) -> Parsed<v1::Gpu> {
     let mut gpu = v1::Gpu::default();
     let mut ipc = false;
@@ -152,11 +152,12 @@ pub fn gpu(text: &str) -> Parsed<v1::Gpu> {
         match word.split_once('=') {
             None if word == "ipc" => ipc = true,
             None if word == "always" => gpu.always = true,
+            None if word == "nvjpeg" => gpu.nvjpeg = true,
             Some(("memory", size)) => gpu.bytes = bytes(size)?,
             Some(("device", value)) => gpu.device = number(value, 0, 255)?,
             _ => {
                 return Err(format!(
-                    "{word:?} is not known; write ipc, always, memory=<size> or device=<number>"
+                    "{word:?} is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>"
                 ));
             }
         }
@@ -431,11 +432,16 @@ mod tests {
     #[test]
     fn a_gpu_is_asked_for_in_so_many_words() {
         assert_eq!(gpu("ipc"), Ok(v1::Gpu::default()));
-        let all = v1::Gpu { always: true, bytes: 256 << 20, device: 1 };
+        let all = v1::Gpu { always: true, bytes: 256 << 20, device: 1, nvjpeg: false };
         assert_eq!(gpu("ipc, always,memory=256Mi,device=1"), Ok(all));
+        assert_eq!(gpu("ipc,nvjpeg"), Ok(v1::Gpu { nvjpeg: true, ..v1::Gpu::default() }));
         for (text, told) in [
+            ("nvjpeg", "write ipc"),
             ("always", "write ipc"),
-            ("ipc,fast", "\"fast\" is not known; write ipc, always, memory=<size> or device=<number>"),
+            (
+                "ipc,fast",
+                "\"fast\" is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>",
+            ),
             ("ipc,memory=much", "is not a size"),
             ("ipc,device=-1", "-1"),
         ] {

@@ -180,7 +180,7 @@ impl Driver {
 }
 
 /// The system's own words, without the library's around them.
-fn reason(error: &libloading::Error) -> String {
+pub(super) fn reason(error: &libloading::Error) -> String {
     match error {
         libloading::Error::DlOpen { desc } => format!("{desc:?}").trim_matches(['"', '{', '}']).to_owned(),
         error => error.to_string(),

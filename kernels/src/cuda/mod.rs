@@ -4,7 +4,8 @@
 //! Driver ──▶ Context ──┬─▶ Stream ── upload, download, copy, fill ──▶ Pending<T> ── poll, wait ──▶ T
 //!  (or why   (a device)├─▶ DeviceMemory ── export ──▶ another process
 //!   there is            ├─▶ Pinned, Registered: the arena's further kinds of memory
-//!   none)               └─▶ Kernels ── prepare, convert, gather, scatter ──▶ Pending
+//!   none)               ├─▶ Jpegs ── decode ──▶ Pending (nvJPEG, where it is)
+//!                       └─▶ Kernels ── prepare, convert, gather, scatter ──▶ Pending
 //! ```
 //!
 //! In: what lies in host memory, as [`Bytes`](bytes::Bytes) or as rows of the arena. Out: tensors in memory of the
@@ -40,6 +41,8 @@ mod images;
 mod kernels;
 #[expect(unsafe_code, reason = "memory comes from the driver here, and goes back to it")]
 mod memory;
+#[expect(unsafe_code, reason = "nvJPEG is opened here, and its functions are called")]
+mod nvjpeg;
 #[expect(unsafe_code, reason = "copies are started here, of memory that their `Pending` keeps")]
 mod stream;
 #[expect(unsafe_code, reason = "the types of the driver's functions, and how they are found")]
@@ -51,4 +54,5 @@ pub use error::{Error, Kind};
 pub use kernels::{Conversion, Kernels, Launched, Order, Rows, Source};
 pub use memory::{DeviceMemory, IpcHandle, Span};
 pub(crate) use memory::{Pinned, Registered};
+pub use nvjpeg::{Decoding, JpegError, JpegKind, Jpegs, NoJpegs};
 pub use stream::{Landing, Mark, Pending, Stream};

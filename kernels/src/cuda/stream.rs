@@ -133,6 +133,13 @@ impl<T: Send + 'static> Pending<T> {
         }
     }
 
+    /// Changes something of what is used that the device knows nothing of.
+    pub(super) fn change(&mut self, with: impl FnOnce(&mut T)) {
+        if let Some((_, used)) = &mut self.flight {
+            with(used);
+        }
+    }
+
     /// Keeps something else for as long: what the memory in use belongs to, such as a run of an arena.
     pub fn keeping<U: Send + 'static>(mut self, also: U) -> Pending<(T, U)> {
         Pending { flight: self.flight.take().map(|(event, used)| (event, (used, also))) }

@@ -17,7 +17,7 @@ const NAME: &[u8] = b"STAND-IN (host CPU, no GPU)\0";
 const CONTEXT: usize = 0x57A0_0100_0000;
 
 /// Writes what a caller asked for.
-fn put<T>(to: *mut T, value: T) -> Said {
+pub(crate) fn put<T>(to: *mut T, value: T) -> Said {
     if to.is_null() {
         return Err(code::INVALID_VALUE);
     }
@@ -49,13 +49,18 @@ extern "C" fn penstock_standin_log(to: *mut u8, room: usize) -> usize {
     log.len()
 }
 
-/// How much is left: allocations, pinned blocks, registered ranges, streams, events, modules and retained contexts
-/// together.
+/// How much is left: allocations, pinned blocks, registered ranges, streams, events, modules, retained contexts, and
+/// nvJPEG's handles and states together.
 #[unsafe(no_mangle)]
 extern "C" fn penstock_standin_left() -> usize {
     world(|world| {
         let memory = world.device.len() + world.pinned.len() + world.registered.len();
-        memory + world.streams.len() + world.events.len() + world.modules.len() + world.retained
+        memory
+            + world.streams.len()
+            + world.events.len()
+            + world.modules.len()
+            + world.retained
+            + world.jpegs.left()
     })
 }
 

@@ -8,6 +8,8 @@
 //! memory of `cuMemAlloc` is exported; nobody opens his own export; an address that nothing was allocated at ends the
 //! context.
 //!
+//! The same file is a stand-in of nvJPEG too (`nvjpeg.rs`), which decodes on this CPU.
+//!
 //! It is told by a script (`script.rs`) what to fail and what to delay, and keeps a log of all calls. Its device calls
 //! itself "STAND-IN (host CPU, no GPU)". It says nothing about speed, and nothing about what a real driver does beyond
 //! these rules.
@@ -18,6 +20,8 @@ mod calls;
 mod kernels;
 #[expect(unsafe_code, reason = "memory is mapped, and copied between addresses")]
 mod memory;
+#[expect(unsafe_code, reason = "the functions of another C library are made here")]
+mod nvjpeg;
 mod script;
 mod stream;
 mod world;

@@ -14,6 +14,9 @@
 //! | `memory=67108864` | bytes of device memory (1 GiB) |
 //! | `version=12040` | what the driver says its version is (12080) |
 //! | `garble` | what is copied to the host has another first byte |
+//! | `nvjpeg=12.3.5` | the version of nvJPEG (12.3.5) |
+//! | `shade=1` | what nvJPEG decodes is brighter by so much than what `jpeg-decoder` does (0) |
+//! | `unpacked=20ms` | nvJPEG takes so long on the thread that calls it |
 //! | `backward` | threads and blocks of kernels run in the opposite order |
 //!
 //! A word that makes no sense fails the call that brought it.
@@ -47,6 +50,9 @@ pub(crate) struct Script {
     pub(crate) version: i32,
     pub(crate) backward: bool,
     pub(crate) garble: bool,
+    pub(crate) nvjpeg: [i32; 3],
+    pub(crate) shade: u8,
+    pub(crate) unpacked: Duration,
 }
 
 impl Default for Script {
@@ -61,6 +67,9 @@ impl Default for Script {
             version: 12_080,
             backward: false,
             garble: false,
+            nvjpeg: [12, 3, 5],
+            shade: 0,
+            unpacked: Duration::ZERO,
         }
     }
 }
@@ -86,6 +95,16 @@ impl Script {
                 }
                 "memory" => new.memory = value.parse().ok()?,
                 "version" => new.version = value.parse().ok()?,
+                "nvjpeg" => {
+                    let mut numbers = value.split('.').map(|number| number.parse().ok());
+                    let [Some(major), Some(minor), Some(patch)] = std::array::from_fn(|_| numbers.next()?)
+                    else {
+                        return None;
+                    };
+                    new.nvjpeg = [major, minor, patch];
+                }
+                "shade" => new.shade = value.parse().ok()?,
+                "unpacked" => new.unpacked = duration(value)?,
                 "backward" if value.is_empty() => new.backward = true,
                 "garble" if value.is_empty() => new.garble = true,
                 _ => return None,

@@ -122,7 +122,7 @@ pub(crate) fn now() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
-fn pause(duration: Duration) {
+pub(crate) fn pause(duration: Duration) {
     if !duration.is_zero() {
         let (seconds, nanoseconds) = (duration.as_secs() as i64, i64::from(duration.subsec_nanos()));
         let _ = rustix::thread::nanosleep(&Timespec { tv_sec: seconds, tv_nsec: nanoseconds });

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) events: BTreeMap<usize, Arc<Event>>,
     pub(crate) modules: Vec<usize>,
     pub(crate) functions: BTreeMap<usize, Kernel>,
+    /// Of nvJPEG.
+    pub(crate) jpegs: crate::nvjpeg::Handles,
 }
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);

@@ -7,5 +7,6 @@ mod driver;
 mod failures;
 mod kernels;
 mod memory;
+mod nvjpeg;
 mod program;
 mod region;

@@ -30,12 +30,15 @@ fn without_a_device_it_is_skipped_with_a_line() {
 /// All checks, and a second process that opens an export.
 #[test]
 fn with_the_stand_in_all_is_exercised_and_labelled() {
-    let (code, told) = on(&StandIn::new(""), &["--seed", "1"], "delay=50us");
+    let standin = StandIn::new("");
+    let nvjpeg = standin.path.to_str().unwrap();
+    let (code, told) = on(&standin, &["--seed", "1", "--nvjpeg", nvjpeg], "delay=50us");
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("STAND-IN: there is no GPU here"), "{told}");
     assert!(told.contains("STAND-IN: rates of this CPU, which say nothing about a GPU"), "{told}");
-    assert!(told.ends_with("STAND-IN: gpu: 10 checks, 0 failed\n"), "{told}");
+    assert!(told.ends_with("STAND-IN: gpu: 11 checks, 0 failed\n"), "{told}");
     assert!(told.contains("seed 1\n"), "{told}");
+    assert!(told.contains("of 255 from libjpeg on average"), "{told}");
     assert!(
         told.contains(
             "ok      memory: another process reads and writes what was exported: 1048576 bytes each way"
@@ -53,7 +56,15 @@ fn what_fails_is_told_and_is_an_exit_status() {
         told.contains("FAILED  prepare: RGB: copying from the device: cuMemcpyDtoHAsync_v2 said"),
         "{told}"
     );
-    assert!(told.contains("10 checks, 1 failed"), "{told}");
+    assert!(told.contains("11 checks, 1 failed"), "{told}");
+    // No nvJPEG is no fault of the device either.
+    let (_, told) = on(&standin, &["--nvjpeg", "/nowhere/libnvjpeg.so"], "");
+    assert!(
+        told.contains(
+            "ok      nvJPEG: skipped: nvJPEG is not used: \"/nowhere/libnvjpeg.so\" cannot be opened"
+        ),
+        "{told}"
+    );
     let (code, told) = on(&standin, &[], "lose=cuLaunchKernel:719@3");
     assert_eq!(code, Some(1), "{told}");
     // IPC is not possible everywhere, which is no fault of the device.

@@ -10,7 +10,7 @@ use penstock_kernels::fused;
 use crate::decode::Image;
 use crate::form::Filter;
 use crate::geometry::{Plan, plan};
-use crate::head::Orientation;
+use crate::head::{self, Orientation};
 use crate::pipeline::Kind;
 use crate::{Limits, Pipeline, PrepareError, Scratch};
 
@@ -58,6 +58,38 @@ impl Pipeline {
         })
     }
 
+    /// What a JPEG is and what becomes of it, if another decoder may have its turn: one that reads no more than what is
+    /// usual, and makes pixels of the full size. At most so many of them. `None`: it is no such file, and [`decode`]
+    /// takes it, or says what is wrong with it.
+    ///
+    /// Its markers were walked to the end, so that it is no file without its end; what lies between them was not looked
+    /// at.
+    ///
+    /// [`decode`]: Self::decode
+    pub fn undecoded(&self, input: &[u8], limits: &Limits, most: u64) -> Option<Picture> {
+        if !matches!(self.kind, Kind::Image) || input.len() > limits.bytes {
+            return None;
+        }
+        let head = head::read(input).ok().filter(|head| limits.check(head).is_ok())?;
+        let pixels = u64::from(head.width) * u64::from(head.height);
+        if pixels > most || !head::is_usual_jpeg(input, &head) {
+            return None;
+        }
+        let (plan, orientation) = self.plan(&head).ok()?;
+        let image = Image { width: head.width, height: head.height, channels: head.channels };
+        Some(self.picture(image, plan, orientation))
+    }
+
+    fn picture(&self, image: Image, plan: Plan, orientation: Orientation) -> Picture {
+        let filter = match self.sampling.filter {
+            Filter::Bilinear => fused::Filter::Bilinear,
+            Filter::Bicubic => fused::Filter::Bicubic,
+            Filter::Lanczos => fused::Filter::Lanczos,
+        };
+        let (antialias, pad) = (self.sampling.antialias, self.pad);
+        Picture { image, plan, orientation, filter, antialias, pad }
+    }
+
     /// The first half: `with` gets the pixels. As [`Pipeline::run`] otherwise.
     pub fn decode<T>(
         &self,
@@ -73,13 +105,7 @@ impl Pipeline {
         if input.len() > limits.bytes {
             return Err(PrepareError::Bytes { found: input.len(), limit: limits.bytes });
         }
-        let filter = match self.sampling.filter {
-            Filter::Bilinear => fused::Filter::Bilinear,
-            Filter::Bicubic => fused::Filter::Bicubic,
-            Filter::Lanczos => fused::Filter::Lanczos,
-        };
-        let (antialias, pad) = (self.sampling.antialias, self.pad);
-        let picture = |image, plan, orientation| Picture { image, plan, orientation, filter, antialias, pad };
+        let picture = |image, plan, orientation| self.picture(image, plan, orientation);
         match &self.kind {
             Kind::Rgb(width, height) => {
                 let image = Image { width: *width, height: *height, channels: 3 };

@@ -285,7 +285,7 @@ impl Pipeline {
     }
 
     /// What to do with an image of this head, as it is stored.
-    fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
+    pub(crate) fn plan(&self, head: &Head) -> Result<(Plan, Orientation), PrepareError> {
         let orientation = if self.orientation { head.orientation } else { Orientation::default() };
         let (width, height) = match orientation.transposed {
             true => (head.height, head.width),

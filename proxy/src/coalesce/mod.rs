@@ -48,6 +48,7 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::held::{self, Held};
 use crate::models::{Model, Models};
+use crate::prepare::pictures::Rules;
 use crate::prepare::{self, Prepare, Whose, intake};
 use crate::send;
 use crate::telemetry::metric::{self, Metric};
@@ -111,13 +112,13 @@ enum Word {
 
 impl Sharing {
     /// With the library of a GPU's driver, which is opened when a GPU is asked for.
-    pub fn new(driver: PathBuf) -> Self {
+    pub fn new(driver: PathBuf, nvjpeg: Option<PathBuf>) -> Self {
         Self {
             flights: Mutex::default(),
             records: record::Records::default(),
             caches: Mutex::default(),
             memory: handover::Memory::default(),
-            gpu: Arc::new(gpu::Gpu::new(driver)),
+            gpu: Arc::new(gpu::Gpu::new(driver, nvjpeg)),
             tally: Tally::default(),
         }
     }
@@ -616,11 +617,13 @@ impl Sharer<'_> {
                 made_for = gpu.prepares(worker, &self.way, &self.asked, &pipelines, gpu_memory);
                 let (request, there, pictures) = match &made_for {
                     Some(turn) if turn.is_on_the_gpu() => {
-                        let arena = gpu.staging();
+                        let rules = Rules { arena: gpu.staging(), jpegs: turn.leaves_jpegs() };
                         let (request, pictures, held) =
-                            prepare::pictures::decode(worker, &pipelines, request, whose, arena.as_ref())
-                                .await?;
+                            prepare::pictures::decode(worker, &pipelines, request, whose, &rules).await?;
                         _made = Some(held);
+                        if let Some(turn) = &mut made_for {
+                            turn.left(pictures.has_jpegs());
+                        }
                         (request, None, Some(Arc::new(pictures)))
                     }
                     Some(_) | None => {
@@ -653,6 +656,7 @@ impl Sharer<'_> {
             told.executed.span = span;
             return Ok(told);
         }
+        let spoilt = pictures.clone();
         let wants = batcher::Wants {
             asked,
             way: self.way,
@@ -666,6 +670,10 @@ impl Sharer<'_> {
             Some((limits, ask)) => batcher::execute(worker, self.model, limits, ask, wants).await?,
             None => batcher::anew(worker, self.model, &wants).await,
         };
+        // A file that was found damaged only when its batch was executed: the others have their answers.
+        if let Some(failure) = spoilt.as_ref().and_then(|pictures| pictures.spoilt()) {
+            return Err(failure);
+        }
         if let Some(turn) = made_for.filter(|_| told.answer.is_ok()) {
             worker.shared.sharing.gpu.prepared(turn, worker.now());
         }
@@ -718,7 +726,7 @@ mod tests {
 
     #[test]
     fn caches_of_two_sizes_do_not_take_turns_and_one_that_is_unused_goes() {
-        let sharing = Sharing::new(PathBuf::new());
+        let sharing = Sharing::new(PathBuf::new(), None);
         let at = Duration::from_secs;
         let (small, large) = (sharing.cache(1 << 20, at(0)), sharing.cache(2 << 20, at(0)));
         assert!(Arc::ptr_eq(&small, &sharing.cache(1 << 20, at(50))));

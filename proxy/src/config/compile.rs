@@ -415,6 +415,7 @@ pub fn workload(from: &v1::Workload) -> Result<Workload, String> {
         always: from.always,
         bytes: usize::try_from(from.bytes).ok().filter(|bytes| *bytes > 0),
         device: from.device,
+        nvjpeg: from.nvjpeg,
     });
     Ok(Workload {
         name,

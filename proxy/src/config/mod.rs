@@ -456,6 +456,8 @@ pub struct Gpu {
     pub bytes: Option<usize>,
     /// The device's number.
     pub device: u32,
+    /// JPEGs are decoded by nvJPEG, where it is there and measures faster.
+    pub nvjpeg: bool,
 }
 
 /// What the kubelet asks one port for, in plaintext and without a certificate.

@@ -115,7 +115,9 @@ penstock_api::metrics! {
     EXECUTIONS_GPU Counter "penstock_executions_gpu_total" []
         "Executions whose inputs were handed over in memory of the GPU (CUDA IPC).";
     PREPARED_GPU Counter "penstock_prepared_gpu_total" []
-        "Rows of inputs that a kernel on the GPU made; decoded they were on the CPU.";
+        "Rows of inputs that a kernel on the GPU made.";
+    DECODED_GPU Counter "penstock_decoded_gpu_total" []
+        "Those of them that nvJPEG decoded; the others were decoded on the CPU.";
     GPU_ARENA_BYTES Gauge "penstock_gpu_arena_bytes" ["state"]
         "Memory of the GPU for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     GPU_FAILURES Counter "penstock_gpu_failures_total" []

@@ -7,6 +7,7 @@
 
 mod bed;
 mod checks;
+mod jpegs;
 mod peer;
 mod rates;
 
@@ -20,10 +21,11 @@ use bed::{Bed, Failure};
 const USAGE: &str = "\
 Checks the kernels and the memory of a GPU, and measures them.
 
-Usage: penstock-gpu-test [--device N] [--driver PATH] [--seed N] [--rounds N]
+Usage: penstock-gpu-test [--device N] [--driver PATH] [--nvjpeg PATH] [--seed N] [--rounds N]
 
   --device N     which device (0)
   --driver PATH  another driver than libcuda.so.1, such as the STAND-IN of the tests
+  --nvjpeg PATH  another library than libnvjpeg.so.12, .13 or .11
   --seed N       of the random inputs; a fresh one unless given, which is printed
   --rounds N     random batches of each check (20)
 
@@ -35,12 +37,13 @@ Example: penstock-gpu-test --device 1 --rounds 100";
 struct Options {
     device: u32,
     driver: Option<PathBuf>,
+    nvjpeg: Option<PathBuf>,
     seed: u64,
     rounds: u32,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { device: 0, driver: None, seed: fresh(), rounds: 20 };
+    let mut options = Options { device: 0, driver: None, nvjpeg: None, seed: fresh(), rounds: 20 };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -48,6 +51,7 @@ fn options() -> Result<Options, String> {
         match word.as_str() {
             "--device" => options.device = number(value()?)?.try_into().map_err(|_| "no such device")?,
             "--driver" => options.driver = Some(value()?.into()),
+            "--nvjpeg" => options.nvjpeg = Some(value()?.into()),
             "--seed" => options.seed = number(value()?)?,
             "--rounds" => options.rounds = number(value()?)?.try_into().map_err(|_| "too many rounds")?,
             other => return Err(format!("there is no {other:?}")),
@@ -126,11 +130,12 @@ fn run(driver: &Driver, options: &Options) -> Result<u32, Failure> {
         failed += tell(name, said);
     }
     failed += tell("memory: another process reads and writes what was exported", peer::check(&bed, options));
+    failed += tell("nvJPEG", jpegs::check(&bed, options.nvjpeg.as_deref()));
     println!();
     rates::table(&bed, standin)?;
     println!();
     let label = if standin { "STAND-IN: " } else { "" };
-    println!("{label}gpu: {} checks, {failed} failed", checks::ALL.len() + 1);
+    println!("{label}gpu: {} checks, {failed} failed", checks::ALL.len() + 2);
     Ok(failed)
 }
 

@@ -73,6 +73,40 @@ pub(super) fn read(bytes: &[u8]) -> Result<Head, PrepareError> {
     })
 }
 
+/// Whether it has no more than what every decoder reads in the same way: gray, or YCbCr that is not said to be RGB, by
+/// an Adobe segment or by the names of its components. Of a file that [`read`] takes.
+pub(super) fn is_usual(bytes: &[u8]) -> bool {
+    let (mut at, mut adobe, mut usual) = (2, None, None);
+    loop {
+        match bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            Some([0xff, 0xff]) => at += 1,
+            // Scans follow: what is said of colours stands before them.
+            Some([0xff, 0xda]) => break,
+            Some([0xff, 0x01 | 0xd0..=0xd8]) => at += 2,
+            Some([0xff, marker]) if *marker != 0 => {
+                let Some(segment) =
+                    be16(bytes, at + 2).and_then(|length| bytes.get(at + 4..at + 2 + usize::from(length)))
+                else {
+                    return false;
+                };
+                match (marker, segment) {
+                    (0xc0..=0xc2, [_, _, _, _, _, 1, ..]) => usual = Some(true),
+                    (0xc0..=0xc2, [_, _, _, _, _, 3, one, _, _, two, _, _, three, ..]) => {
+                        usual = Some([*one, *two, *three] != *b"RGB");
+                    }
+                    (0xc0..=0xc2, _) => return false,
+                    (0xee, [b'A', b'd', b'o', b'b', b'e', .., transform]) => adobe = Some(*transform),
+                    _ => {}
+                }
+                at += 4 + segment.len();
+            }
+            Some(_) => at += 1,
+            None => return false,
+        }
+    }
+    usual == Some(true) && adobe != Some(0)
+}
+
 fn read_frame(segment: &[u8], progressive: bool) -> Result<Frame, PrepareError> {
     let [precision, h1, h0, w1, w0, components, ..] = *segment else {
         return Err(damaged(Format::Jpeg, "its frame header is cut"));

@@ -94,6 +94,17 @@ pub fn size(bytes: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
+/// Whether bytes begin as a JPEG does.
+pub fn is_jpeg(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xff, 0xd8, 0xff])
+}
+
+/// Whether an image, whose head was read, is a JPEG of gray or of YCbCr, which every decoder reads in the same way: no
+/// CMYK, and no RGB that only some know by its signs.
+pub(crate) fn is_usual_jpeg(bytes: &[u8], head: &Head) -> bool {
+    head.format == Format::Jpeg && matches!(head.channels, 1 | 3) && jpeg::is_usual(bytes)
+}
+
 /// Whether bytes begin as an image does.
 pub fn is_image(bytes: &[u8]) -> bool {
     !matches!(read(bytes.get(..16).unwrap_or(bytes)), Err(PrepareError::Format { .. }))

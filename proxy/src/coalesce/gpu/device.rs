@@ -1,21 +1,39 @@
 //! The device: opened, tested, and filled. Everything here may wait, and runs on threads that have nothing else to do.
 //!
+//! JPEGs are decoded by nvJPEG ([`Jpegs`]) where that is asked for, is there, and passes a test of its own; its pixels differ a
+//! little from the CPU's ([`NEAR`]).
+//!
 //! In: a driver's library and a device's number; then runs of the device's memory, and what is to lie there. Out: the
 //! same runs, filled. Can go wrong: there is no driver or no device; what comes back is not what was sent; the device is
 //! lost. A run that is being filled is kept until the device is done with it, whether anybody waits for that or not.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use penstock_kernels::arena::{Arena, DeviceArena, DeviceRun, Kind};
-use penstock_kernels::cuda::{Absent, Context, Driver, Error, IpcHandle, Kernels, Order, Source, Stream};
+use penstock_kernels::cuda::{
+    Absent, Context, Driver, Error, IpcHandle, JpegError, JpegKind, Jpegs, Kernels, Order, Source, Span,
+    Stream,
+};
 use penstock_kernels::fused::{self, Format, Frame, Part, Tensor, reference};
 use penstock_kernels::normalise::{Channels, Dtype, Layout};
+use penstock_prepare::{Limits, Pipeline, Scratch};
 
 /// Pinned memory that tensors of ordinary memory pass through on their way, bytes: some batches of photographs.
 const STAGING: usize = 64 << 20;
 /// Memory of the device for decoded pictures, bytes: two batches of 32 that were decoded at half of 1080p.
 const PICTURES: usize = 128 << 20;
+/// JPEGs that are decoded at once for one batch: each takes memory of nvJPEG's besides its pixels.
+const AT_ONCE: usize = 8;
+/// A small photograph with colours, 4:2:0.
+const PHOTO: &[u8] = include_bytes!("photo.jpg");
+/// How near nvJPEG's pixels have to be to the CPU's in the test, in 255ths: on average, and for all but one sample in a
+/// hundred. Decoders differ by some units in what the standard leaves open, and by more at the edges of colours, which
+/// some interpolate; another order of colours, or another picture, is further away by far.
+pub(super) const NEAR: (f64, u8) = (3.0, 48);
+/// Where a picture begins, rows of four-byte pixels could too.
+const ALIGN: usize = 256;
 /// The unit of all arenas.
 pub(super) const SLOT: usize = 4096;
 /// Bytes that the self-test sends there and back.
@@ -36,6 +54,9 @@ pub(super) enum Unfit {
     /// A launch was refused.
     #[error(transparent)]
     Order(#[from] Order),
+    /// nvJPEG said no.
+    #[error(transparent)]
+    Jpeg(#[from] JpegError),
     /// Its room for pictures is used up.
     #[error("the GPU has no room for more pictures now")]
     Full,
@@ -47,9 +68,11 @@ pub(super) enum Unfit {
 /// What a row of an input is made of.
 #[derive(Clone, Debug)]
 pub(super) struct Picture {
-    /// Its pixels.
-    pub(super) pixels: Bytes,
-    /// How they lie.
+    /// Its pixels, or a JPEG.
+    pub(super) bytes: Bytes,
+    /// It is still to be decoded.
+    pub(super) is_jpeg: bool,
+    /// How its pixels lie.
     pub(super) frame: Frame,
     /// What becomes of them.
     pub(super) part: Part,
@@ -79,6 +102,8 @@ pub(super) struct Device {
     pub(super) staging: Option<Arena>,
     /// Where pictures lie while kernels read them. Got once, since getting memory waits for all that the device does.
     pictures: DeviceArena,
+    /// `None` within: there is none that could be used. Opened when it is first asked for.
+    jpegs: OnceLock<Option<Jpegs>>,
 }
 
 /// Something that is on its way, to be waited for.
@@ -93,7 +118,7 @@ impl Device {
             .inspect_err(|error| tracing::warn!(%error, "tensors are copied to the GPU from ordinary memory"))
             .ok();
         let pictures = DeviceArena::new(&context, PICTURES, SLOT)?;
-        let mut device = Self { context, stream, kernels: None, staging, pictures };
+        let mut device = Self { context, stream, kernels: None, staging, pictures, jpegs: OnceLock::new() };
         device.test_memory()?;
         // Without kernels tensors are copied all the same.
         device.kernels = device
@@ -101,6 +126,62 @@ impl Device {
             .inspect_err(|error| tracing::warn!(%error, "images are prepared on the CPU, not on the GPU"))
             .ok();
         Ok(device)
+    }
+
+    /// Whether nvJPEG is there. Waits for nothing.
+    pub(super) fn has_jpegs(&self) -> bool {
+        self.jpegs.get().is_some_and(Option::is_some)
+    }
+
+    /// Whether it was looked for.
+    pub(super) fn has_looked_for_jpegs(&self) -> bool {
+        self.jpegs.get().is_some()
+    }
+
+    /// Looks for nvJPEG, and tests it; the first time only.
+    pub(super) fn open_jpegs(&self, library: Option<&Path>) {
+        self.jpegs.get_or_init(|| {
+            let kernels = self.kernels.as_ref()?;
+            let jpegs =
+                Jpegs::open(&self.context, library).inspect_err(|none| tracing::warn!("{none}")).ok()?;
+            match self.test_jpegs(kernels, &jpegs) {
+                Ok(()) => {
+                    let (major, minor, patch) = jpegs.version();
+                    let version = format!("{major}.{minor}.{patch}");
+                    let device = &self.context.device().name;
+                    tracing::info!(version, %device, "JPEGs may be decoded by nvJPEG");
+                    Some(jpegs)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "nvJPEG is not used; JPEGs are decoded on the CPU");
+                    None
+                }
+            }
+        });
+    }
+
+    /// nvJPEG gives the pixels that the CPU gives, as far as two decoders do.
+    fn test_jpegs(&self, kernels: &Kernels, jpegs: &Jpegs) -> Result<(), Unfit> {
+        const FAULT: Unfit = Unfit::Test("the picture that is built in cannot be decoded");
+        const WRONG: Unfit = Unfit::Test("nvJPEG gives other pixels than the CPU");
+        let declared =
+            r#"{"crop":{"width":97,"height":61},"jpeg-scaling":"off","dtype":"u8","layout":"nhwc"}"#;
+        let declared = serde_json::from_str(declared).map_err(|_| FAULT)?;
+        let pipeline = Pipeline::new(&declared).map_err(|_| FAULT)?;
+        let limits = Limits::default();
+        let mut wanted = vec![0; pipeline.bytes()];
+        pipeline.run(PHOTO, &mut wanted, &mut Scratch::default(), &limits, &|| false).map_err(|_| FAULT)?;
+        let tensor = pipeline.tensor().ok_or(FAULT)?;
+        let picture = pipeline.undecoded(PHOTO, &limits, u64::MAX).ok_or(FAULT)?;
+        let (frame, part) = (picture.frame(), picture.part());
+        let picture = Picture { bytes: Bytes::from_static(PHOTO), is_jpeg: true, frame, part };
+        let arena = DeviceArena::new(&self.context, 8 * SLOT, SLOT)?;
+        let run = arena.run(&[tensor.bytes()], 1).ok_or(FAULT)?;
+        let to = run.span(0, 0..1).ok_or(FAULT)?;
+        let mut flights = Vec::new();
+        self.launch((kernels, Some(jpegs)), &run, &[picture], &tensor, &to, &mut flights)?;
+        flights.into_iter().try_for_each(|wait| wait())?;
+        if are_near(&self.download(&arena, &run, tensor.bytes())?, &wanted) { Ok(()) } else { Err(WRONG) }
     }
 
     /// A region for model servers, and its handle.
@@ -147,10 +228,10 @@ impl Device {
         let wanted = reference::exact(&frame, &pixels, &part, &tensor).map_err(|_| WRONG)?;
         let arena = DeviceArena::new(&self.context, 4 * SLOT, SLOT)?;
         let run = arena.run(&[tensor.bytes()], 1).ok_or(NO_ROOM)?;
-        let picture = Picture { pixels: pixels.into(), frame, part };
+        let picture = Picture { bytes: pixels.into(), is_jpeg: false, frame, part };
         let to = run.span(0, 0..1).ok_or(NO_ROOM)?;
         let mut flights = Vec::new();
-        self.launch(&kernels, &run, &[picture], &tensor, &to, &mut flights)?;
+        self.launch((&kernels, None), &run, &[picture], &tensor, &to, &mut flights)?;
         flights.into_iter().try_for_each(|wait| wait())?;
         if self.download(&arena, &run, tensor.bytes())? == wanted { Ok(kernels) } else { Err(WRONG) }
     }
@@ -194,7 +275,8 @@ impl Device {
                     }
                     Piece::Pictures(pictures, tensor) => {
                         let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
-                        self.launch(kernels, &run, &pictures, &tensor, &to, &mut flights)?;
+                        let jpegs = self.jpegs.get().and_then(Option::as_ref);
+                        self.launch((kernels, jpegs), &run, &pictures, &tensor, &to, &mut flights)?;
                     }
                     Piece::Bytes(_) | Piece::Pinned(_) => return Err(MISFIT),
                 }
@@ -219,34 +301,75 @@ impl Device {
         flights.push(Box::new(move || pending.wait().map(drop)));
     }
 
-    /// Pictures to tensors: each is copied once, and each format of them is one launch.
+    /// Pictures to tensors: each is copied or decoded once, and each format of them is one launch; of very many, or very
+    /// large ones, one part after the other.
     fn launch(
         &self,
-        kernels: &Kernels,
+        by: (&Kernels, Option<&Jpegs>),
         run: &DeviceRun,
         pictures: &[Picture],
         tensor: &Tensor,
-        to: &penstock_kernels::cuda::Span,
+        to: &Span,
         flights: &mut Vec<Flight>,
     ) -> Result<(), Unfit> {
         const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
-        // Where a picture begins, rows of four-byte pixels could too.
-        const ALIGN: usize = 256;
+        let mut first = 0;
+        while first < pictures.len() {
+            let count = together(&pictures[first..]);
+            let part = first * tensor.bytes()..(first + count) * tensor.bytes();
+            let to = to.part(part).ok_or(MISFIT)?;
+            self.launch_some(by, run, &pictures[first..first + count], tensor, &to, flights)?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    fn launch_some(
+        &self,
+        (kernels, jpegs): (&Kernels, Option<&Jpegs>),
+        run: &DeviceRun,
+        pictures: &[Picture],
+        tensor: &Tensor,
+        to: &Span,
+        flights: &mut Vec<Flight>,
+    ) -> Result<(), Unfit> {
+        const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
         let mut places = Vec::with_capacity(pictures.len());
         let mut end = 0usize;
         for picture in pictures {
-            places.push(end..end + picture.pixels.len());
-            end = (end + picture.pixels.len()).next_multiple_of(ALIGN);
+            let bytes = picture.room().ok_or(MISFIT)?;
+            places.push(end..end + bytes);
+            end = (end + bytes).next_multiple_of(ALIGN);
         }
-        let room = self.pictures.run(&[end.max(ALIGN)], 1).ok_or(Unfit::Full)?;
+        let room = match self.pictures.run(&[end.max(ALIGN)], 1) {
+            Some(room) => room,
+            None => {
+                // What is on its way may have all of it.
+                landed(flights)?;
+                self.pictures.run(&[end.max(ALIGN)], 1).ok_or(Unfit::Full)?
+            }
+        };
         let whole = room.span(0, 0..1).ok_or(MISFIT)?;
         let begin = room.whole().start;
         let mut sources = Vec::with_capacity(pictures.len());
-        for (Picture { pixels, frame, part }, place) in pictures.iter().zip(places) {
-            let (memory, at) = (self.pictures.memory(), begin + place.start);
-            let copy = self.stream.upload(pixels.clone(), memory, at)?;
-            self.keep(&room, copy, flights);
-            sources.push(Source { bytes: whole.part(place).ok_or(MISFIT)?, frame: *frame, part: *part });
+        for (Picture { bytes, is_jpeg, frame, part }, place) in pictures.iter().zip(places) {
+            let to = whole.part(place.clone()).ok_or(MISFIT)?;
+            if *is_jpeg {
+                let jpegs = jpegs.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
+                let decode = || jpegs.decode(&self.stream, bytes.clone(), frame, &to);
+                let decoded = match decode() {
+                    Err(error) if error.kind() == JpegKind::Busy => {
+                        landed(flights)?;
+                        decode()
+                    }
+                    decoded => decoded,
+                };
+                self.keep(&room, decoded?, flights);
+            } else {
+                let copy = self.stream.upload(bytes.clone(), self.pictures.memory(), begin + place.start)?;
+                self.keep(&room, copy, flights);
+            }
+            sources.push(Source { bytes: to, frame: *frame, part: *part });
         }
         let mut first = 0;
         for alike in sources.chunk_by(|a, b| a.frame.format == b.frame.format) {
@@ -270,7 +393,78 @@ impl Device {
     }
 }
 
+impl Picture {
+    /// Bytes of the device's memory that its pixels take; `None`: no number has so many.
+    fn room(&self) -> Option<usize> {
+        if self.is_jpeg { self.frame.bytes() } else { Some(self.bytes.len()) }
+    }
+}
+
+/// Waits for all that is on its way.
+fn landed(flights: &mut Vec<Flight>) -> Result<(), Unfit> {
+    Ok(std::mem::take(flights).into_iter().try_for_each(|wait| wait())?)
+}
+
+/// How many of them are made together, one at least: as have room in half of the memory for pictures, and no more JPEGs
+/// than are decoded at once.
+fn together(pictures: &[Picture]) -> usize {
+    let (mut bytes, mut jpegs) = (0usize, 0);
+    let fit = pictures.iter().take_while(|picture| {
+        bytes = bytes.saturating_add(picture.room().unwrap_or(usize::MAX)).saturating_add(ALIGN);
+        jpegs += usize::from(picture.is_jpeg);
+        bytes <= PICTURES / 2 && jpegs <= AT_ONCE
+    });
+    fit.count().max(1)
+}
+
+/// Whether two decoders' samples may be of the same picture.
+fn are_near(found: &[u8], wanted: &[u8]) -> bool {
+    let off = || found.iter().zip(wanted).map(|(found, wanted)| found.abs_diff(*wanted));
+    let mean = off().map(f64::from).sum::<f64>() / wanted.len().max(1) as f64;
+    let far = off().filter(|off| *off > NEAR.1).count();
+    found.len() == wanted.len() && mean <= NEAR.0 && far * 100 <= wanted.len()
+}
+
 /// Whether a kernel can make that of it.
 pub(super) fn fits(picture: &Picture, tensor: &Tensor) -> bool {
-    fused::check(&picture.frame, picture.pixels.len(), &picture.part, tensor).is_ok()
+    let found = picture.room().unwrap_or_default();
+    fused::check(&picture.frame, found, &picture.part, tensor).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jpeg(width: u32, height: u32) -> Picture {
+        let frame = Frame::tight(Format::Rgb, width, height);
+        Picture { bytes: Bytes::new(), is_jpeg: true, frame, part: Part::whole(&frame, (8, 8)) }
+    }
+
+    #[test]
+    fn pictures_are_made_in_parts_that_have_room() {
+        assert_eq!(together(&vec![jpeg(100, 100); 20]), AT_ONCE);
+        // Of 1080p ten would fit, of 16 megapixels one.
+        assert_eq!(together(&vec![jpeg(1920, 1080); 20]), AT_ONCE);
+        assert_eq!(together(&vec![jpeg(4096, 4096); 3]), 1);
+        assert_eq!(together(&[jpeg(9000, 9000)]), 1, "one that has no room is told so when it is tried");
+        let pixels = Picture { is_jpeg: false, bytes: vec![0; 3000].into(), ..jpeg(10, 100) };
+        assert_eq!(together(&vec![pixels; 100]), 100, "what is decoded is copied all at once");
+    }
+
+    #[test]
+    fn another_picture_is_not_near() {
+        let wanted: Vec<u8> = (0..3000u32).map(|at| (at * 7 % 256) as u8).collect();
+        let changed = |change: fn(usize, u8) -> u8| -> Vec<u8> {
+            wanted.iter().enumerate().map(|(at, byte)| change(at, *byte)).collect()
+        };
+        assert!(are_near(&wanted, &wanted));
+        assert!(are_near(&changed(|_, byte| byte.saturating_add(3)), &wanted), "another rounding");
+        assert!(are_near(&changed(|at, byte| if at % 200 == 0 { !byte } else { byte }), &wanted), "edges");
+        assert!(!are_near(&changed(|_, byte| byte.saturating_add(12)), &wanted));
+        assert!(!are_near(&changed(|at, byte| if at % 20 == 0 { !byte } else { byte }), &wanted));
+        let mut turned = wanted.clone();
+        turned.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
+        assert!(!are_near(&turned, &wanted), "BGR");
+        assert!(!are_near(&wanted[1..], &wanted) && !are_near(&[], &wanted));
+    }
 }

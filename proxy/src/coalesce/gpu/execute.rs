@@ -22,7 +22,7 @@ use crate::coalesce::handover::{self, Hand, Inputs, Places};
 use crate::coalesce::learn::Known;
 use crate::coalesce::told;
 use crate::failure::Failure;
-use crate::prepare::pictures;
+use crate::prepare::pictures::{self, Row};
 use crate::worker::Worker;
 
 /// How long filling a run may take: a batch of 19 MB needs some milliseconds, and what takes a thousand times as long will
@@ -133,7 +133,9 @@ fn ready<'a>(
     if !gpu.is_known(worker, way, server, &region) {
         return None;
     }
-    let is_repeatable = key::is_repeatable(&joined.head);
+    // Where JPEGs are decoded twice, by two decoders, another answer says nothing of the way.
+    let jpegs = hand.pictures.iter().flatten().any(|pictures| pictures.has_jpegs());
+    let is_repeatable = key::is_repeatable(&joined.head) && !jpegs;
     Some((Execution { model, server, bytes, rows, per_row, is_repeatable }, region, device, asked.always))
 }
 
@@ -157,6 +159,14 @@ async fn over(
     let of_pictures =
         |piece: &(u32, Piece)| if matches!(piece.1, Piece::Pictures(..)) { piece.0.into() } else { 0 };
     let pictures: u64 = inputs.iter().flatten().map(of_pictures).sum();
+    let jpegs = |piece: &(u32, Piece)| match &piece.1 {
+        Piece::Pictures(all, _) => all.iter().filter(|picture| picture.is_jpeg).count() as u64,
+        Piece::Bytes(_) | Piece::Pinned(_) => 0,
+    };
+    let jpegs: u64 = inputs.iter().flatten().map(jpegs).sum();
+    if jpegs > 0 && !gpu.decodes(&device, worker.now()) {
+        return None;
+    }
     let room = region.arena.run(&run.per_row, run.rows)?;
     let (arena, rows) = (region.arena.clone(), run.rows);
     // A driver may block, and is given a thread for it. Whoever leaves meanwhile takes nothing with him: the thread has
@@ -185,6 +195,7 @@ async fn over(
         Ok(Some(_)) => {
             gpu.handed.add(1);
             gpu.prepared.add(pictures);
+            gpu.decoded.add(jpegs);
         }
         // It was started anew and knows the region no more, or the connection broke.
         Ok(None) | Err(Trouble::Way(_)) => gpu.forget(run.server),
@@ -214,9 +225,9 @@ fn inputs(joined: &Joined, hand: &Hand<'_>, pinned: bool) -> Option<Vec<Input>> 
                 continue;
             };
             let tensor = pictures.tensor;
-            let mut rows = pictures.rows.iter().map(|(pixels, picture)| {
-                let picture =
-                    Picture { pixels: pixels.clone(), frame: picture.frame(), part: picture.part() };
+            let mut rows = pictures.rows.iter().map(|Row { bytes, picture, is_jpeg }| {
+                let (frame, part) = (picture.frame(), picture.part());
+                let picture = Picture { bytes: bytes.clone(), is_jpeg: *is_jpeg, frame, part };
                 device::fits(&picture, &tensor).then_some(picture)
             });
             // Those of neighbours are made by one launch.

@@ -4,7 +4,8 @@
 //! (`penstock.io/gpu: ipc`), because both containers must see the same device and each other; then the device is opened
 //! and tested once, as a task of its own, and a server is told of a region of its memory. The first execution of each model
 //! goes both ways, and only if the answers are the same is the GPU's way used for that model: that is the one test that
-//! shows that the server reads what was written. Afterwards [`cost`] decides.
+//! shows that the server reads what was written. Afterwards [`cost`] decides; so it does where JPEGs are decoded, if the pod asks
+//! for nvJPEG.
 //!
 //! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
 //! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
@@ -34,7 +35,7 @@ use http::{HeaderMap, Method};
 use penstock_inference::oip::InferResponse;
 use penstock_inference::oip::shm;
 use penstock_kernels::arena::{Arena, DeviceArena, Occupancy};
-use penstock_kernels::cuda::{Context, Kind as Fault};
+use penstock_kernels::cuda::{Context, Error, JpegError, JpegKind, Kind as Fault, Order};
 use rand::Rng as _;
 use tokio::time::Instant;
 
@@ -61,19 +62,26 @@ const REST: Duration = Duration::from_secs(10);
 const TESTED_WITHIN: Duration = Duration::from_secs(30);
 /// Models whose costs are known; above, further ones do without.
 const MAX_MODELS: usize = 256;
+/// When a rest never ends.
+const FOR_EVER: u64 = u64::MAX;
 
 /// The GPU, and what is known of its use.
 #[derive(Debug)]
 pub struct Gpu {
     library: PathBuf,
+    /// nvJPEG; `None`: the one that the machine has.
+    nvjpeg: Option<PathBuf>,
     state: Mutex<State>,
     /// By caller, where callers have regions of their own.
     regions: Mutex<HashMap<Option<u64>, Option<Arc<Region>>>>,
     models: Mutex<HashMap<(SocketAddr, String), Model>>,
     /// Milliseconds since the epoch until when it rests.
     rests_until: AtomicU64,
+    /// The same of nvJPEG; [`FOR_EVER`]: it does not work here.
+    jpegs_rest_until: AtomicU64,
     handed: Counter,
     prepared: Counter,
+    decoded: Counter,
     failed: Counter,
 }
 
@@ -107,6 +115,8 @@ struct Model {
     cost: Cost,
     /// The same for where its inputs are prepared.
     preparing: Cost,
+    /// The same for where JPEGs are decoded that are prepared on the GPU.
+    decoding: Cost,
 }
 
 /// Whether a model answers the same.
@@ -139,34 +149,43 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// With a driver's library; nothing is opened yet.
-    pub fn new(library: PathBuf) -> Self {
+    /// With a driver's library, and nvJPEG's, unless it is where it usually is; nothing is opened yet.
+    pub fn new(library: PathBuf, nvjpeg: Option<PathBuf>) -> Self {
         Self {
             library,
+            nvjpeg,
             state: Mutex::default(),
             regions: Mutex::default(),
             models: Mutex::default(),
             rests_until: AtomicU64::new(0),
+            jpegs_rest_until: AtomicU64::new(0),
             handed: Counter::default(),
             prepared: Counter::default(),
+            decoded: Counter::default(),
             failed: Counter::default(),
         }
     }
 
-    /// Opens the device when it is first asked for.
+    /// Opens the device, and nvJPEG, when it is first asked for.
     pub fn follow(self: &Arc<Self>, asked: Option<config::Gpu>) {
         let Some(asked) = asked else { return };
         {
             let mut state = lock(&self.state);
-            if !matches!(*state, State::Idle) {
-                return;
+            match &*state {
+                State::Idle => *state = State::Opening,
+                State::Ready(device) if asked.nvjpeg && !device.has_looked_for_jpegs() => {
+                    let (gpu, device) = (Arc::clone(self), Arc::clone(device));
+                    tokio::task::spawn_blocking(move || device.open_jpegs(gpu.nvjpeg.as_deref()));
+                    return;
+                }
+                State::Opening | State::Ready(_) | State::Off => return,
             }
-            *state = State::Opening;
         }
         let gpu = Arc::clone(self);
         // A driver that hangs when it is opened keeps this one thread, and tensors go as if there were none.
         tokio::task::spawn_blocking(move || {
             let opened = Device::open(&gpu.library, asked.device);
+            let ready = opened.as_ref().is_ok();
             *lock(&gpu.state) = match opened {
                 Ok(device) => {
                     let (of, kernels) = (device.context.device(), device.kernels.is_some());
@@ -182,6 +201,10 @@ impl Gpu {
                     State::Off
                 }
             };
+            // What has no need of it does not wait for it.
+            if let Some(device) = gpu.device().filter(|_| ready && asked.nvjpeg) {
+                device.open_jpegs(gpu.nvjpeg.as_deref());
+            }
         });
     }
 
@@ -212,18 +235,43 @@ impl Gpu {
     /// A failure while something was handed over.
     fn fails(&self, unfit: &Unfit, now: Duration) {
         self.failed.add(1);
-        let lost = matches!(unfit, Unfit::Driver(error) if error.kind() == Fault::DeviceLost)
-            || matches!(unfit, Unfit::Order(penstock_kernels::cuda::Order::Driver(error)) if error.kind() == Fault::DeviceLost);
-        if lost {
-            return self.off(&unfit.to_string());
-        }
-        if matches!(unfit, Unfit::Full) {
-            return;
+        let lost = |error: &Error| error.kind() == Fault::DeviceLost;
+        match unfit {
+            Unfit::Driver(error)
+            | Unfit::Order(Order::Driver(error))
+            | Unfit::Jpeg(JpegError::Driver(error))
+                if lost(error) =>
+            {
+                return self.off(&unfit.to_string());
+            }
+            Unfit::Full => return,
+            Unfit::Jpeg(error) if error.kind() != JpegKind::Driver => return self.jpeg_fails(error, now),
+            _ => {}
         }
         let until = (now + REST).as_millis() as u64;
         if self.rests_until.swap(until, Relaxed) < now.as_millis() as u64 {
             tracing::warn!(error = %unfit, "tensors do not go through the GPU's memory for {REST:?}");
         }
+    }
+
+    /// nvJPEG did not decode something. What it says of a file says nothing of the next; whatever else it says, the GPU is
+    /// well, and only JPEGs go another way.
+    fn jpeg_fails(&self, error: &JpegError, now: Duration) {
+        let until = match error.kind() {
+            JpegKind::File | JpegKind::Busy => return,
+            JpegKind::Passing | JpegKind::Driver => (now + REST).as_millis() as u64,
+            JpegKind::Broken => FOR_EVER,
+        };
+        let before = self.jpegs_rest_until.fetch_max(until, Relaxed);
+        if before < now.as_millis() as u64 || (until == FOR_EVER && before != FOR_EVER) {
+            let how_long = if until == FOR_EVER { "from now on".to_owned() } else { format!("for {REST:?}") };
+            tracing::warn!(%error, "JPEGs are decoded on the CPU {how_long}");
+        }
+    }
+
+    /// Whether nvJPEG may be asked now.
+    fn decodes(&self, device: &Device, now: Duration) -> bool {
+        device.has_jpegs() && self.jpegs_rest_until.load(Relaxed) <= now.as_millis() as u64
     }
 
     /// The region for a caller, made when it is first needed.
@@ -365,6 +413,7 @@ impl Gpu {
         for (metric, counter) in [
             (&metric::EXECUTIONS_GPU, &self.handed),
             (&metric::PREPARED_GPU, &self.prepared),
+            (&metric::DECODED_GPU, &self.decoded),
             (&metric::GPU_FAILURES, &self.failed),
         ] {
             metrics::counter!(metric.name).absolute(counter.get());
@@ -406,6 +455,8 @@ fn same(one: &InferResponse, other: &InferResponse) -> bool {
 #[derive(Debug, PartialEq)]
 pub struct Preparing {
     on_the_gpu: bool,
+    /// Bytes of the JPEGs, if it may be asked where they are decoded, and where they are.
+    jpegs: Option<(usize, cost::Way)>,
     /// Whose costs are compared; `None`: nobody's.
     measured: Option<(SocketAddr, String, usize, Duration)>,
 }
@@ -414,6 +465,18 @@ impl Preparing {
     /// By a kernel.
     pub fn is_on_the_gpu(&self) -> bool {
         self.on_the_gpu
+    }
+
+    /// JPEGs stay as they are, for nvJPEG.
+    pub fn leaves_jpegs(&self) -> bool {
+        matches!(self.jpegs, Some((_, cost::Way::Device)))
+    }
+
+    /// Whether any did: of those that nvJPEG does not take nothing is learnt.
+    pub fn left(&mut self, any: bool) {
+        if self.leaves_jpegs() && !any {
+            self.jpegs = None;
+        }
     }
 }
 
@@ -453,7 +516,17 @@ impl Gpu {
             Test::Open | Test::Running(_) | Test::Failed => None,
         })??;
         let measured = (!rule.always).then(|| (server, asked.model.clone(), bytes, now));
-        Some(Preparing { on_the_gpu: turn == cost::Way::Device, measured })
+        let on_the_gpu = turn == cost::Way::Device;
+        let jpegs = (on_the_gpu && rule.nvjpeg && self.decodes(&device, now))
+            .then(|| pictures::jpegs(pipelines, &asked.request))
+            .filter(|bytes| *bytes > 0);
+        let chance = worker.with_random(|random| random.random::<f64>());
+        let way = |bytes| match rule.always {
+            true => Some(cost::Way::Device),
+            false => self.model(server, &asked.model, |model| model.decoding.choose(bytes, now, chance)),
+        };
+        let jpegs = jpegs.and_then(|bytes| Some((bytes, way(bytes)?)));
+        Some(Preparing { on_the_gpu, jpegs, measured })
     }
 
     /// A request whose images were prepared so was answered.
@@ -461,7 +534,11 @@ impl Gpu {
         let Some((server, name, bytes, begun)) = how.measured else { return };
         let way = if how.on_the_gpu { cost::Way::Device } else { cost::Way::Host };
         self.model(server, &name, |model| {
-            model.preparing.took(bytes, way, now.saturating_sub(begun), now);
+            let took = now.saturating_sub(begun);
+            model.preparing.took(bytes, way, took, now);
+            if let Some((bytes, way)) = how.jpegs {
+                model.decoding.took(bytes, way, took, now);
+            }
         });
     }
 }

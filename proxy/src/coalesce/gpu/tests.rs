@@ -25,7 +25,7 @@ fn answered(values: &[f32]) -> Result<Answered, Trouble> {
 
 #[test]
 fn a_model_is_tested_once_on_each_server_and_goes_over_the_gpu_only_if_it_answers_the_same() {
-    let gpu = Gpu::new(PathBuf::new());
+    let gpu = Gpu::new(PathBuf::new(), None);
     let (here, there) = (run("127.0.0.1:8000"), run("127.0.0.2:8000"));
     let at = Duration::from_secs;
     let sequence = Execution { is_repeatable: false, ..run("127.0.0.1:8000") };
@@ -46,7 +46,7 @@ fn a_model_is_tested_once_on_each_server_and_goes_over_the_gpu_only_if_it_answer
 
 #[test]
 fn models_beyond_the_bound_do_without() {
-    let gpu = Gpu::new(PathBuf::new());
+    let gpu = Gpu::new(PathBuf::new(), None);
     let server = "127.0.0.1:8000".parse().unwrap();
     for number in 0..MAX_MODELS {
         assert!(gpu.model(server, &number.to_string(), |_| ()).is_some());
@@ -58,8 +58,27 @@ fn models_beyond_the_bound_do_without() {
 
 #[test]
 fn without_a_device_nothing_is_asked_of_it() {
-    let gpu = Gpu::new(PathBuf::from("/nowhere"));
+    let gpu = Gpu::new(PathBuf::from("/nowhere"), None);
     assert!(gpu.context().is_none() && gpu.staging().is_none());
     gpu.off("as a test");
     assert!(gpu.device().is_none());
+}
+
+#[test]
+fn what_nvjpeg_says_of_a_file_says_nothing_of_the_next() {
+    let gpu = Gpu::new(PathBuf::new(), None);
+    let at = Duration::from_secs;
+    let said = |status| JpegError::Said { doing: "", call: "", status };
+    let rests = |gpu: &Gpu| gpu.jpegs_rest_until.load(Relaxed);
+    for of_a_file in [said(3), said(4), said(9), said(10), JpegError::Busy, JpegError::Sampling] {
+        gpu.fails(&Unfit::Jpeg(of_a_file), at(1));
+    }
+    assert_eq!(rests(&gpu), 0);
+    gpu.fails(&Unfit::Jpeg(said(5)), at(1));
+    assert_eq!(rests(&gpu), 11_000, "there is no memory now");
+    gpu.fails(&Unfit::Jpeg(said(7)), at(2));
+    assert_eq!(rests(&gpu), FOR_EVER, "it is not for this device");
+    gpu.fails(&Unfit::Jpeg(said(5)), at(30));
+    assert_eq!(rests(&gpu), FOR_EVER);
+    assert_eq!(gpu.rests_until.load(Relaxed), 0, "the GPU is well");
 }

@@ -1,0 +1,239 @@
+// Stand is what the cluster's own tests put into pods: one static program, whose first argument says what it is.
+//
+//	stand pause                        holds a pod's namespaces and reaps what is left in them, as Kubernetes' pause does
+//	stand serve ADDRESS                answers every request with the name of its host
+//	stand get URL                      prints the answer; exit status 1 if it is not 2xx
+//	stand lookup NAME                  prints the addresses of a name
+//	stand load URL SECONDS RATE        asks so many times a second, then prints what came back, as JSON
+//	stand webhook ADDRESS CERT KEY     admits pods, and labels them
+//	stand exit CODE
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) < 2 {
+		log.Fatal("stand: say what: pause, serve, get, lookup, load, webhook or exit")
+	}
+	arguments := os.Args[2:]
+	argument := func(at int) string {
+		if at >= len(arguments) {
+			log.Fatalf("stand %s: too few arguments", os.Args[1])
+		}
+		return arguments[at]
+	}
+	switch os.Args[1] {
+	case "pause":
+		pause()
+	case "serve":
+		serve(argument(0))
+	case "get":
+		get(argument(0))
+	case "lookup":
+		lookup(argument(0))
+	case "load":
+		load(argument(0), number(argument(1)), number(argument(2)), arguments[3:])
+	case "webhook":
+		webhook(argument(0), argument(1), argument(2))
+	case "exit":
+		os.Exit(number(argument(0)))
+	default:
+		log.Fatalf("stand: there is no %s", os.Args[1])
+	}
+}
+
+func number(text string) int {
+	value, err := strconv.Atoi(text)
+	if err != nil {
+		log.Fatalf("stand: %v", err)
+	}
+	return value
+}
+
+func pause() {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGINT, syscall.SIGTERM)
+	for which := range signals {
+		if which != syscall.SIGCHLD {
+			return
+		}
+		// One signal may stand for several children.
+		for {
+			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
+	}
+}
+
+func serve(address string) {
+	name, err := os.Hostname()
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := &http.Server{Addr: address, Handler: http.HandlerFunc(func(answer http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(answer, name)
+	})}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	stopped := make(chan struct{})
+	go func() {
+		<-ended
+		server.Shutdown(context.Background())
+		close(stopped)
+	}()
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		log.Fatal(err)
+	}
+	<-stopped
+}
+
+func get(url string) {
+	client := http.Client{Timeout: 5 * time.Second}
+	answer, err := client.Get(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if _, err := io.Copy(os.Stdout, answer.Body); err != nil {
+		log.Fatal(err)
+	}
+	if answer.StatusCode/100 != 2 {
+		log.Fatal(answer.Status)
+	}
+}
+
+func lookup(name string) {
+	addresses, err := net.LookupHost(name)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, address := range addresses {
+		fmt.Println(address)
+	}
+}
+
+// What came back, and what did not.
+type outcome struct {
+	Requests int `json:"requests"`
+	Ok       int `json:"ok"`
+	// By status or error, the first of each in words.
+	Failed map[string]int `json:"failed"`
+	// By the value of the header of an answer that was asked for, or its first line.
+	Answers map[string]int `json:"answers"`
+	Longest float64        `json:"longest_ms"`
+}
+
+// load asks at a rate that does not depend on the answers. A file, if one is given, is posted as JSON.
+func load(url string, seconds, rate int, file []string) {
+	body := ""
+	if len(file) > 0 {
+		text, err := os.ReadFile(file[0])
+		if err != nil {
+			log.Fatal(err)
+		}
+		body = string(text)
+	}
+	client := http.Client{Timeout: 10 * time.Second}
+	client.Transport = &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 5 * time.Second}
+	result := outcome{Failed: map[string]int{}, Answers: map[string]int{}}
+	var lock sync.Mutex
+	var under sync.WaitGroup
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+	tick := time.NewTicker(time.Second / time.Duration(rate))
+	until := time.After(time.Duration(seconds) * time.Second)
+	for running := true; running; {
+		select {
+		case <-until:
+			running = false
+		case <-ended:
+			running = false
+		case <-tick.C:
+			under.Add(1)
+			go func() {
+				defer under.Done()
+				began := time.Now()
+				answer, failure := ask(&client, url, body)
+				took := float64(time.Since(began).Microseconds()) / 1000
+				lock.Lock()
+				defer lock.Unlock()
+				result.Requests++
+				result.Longest = max(result.Longest, took)
+				if failure != "" {
+					result.Failed[failure]++
+					return
+				}
+				result.Ok++
+				result.Answers[answer]++
+			}()
+		}
+	}
+	under.Wait()
+	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func ask(client *http.Client, url, body string) (string, string) {
+	var answer *http.Response
+	var err error
+	if body == "" {
+		answer, err = client.Get(url)
+	} else {
+		answer, err = client.Post(url, "application/json", strings.NewReader(body))
+	}
+	if err != nil {
+		return "", err.Error()
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return "", err.Error()
+	}
+	if answer.StatusCode/100 != 2 {
+		return "", fmt.Sprintf("%s %s %.200s", answer.Status, answer.Header.Get("penstock-error"), text)
+	}
+	return fmt.Sprintf("%.60s", text), ""
+}
+
+// Labels every pod that it is asked about.
+func webhook(address, certificate, key string) {
+	handler := func(answer http.ResponseWriter, asked *http.Request) {
+		var review struct {
+			ApiVersion string `json:"apiVersion"`
+			Kind       string `json:"kind"`
+			Request    struct {
+				Uid string `json:"uid"`
+			} `json:"request"`
+		}
+		if err := json.NewDecoder(asked.Body).Decode(&review); err != nil {
+			http.Error(answer, err.Error(), http.StatusBadRequest)
+			return
+		}
+		patch := []byte(`[{"op": "add", "path": "/metadata/labels/stand", "value": "admitted"}]`)
+		answer.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(answer).Encode(map[string]any{
+			"apiVersion": review.ApiVersion,
+			"kind":       review.Kind,
+			"response":   map[string]any{"uid": review.Request.Uid, "allowed": true, "patchType": "JSONPatch", "patch": patch},
+		})
+	}
+	log.Fatal(http.ListenAndServeTLS(address, certificate, key, http.HandlerFunc(handler)))
+}
