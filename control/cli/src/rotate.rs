@@ -3,10 +3,11 @@
 //! In: the Secret `penstock-ca`, as whoever sits at the keyboard may read it. Out: one annotation on it, and a line for each step. Everything
 //! else is done by control, so ending this command ends no rotation, and running it again follows the one that is under way.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use penstock_control::cluster::{ASK, REPLICA_PREFIX, ROOT_SECRET, ROTATION};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::cluster::{Answer, Cluster, text};
 use crate::failure::{Failure, exit};

@@ -191,7 +191,8 @@ impl Root {
         let params = PostParams::default();
         if found.own {
             // Asked for while it cannot be: the wish does not wait for years.
-            if after.is_none() && !(found.asked && !self.material.can_rotate()) {
+            let vain = found.asked && !self.material.can_rotate();
+            if after.is_none() && !vain {
                 return Ok(());
             }
             let after = after.unwrap_or_else(|| self.material.clone());
