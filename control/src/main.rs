@@ -197,6 +197,7 @@ async fn serve(run: Run) -> Result<()> {
     let cluster = client.clone().map(|client| Cluster {
         place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
         objects: objects.clone(),
+        certifies_webhook: run.webhook.webhook_certificate.is_none(),
     });
     // What was good in an earlier life stays in force when a file is broken while control starts.
     let accepted = run.state.join("accepted.json");

@@ -78,6 +78,8 @@ pub struct Cluster {
     pub place: Place,
     /// The objects that the source knows.
     pub objects: watch::Receiver<Arc<ObjectSet>>,
+    /// Whether the webhook's certificate is made, and API servers told of it; not where an operator does both.
+    pub certifies_webhook: bool,
 }
 
 /// The state in the cluster, read and not yet kept up.
@@ -117,11 +119,13 @@ impl State {
     ) -> Told {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
-        let Cluster { place, objects } = self.cluster;
+        let Cluster { place, objects, certifies_webhook } = self.cluster;
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
         tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), leads.clone(), stop.clone()));
-        tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
+        if certifies_webhook {
+            tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
+        }
         tasks.spawn(self.root.run(acknowledged, objects, leads.clone(), stop.clone()));
         Told { leads, webhook }
     }

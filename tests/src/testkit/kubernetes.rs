@@ -188,25 +188,6 @@ pub fn account(namespace: &str, name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
 }
 
-/// A token as the kubelet projects it: for an audience, and bound to a pod if one is named.
-pub async fn token(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    audience: &str,
-    pod: Option<&str>,
-) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let bound = pod.map(|pod| json!({"kind": "Pod", "apiVersion": "v1", "name": pod}));
-    let request: TokenRequest = serde_json::from_value(json!({
-        "metadata": {},
-        "spec": {"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound},
-    }))
-    .unwrap();
-    let answer = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
-    answer.status.unwrap().token
-}
-
 /// Installs control's account with the rights that `manifests/install` gives it and no others, in its namespace; its token.
 pub async fn installed_rights(client: &Client) -> String {
     let home = "penstock-system";
