@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -24,7 +25,8 @@ use penstock_tests::testkit::kubernetes::{
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
-use serde_json::json;
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use serde_json::{Value, json};
 
 const HOME: &str = "penstock-system";
 
@@ -307,4 +309,60 @@ async fn connected_sidecars_lack_nothing_while_the_root_is_rotated_and_its_holde
     watch.abort();
     assert_eq!(*lacks.lock().unwrap(), Vec::<String>::new());
     drop((first, second));
+}
+
+/// A root as cert-manager keeps one that signed itself: no key but the one that signs.
+fn supplied(name: &str) -> Value {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let pem = params.self_signed(&key).unwrap().pem();
+    let base64 = |text: String| ByteString(text.into_bytes());
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"name": "penstock-ca", "namespace": HOME},
+        "data": {"tls.crt": base64(pem.clone()), "tls.key": base64(key.serialize_pem()), "ca.crt": base64(pem)},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supplied_root_is_followed_with_overlap_and_its_data_never_written() {
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
+    apply(&client, &supplied("old"), false).await.unwrap();
+    let old = root(&client).await.unwrap().data.unwrap();
+    let control = control("control-a", own_ip(), folder.path(), &kubeconfig).await;
+    let at_home = async || anchors(&client, HOME).await.unwrap_or_default();
+    // Lines end differently here and there.
+    let body = |text: &str| text.split_whitespace().collect::<String>();
+    let is = |bundle: &str, roots: &[&BTreeMap<String, ByteString>]| {
+        let has = |root: &BTreeMap<String, ByteString>| {
+            body(bundle).contains(&body(std::str::from_utf8(&root["ca.crt"].0).unwrap()))
+        };
+        bundle.matches("BEGIN").count() == roots.len() && roots.iter().all(|root| has(root))
+    };
+    wait_until("its anchor is the mesh's", PATIENCE, async || is(&at_home().await, &[&old])).await;
+
+    // Nobody but whoever supplies it rotates it.
+    let asked = std::process::Command::new(program("penstock"))
+        .arg("rotate-root")
+        .env("KUBECONFIG", server.kubeconfig())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(asked.status.code() == Some(1) && said.contains("whoever made it rotates it"), "{said}");
+
+    apply(&client, &supplied("new"), false).await.unwrap();
+    let new = root(&client).await.unwrap().data.unwrap();
+    wait_until("both are announced", PATIENCE, async || is(&at_home().await, &[&old, &new])).await;
+    wait_until("the old one is forgotten", PATIENCE * 3, async || is(&at_home().await, &[&new])).await;
+    let last = root(&client).await.unwrap();
+    assert_eq!(last.data.unwrap(), new);
+    assert_eq!(last.metadata.annotations.unwrap_or_default(), BTreeMap::new());
+    assert!(!control.said().contains("PRIVATE"));
 }
