@@ -84,8 +84,8 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<u8, Failure> {
     // A webhook that fails closed, with nobody behind it, would keep pods from being made.
     if !args.crds_only && !args.unfinished {
         return Err(Failure::Problem(
-            "an installation does not work yet: control keeps its root in files, writes no trust anchors and has no certificate for \
-             its webhook (docs/KUBERNETES.md). `penstock install --crds-only` and `penstock inject` work; add --unfinished to print the rest all the same"
+            "an installation does not count as done yet: its parts are tested, but not all of it on a cluster whose pods run, and its webhook \
+             fails closed (docs/KUBERNETES.md). `penstock install --crds-only` and `penstock inject` are done; add --unfinished to print the rest all the same"
                 .to_owned(),
         ));
     }
