@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Print the custom resource definitions alone, which are applied first on upgrades
     #[arg(long)]
     crds_only: bool,
-    /// Print all of it, although an installation does not work yet (docs/KUBERNETES.md says what is missing)
+    /// Print all of it, although not all of it has run on a cluster yet (docs/KUBERNETES.md says what is missing)
     #[arg(long)]
     unfinished: bool,
     /// Where images come from: PREFIX/control and PREFIX/proxy; penstock.io unless said
