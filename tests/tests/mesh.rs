@@ -83,6 +83,8 @@ async fn the_first_request_to_a_service_is_answered_and_an_unknown_host_is_named
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shares_follow_the_annotation_and_then_an_httproute() {
+    // Each request draws: of 4,000, shares of 40 % are 0.008 off on average, and more than this once in 200,000 runs.
+    const NEAR: f64 = 0.035;
     let (mut mesh, _origins) = split_over_two(Mesh::default(), "shop-v1=90,shop-v2=10", 1).await;
     let load = Load::start(mesh.outbound("client"), HOST, 8, Duration::ZERO);
     let share = async |load: &Load| {
@@ -91,11 +93,11 @@ async fn shares_follow_the_annotation_and_then_an_httproute() {
         load.so_far().share_since(&before, "shop-v2")
     };
     let seen = share(&load).await;
-    assert!((seen - 0.1).abs() < 0.02, "10 % asked, {seen} seen");
+    assert!((seen - 0.1).abs() < NEAR, "10 % asked, {seen} seen");
     mesh.split("shop", "shop-v1=1,shop-v2=3");
     mesh.apply().await;
     let seen = share(&load).await;
-    assert!((seen - 0.75).abs() < 0.02, "75 % asked, {seen} seen");
+    assert!((seen - 0.75).abs() < NEAR, "75 % asked, {seen} seen");
     mesh.file(
         "route.yaml",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: shop, namespace: test}\nspec:\n  \
@@ -104,7 +106,7 @@ async fn shares_follow_the_annotation_and_then_an_httproute() {
     );
     mesh.apply().await;
     let seen = share(&load).await;
-    assert!((seen - 0.4).abs() < 0.02, "40 % asked, {seen} seen");
+    assert!((seen - 0.4).abs() < NEAR, "40 % asked, {seen} seen");
     load.finish().await.has_no_failure();
 }
 
