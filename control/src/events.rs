@@ -183,6 +183,10 @@ async fn send_all(
                 }
             }
         }
+        // Another replica writes now, and tells it.
+        if !*writes.borrow() {
+            continue;
+        }
         if told.len() >= REMEMBERED {
             told.clear();
         }

@@ -8,6 +8,7 @@ pub mod events;
 pub mod fleet;
 pub mod identity;
 pub mod metric;
+pub mod namespaces;
 pub mod objects;
 pub mod push;
 pub mod serve;

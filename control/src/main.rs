@@ -17,10 +17,10 @@ use penstock_control::events::Events;
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
 use penstock_control::identity::{epoch, rotate_root};
+use penstock_control::namespaces::Namespaces;
 use penstock_control::objects::ObjectSet;
 use penstock_control::serve::{Options, start};
 use penstock_control::source::{Opened, Source};
-use penstock_control::webhook::namespaces::Namespaces;
 use penstock_control::webhook::{Listening, Webhook, certificate, missed};
 use penstock_control::{compile, metric};
 use penstock_inject::Settings;
@@ -193,10 +193,12 @@ async fn serve(run: Run) -> Result<()> {
     };
     let Opened { objects, review, client } = run.source.open(run.debounce).await?;
     let pods = objects.clone();
+    let namespaces = client.clone().map(|client| Namespaces::follow(client, stop.clone()));
     let variable = |name: &str| std::env::var(name).ok();
-    let cluster = client.clone().map(|client| Cluster {
+    let cluster = client.clone().zip(namespaces.clone()).map(|(client, namespaces)| Cluster {
         place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
         objects: objects.clone(),
+        namespaces,
         certifies_webhook: run.webhook.webhook_certificate.is_none(),
     });
     // What was good in an earlier life stays in force when a file is broken while control starts.
@@ -214,7 +216,7 @@ async fn serve(run: Run) -> Result<()> {
     let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;
     if let Some(listening) = listening {
         let address = listening.address;
-        let of_cluster = client.zip(control.told.clone());
+        let of_cluster = client.zip(namespaces).zip(control.told.clone());
         let webhook = injecting(&run.webhook, &run.trust_domain, listening, of_cluster, pods, &stop)?;
         control.with(webhook);
         tracing::info!(webhook = %address, "pods are injected");
@@ -250,11 +252,11 @@ fn injecting(
     options: &Injection,
     trust_domain: &str,
     listening: Listening,
-    cluster: Option<(Client, Told)>,
+    cluster: Option<((Client, Namespaces), Told)>,
     objects: watch::Receiver<Arc<ObjectSet>>,
     stop: &CancellationToken,
 ) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
-    let (client, told) =
+    let ((client, namespaces), told) =
         cluster.context("--webhook injects pods of a cluster; it needs --source kubernetes")?;
     let certificate = match &options.webhook_certificate {
         Some(directory) => certificate::of_directory(directory.clone(), stop.clone())?,
@@ -268,7 +270,6 @@ fn injecting(
             setting.clone_from(given);
         }
     }
-    let namespaces = Namespaces::follow(client.clone(), stop.clone());
     let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "penstock-control".to_owned());
     let events = Events::start(client, instance, told.leads, stop.clone());
     let (webhook, stop) = (Webhook::new(settings, namespaces.clone()), stop.clone());

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
 use penstock_api::SpiffeId;
 use penstock_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use penstock_api::names::SYSTEM_NAMESPACE;
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::v1::fleet_server::FleetServer;
@@ -112,7 +113,7 @@ pub async fn start(
 ) -> Result<Control> {
     let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster } = options;
     let state = StateDir::open(state)?;
-    let own = SpiffeId::new(&trust_domain, "penstock-system", "penstock-control")?;
+    let own = SpiffeId::new(&trust_domain, SYSTEM_NAMESPACE, "penstock-control")?;
     let tokens: Arc<dyn TokenReview> = match review {
         Some(review) => review,
         None => Arc::new(TokenKey::open(&state)?),

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use penstock_control::webhook::namespaces::Namespaces;
+use penstock_control::namespaces::Namespaces;
 use penstock_control::webhook::{Listening, Webhook, certificate};
 use penstock_inject::{Namespace, Outcome, Settings, inject, pods};
 use rcgen::{CertificateParams, KeyPair};

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use penstock_control::webhook::namespaces::Namespaces;
+use penstock_control::namespaces::Namespaces;
 use penstock_control::webhook::{Listening, Webhook, certificate};
 use penstock_inject::{Namespace, Settings};
 use rustls::pki_types::ServerName;

@@ -1,5 +1,8 @@
 //! Ports, headers, annotations: the names that last.
 
+/// The namespace of control.
+pub const SYSTEM_NAMESPACE: &str = "penstock-system";
+
 /// Ports that the sidecar and control listen on by default.
 pub mod port {
     /// Outbound traffic of the application.

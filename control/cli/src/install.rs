@@ -12,7 +12,7 @@ use crate::failure::{Failure, exit};
 use crate::output::Output;
 
 /// Where control runs.
-pub(crate) const NAMESPACE: &str = "penstock-system";
+pub(crate) use penstock_api::names::SYSTEM_NAMESPACE as NAMESPACE;
 /// Brings all objects to what this program installs.
 pub(crate) const APPLY: &str = "penstock install --unfinished | kubectl apply -f -";
 /// Brings the definitions alone.

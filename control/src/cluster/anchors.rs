@@ -13,13 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, Patch, PatchParams};
-use kube::core::PartialObjectMeta;
-use kube::runtime::{WatchStreamExt as _, metadata_watcher, watcher};
+use pem::{EncodeConfig, LineEnding, Pem};
 use penstock_api::names::{INJECTED_LABEL, annotation};
 use serde_json::json;
 use tokio::sync::watch;
@@ -28,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Place, Trouble, asked, labels};
 use crate::identity::Trust;
+use crate::namespaces::{All, Known, Namespaces};
 use crate::objects::{Body, ObjectSet};
 
 /// The name of the ConfigMap.
@@ -45,41 +42,23 @@ const BACKOFF: Duration = Duration::from_secs(2);
 /// What turns a namespace's injection on.
 const ENABLED: &str = "enabled";
 
-/// What is known of a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
-    labelled: bool,
-    ending: bool,
-}
-
 /// Where the anchors are wanted. Pure.
-fn wanted(home: &str, namespaces: &BTreeMap<String, Known>, objects: &ObjectSet) -> BTreeSet<String> {
+fn wanted(home: &str, namespaces: &All, objects: &ObjectSet) -> BTreeSet<String> {
     let pods = objects.objects.iter().filter(|object| {
         let Body::Pod(pod) = &object.body else { return false };
         let label = |key: &str| pod.metadata.labels.as_ref()?.get(key).map(String::as_str);
         label(INJECTED_LABEL) == Some("true") || label(annotation::INJECT) == Some(ENABLED)
     });
-    let labelled = namespaces.iter().filter(|(_, known)| known.labelled).map(|(name, _)| name.as_str());
+    let asks = |known: &Known| known.said.inject.as_deref() == Some(ENABLED);
+    let labelled = namespaces.iter().filter(|(_, known)| asks(known)).map(|(name, _)| name.as_str());
     let all = pods.map(|pod| pod.id.namespace.as_str()).chain(labelled).chain([home]);
     all.filter(|name| namespaces.get(*name).is_some_and(|known| !known.ending)).map(str::to_owned).collect()
 }
 
 /// The anchors as PEM.
 fn bundle(trust: &Trust) -> String {
-    let mut pem = String::new();
-    for anchor in &trust.anchors {
-        pem.push_str("-----BEGIN CERTIFICATE-----\n");
-        let text = STANDARD.encode(anchor);
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let (line, more) = rest.split_at(rest.len().min(64));
-            pem.push_str(line);
-            pem.push('\n');
-            rest = more;
-        }
-        pem.push_str("-----END CERTIFICATE-----\n");
-    }
-    pem
+    let anchors: Vec<Pem> = trust.anchors.iter().map(|anchor| Pem::new("CERTIFICATE", &**anchor)).collect();
+    pem::encode_many_config(&anchors, EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 /// What was written where. Pure.
@@ -130,23 +109,21 @@ pub(super) async fn run(
     place: Place,
     mut trust: watch::Receiver<Arc<Trust>>,
     mut objects: watch::Receiver<Arc<ObjectSet>>,
+    mut namespaces: Namespaces,
     mut leads: watch::Receiver<bool>,
     stop: CancellationToken,
 ) -> Result<()> {
-    let (sender, mut namespaces) = watch::channel(None);
-    let follow = tokio::spawn(follow(place.clone(), sender));
     let mut written = Written::default();
     let mut trouble = Trouble::new("the ConfigMaps penstock-anchors");
     loop {
         let mut next = Instant::now() + AGAIN;
         let lead = *leads.borrow_and_update();
-        let known: Option<Arc<BTreeMap<String, Known>>> = namespaces.borrow_and_update().clone();
+        let wanted = namespaces.whole(|all| wanted(&place.namespace, all, &objects.borrow_and_update()));
         if !lead {
             // Whoever held it meanwhile may have written something else.
             written = Written::default();
-        } else if let Some(known) = known {
+        } else if let Some(wanted) = wanted {
             let bundle = bundle(&trust.borrow_and_update());
-            let wanted = wanted(&place.namespace, &known, &objects.borrow_and_update());
             let (due, later) = written.due(&wanted, &bundle, Instant::now());
             next = later;
             let mut failure = None;
@@ -190,7 +167,6 @@ pub(super) async fn run(
             break;
         }
     }
-    follow.abort();
     Ok(())
 }
 
@@ -206,63 +182,14 @@ async fn apply(place: &Place, namespace: &str, bundle: &str) -> Result<String> {
     Ok(map.metadata.resource_version.unwrap_or_default())
 }
 
-/// Names and labels of all namespaces, once all have been listed.
-async fn follow(place: Place, sender: watch::Sender<Option<Arc<BTreeMap<String, Known>>>>) {
-    let api: Api<Namespace> = Api::all(place.client);
-    let mut events = metadata_watcher(api, watcher::Config::default()).default_backoff().boxed();
-    let (mut known, mut listing) = (BTreeMap::new(), BTreeMap::new());
-    let mut whole = false;
-    let mut trouble = Trouble::new("the watch of namespaces");
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(watcher::Event::Init) => {
-                listing.clear();
-                continue;
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listing.extend(read(&object));
-                continue;
-            }
-            Ok(watcher::Event::InitDone) => {
-                known = std::mem::take(&mut listing);
-                whole = true;
-            }
-            Ok(watcher::Event::Apply(object)) => known.extend(read(&object)),
-            Ok(watcher::Event::Delete(object)) => {
-                known.remove(object.metadata.name.as_deref().unwrap_or_default());
-            }
-            Err(error) => {
-                trouble.met(&error.into());
-                continue;
-            }
-        }
-        trouble.over();
-        if whole {
-            sender.send_if_modified(|told| {
-                let modified = told.as_deref() != Some(&known);
-                if modified {
-                    *told = Some(Arc::new(known.clone()));
-                }
-                modified
-            });
-        }
-    }
-}
-
-fn read(object: &PartialObjectMeta<Namespace>) -> Option<(String, Known)> {
-    let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(annotation::INJECT));
-    let labelled = label.is_some_and(|value| value == ENABLED);
-    let ending = object.metadata.deletion_timestamp.is_some();
-    Some((object.metadata.name.clone()?, Known { labelled, ending }))
-}
-
 #[cfg(test)]
 mod tests {
+    use penstock_api::names::SYSTEM_NAMESPACE;
+    use penstock_inject::Namespace;
+
     use super::*;
     use crate::identity::material::Material;
     use crate::objects::decode;
-
-    const HOME: &str = "penstock-system";
 
     fn names(wanted: &[&str]) -> BTreeSet<String> {
         wanted.iter().map(|name| (*name).to_owned()).collect()
@@ -270,9 +197,12 @@ mod tests {
 
     #[test]
     fn anchors_are_wanted_at_home_and_wherever_sidecars_are_or_may_come() {
-        let known = |labelled, ending| Known { labelled, ending };
-        let namespaces: BTreeMap<String, Known> = [
-            (HOME, known(false, false)),
+        let known = |labelled: bool, ending| Known {
+            said: Namespace { inject: labelled.then(|| ENABLED.to_owned()), enforce: None },
+            ending,
+        };
+        let namespaces: All = [
+            (SYSTEM_NAMESPACE, known(false, false)),
             ("labelled", known(true, false)),
             ("ending", known(true, true)),
             ("plain", known(false, false)),
@@ -295,7 +225,10 @@ mod tests {
         ]
         .join("---\n");
         let objects = decode::file(&"pods.yaml".into(), &text);
-        assert_eq!(wanted(HOME, &namespaces, &objects), names(&["asking", "injected", "labelled", HOME]));
+        assert_eq!(
+            wanted(SYSTEM_NAMESPACE, &namespaces, &objects),
+            names(&["asking", "injected", "labelled", SYSTEM_NAMESPACE])
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod lease;
 mod peers;
 mod root;
 mod root_secret;
+mod secret;
 mod webhook_certificate;
 mod webhook_secret;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Client;
+use penstock_api::names::SYSTEM_NAMESPACE;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,6 +30,7 @@ pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
 use crate::identity::Authority;
 use crate::identity::Trust;
 use crate::identity::rotation::Facts;
+use crate::namespaces::Namespaces;
 use crate::objects::ObjectSet;
 
 /// The label of what control has made, and so may change.
@@ -57,16 +60,14 @@ impl std::fmt::Debug for Place {
 impl Place {
     /// In a pod, `POD_NAMESPACE` and `POD_NAME` say it; elsewhere a name is made up that no other process has.
     pub fn new(client: Client, namespace: Option<String>, replica: Option<String>) -> Self {
-        let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| HOME.to_owned());
+        let namespace =
+            namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| SYSTEM_NAMESPACE.to_owned());
         let replica = replica
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| format!("control-{:08x}", rand::random::<u32>()));
         Self { client, namespace, replica }
     }
 }
-
-/// Where control is installed.
-const HOME: &str = "penstock-system";
 
 /// What the proxies that are connected to this replica know, of which trust.
 pub type Acknowledged = Option<(Arc<Trust>, Facts)>;
@@ -78,6 +79,8 @@ pub struct Cluster {
     pub place: Place,
     /// The objects that the source knows.
     pub objects: watch::Receiver<Arc<ObjectSet>>,
+    /// What namespaces say.
+    pub namespaces: Namespaces,
     /// Whether the webhook's certificate is made, and API servers told of it; not where an operator does both.
     pub certifies_webhook: bool,
 }
@@ -119,10 +122,11 @@ impl State {
     ) -> Told {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
-        let Cluster { place, objects, certifies_webhook } = self.cluster;
+        let Cluster { place, objects, namespaces, certifies_webhook } = self.cluster;
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
-        tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), leads.clone(), stop.clone()));
+        let writing = leads.clone();
+        tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), namespaces, writing, stop.clone()));
         if certifies_webhook {
             tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
         }

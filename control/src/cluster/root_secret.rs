@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
-use super::{CONTROL, MADE_BY};
+use super::secret::{
+    self, AUTHORITY as ROOT, CERTIFICATE as ISSUING, KEY as ISSUING_KEY, NEXT, is_own, text,
+};
 use crate::identity::material::{Material, Pairs, Retired};
 use crate::identity::rotation::Phase;
 
@@ -28,12 +29,7 @@ pub const ROTATION: &str = "penstock.io/rotation";
 /// What annotations begin with in which each replica says how many of its proxies know both anchors.
 pub const REPLICA_PREFIX: &str = "replica.penstock.io/";
 
-const TYPE: &str = "kubernetes.io/tls";
-const ISSUING: &str = "tls.crt";
-const ISSUING_KEY: &str = "tls.key";
-const ROOT: &str = "ca.crt";
 const ROOT_KEY: &str = "root.key";
-const NEXT: &str = "next-";
 
 /// Where a rotation stands, as the annotation has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,19 +54,6 @@ pub(super) struct Found {
     pub(super) asked: bool,
     /// What replicas have said.
     pub(super) replicas: BTreeMap<String, String>,
-}
-
-/// Whether control made an object.
-pub(super) fn is_own(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().and_then(|labels| labels.get(MADE_BY)).is_some_and(|by| by == CONTROL)
-}
-
-fn text(secret: &Secret, key: &str) -> Result<Option<String>> {
-    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else { return Ok(None) };
-    if value.0.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(String::from_utf8(value.0.clone()).with_context(|| format!("{key} is not PEM"))?))
 }
 
 fn needed(secret: &Secret, key: &str) -> Result<String> {
@@ -106,7 +89,7 @@ fn pairs(secret: &Secret, prefix: &str) -> Result<Pairs> {
 
 /// Reads a Secret. What is wrong is told by its key, never by what is in it.
 pub(super) fn read(secret: &Secret) -> Result<Found> {
-    let own = is_own(&secret.metadata);
+    let own = is_own(secret);
     let none = BTreeMap::new();
     let annotations = secret.metadata.annotations.as_ref().unwrap_or(&none);
     let has_next = |key: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(key));
@@ -226,16 +209,8 @@ pub(super) fn noted(material: &Material, own: bool) -> Option<Noted> {
 
 /// The Secret that has this authority, on the ground of the one that was found.
 pub(super) fn write(material: &Material, found: Option<Secret>) -> Result<Secret> {
-    let mut secret = found.unwrap_or_else(|| Secret {
-        metadata: ObjectMeta {
-            name: Some(NAME.to_owned()),
-            labels: Some(super::labels()),
-            ..ObjectMeta::default()
-        },
-        type_: Some(TYPE.to_owned()),
-        ..Secret::default()
-    });
-    ensure!(is_own(&secret.metadata), "it was not made by control, so it is not written to");
+    let mut secret = found.unwrap_or_else(|| secret::made(NAME));
+    ensure!(is_own(&secret), "it was not made by control, so it is not written to");
     let data = secret.data.get_or_insert_default();
     data.retain(|key, _| !key.starts_with(NEXT));
     let mut put = |prefix: &str, pairs: &Pairs| {
@@ -269,6 +244,8 @@ pub(super) fn write(material: &Material, found: Option<Secret>) -> Result<Secret
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
     use super::*;
 
     const NOW: i64 = 1_800_000_000;

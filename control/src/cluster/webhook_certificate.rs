@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::root_secret::is_own;
+use super::secret::is_own;
 use super::webhook_secret::{self, NAME, Seen, Webhook};
 use super::{Outcome, Place, Trouble, asked, written};
 use crate::identity::epoch;
@@ -84,7 +84,7 @@ impl Keeper {
             None => None,
             Some(secret) => match webhook_secret::read(secret) {
                 Ok(webhook) => Some(webhook),
-                Err(error) if lead && is_own(&secret.metadata) => {
+                Err(error) if lead && is_own(secret) => {
                     tracing::warn!("Secret {}/{NAME} is made anew: {error:#}", self.place.namespace);
                     None
                 }

@@ -16,27 +16,21 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::root_secret::is_own;
+use super::secret::{self, AUTHORITY, CERTIFICATE, KEY, NEXT, is_own, text};
+use crate::webhook::certificate;
 
 /// The name of the Secret.
 pub(super) const NAME: &str = "penstock-webhook-tls";
 /// The Service that API servers reach the webhook by.
 const SERVICE: &str = "penstock-webhook";
-const TYPE: &str = "kubernetes.io/tls";
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
-const AUTHORITY: &str = "ca.crt";
-const NEXT: &str = "next-";
 /// The authority that is on its way out.
 const PREVIOUS: &str = "previous-ca.crt";
 
@@ -113,16 +107,8 @@ impl Pair {
 
     /// As rustls serves it.
     pub(super) fn certified(&self) -> Result<CertifiedKey> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(self.certificate.as_bytes())
-            .collect::<Result<_, _>>()
-            .context("tls.crt is not PEM")?;
-        anyhow::ensure!(!chain.is_empty(), "tls.crt has no certificate");
-        let key =
-            PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("tls.key is not a PEM private key")?;
-        let key = any_supported_type(&key).context("tls.key is of no kind that can sign")?;
-        let certified = CertifiedKey::new(chain, key);
-        certified.keys_match().context("tls.key does not belong to tls.crt")?;
-        Ok(certified)
+        certificate::of_pem(self.certificate.as_bytes(), self.key.as_bytes())
+            .context("tls.key does not belong to tls.crt, or one of them cannot be used")
     }
 
     /// Whether two thirds of its life are over.
@@ -175,13 +161,9 @@ impl Webhook {
 
 /// Reads a Secret; what is wrong is told by its key.
 pub(super) fn read(secret: &Secret) -> Result<Webhook> {
-    let own = is_own(&secret.metadata);
-    let text = |key: &str| -> Result<Option<String>> {
-        let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else { return Ok(None) };
-        Ok(Some(String::from_utf8(value.0.clone()).with_context(|| format!("{key} is not PEM"))?))
-    };
+    let own = is_own(secret);
     let pair = |prefix: &str| -> Result<Option<Pair>> {
-        let needed = |key: &str| text(&format!("{prefix}{key}"));
+        let needed = |key: &str| text(secret, &format!("{prefix}{key}"));
         match (needed(CERTIFICATE)?, needed(KEY)?, needed(AUTHORITY)?) {
             (Some(certificate), Some(key), Some(authority)) => {
                 CertificateDer::from_pem_slice(authority.as_bytes())
@@ -194,21 +176,13 @@ pub(super) fn read(secret: &Secret) -> Result<Webhook> {
         }
     };
     let current = pair("")?.with_context(|| format!("{CERTIFICATE}, {KEY} or {AUTHORITY} is missing"))?;
-    let (next, previous) = if own { (pair(NEXT)?, text(PREVIOUS)?) } else { (None, None) };
+    let (next, previous) = if own { (pair(NEXT)?, text(secret, PREVIOUS)?) } else { (None, None) };
     Ok(Webhook { own, current, next, previous })
 }
 
 /// The Secret that has it, on the ground of the one that was found.
 pub(super) fn write(webhook: &Webhook, found: Option<Secret>) -> Secret {
-    let mut secret = found.unwrap_or_else(|| Secret {
-        metadata: ObjectMeta {
-            name: Some(NAME.to_owned()),
-            labels: Some(super::labels()),
-            ..ObjectMeta::default()
-        },
-        type_: Some(TYPE.to_owned()),
-        ..Secret::default()
-    });
+    let mut secret = found.unwrap_or_else(|| secret::made(NAME));
     let data = secret.data.get_or_insert_default();
     data.retain(|key, _| !key.starts_with(NEXT) && key != PREVIOUS);
     let mut put = |key: String, pem: &String| data.insert(key, ByteString(pem.clone().into_bytes()));

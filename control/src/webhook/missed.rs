@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use metrics::gauge;
-use penstock_api::names::annotation;
+use penstock_api::names::{SYSTEM_NAMESPACE, annotation};
 use penstock_inject::{Because, INIT, Namespace, PROXY, asked};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::namespaces::Namespaces;
 use crate::events::{Event, Events, Regarding};
 use crate::metric;
+use crate::namespaces::Namespaces;
 use crate::objects::{Body, ObjectSet};
 
 /// What is never injected, whatever it says: the API server is told not to ask.
-const EXEMPT: [&str; 2] = ["penstock-system", "kube-system"];
+const EXEMPT: [&str; 2] = [SYSTEM_NAMESPACE, "kube-system"];
 /// How often pods are looked at, if anything has changed.
 const LOOK: Duration = Duration::from_secs(2);
 /// For so long it has to be so before it is told: who labels a namespace starts its pods anew right after.

@@ -8,7 +8,6 @@
 
 pub mod certificate;
 pub mod missed;
-pub mod namespaces;
 mod review;
 mod server;
 
@@ -30,9 +29,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::certificate::Certificate;
-use self::namespaces::Namespaces;
 use self::review::{Made, Question, Refusal, Verdict};
 use crate::metric;
+use crate::namespaces::Namespaces;
 
 /// Where the API server asks.
 const INJECT: &str = "/inject";
@@ -44,6 +43,8 @@ const BODY: usize = 3 << 20;
 const BODIES: usize = 24 << 20;
 /// A body comes at once or not at all: an API server waits five seconds for the answer.
 const ARRIVES: Duration = Duration::from_secs(5);
+/// What is said of a panic.
+const FAULT: &str = "it could not be worked on; that is a fault of control, please report it";
 /// Reviews that are decided at the same time. Each takes far less than a millisecond, and as JSON ten times its bytes.
 const DECIDED: usize = 4;
 
@@ -187,7 +188,7 @@ impl Webhook {
         };
         let read: Result<(Question, Option<Made>), String> = match self.aside(read).await {
             Some(read) => read,
-            None => Err("it could not be worked on; that is a fault of control, please report it".to_owned()),
+            None => Err(FAULT.to_owned()),
         };
         let (question, made) = read.map_err(|why| (StatusCode::BAD_REQUEST, why))?;
         if question.pod.is_none() {
@@ -220,8 +221,8 @@ impl Webhook {
             let verdict = review::verdict(&question, made);
             Some((question, verdict))
         };
-        let fault = || "it could not be worked on; that is a fault of control, please report it".to_owned();
-        self.aside(decide).await.flatten().ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, fault()))
+        let decided = self.aside(decide).await.flatten();
+        decided.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, FAULT.to_owned()))
     }
 
     /// Works on it beside the connections, a few at a time; `None` where it ended in a panic, of which there is to be none.

@@ -1,10 +1,10 @@
-//! What namespaces say of injection: their labels, watched.
+//! What namespaces say of injection: their labels, watched once for all who ask.
 //!
-//! In: a client. Out: two labels of each namespace, as far as the watch has told them, or the API server's own word where it
-//! has to be the newest. Only metadata is asked for, and of that two words a namespace are kept.
+//! In: a client. Out: two labels of each namespace and whether it is going away, as far as the watch has told them, or the API
+//! server's own word where it has to be the newest. Only metadata is asked for, and of that two words a namespace are kept.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -24,14 +24,23 @@ const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// An API server gives its webhooks five seconds; what it asks of itself takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// By name.
-type Known = HashMap<String, Namespace>;
+/// What is kept of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) said: Namespace,
+    /// It is being deleted, and takes nothing new.
+    pub(crate) ending: bool,
+}
+
+/// All of them, by name.
+pub(crate) type All = HashMap<String, Known>;
 
 /// What namespaces say.
 #[derive(Clone)]
 pub struct Namespaces {
-    known: Arc<RwLock<Known>>,
-    changed: watch::Receiver<()>,
+    known: Arc<RwLock<All>>,
+    /// Whether all have been listed once.
+    changed: watch::Receiver<bool>,
     client: Option<Client>,
 }
 
@@ -44,14 +53,15 @@ impl std::fmt::Debug for Namespaces {
 impl Namespaces {
     /// These, and none besides.
     pub fn fixed(known: impl IntoIterator<Item = (String, Namespace)>) -> Self {
-        let (_, changed) = watch::channel(());
-        Self { known: Arc::new(RwLock::new(known.into_iter().collect())), changed, client: None }
+        let (_, changed) = watch::channel(true);
+        let known = known.into_iter().map(|(name, said)| (name, Known { said, ending: false })).collect();
+        Self { known: Arc::new(RwLock::new(known)), changed, client: None }
     }
 
     /// Those of a cluster, until told to stop.
     pub fn follow(client: Client, stop: CancellationToken) -> Self {
-        let known = Arc::new(RwLock::new(Known::new()));
-        let (sender, changed) = watch::channel(());
+        let known = Arc::new(RwLock::new(All::new()));
+        let (sender, changed) = watch::channel(false);
         let watched = follow(client.clone(), known.clone(), sender);
         tokio::spawn(async move { stop.run_until_cancelled(watched).await });
         Self { known, changed, client: Some(client) }
@@ -59,7 +69,23 @@ impl Namespaces {
 
     /// What the watch has told of a namespace.
     pub fn known(&self, name: &str) -> Option<Namespace> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.locked().get(name).map(|known| known.said.clone())
+    }
+
+    /// Those that `pick` picks; `None` before all have been listed once.
+    pub(crate) fn whole<T>(&mut self, pick: impl FnOnce(&All) -> T) -> Option<T> {
+        let whole = *self.changed.borrow_and_update();
+        whole.then(|| pick(&self.locked()))
+    }
+
+    /// Waits until something has changed since it was asked.
+    pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.changed.changed().await
+    }
+
+    /// Held for a look, never across an await.
+    fn locked(&self) -> RwLockReadGuard<'_, All> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the namespace says at this moment.
@@ -72,7 +98,7 @@ impl Namespaces {
         let Some(client) = &self.client else { return self.known(name).ok_or_else(none) };
         let api: Api<core::Namespace> = Api::all(client.clone());
         match timeout(PATIENCE, api.get_metadata_opt(name)).await {
-            Ok(Ok(Some(found))) => Ok(said(&found.metadata)),
+            Ok(Ok(Some(found))) => Ok(read(&found.metadata).said),
             Ok(Ok(None)) => Err(none()),
             Ok(Err(error)) => Err(format!("what namespace {name:?} says cannot be read: {error}")),
             Err(_) => Err(format!("what namespace {name:?} says cannot be read within {PATIENCE:?}")),
@@ -80,22 +106,23 @@ impl Namespaces {
     }
 
     /// Whether anything has changed since this was asked.
-    pub(super) fn has_changed(&mut self) -> bool {
+    pub(crate) fn has_changed(&mut self) -> bool {
         let changed = self.changed.has_changed().unwrap_or(false);
         self.changed.mark_unchanged();
         changed
     }
 }
 
-fn said(metadata: &ObjectMeta) -> Namespace {
+fn read(metadata: &ObjectMeta) -> Known {
     let label = |key: &str| metadata.labels.as_ref().and_then(|all| all.get(key).cloned());
-    Namespace { inject: label(annotation::INJECT), enforce: label(ENFORCE) }
+    let said = Namespace { inject: label(annotation::INJECT), enforce: label(ENFORCE) };
+    Known { said, ending: metadata.deletion_timestamp.is_some() }
 }
 
-async fn follow(client: Client, known: Arc<RwLock<Known>>, changed: watch::Sender<()>) {
+async fn follow(client: Client, known: Arc<RwLock<All>>, changed: watch::Sender<bool>) {
     let api: Api<core::Namespace> = Api::all(client);
     let mut events = metadata_watcher(api, watcher::Config::default()).default_backoff().boxed();
-    let (mut incoming, mut failing) = (Known::new(), false);
+    let (mut incoming, mut failing, mut whole) = (All::new(), false, false);
     while let Some(event) = events.next().await {
         let known = || known.write().unwrap_or_else(PoisonError::into_inner);
         match event {
@@ -104,11 +131,14 @@ async fn follow(client: Client, known: Arc<RwLock<Known>>, changed: watch::Sende
                 continue;
             }
             Ok(watcher::Event::InitApply(one)) => {
-                incoming.insert(one.name_any(), said(&one.metadata));
+                incoming.insert(one.name_any(), read(&one.metadata));
                 continue;
             }
-            Ok(watcher::Event::InitDone) => *known() = std::mem::take(&mut incoming),
-            Ok(watcher::Event::Apply(one)) => drop(known().insert(one.name_any(), said(&one.metadata))),
+            Ok(watcher::Event::InitDone) => {
+                *known() = std::mem::take(&mut incoming);
+                whole = true;
+            }
+            Ok(watcher::Event::Apply(one)) => drop(known().insert(one.name_any(), read(&one.metadata))),
             Ok(watcher::Event::Delete(one)) => drop(known().remove(&one.name_any())),
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -121,6 +151,6 @@ async fn follow(client: Client, known: Arc<RwLock<Known>>, changed: watch::Sende
             }
         }
         failing = false;
-        changed.send_replace(());
+        changed.send_replace(whole);
     }
 }
