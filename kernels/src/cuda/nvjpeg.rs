@@ -94,11 +94,13 @@ fn named(paths: &[PathBuf]) -> String {
 pub enum JpegKind {
     /// This file is not for it. The CPU may take it, or knows what is wrong with it.
     File,
+    /// It may be this file, and it may be the library: what it says of a file that is known to be good tells which.
+    Doubtful,
     /// All of its states are in use; later there will be one.
     Busy,
-    /// It has no memory, or something failed that may not fail again.
+    /// It has no memory now.
     Passing,
-    /// It does not work here.
+    /// It does not work here, whatever the file.
     Broken,
     /// The driver said no.
     Driver,
@@ -148,8 +150,11 @@ impl JpegError {
             Self::Said { status: 3 | 4 | 9 | 10, .. } | Self::Other { .. } | Self::Sampling | Self::Place => {
                 JpegKind::File
             }
-            Self::Said { status: 5 | 6, .. } => JpegKind::Passing,
-            Self::Said { .. } => JpegKind::Broken,
+            Self::Said { status: 5, .. } => JpegKind::Passing,
+            Self::Said { status: 1 | 7, .. } => JpegKind::Broken,
+            // 2, 6 and 8, which the library has been seen to say of single files (DALI's issues 3159, 3160 and 6026), and
+            // whatever a later version may say.
+            Self::Said { .. } => JpegKind::Doubtful,
             Self::Busy => JpegKind::Busy,
             Self::Driver(_) => JpegKind::Driver,
         }
@@ -180,10 +185,10 @@ fn advice(status: i32) -> &'static str {
         4 | 9 => "the library does not take this form of JPEG, and the CPU does",
         5 => "the device or the host has no memory left: another process may have it",
         6 => {
-            "the device or its driver failed, or is older than the library: `nvidia-smi` says which CUDA it has"
+            "the device or its driver failed, or is older than the library (`nvidia-smi` says which CUDA it has), or the file is one that the library fails at"
         }
         7 => "the library is not for this device: a newer one may be",
-        _ => "a fault of ours or of the library's, most likely",
+        _ => "the file is one that the library fails at, or the fault is ours",
     }
 }
 
@@ -571,12 +576,13 @@ mod tests {
     #[test]
     fn every_status_says_what_to_do() {
         let kind = |status| JpegError::Said { doing: "", call: "", status }.kind();
-        for status in [3, 4, 9, 10] {
-            assert_eq!(kind(status), JpegKind::File, "{status}");
-        }
-        assert_eq!([kind(5), kind(6)], [JpegKind::Passing; 2]);
-        for status in [1, 2, 7, 8, 11, -1] {
-            assert_eq!(kind(status), JpegKind::Broken, "{status}");
+        for (kinds, statuses) in [
+            (JpegKind::File, &[3, 4, 9, 10][..]),
+            (JpegKind::Passing, &[5]),
+            (JpegKind::Broken, &[1, 7]),
+            (JpegKind::Doubtful, &[2, 6, 8, 11, -1]),
+        ] {
+            statuses.iter().for_each(|status| assert_eq!(kind(*status), kinds, "{status}"));
         }
         let told = JpegError::Said { doing: DECODING, call: "nvjpegDecode", status: 5 }.to_string();
         assert_eq!(

@@ -1,7 +1,7 @@
 //! The device: opened, tested, and filled. Everything here may wait, and runs on threads that have nothing else to do.
 //!
-//! JPEGs are decoded by nvJPEG ([`Jpegs`]) where that is asked for, is there, and passes a test of its own; its pixels differ a
-//! little from the CPU's ([`NEAR`]).
+//! JPEGs are decoded by nvJPEG ([`Decoder`]) where that is asked for, is there, and passes a test of its own; its pixels differ
+//! a little from the CPU's.
 //!
 //! In: a driver's library and a device's number; then runs of the device's memory, and what is to lie there. Out: the
 //! same runs, filled. Can go wrong: there is no driver or no device; what comes back is not what was sent; the device is
@@ -13,12 +13,13 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use penstock_kernels::arena::{Arena, DeviceArena, DeviceRun, Kind};
 use penstock_kernels::cuda::{
-    Absent, Context, Driver, Error, IpcHandle, JpegError, JpegKind, Jpegs, Kernels, Order, Source, Span,
+    Absent, Context, Driver, Error, IpcHandle, JpegError, JpegKind, Kernels, NoJpegs, Order, Source, Span,
     Stream,
 };
 use penstock_kernels::fused::{self, Format, Frame, Part, Tensor, reference};
 use penstock_kernels::normalise::{Channels, Dtype, Layout};
-use penstock_prepare::{Limits, Pipeline, Scratch};
+
+use super::jpegs::{self, Decoder};
 
 /// Pinned memory that tensors of ordinary memory pass through on their way, bytes: some batches of photographs.
 const STAGING: usize = 64 << 20;
@@ -26,12 +27,6 @@ const STAGING: usize = 64 << 20;
 const PICTURES: usize = 128 << 20;
 /// JPEGs that are decoded at once for one batch: each takes memory of nvJPEG's besides its pixels.
 const AT_ONCE: usize = 8;
-/// A small photograph with colours, 4:2:0.
-const PHOTO: &[u8] = include_bytes!("photo.jpg");
-/// How near nvJPEG's pixels have to be to the CPU's in the test, in 255ths: on average, and for all but one sample in a
-/// hundred. Decoders differ by some units in what the standard leaves open, and by more at the edges of colours, which
-/// some interpolate; another order of colours, or another picture, is further away by far.
-pub(super) const NEAR: (f64, u8) = (3.0, 48);
 /// Where a picture begins, rows of four-byte pixels could too.
 const ALIGN: usize = 256;
 /// The unit of all arenas.
@@ -54,9 +49,21 @@ pub(super) enum Unfit {
     /// A launch was refused.
     #[error(transparent)]
     Order(#[from] Order),
+    /// There is no nvJPEG.
+    #[error(transparent)]
+    NoJpegs(#[from] NoJpegs),
     /// nvJPEG said no.
     #[error(transparent)]
     Jpeg(#[from] JpegError),
+    /// The same, and it is the file's fault alone.
+    #[error("{0}; another file is decoded, so it is this one's fault")]
+    Refused(JpegError),
+    /// nvJPEG does not do what it should.
+    #[error("nvJPEG gives other pixels than the CPU")]
+    Pixels,
+    /// It does not come to an end.
+    #[error("nvJPEG was not done with the picture that is built in within {:?}", jpegs::LIMIT)]
+    Late,
     /// Its room for pictures is used up.
     #[error("the GPU has no room for more pictures now")]
     Full,
@@ -103,7 +110,7 @@ pub(super) struct Device {
     /// Where pictures lie while kernels read them. Got once, since getting memory waits for all that the device does.
     pictures: DeviceArena,
     /// `None` within: there is none that could be used. Opened when it is first asked for.
-    jpegs: OnceLock<Option<Jpegs>>,
+    jpegs: OnceLock<Option<Decoder>>,
 }
 
 /// Something that is on its way, to be waited for.
@@ -133,24 +140,22 @@ impl Device {
         self.jpegs.get().is_some_and(Option::is_some)
     }
 
-    /// Whether it was looked for.
-    pub(super) fn has_looked_for_jpegs(&self) -> bool {
-        self.jpegs.get().is_some()
-    }
-
     /// Looks for nvJPEG, and tests it; the first time only.
     pub(super) fn open_jpegs(&self, library: Option<&Path>) {
         self.jpegs.get_or_init(|| {
-            let kernels = self.kernels.as_ref()?;
-            let jpegs =
-                Jpegs::open(&self.context, library).inspect_err(|none| tracing::warn!("{none}")).ok()?;
-            match self.test_jpegs(kernels, &jpegs) {
-                Ok(()) => {
-                    let (major, minor, patch) = jpegs.version();
+            // Without kernels its pixels would have no use.
+            self.kernels.as_ref()?;
+            match Decoder::open(&self.context, library) {
+                Ok(decoder) => {
+                    let (major, minor, patch) = decoder.jpegs.version();
                     let version = format!("{major}.{minor}.{patch}");
                     let device = &self.context.device().name;
                     tracing::info!(version, %device, "JPEGs may be decoded by nvJPEG");
-                    Some(jpegs)
+                    Some(decoder)
+                }
+                Err(Unfit::NoJpegs(none)) => {
+                    tracing::warn!("{none}");
+                    None
                 }
                 Err(error) => {
                     tracing::warn!(%error, "nvJPEG is not used; JPEGs are decoded on the CPU");
@@ -158,30 +163,6 @@ impl Device {
                 }
             }
         });
-    }
-
-    /// nvJPEG gives the pixels that the CPU gives, as far as two decoders do.
-    fn test_jpegs(&self, kernels: &Kernels, jpegs: &Jpegs) -> Result<(), Unfit> {
-        const FAULT: Unfit = Unfit::Test("the picture that is built in cannot be decoded");
-        const WRONG: Unfit = Unfit::Test("nvJPEG gives other pixels than the CPU");
-        let declared =
-            r#"{"crop":{"width":97,"height":61},"jpeg-scaling":"off","dtype":"u8","layout":"nhwc"}"#;
-        let declared = serde_json::from_str(declared).map_err(|_| FAULT)?;
-        let pipeline = Pipeline::new(&declared).map_err(|_| FAULT)?;
-        let limits = Limits::default();
-        let mut wanted = vec![0; pipeline.bytes()];
-        pipeline.run(PHOTO, &mut wanted, &mut Scratch::default(), &limits, &|| false).map_err(|_| FAULT)?;
-        let tensor = pipeline.tensor().ok_or(FAULT)?;
-        let picture = pipeline.undecoded(PHOTO, &limits, u64::MAX).ok_or(FAULT)?;
-        let (frame, part) = (picture.frame(), picture.part());
-        let picture = Picture { bytes: Bytes::from_static(PHOTO), is_jpeg: true, frame, part };
-        let arena = DeviceArena::new(&self.context, 8 * SLOT, SLOT)?;
-        let run = arena.run(&[tensor.bytes()], 1).ok_or(FAULT)?;
-        let to = run.span(0, 0..1).ok_or(FAULT)?;
-        let mut flights = Vec::new();
-        self.launch((kernels, Some(jpegs)), &run, &[picture], &tensor, &to, &mut flights)?;
-        flights.into_iter().try_for_each(|wait| wait())?;
-        if are_near(&self.download(&arena, &run, tensor.bytes())?, &wanted) { Ok(()) } else { Err(WRONG) }
     }
 
     /// A region for model servers, and its handle.
@@ -275,8 +256,8 @@ impl Device {
                     }
                     Piece::Pictures(pictures, tensor) => {
                         let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
-                        let jpegs = self.jpegs.get().and_then(Option::as_ref);
-                        self.launch((kernels, jpegs), &run, &pictures, &tensor, &to, &mut flights)?;
+                        let decoder = self.jpegs.get().and_then(Option::as_ref);
+                        self.launch((kernels, decoder), &run, &pictures, &tensor, &to, &mut flights)?;
                     }
                     Piece::Bytes(_) | Piece::Pinned(_) => return Err(MISFIT),
                 }
@@ -305,7 +286,7 @@ impl Device {
     /// large ones, one part after the other.
     fn launch(
         &self,
-        by: (&Kernels, Option<&Jpegs>),
+        by: (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
         pictures: &[Picture],
         tensor: &Tensor,
@@ -326,7 +307,7 @@ impl Device {
 
     fn launch_some(
         &self,
-        (kernels, jpegs): (&Kernels, Option<&Jpegs>),
+        (kernels, decoder): (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
         pictures: &[Picture],
         tensor: &Tensor,
@@ -355,8 +336,8 @@ impl Device {
         for (Picture { bytes, is_jpeg, frame, part }, place) in pictures.iter().zip(places) {
             let to = whole.part(place.clone()).ok_or(MISFIT)?;
             if *is_jpeg {
-                let jpegs = jpegs.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
-                let decode = || jpegs.decode(&self.stream, bytes.clone(), frame, &to);
+                let decoder = decoder.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
+                let decode = || decoder.jpegs.decode(&self.stream, bytes.clone(), frame, &to);
                 let decoded = match decode() {
                     Err(error) if error.kind() == JpegKind::Busy => {
                         landed(flights)?;
@@ -364,7 +345,11 @@ impl Device {
                     }
                     decoded => decoded,
                 };
-                self.keep(&room, decoded?, flights);
+                let decoded = match decoded {
+                    Ok(decoded) => decoded,
+                    Err(error) => return Err(Unfit::Refused(decoder.judge(error)?)),
+                };
+                self.keep(&room, decoded, flights);
             } else {
                 let copy = self.stream.upload(bytes.clone(), self.pictures.memory(), begin + place.start)?;
                 self.keep(&room, copy, flights);
@@ -417,14 +402,6 @@ fn together(pictures: &[Picture]) -> usize {
     fit.count().max(1)
 }
 
-/// Whether two decoders' samples may be of the same picture.
-fn are_near(found: &[u8], wanted: &[u8]) -> bool {
-    let off = || found.iter().zip(wanted).map(|(found, wanted)| found.abs_diff(*wanted));
-    let mean = off().map(f64::from).sum::<f64>() / wanted.len().max(1) as f64;
-    let far = off().filter(|off| *off > NEAR.1).count();
-    found.len() == wanted.len() && mean <= NEAR.0 && far * 100 <= wanted.len()
-}
-
 /// Whether a kernel can make that of it.
 pub(super) fn fits(picture: &Picture, tensor: &Tensor) -> bool {
     let found = picture.room().unwrap_or_default();
@@ -449,22 +426,5 @@ mod tests {
         assert_eq!(together(&[jpeg(9000, 9000)]), 1, "one that has no room is told so when it is tried");
         let pixels = Picture { is_jpeg: false, bytes: vec![0; 3000].into(), ..jpeg(10, 100) };
         assert_eq!(together(&vec![pixels; 100]), 100, "what is decoded is copied all at once");
-    }
-
-    #[test]
-    fn another_picture_is_not_near() {
-        let wanted: Vec<u8> = (0..3000u32).map(|at| (at * 7 % 256) as u8).collect();
-        let changed = |change: fn(usize, u8) -> u8| -> Vec<u8> {
-            wanted.iter().enumerate().map(|(at, byte)| change(at, *byte)).collect()
-        };
-        assert!(are_near(&wanted, &wanted));
-        assert!(are_near(&changed(|_, byte| byte.saturating_add(3)), &wanted), "another rounding");
-        assert!(are_near(&changed(|at, byte| if at % 200 == 0 { !byte } else { byte }), &wanted), "edges");
-        assert!(!are_near(&changed(|_, byte| byte.saturating_add(12)), &wanted));
-        assert!(!are_near(&changed(|at, byte| if at % 20 == 0 { !byte } else { byte }), &wanted));
-        let mut turned = wanted.clone();
-        turned.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
-        assert!(!are_near(&turned, &wanted), "BGR");
-        assert!(!are_near(&wanted[1..], &wanted) && !are_near(&[], &wanted));
     }
 }
