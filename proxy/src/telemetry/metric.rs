@@ -118,6 +118,8 @@ penstock_api::metrics! {
         "Rows of inputs that a kernel on the GPU made.";
     DECODED_GPU Counter "penstock_decoded_gpu_total" []
         "Those of them that nvJPEG decoded; the others were decoded on the CPU.";
+    REFUSED_GPU Counter "penstock_refused_gpu_total" []
+        "JPEGs that were left to nvJPEG and that the CPU decoded, or refused, since nvJPEG did not take them.";
     GPU_ARENA_BYTES Gauge "penstock_gpu_arena_bytes" ["state"]
         "Memory of the GPU for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     GPU_FAILURES Counter "penstock_gpu_failures_total" []

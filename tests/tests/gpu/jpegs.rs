@@ -15,6 +15,11 @@ const SHADE: f32 = 1.0 / 255.0 / 0.25;
 
 /// A bed whose sidecar has been told where nvJPEG is.
 async fn with_nvjpeg(gpu: &str, script: &str, library: Option<&str>) -> Bed {
+    with_threads(gpu, script, library, 2).await
+}
+
+/// The same, with so many threads that prepare.
+async fn with_threads(gpu: &str, script: &str, library: Option<&str>, threads: u32) -> Bed {
     let (driver, own) = (standin().display().to_string(), standin().display().to_string());
     let policy = format!(
         "apiVersion: penstock.io/v1alpha1\nkind: InferencePolicy\nmetadata: {{name: pixels, namespace: {NAMESPACE}}}\n\
@@ -28,7 +33,8 @@ async fn with_nvjpeg(gpu: &str, script: &str, library: Option<&str>) -> Bed {
         .annotate_pod("a", annotation::GPU, gpu)
         .variable("a", "PENSTOCK_CUDA_DRIVER", &driver)
         .variable("a", "PENSTOCK_NVJPEG", library.unwrap_or(&own))
-        .variable("a", SCRIPT, script);
+        .variable("a", SCRIPT, script)
+        .option("a", &format!("--prepare-threads={threads}"));
     mesh.file("policy.yaml", &policy);
     Bed::of(mesh, "").await
 }
@@ -138,11 +144,14 @@ async fn what_nvjpeg_does_not_decode_the_cpu_does_and_no_request_is_lost() {
     ] {
         let mut bed = with_nvjpeg("ipc,nvjpeg,always", &format!("shade=1; {script}"), None).await;
         bed.logs("JPEGs may be decoded by nvJPEG").await;
+        let counts =
+            if words.is_empty() { "penstock_refused_gpu_total" } else { "penstock_gpu_failures_total" };
         wait_until(&format!("{script}: it has failed"), PATIENCE, async || {
             near_photographs(&bed, 2, 3).await;
-            bed.metric("penstock_gpu_failures_total", "").await > 0.0
+            bed.metric(counts, "").await > 0.0
         })
         .await;
+        let before = bed.counted("penstock_decoded_gpu_total").await;
         near_photographs(&bed, 3, 6).await;
         let said = bed.mesh.sidecar("a").said();
         if words.is_empty() {
@@ -150,6 +159,10 @@ async fn what_nvjpeg_does_not_decode_the_cpu_does_and_no_request_is_lost() {
                 !said.contains("JPEGs are decoded on the CPU"),
                 "{script}: a file says nothing of the next"
             );
+            // Of its batch only the file itself went to the CPU.
+            assert_eq!(bed.counted("penstock_refused_gpu_total").await, 1.0, "{script}");
+            assert_eq!(bed.counted("penstock_gpu_failures_total").await, 0.0, "{script}");
+            assert!(bed.counted("penstock_decoded_gpu_total").await > before, "{script}");
         } else {
             assert_eq!(said.matches(words).count(), 1, "{script}: told once");
         }
@@ -238,4 +251,49 @@ async fn an_nvjpeg_that_takes_long_to_start_keeps_one_thread() {
         "it was done too early"
     );
     assert!(now <= begun + 1, "{begun} threads, and five seconds later {now}");
+}
+
+/// Files that take long to unpack on the thread that fills a batch are nvJPEG's trouble: eight of them take 2.4 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_unpacked_too_slowly_rest_nvjpeg_and_not_the_gpu() {
+    let mut bed = with_nvjpeg("ipc,nvjpeg,always", "shade=1; unpacked=300ms", None).await;
+    bed.logs("JPEGs may be decoded by nvJPEG").await;
+    let batch = vec![photo("baseline-420.jpg"); 8];
+    let wanted = expected(&batch[0]);
+    let mut wire = bed.client().await;
+    wait_until("nvJPEG rests", PATIENCE, async || {
+        let answer = output(&send(&mut wire, &batch, "").await);
+        assert!(answer.chunks_exact(4 * ROW).all(|row| off(row, &wanted).0 < 1.1 * SHADE));
+        bed.mesh.sidecar("a").said().contains("were not unpacked within 2s")
+    })
+    .await;
+    let before = bed.counted("penstock_prepared_gpu_total").await;
+    let answer = output(&send(&mut wire, &batch, "").await);
+    assert!(answer.chunks_exact(4 * ROW).all(|row| row == wanted), "the CPU decodes");
+    assert_eq!(
+        bed.counted("penstock_prepared_gpu_total").await - before,
+        8.0,
+        "and a kernel makes the tensors"
+    );
+    assert!(!bed.mesh.sidecar("a").said().contains("the GPU is not used any more"));
+    bed.is_empty().await;
+}
+
+/// nvJPEG unpacks files on a thread of ours, which is one of those that prepare.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_threads_unpack_files_than_prepare() {
+    let script = "shade=1; unpacked=25ms; unpackers=1";
+    let mut bed = with_threads("ipc,nvjpeg,always", script, None, 1).await;
+    bed.logs("JPEGs may be decoded by nvJPEG").await;
+    wait_until("nvJPEG has decoded rows", PATIENCE, async || {
+        near_photographs(&bed, 6, 4).await;
+        bed.metric("penstock_decoded_gpu_total", "").await > 30.0
+    })
+    .await;
+    assert_eq!(
+        bed.counted("penstock_gpu_failures_total").await,
+        0.0,
+        "two threads at once, which it refuses"
+    );
+    bed.is_empty().await;
 }

@@ -8,18 +8,24 @@
 //! lost. A run that is being filled is kept until the device is done with it, whether anybody waits for that or not.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_kernels::arena::{Arena, DeviceArena, DeviceRun, Kind};
 use penstock_kernels::cuda::{
-    Absent, Context, Driver, Error, IpcHandle, JpegError, JpegKind, Kernels, NoJpegs, Order, Source, Span,
-    Stream,
+    Absent, Context, Decoding, Driver, Error, IpcHandle, JpegError, JpegKind, Kernels, NoJpegs, Order,
+    Pending, Source, Span, Stream,
 };
 use penstock_kernels::fused::{self, Format, Frame, Part, Tensor, reference};
 use penstock_kernels::normalise::{Channels, Dtype, Layout};
+use tokio::sync::oneshot;
 
 use super::jpegs::{self, Decoder};
+use crate::prepare::Preparing;
+use crate::prepare::line::Turn;
+use crate::prepare::pictures::Row;
 
 /// Pinned memory that tensors of ordinary memory pass through on their way, bytes: some batches of photographs.
 const STAGING: usize = 64 << 20;
@@ -27,6 +33,8 @@ const STAGING: usize = 64 << 20;
 const PICTURES: usize = 128 << 20;
 /// JPEGs that are decoded at once for one batch: each takes memory of nvJPEG's besides its pixels.
 const AT_ONCE: usize = 8;
+/// How often nvJPEG is asked again that has no room for another file, and how long after; then the CPU decodes it.
+const PATIENT: (u32, Duration) = (200, Duration::from_millis(1));
 /// Where a picture begins, rows of four-byte pixels could too.
 const ALIGN: usize = 256;
 /// The unit of all arenas.
@@ -55,9 +63,9 @@ pub(super) enum Unfit {
     /// nvJPEG said no.
     #[error(transparent)]
     Jpeg(#[from] JpegError),
-    /// The same, and it is the file's fault alone.
-    #[error("{0}; another file is decoded, so it is this one's fault")]
-    Refused(JpegError),
+    /// Nobody waits for it any more.
+    #[error("nobody waits for it any more")]
+    Left,
     /// nvJPEG does not do what it should.
     #[error("nvJPEG gives other pixels than the CPU")]
     Pixels,
@@ -77,8 +85,8 @@ pub(super) enum Unfit {
 pub(super) struct Picture {
     /// Its pixels, or a JPEG.
     pub(super) bytes: Bytes,
-    /// It is still to be decoded.
-    pub(super) is_jpeg: bool,
+    /// It is still to be decoded: whose it is.
+    pub(super) jpeg: Option<Arc<Row>>,
     /// How its pixels lie.
     pub(super) frame: Frame,
     /// What becomes of them.
@@ -92,8 +100,40 @@ pub(super) enum Piece {
     Bytes(Bytes),
     /// The same in memory that the device reads by itself.
     Pinned(Bytes),
-    /// Pictures, each of which becomes such a row.
-    Pictures(Vec<Picture>, Tensor),
+    /// Pictures, each of which becomes such a row; of one that there is nothing of zeros are left.
+    Pictures(Vec<Option<Picture>>, Tensor),
+}
+
+/// The thread that fills a run, while it unpacks files. Dropped when that is done.
+#[derive(Debug)]
+pub(super) struct Unpacking {
+    /// It is one of the threads that prepare.
+    pub(super) _turn: Turn,
+    /// Where what it decodes itself is counted.
+    pub(super) preparing: Arc<Preparing>,
+    /// Nobody waits for it any more.
+    pub(super) stopped: Arc<AtomicBool>,
+    /// Hears, by its end, that nothing is left but to wait for the device.
+    pub(super) _done: oneshot::Sender<()>,
+}
+
+/// A run that was filled.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub(super) run: DeviceRun,
+    /// JPEGs that nvJPEG decoded.
+    pub(super) decoded: u64,
+    /// And those that it did not take.
+    pub(super) refused: u64,
+}
+
+/// What has been begun for a run.
+#[derive(Default)]
+struct Work {
+    flights: Vec<Flight>,
+    unpacking: Option<Unpacking>,
+    decoded: u64,
+    refused: u64,
 }
 
 /// What an input is filled with: pieces, one after the other, with their rows.
@@ -180,7 +220,7 @@ impl Device {
         let sent: Vec<u8> = (0..TESTED).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
         let run = arena.run(&[TESTED / 2], 2).ok_or(NO_ROOM)?;
         let piece = Piece::Bytes(Bytes::from(sent.clone()));
-        let run = self.fill(&arena, run, 2, vec![vec![(2, piece)]])?;
+        let Filled { run, .. } = self.fill(&arena, run, 2, vec![vec![(2, piece)]], None)?;
         let found = self.download(&arena, &run, TESTED)?;
         if found != sent {
             return Err(Unfit::Test("bytes that were copied there and back are others"));
@@ -209,11 +249,11 @@ impl Device {
         let wanted = reference::exact(&frame, &pixels, &part, &tensor).map_err(|_| WRONG)?;
         let arena = DeviceArena::new(&self.context, 4 * SLOT, SLOT)?;
         let run = arena.run(&[tensor.bytes()], 1).ok_or(NO_ROOM)?;
-        let picture = Picture { bytes: pixels.into(), is_jpeg: false, frame, part };
+        let picture = Some(Picture { bytes: pixels.into(), jpeg: None, frame, part });
         let to = run.span(0, 0..1).ok_or(NO_ROOM)?;
-        let mut flights = Vec::new();
-        self.launch((&kernels, None), &run, &[picture], &tensor, &to, &mut flights)?;
-        flights.into_iter().try_for_each(|wait| wait())?;
+        let mut work = Work::default();
+        self.launch((&kernels, None), &run, &[picture], &tensor, &to, &mut work)?;
+        landed(&mut work.flights)?;
         if self.download(&arena, &run, tensor.bytes())? == wanted { Ok(kernels) } else { Err(WRONG) }
     }
 
@@ -226,18 +266,20 @@ impl Device {
         Ok(landed.input(0, 0..1).unwrap_or_default().to_vec())
     }
 
-    /// Fills a run of so many rows, all of it, and waits until that is done.
+    /// Fills a run of so many rows, all of it, and waits until that is done. Where there are JPEGs among what it is filled with,
+    /// this thread has to have its turn to unpack them.
     pub(super) fn fill(
         &self,
         arena: &DeviceArena,
         run: DeviceRun,
         rows: u32,
         inputs: Vec<Input>,
-    ) -> Result<DeviceRun, Unfit> {
+        unpacking: Option<Unpacking>,
+    ) -> Result<Filled, Unfit> {
         const MISFIT: Unfit = Unfit::Test("tensors and their place differ in size");
-        let mut flights: Vec<Flight> = Vec::new();
+        let mut work = Work { unpacking, ..Work::default() };
         // Whatever another left there is gone before anything is seen of it, also between the inputs.
-        self.keep(&run, self.stream.fill(arena.memory(), run.whole(), 0)?, &mut flights);
+        self.keep(&run, self.stream.fill(arena.memory(), run.whole(), 0)?, &mut work.flights);
         for (number, pieces) in inputs.into_iter().enumerate() {
             let mut row = 0;
             for (count, piece) in pieces {
@@ -248,16 +290,16 @@ impl Device {
                 match piece {
                     Piece::Bytes(bytes) if bytes.len() == to.bytes() => {
                         let copy = self.stream.upload(self.staged(bytes), arena.memory(), at)?;
-                        self.keep(&run, copy, &mut flights);
+                        self.keep(&run, copy, &mut work.flights);
                     }
                     Piece::Pinned(bytes) if bytes.len() == to.bytes() => {
                         let copy = self.stream.upload(bytes, arena.memory(), at)?;
-                        self.keep(&run, copy, &mut flights);
+                        self.keep(&run, copy, &mut work.flights);
                     }
                     Piece::Pictures(pictures, tensor) => {
                         let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
                         let decoder = self.jpegs.get().and_then(Option::as_ref);
-                        self.launch((kernels, decoder), &run, &pictures, &tensor, &to, &mut flights)?;
+                        self.launch((kernels, decoder), &run, &pictures, &tensor, &to, &mut work)?;
                     }
                     Piece::Bytes(_) | Piece::Pinned(_) => return Err(MISFIT),
                 }
@@ -266,9 +308,11 @@ impl Device {
                 return Err(MISFIT);
             }
         }
-        // One stream does one after the other: when the last is done all are.
-        flights.into_iter().try_for_each(|wait| wait())?;
-        Ok(run)
+        let Work { mut flights, unpacking, decoded, refused } = work;
+        // Another may have the thread's turn: this one only waits.
+        drop(unpacking);
+        landed(&mut flights)?;
+        Ok(Filled { run, decoded, refused })
     }
 
     /// Keeps a run for as long as something is on its way there.
@@ -288,10 +332,10 @@ impl Device {
         &self,
         by: (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
-        pictures: &[Picture],
+        pictures: &[Option<Picture>],
         tensor: &Tensor,
         to: &Span,
-        flights: &mut Vec<Flight>,
+        work: &mut Work,
     ) -> Result<(), Unfit> {
         const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
         let mut first = 0;
@@ -299,7 +343,7 @@ impl Device {
             let count = together(&pictures[first..]);
             let part = first * tensor.bytes()..(first + count) * tensor.bytes();
             let to = to.part(part).ok_or(MISFIT)?;
-            self.launch_some(by, run, &pictures[first..first + count], tensor, &to, flights)?;
+            self.launch_some(by, run, &pictures[first..first + count], tensor, &to, work)?;
             first += count;
         }
         Ok(())
@@ -309,16 +353,16 @@ impl Device {
         &self,
         (kernels, decoder): (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
-        pictures: &[Picture],
+        pictures: &[Option<Picture>],
         tensor: &Tensor,
         to: &Span,
-        flights: &mut Vec<Flight>,
+        work: &mut Work,
     ) -> Result<(), Unfit> {
         const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
         let mut places = Vec::with_capacity(pictures.len());
         let mut end = 0usize;
         for picture in pictures {
-            let bytes = picture.room().ok_or(MISFIT)?;
+            let bytes = picture.as_ref().map_or(Some(0), Picture::room).ok_or(MISFIT)?;
             places.push(end..end + bytes);
             end = (end + bytes).next_multiple_of(ALIGN);
         }
@@ -326,45 +370,102 @@ impl Device {
             Some(room) => room,
             None => {
                 // What is on its way may have all of it.
-                landed(flights)?;
+                landed(&mut work.flights)?;
                 self.pictures.run(&[end.max(ALIGN)], 1).ok_or(Unfit::Full)?
             }
         };
         let whole = room.span(0, 0..1).ok_or(MISFIT)?;
         let begin = room.whole().start;
         let mut sources = Vec::with_capacity(pictures.len());
-        for (Picture { bytes, is_jpeg, frame, part }, place) in pictures.iter().zip(places) {
-            let to = whole.part(place.clone()).ok_or(MISFIT)?;
-            if *is_jpeg {
+        for (picture, place) in pictures.iter().zip(places) {
+            let Some(mut picture) = picture.clone() else {
+                sources.push(None);
+                continue;
+            };
+            let mut to = whole.part(place.clone()).ok_or(MISFIT)?;
+            if let Some(jpeg) = picture.jpeg.clone() {
                 let decoder = decoder.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
-                let decode = || decoder.jpegs.decode(&self.stream, bytes.clone(), frame, &to);
-                let decoded = match decode() {
-                    Err(error) if error.kind() == JpegKind::Busy => {
-                        landed(flights)?;
-                        decode()
+                if let Some(decode) = self.unpack(decoder, &picture, &jpeg, &to, work)? {
+                    self.keep(&room, decode, &mut work.flights);
+                    sources.push(Some(Source { bytes: to, frame: picture.frame, part: picture.part }));
+                    continue;
+                }
+                match Picture::of(&jpeg) {
+                    Some(pixels) if pixels.jpeg.is_none() => picture = pixels,
+                    Some(_) => return Err(Unfit::Left),
+                    None => {
+                        sources.push(None);
+                        continue;
                     }
-                    decoded => decoded,
-                };
-                let decoded = match decoded {
-                    Ok(decoded) => decoded,
-                    Err(error) => return Err(Unfit::Refused(decoder.judge(error)?)),
-                };
-                self.keep(&room, decoded, flights);
-            } else {
-                let copy = self.stream.upload(bytes.clone(), self.pictures.memory(), begin + place.start)?;
-                self.keep(&room, copy, flights);
+                }
+                // At full size at most, as its place is.
+                to = whole.part(place.start..place.start + picture.bytes.len()).ok_or(MISFIT)?;
+                if picture.bytes.len() > place.len() || !fits(&picture, tensor) {
+                    return Err(MISFIT);
+                }
             }
-            sources.push(Source { bytes: to, frame: *frame, part: *part });
+            let Picture { bytes, frame, part, .. } = picture;
+            let copy = self.stream.upload(bytes, self.pictures.memory(), begin + place.start)?;
+            self.keep(&room, copy, &mut work.flights);
+            sources.push(Some(Source { bytes: to, frame, part }));
         }
+        let format = |source: &Option<Source>| source.as_ref().map(|source| source.frame.format);
         let mut first = 0;
-        for alike in sources.chunk_by(|a, b| a.frame.format == b.frame.format) {
+        for alike in sources.chunk_by(|a, b| format(a) == format(b)) {
             let part = first * tensor.bytes()..(first + alike.len()) * tensor.bytes();
             first += alike.len();
             let to = to.part(part).ok_or(MISFIT)?;
-            let launch = kernels.prepare(&self.stream, alike, tensor, &to)?;
-            self.keep(run, launch.keeping(room.clone()), flights);
+            let alike: Vec<Source> = alike.iter().flatten().cloned().collect();
+            if !alike.is_empty() {
+                let launch = kernels.prepare(&self.stream, &alike, tensor, &to)?;
+                self.keep(run, launch.keeping(room.clone()), &mut work.flights);
+            }
         }
         Ok(())
+    }
+
+    /// Has nvJPEG decode a file. `None`: it does not take this one, and this thread has decoded it, or found out what is wrong
+    /// with it.
+    fn unpack(
+        &self,
+        decoder: &Decoder,
+        Picture { bytes, frame, .. }: &Picture,
+        jpeg: &Row,
+        to: &Span,
+        work: &mut Work,
+    ) -> Result<Option<Pending<Decoding>>, Unfit> {
+        let Work { flights, unpacking, decoded, refused } = work;
+        let unpacking = unpacking.as_ref().ok_or(Unfit::Test("files are unpacked out of turn"))?;
+        let mut asked = 0;
+        loop {
+            if unpacking.stopped.load(Relaxed) {
+                return Err(Unfit::Left);
+            }
+            let error = match decoder.jpegs.decode(&self.stream, bytes.clone(), frame, to) {
+                Ok(decode) => {
+                    *decoded += 1;
+                    return Ok(Some(decode));
+                }
+                Err(error) => error,
+            };
+            if error.kind() == JpegKind::Busy {
+                landed(flights)?;
+                asked += 1;
+                if asked < PATIENT.0 {
+                    // Others' decodes have all of the room, and nobody says when they are done.
+                    if asked > 1 {
+                        self.context.reap();
+                        std::thread::park_timeout(PATIENT.1);
+                    }
+                    continue;
+                }
+            }
+            let error = decoder.judge(error)?;
+            tracing::debug!(%error, "a JPEG is decoded on the CPU");
+            *refused += 1;
+            jpeg.decode_here(&unpacking.preparing, &unpacking.stopped, self.staging.as_ref());
+            return Ok(None);
+        }
     }
 
     /// The same bytes in pinned memory, which the device reads by itself; where there is no room for them, as they are.
@@ -379,9 +480,16 @@ impl Device {
 }
 
 impl Picture {
+    /// A row as it is now; `None`: there is nothing of it.
+    pub(super) fn of(row: &Arc<Row>) -> Option<Self> {
+        let (bytes, picture, is_jpeg) = row.now()?;
+        let (frame, part) = (picture.frame(), picture.part());
+        Some(Self { bytes: bytes.clone(), jpeg: is_jpeg.then(|| Arc::clone(row)), frame, part })
+    }
+
     /// Bytes of the device's memory that its pixels take; `None`: no number has so many.
     fn room(&self) -> Option<usize> {
-        if self.is_jpeg { self.frame.bytes() } else { Some(self.bytes.len()) }
+        if self.jpeg.is_some() { self.frame.bytes() } else { Some(self.bytes.len()) }
     }
 }
 
@@ -392,11 +500,17 @@ fn landed(flights: &mut Vec<Flight>) -> Result<(), Unfit> {
 
 /// How many of them are made together, one at least: as have room in half of the memory for pictures, and no more JPEGs
 /// than are decoded at once.
-fn together(pictures: &[Picture]) -> usize {
+fn together(pictures: &[Option<Picture>]) -> usize {
+    let size = |picture: &Picture| (picture.room().unwrap_or(usize::MAX), picture.jpeg.is_some());
+    fitting(pictures.iter().map(|picture| picture.as_ref().map_or((0, false), size)))
+}
+
+/// The same of pictures' bytes, and whether each is a JPEG.
+fn fitting(pictures: impl Iterator<Item = (usize, bool)>) -> usize {
     let (mut bytes, mut jpegs) = (0usize, 0);
-    let fit = pictures.iter().take_while(|picture| {
-        bytes = bytes.saturating_add(picture.room().unwrap_or(usize::MAX)).saturating_add(ALIGN);
-        jpegs += usize::from(picture.is_jpeg);
+    let fit = pictures.take_while(|(room, is_jpeg)| {
+        bytes = bytes.saturating_add(*room).saturating_add(ALIGN);
+        jpegs += usize::from(*is_jpeg);
         bytes <= PICTURES / 2 && jpegs <= AT_ONCE
     });
     fit.count().max(1)
@@ -412,19 +526,16 @@ pub(super) fn fits(picture: &Picture, tensor: &Tensor) -> bool {
 mod tests {
     use super::*;
 
-    fn jpeg(width: u32, height: u32) -> Picture {
-        let frame = Frame::tight(Format::Rgb, width, height);
-        Picture { bytes: Bytes::new(), is_jpeg: true, frame, part: Part::whole(&frame, (8, 8)) }
-    }
-
     #[test]
     fn pictures_are_made_in_parts_that_have_room() {
-        assert_eq!(together(&vec![jpeg(100, 100); 20]), AT_ONCE);
+        let of = |width: usize, height: usize, is_jpeg, count| {
+            fitting(std::iter::repeat_n((3 * width * height, is_jpeg), count))
+        };
+        assert_eq!(of(100, 100, true, 20), AT_ONCE);
         // Of 1080p ten would fit, of 16 megapixels one.
-        assert_eq!(together(&vec![jpeg(1920, 1080); 20]), AT_ONCE);
-        assert_eq!(together(&vec![jpeg(4096, 4096); 3]), 1);
-        assert_eq!(together(&[jpeg(9000, 9000)]), 1, "one that has no room is told so when it is tried");
-        let pixels = Picture { is_jpeg: false, bytes: vec![0; 3000].into(), ..jpeg(10, 100) };
-        assert_eq!(together(&vec![pixels; 100]), 100, "what is decoded is copied all at once");
+        assert_eq!(of(1920, 1080, true, 20), AT_ONCE);
+        assert_eq!(of(4096, 4096, true, 3), 1);
+        assert_eq!(of(9000, 9000, true, 1), 1, "one that has no room is told so when it is tried");
+        assert_eq!(of(10, 100, false, 100), 100, "what is decoded is copied all at once");
     }
 }

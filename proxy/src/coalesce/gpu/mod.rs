@@ -9,7 +9,7 @@
 //!
 //! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
 //! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
-//! request is lost for it, and none waits longer than `PATIENCE`. Outputs take the host's way always: a client wants them
+//! request is lost for it, and none waits longer than `PATIENCE` for the device, nor for files to be unpacked. Outputs take the host's way always: a client wants them
 //! there.
 //!
 //! ```text
@@ -85,6 +85,7 @@ pub struct Gpu {
     handed: Counter,
     prepared: Counter,
     decoded: Counter,
+    refused: Counter,
     failed: Counter,
 }
 
@@ -166,6 +167,7 @@ impl Gpu {
             handed: Counter::default(),
             prepared: Counter::default(),
             decoded: Counter::default(),
+            refused: Counter::default(),
             failed: Counter::default(),
         }
     }
@@ -258,7 +260,7 @@ impl Gpu {
             {
                 return self.off(&unfit.to_string());
             }
-            Unfit::Full | Unfit::Refused(_) => return,
+            Unfit::Full | Unfit::Left => return,
             Unfit::Late => return self.jpegs_rest(unfit, Some(now + REST), now),
             Unfit::Pixels => return self.jpegs_rest(unfit, None, now),
             Unfit::Jpeg(error) if error.kind() != JpegKind::Driver => return self.jpeg_fails(error, now),
@@ -281,6 +283,12 @@ impl Gpu {
             JpegKind::Doubtful | JpegKind::Broken => None,
         };
         self.jpegs_rest(error, until, now);
+    }
+
+    /// Files of a batch were not unpacked in time, by the thread that nvJPEG had for it.
+    fn jpegs_are_late(&self, now: Duration) {
+        let why = format!("the JPEGs of a batch were not unpacked within {:?}", execute::PATIENCE);
+        self.jpegs_rest(&why, Some(now + REST), now);
     }
 
     /// JPEGs go another way until then; `None`: for ever. The GPU is well.
@@ -438,6 +446,7 @@ impl Gpu {
             (&metric::EXECUTIONS_GPU, &self.handed),
             (&metric::PREPARED_GPU, &self.prepared),
             (&metric::DECODED_GPU, &self.decoded),
+            (&metric::REFUSED_GPU, &self.refused),
             (&metric::GPU_FAILURES, &self.failed),
         ] {
             metrics::counter!(metric.name).absolute(counter.get());
