@@ -31,8 +31,9 @@ use crate::prepare::pictures::Row;
 const STAGING: usize = 64 << 20;
 /// Memory of the device for decoded pictures, bytes: two batches of 32 that were decoded at half of 1080p.
 const PICTURES: usize = 128 << 20;
-/// JPEGs that are decoded at once for one batch: each takes memory of nvJPEG's besides its pixels.
-const AT_ONCE: usize = 8;
+/// JPEGs that are decoded at once for one batch, of the eight for which nvJPEG has room at all: two batches do not wait for one
+/// another.
+const AT_ONCE: usize = 4;
 /// How often nvJPEG is asked again that has no room for another file, and how long after; then the CPU decodes it.
 const PATIENT: (u32, Duration) = (200, Duration::from_millis(1));
 /// Where a picture begins, rows of four-byte pixels could too.
@@ -180,6 +181,11 @@ impl Device {
         self.jpegs.get().is_some_and(Option::is_some)
     }
 
+    /// As [`Jpegs::room`](penstock_kernels::cuda::Jpegs::room).
+    pub(super) fn jpegs_room(&self) -> Option<(usize, u64)> {
+        Some(self.jpegs.get()?.as_ref()?.jpegs.room())
+    }
+
     /// Looks for nvJPEG, and tests it; the first time only.
     pub(super) fn open_jpegs(&self, library: Option<&Path>) {
         self.jpegs.get_or_init(|| {
@@ -190,7 +196,8 @@ impl Device {
                     let (major, minor, patch) = decoder.jpegs.version();
                     let version = format!("{major}.{minor}.{patch}");
                     let device = &self.context.device().name;
-                    tracing::info!(version, %device, "JPEGs may be decoded by nvJPEG");
+                    let strict = decoder.jpegs.is_strict();
+                    tracing::info!(version, strict, %device, "JPEGs may be decoded by nvJPEG");
                     Some(decoder)
                 }
                 Err(Unfit::NoJpegs(none)) => {

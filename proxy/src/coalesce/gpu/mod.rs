@@ -437,6 +437,10 @@ impl Gpu {
             gauge("used", sum(|occupancy| occupancy.in_use - occupancy.quarantined));
             gauge("quarantined", sum(|occupancy| occupancy.quarantined));
         }
+        if let Some((states, pixels)) = self.device().and_then(|device| device.jpegs_room()) {
+            metrics::gauge!(metric::NVJPEG_STATES.name).set(states as f64);
+            metrics::gauge!(metric::NVJPEG_PIXELS.name).set(pixels as f64);
+        }
         if let Some(context) = self.context()
             && regions.iter().any(|occupancy| occupancy.in_use > 0)
         {
