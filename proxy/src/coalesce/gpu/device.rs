@@ -406,10 +406,10 @@ impl Device {
                     }
                 }
                 // At full size at most, as its place is.
-                to = whole.part(place.start..place.start + picture.bytes.len()).ok_or(MISFIT)?;
                 if picture.bytes.len() > place.len() || !fits(&picture, tensor) {
                     return Err(MISFIT);
                 }
+                to = whole.part(place.start..place.start + picture.bytes.len()).ok_or(MISFIT)?;
             }
             let Picture { bytes, frame, part, .. } = picture;
             let copy = self.stream.upload(bytes, self.pictures.memory(), begin + place.start)?;

@@ -9,8 +9,8 @@
 //!
 //! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
 //! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
-//! request is lost for it, and none waits longer than `PATIENCE` for the device, nor for files to be unpacked. Outputs take the host's way always: a client wants them
-//! there.
+//! request is lost for it, and none waits longer than `PATIENCE` for the device, nor for files to be unpacked. Outputs take
+//! the host's way always: a client wants them there.
 //!
 //! ```text
 //! infer ─▶ decide ─┬─ Device ─▶ fill (a thread: copies, kernels, wait) ─▶ by_memory ─▶ answer
