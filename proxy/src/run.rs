@@ -120,7 +120,7 @@ impl Proxy {
             signals: Arc::default(),
             sharing: Arc::new(Sharing::new(setup.cuda_driver, setup.nvjpeg)),
             held: Arc::default(),
-            preparing: Arc::new(Preparing::new(setup.limits.prepare_threads)),
+            preparing: Arc::new(Preparing::new(setup.limits.prepare_threads, epoch)),
             drain: Drain::default(),
             early: Early::default(),
             limits: setup.limits,

@@ -16,8 +16,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -40,8 +39,13 @@ const SMOOTH: c_uint = 32;
 /// NVJPEG_OUTPUT_Y, and _RGBI.
 const LUMA: c_int = 2;
 const RGB: c_int = 5;
-/// Decodes at once. Each has memory of the library's for the largest picture it has seen.
-const STATES: usize = 32;
+/// Decodes at once. Each has memory of the library's for the largest picture it has seen, of the device and pinned.
+const STATES: usize = 8;
+/// Pixels of the largest pictures that all states have seen: what they have memory for. Two photographs of 12 megapixels at
+/// once, or eight of 3.
+const ROOM: u64 = 25_000_000;
+/// A state that has seen a larger picture is ended after it, and its memory given back.
+const KEPT: u64 = 4_000_000;
 const DECODING: &str = "decoding a JPEG on the GPU";
 
 /// Why there is no nvJPEG that could be used. Each is a sentence for an operator.
@@ -94,11 +98,13 @@ fn named(paths: &[PathBuf]) -> String {
 pub enum JpegKind {
     /// This file is not for it. The CPU may take it, or knows what is wrong with it.
     File,
+    /// It may be this file, and it may be the library: what it says of a file that is known to be good tells which.
+    Doubtful,
     /// All of its states are in use; later there will be one.
     Busy,
-    /// It has no memory, or something failed that may not fail again.
+    /// It has no memory now.
     Passing,
-    /// It does not work here.
+    /// It does not work here, whatever the file.
     Broken,
     /// The driver said no.
     Driver,
@@ -133,8 +139,8 @@ pub enum JpegError {
     /// There is not so much room.
     #[error("decoding a JPEG on the GPU: its place is too small, or for pixels of another form")]
     Place,
-    /// No state is free.
-    #[error("decoding a JPEG on the GPU: {STATES} others are being decoded")]
+    /// No state is free, or there is no room for so large a picture besides those that are being decoded.
+    #[error("decoding a JPEG on the GPU: as many others are being decoded as there is room for")]
     Busy,
     /// Of the driver.
     #[error(transparent)]
@@ -148,8 +154,11 @@ impl JpegError {
             Self::Said { status: 3 | 4 | 9 | 10, .. } | Self::Other { .. } | Self::Sampling | Self::Place => {
                 JpegKind::File
             }
-            Self::Said { status: 5 | 6, .. } => JpegKind::Passing,
-            Self::Said { .. } => JpegKind::Broken,
+            Self::Said { status: 5, .. } => JpegKind::Passing,
+            Self::Said { status: 1 | 7, .. } => JpegKind::Broken,
+            // 2, 6 and 8, which the library has been seen to say of single files (DALI's issues 3159, 3160 and 6026), and
+            // whatever a later version may say.
+            Self::Said { .. } => JpegKind::Doubtful,
             Self::Busy => JpegKind::Busy,
             Self::Driver(_) => JpegKind::Driver,
         }
@@ -180,10 +189,10 @@ fn advice(status: i32) -> &'static str {
         4 | 9 => "the library does not take this form of JPEG, and the CPU does",
         5 => "the device or the host has no memory left: another process may have it",
         6 => {
-            "the device or its driver failed, or is older than the library: `nvidia-smi` says which CUDA it has"
+            "the device or its driver failed, or is older than the library (`nvidia-smi` says which CUDA it has), or the file is one that the library fails at"
         }
         7 => "the library is not for this device: a newer one may be",
-        _ => "a fault of ours or of the library's, most likely",
+        _ => "the file is one that the library fails at, or the fault is ours",
     }
 }
 
@@ -256,10 +265,72 @@ struct Inner {
     api: Api,
     handle: Handle,
     version: (u32, u32, u32),
-    /// States that no decode uses now.
-    idle: Mutex<Vec<State>>,
-    /// All states that there are.
-    states: AtomicUsize,
+    /// It refuses what breaks the rules of JPEG.
+    is_strict: bool,
+    states: Mutex<States>,
+}
+
+/// The library's states, and what they have memory for.
+#[derive(Debug, Default)]
+struct States {
+    /// Those that no decode uses now.
+    idle: Vec<State>,
+    all: usize,
+    /// Of the largest pictures that each of all has seen, together.
+    pixels: u64,
+}
+
+/// What becomes of a picture that wants a state.
+#[derive(Debug)]
+enum Found {
+    /// This one has it; the others are to be ended first.
+    State(State, Vec<State>),
+    /// One is to be made, and counts already; the others are to be ended first.
+    New(Vec<State>),
+    Busy,
+}
+
+impl States {
+    /// A state for so many pixels, which count from now on.
+    fn find(&mut self, pixels: u64) -> Found {
+        // The smallest that has memory for it, or else the largest of the others.
+        let fits = |state: &State| state.seen >= pixels;
+        self.idle.sort_unstable_by_key(|state| state.seen);
+        let at = self.idle.iter().position(fits).or(self.idle.len().checked_sub(1));
+        let own = at.map(|at| self.idle.remove(at));
+        if own.is_none() && self.all >= STATES {
+            return Found::Busy;
+        }
+        let more = pixels.saturating_sub(own.as_ref().map_or(0, |state| state.seen));
+        let idle: u64 = self.idle.iter().map(|state| state.seen).sum();
+        let alone = self.all == self.idle.len() + usize::from(own.is_some());
+        if self.pixels - idle + more > ROOM && !alone {
+            self.idle.extend(own);
+            return Found::Busy;
+        }
+        let mut ended = Vec::new();
+        while self.pixels + more > ROOM
+            && let Some(state) = self.idle.pop()
+        {
+            self.pixels -= state.seen;
+            self.all -= 1;
+            ended.push(state);
+        }
+        self.pixels += more;
+        match own {
+            Some(State { handle, seen }) => Found::State(State { handle, seen: seen + more }, ended),
+            None => {
+                self.all += 1;
+                Found::New(ended)
+            }
+        }
+    }
+
+    /// One that is ended, or was not made.
+    fn less(&mut self, seen: u64) {
+        self.pixels -= seen;
+        self.all -= 1;
+    }
 }
 
 // SAFETY: nvJPEG says that its handle may be used by several threads at once.
@@ -269,7 +340,11 @@ unsafe impl Sync for Inner {}
 
 /// `nvjpegJpegState_t`: whoever has it is the only one.
 #[derive(Debug)]
-struct State(Handle);
+struct State {
+    handle: Handle,
+    /// Pixels of the largest picture that it has seen, which it has memory for.
+    seen: u64,
+}
 
 // SAFETY: it belongs to no thread, and no two use it at once.
 unsafe impl Send for State {}
@@ -293,28 +368,32 @@ pub struct Decoding {
 impl Drop for Decoding {
     fn drop(&mut self) {
         let Some(state) = self.state.take() else { return };
-        if self.failed {
+        if self.failed || state.seen > KEPT {
+            self.jpegs.0.states().less(state.seen);
             self.jpegs.0.end(state);
         } else {
-            self.jpegs.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
+            self.jpegs.0.states().idle.push(state);
         }
     }
 }
 
 impl Inner {
+    fn states(&self) -> MutexGuard<'_, States> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Of a lost device nothing is given back.
     fn end(&self, state: State) {
-        self.states.fetch_sub(1, Relaxed);
         if self.context.enter().is_ok() {
             // SAFETY: made once, ended once, and no decode uses it.
-            unsafe { (self.api.state_destroy)(state.0) };
+            unsafe { (self.api.state_destroy)(state.handle) };
         }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let idle = std::mem::take(self.idle.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut self.states().idle);
         idle.into_iter().for_each(|state| self.end(state));
         if self.context.enter().is_ok() {
             // SAFETY: made once, ended once; decodes keep `self`.
@@ -383,9 +462,10 @@ impl Jpegs {
         }
         context.enter().map_err(|error| start(error.into()))?;
         let mut handle = std::ptr::null_mut();
-        let mut begun = Err(JpegError::Busy);
+        let (mut begun, mut is_strict) = (Err(JpegError::Busy), false);
         // A library that does not know a flag calls it a wrong parameter.
         for flags in [STRICT | SMOOTH, STRICT, 0] {
+            is_strict = flags & STRICT != 0 && api.create.is_some();
             begun = match api.create {
                 // SAFETY: it writes one handle; without allocators of ours it uses CUDA's.
                 Some(create) => said(DOING, "nvjpegCreateEx", unsafe {
@@ -400,14 +480,26 @@ impl Jpegs {
         }
         begun.map_err(start)?;
         let version = version.map(c_int::unsigned_abs);
-        let (idle, states) = (Mutex::default(), AtomicUsize::new(0));
+        let states = Mutex::default();
         let version = (version[0], version[1], version[2]);
-        Ok(Self(Arc::new(Inner { context: context.clone(), api, handle, version, idle, states })))
+        Ok(Self(Arc::new(Inner { context: context.clone(), api, handle, version, is_strict, states })))
     }
 
     /// Its version.
     pub fn version(&self) -> (u32, u32, u32) {
         self.0.version
+    }
+
+    /// Whether it was told to refuse what breaks the rules of JPEG; an old one cannot be.
+    pub fn is_strict(&self) -> bool {
+        self.0.is_strict
+    }
+
+    /// How many of the library's states there are, and the pixels of the largest pictures that each has seen, together: it has
+    /// memory for as many, of the device and pinned.
+    pub fn room(&self) -> (usize, u64) {
+        let states = self.0.states();
+        (states.all, states.pixels)
     }
 
     /// Decodes a file to pixels that lie so in `place`. What it takes besides time on the device may be CPU time of this
@@ -431,8 +523,8 @@ impl Jpegs {
         }
         inner.context.enter()?;
         self.look(&file, (frame.width, frame.height, components))?;
-        let state = self.state()?;
-        let handle = state.0;
+        let state = self.state(u64::from(frame.width) * u64::from(frame.height))?;
+        let handle = state.handle;
         let mut image = Image { channel: [std::ptr::null_mut(); COMPONENTS], pitch: [0; COMPONENTS] };
         image.channel[0] = place.address() as *mut u8;
         image.pitch[0] = frame.strides[0] as usize;
@@ -483,23 +575,23 @@ impl Jpegs {
         if sampling < 0 { Err(JpegError::Sampling) } else { Ok(()) }
     }
 
-    fn state(&self) -> Result<State, JpegError> {
-        let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(state) = idle {
+    fn state(&self, pixels: u64) -> Result<State, JpegError> {
+        let found = self.0.states().find(pixels);
+        let (own, ended) = match found {
+            Found::State(state, ended) => (Some(state), ended),
+            Found::New(ended) => (None, ended),
+            Found::Busy => return Err(JpegError::Busy),
+        };
+        ended.into_iter().for_each(|state| self.0.end(state));
+        if let Some(state) = own {
             return Ok(state);
-        }
-        if self.0.states.fetch_add(1, Relaxed) >= STATES {
-            self.0.states.fetch_sub(1, Relaxed);
-            return Err(JpegError::Busy);
         }
         let mut handle = std::ptr::null_mut();
         // SAFETY: it writes one handle.
         let status = unsafe { (self.0.api.state_create)(self.0.handle, &raw mut handle) };
         let made = said("making room for a JPEG on the GPU", "nvjpegJpegStateCreate", status);
-        made.inspect_err(|_| {
-            self.0.states.fetch_sub(1, Relaxed);
-        })?;
-        Ok(State(handle))
+        made.inspect_err(|_| self.0.states().less(pixels))?;
+        Ok(State { handle, seen: pixels })
     }
 }
 
@@ -571,17 +663,53 @@ mod tests {
     #[test]
     fn every_status_says_what_to_do() {
         let kind = |status| JpegError::Said { doing: "", call: "", status }.kind();
-        for status in [3, 4, 9, 10] {
-            assert_eq!(kind(status), JpegKind::File, "{status}");
-        }
-        assert_eq!([kind(5), kind(6)], [JpegKind::Passing; 2]);
-        for status in [1, 2, 7, 8, 11, -1] {
-            assert_eq!(kind(status), JpegKind::Broken, "{status}");
+        for (kinds, statuses) in [
+            (JpegKind::File, &[3, 4, 9, 10][..]),
+            (JpegKind::Passing, &[5]),
+            (JpegKind::Broken, &[1, 7]),
+            (JpegKind::Doubtful, &[2, 6, 8, 11, -1]),
+        ] {
+            statuses.iter().for_each(|status| assert_eq!(kind(*status), kinds, "{status}"));
         }
         let told = JpegError::Said { doing: DECODING, call: "nvjpegDecode", status: 5 }.to_string();
         assert_eq!(
             told,
             "decoding a JPEG on the GPU: nvjpegDecode said NVJPEG_STATUS_ALLOCATOR_FAILURE (5); the device or the host has no memory left: another process may have it"
         );
+    }
+
+    #[test]
+    fn states_have_room_for_so_many_pixels_and_no_more() {
+        const MI: u64 = 1_000_000;
+        let mut states = States::default();
+        let take = |states: &mut States, pixels| match states.find(pixels) {
+            Found::State(state, ended) => Some((state, ended.len(), "known")),
+            Found::New(ended) => {
+                Some((State { handle: std::ptr::null_mut(), seen: pixels }, ended.len(), "new"))
+            }
+            Found::Busy => None,
+        };
+        let large: Vec<_> = (0..2).map(|_| take(&mut states, 12 * MI).unwrap().0).collect();
+        assert!(take(&mut states, 2 * MI).is_none(), "two of 12 megapixels have all of the room but one");
+        let small = take(&mut states, MI).unwrap().0;
+        for state in large {
+            states.less(state.seen);
+        }
+        states.idle.push(small);
+        assert_eq!((states.all, states.pixels), (1, MI));
+        // The smallest that has been as large is taken again, and grows if there is none.
+        let (state, ended, which) = take(&mut states, 3 * MI).unwrap();
+        assert_eq!((state.seen, ended, which, states.pixels), (3 * MI, 0, "known", 3 * MI));
+        let mut busy: Vec<_> = (0..7).map(|_| take(&mut states, 3 * MI).unwrap().0).collect();
+        assert!(take(&mut states, 1).is_none(), "there are eight");
+        assert_eq!((states.all, states.pixels), (8, 24 * MI));
+        states.idle.append(&mut busy);
+        // What rests makes room for what is larger.
+        let (own, ended, _) = take(&mut states, 16 * MI).unwrap();
+        assert_eq!((own.seen, ended), (16 * MI, 4));
+        assert_eq!((states.all, states.pixels), (4, 16 * MI + 3 * 3 * MI));
+        drop(states);
+        let mut states = States::default();
+        assert!(take(&mut states, 100 * MI).is_some(), "one that is alone is asked of the library");
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use jpeg_decoder::{Decoder, PixelFormat};
 
@@ -22,9 +23,13 @@ mod status {
     pub(super) const BAD_JPEG: i32 = 3;
     pub(super) const NOT_SUPPORTED: i32 = 4;
     pub(super) const EXECUTION_FAILED: i32 = 6;
+    pub(super) const ARCH_MISMATCH: i32 = 7;
 }
 /// Flags that are known: all up to NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION.
 const FLAGS: c_uint = 63;
+
+/// Threads that decode now.
+static UNPACKING: AtomicUsize = AtomicUsize::new(0);
 
 /// What it gave out.
 #[derive(Debug, Default)]
@@ -193,12 +198,17 @@ extern "C" fn nvjpegDecode(
     stream: usize,
 ) -> c_int {
     let file = staged(data as usize, length);
+    let others = UNPACKING.fetch_add(1, SeqCst);
     pause(world(|world| world.script.unpacked));
     // With nothing locked, as others call meanwhile.
     let mut decoder = Decoder::new(&file[..]);
     let decoded = decoder.decode();
     let size = head(&file);
+    UNPACKING.fetch_sub(1, SeqCst);
     inside("nvjpegDecode", format_args!("bytes={length} format={format}"), |world| {
+        if others >= world.script.unpackers {
+            return Err(status::ARCH_MISMATCH);
+        }
         let known = world.jpegs.libraries.contains(&handle) && !image.is_null();
         let last = world.jpegs.states.get(&state).filter(|_| known).ok_or(status::INVALID_PARAMETER)?;
         if !last.is_reached() {

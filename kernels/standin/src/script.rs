@@ -17,6 +17,7 @@
 //! | `nvjpeg=12.3.5` | the version of nvJPEG (12.3.5) |
 //! | `shade=1` | what nvJPEG decodes is brighter by so much than what `jpeg-decoder` does (0) |
 //! | `unpacked=20ms` | nvJPEG takes so long on the thread that calls it |
+//! | `unpackers=1` | nvJPEG says 7 of a decode while so many threads are at one already |
 //! | `backward` | threads and blocks of kernels run in the opposite order |
 //!
 //! A word that makes no sense fails the call that brought it.
@@ -53,6 +54,7 @@ pub(crate) struct Script {
     pub(crate) nvjpeg: [i32; 3],
     pub(crate) shade: u8,
     pub(crate) unpacked: Duration,
+    pub(crate) unpackers: usize,
 }
 
 impl Default for Script {
@@ -70,6 +72,7 @@ impl Default for Script {
             nvjpeg: [12, 3, 5],
             shade: 0,
             unpacked: Duration::ZERO,
+            unpackers: usize::MAX,
         }
     }
 }
@@ -105,6 +108,7 @@ impl Script {
                 }
                 "shade" => new.shade = value.parse().ok()?,
                 "unpacked" => new.unpacked = duration(value)?,
+                "unpackers" => new.unpackers = value.parse().ok()?,
                 "backward" if value.is_empty() => new.backward = true,
                 "garble" if value.is_empty() => new.garble = true,
                 _ => return None,

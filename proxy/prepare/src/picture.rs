@@ -23,9 +23,16 @@ pub struct Picture {
     filter: fused::Filter,
     antialias: bool,
     pad: u8,
+    /// Of a JPEG that is still to be decoded.
+    scans: u32,
 }
 
 impl Picture {
+    /// What decoding it takes, in pixels: each scan of a JPEG is a walk over all of them.
+    pub fn work(&self) -> u64 {
+        u64::from(self.image.width) * u64::from(self.image.height) * u64::from(self.scans.max(1))
+    }
+
     /// How its pixels lie: without gaps.
     pub fn frame(&self) -> fused::Frame {
         let Image { width, height, channels } = self.image;
@@ -77,7 +84,7 @@ impl Pipeline {
         }
         let (plan, orientation) = self.plan(&head).ok()?;
         let image = Image { width: head.width, height: head.height, channels: head.channels };
-        Some(self.picture(image, plan, orientation))
+        Some(Picture { scans: head.scans, ..self.picture(image, plan, orientation) })
     }
 
     fn picture(&self, image: Image, plan: Plan, orientation: Orientation) -> Picture {
@@ -87,7 +94,7 @@ impl Pipeline {
             Filter::Lanczos => fused::Filter::Lanczos,
         };
         let (antialias, pad) = (self.sampling.antialias, self.pad);
-        Picture { image, plan, orientation, filter, antialias, pad }
+        Picture { image, plan, orientation, filter, antialias, pad, scans: 1 }
     }
 
     /// The first half: `with` gets the pixels. As [`Pipeline::run`] otherwise.

@@ -141,7 +141,8 @@ pub async fn read(
     }
     // Reading a byte is a small part of decoding a pixel.
     let cost = body.len() as u64 / 16;
-    let turn = super::of_the_line(&exchange.worker, cost, whose, || "the body".to_owned()).await?;
+    let turn =
+        super::of_the_line(&exchange.worker.shared.preparing, cost, whose, || "the body".to_owned()).await?;
     let job = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         // All of it is there, so nothing is waited for.

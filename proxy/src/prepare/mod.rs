@@ -116,6 +116,8 @@ pub fn misnamed(pipelines: &[Arc<Prepare>], request: &InferRequest) -> Result<()
 #[derive(Debug)]
 pub struct Preparing {
     line: Arc<Line>,
+    /// Of every deadline.
+    epoch: Instant,
     made: Arc<Budget>,
     done: Counter,
     refused: Counter,
@@ -124,10 +126,11 @@ pub struct Preparing {
 }
 
 impl Preparing {
-    /// With so many threads.
-    pub fn new(threads: usize) -> Self {
+    /// With so many threads; deadlines count from `epoch`.
+    pub fn new(threads: usize, epoch: Instant) -> Self {
         Self {
             line: Arc::new(Line::new(threads)),
+            epoch,
             made: Arc::new(Budget::new(MAX_MADE)),
             done: Counter::default(),
             refused: Counter::default(),
@@ -275,7 +278,7 @@ pub async fn request(
         Part::Finished(_) => None,
     });
     let turn = match first {
-        Some((prepare, source)) => Some(turn(worker, prepare, source, whose).await?),
+        Some((prepare, source)) => Some(turn(&worker.shared.preparing, prepare, source, whose).await?),
         None => None,
     };
     let Made { data, placed } = match arena.and_then(|arena| lease(&parts, arena)) {
@@ -465,8 +468,9 @@ fn lost() -> Failure {
     Failure::new(Reason::Internal, "a prepared row was lost")
 }
 
-/// Stops what nobody waits for.
-struct Stop(Arc<AtomicBool>);
+/// Stops what nobody waits for, when it is dropped.
+#[derive(Debug, Default)]
+pub struct Stop(pub Arc<AtomicBool>);
 
 impl Drop for Stop {
     fn drop(&mut self) {
@@ -488,11 +492,12 @@ async fn one(
     whose: Whose,
     has: Option<Turn>,
 ) -> Result<Place, Failure> {
+    let preparing = &worker.shared.preparing;
     let turn = match has {
         Some(turn) => turn,
-        None => turn(worker, prepare, &source, whose).await?,
+        None => turn(preparing, prepare, &source, whose).await?,
     };
-    on_a_thread(worker, prepare, row, whose, turn, move |pipeline, scratch, cancelled| {
+    on_a_thread(preparing, prepare, row, whose, turn, move |pipeline, scratch, cancelled| {
         let source = text::decoded(pipeline, &source)?;
         pipeline.run(&source, place.bytes(), scratch, &Limits::default(), cancelled).map(|()| place)
     })
@@ -505,20 +510,25 @@ fn too_late(what: &str, did: &str) -> Failure {
 }
 
 /// Waits for a thread, no longer than the request is waited for.
-async fn turn(worker: &Rc<Worker>, prepare: &Prepare, source: &Bytes, whose: Whose) -> Result<Turn, Failure> {
+async fn turn(
+    preparing: &Preparing,
+    prepare: &Prepare,
+    source: &Bytes,
+    whose: Whose,
+) -> Result<Turn, Failure> {
     let what = || format!("input {:?}", prepare.input);
-    of_the_line(worker, cost(prepare, source), whose, what).await
+    of_the_line(preparing, cost(prepare, source), whose, what).await
 }
 
 /// The same for anything of that cost.
 async fn of_the_line(
-    worker: &Worker,
+    preparing: &Preparing,
     cost: u64,
     whose: Whose,
     what: impl Fn() -> String,
 ) -> Result<Turn, Failure> {
-    let turn = worker.shared.preparing.line.turn(whose.caller, cost);
-    let turn = match whose.deadline.map(|deadline| worker.shared.epoch + deadline) {
+    let turn = preparing.line.turn(whose.caller, cost);
+    let turn = match whose.deadline.map(|deadline| preparing.epoch + deadline) {
         Some(deadline) if deadline <= Instant::now() => return Err(too_late(&what(), "waited")),
         Some(deadline) => {
             tokio::time::timeout_at(deadline, turn).await.map_err(|_| too_late(&what(), "waited"))?
@@ -535,32 +545,44 @@ async fn of_the_line(
 
 /// Does something with a row, on a thread that prepares.
 async fn on_a_thread<T: Send + 'static>(
-    worker: &Rc<Worker>,
+    preparing: &Arc<Preparing>,
     prepare: &Arc<Prepare>,
     row: usize,
     whose: Whose,
     turn: Turn,
     work: impl FnOnce(&Pipeline, &mut Scratch, &dyn Fn() -> bool) -> Result<T, PrepareError> + Send + 'static,
 ) -> Result<T, Failure> {
-    let deadline = whose.deadline.map(|deadline| worker.shared.epoch + deadline);
     let stop = Stop(Arc::default());
-    let (stopped, of) = (Arc::clone(&stop.0), Arc::clone(prepare));
-    let preparing = Arc::clone(&worker.shared.preparing);
+    let (stopped, of, preparing) = (Arc::clone(&stop.0), Arc::clone(prepare), Arc::clone(preparing));
     let job = tokio::task::spawn_blocking(move || {
-        let begun = Instant::now();
-        let made = SCRATCH.with_borrow_mut(|scratch| {
-            let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            let cancelled = || stopped.load(Relaxed) || late();
-            let made = work(&of.pipeline, scratch, &cancelled);
-            scratch.shrink(KEPT);
-            made
-        });
-        preparing.over(&made, begun.elapsed());
+        let made = here(&preparing, &of, row, whose, &stopped, work);
         // The next may begin only now, also when nobody waits for this one any more.
         drop(turn);
         made
     });
-    job.await.map_err(|_| lost())?.map_err(|error| match error {
+    job.await.map_err(|_| lost())?
+}
+
+/// The same on this thread, which has a turn.
+fn here<T>(
+    preparing: &Preparing,
+    prepare: &Prepare,
+    row: usize,
+    whose: Whose,
+    stopped: &AtomicBool,
+    work: impl FnOnce(&Pipeline, &mut Scratch, &dyn Fn() -> bool) -> Result<T, PrepareError>,
+) -> Result<T, Failure> {
+    let deadline = whose.deadline.map(|deadline| preparing.epoch + deadline);
+    let begun = Instant::now();
+    let made = SCRATCH.with_borrow_mut(|scratch| {
+        let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let cancelled = || stopped.load(Relaxed) || late();
+        let made = work(&prepare.pipeline, scratch, &cancelled);
+        scratch.shrink(KEPT);
+        made
+    });
+    preparing.over(&made, begun.elapsed());
+    made.map_err(|error| match error {
         // Nobody else cancels what is still waited for.
         PrepareError::Cancelled => too_late(&format!("input {:?}", prepare.input), "took"),
         error => {

@@ -118,6 +118,12 @@ penstock_api::metrics! {
         "Rows of inputs that a kernel on the GPU made.";
     DECODED_GPU Counter "penstock_decoded_gpu_total" []
         "Those of them that nvJPEG decoded; the others were decoded on the CPU.";
+    REFUSED_GPU Counter "penstock_refused_gpu_total" []
+        "JPEGs that were left to nvJPEG and that the CPU decoded, or refused, since nvJPEG did not take them.";
+    NVJPEG_STATES Gauge "penstock_nvjpeg_states" []
+        "Decoders of nvJPEG that have memory of the GPU and pinned memory: at most 8.";
+    NVJPEG_PIXELS Gauge "penstock_nvjpeg_pixels" []
+        "Pixels of the largest picture that each of them has seen, added up: its memory grows with them.";
     GPU_ARENA_BYTES Gauge "penstock_gpu_arena_bytes" ["state"]
         "Memory of the GPU for tensors that is not free: used, or quarantined (a server was handed it and never answered).";
     GPU_FAILURES Counter "penstock_gpu_failures_total" []

@@ -26,6 +26,14 @@ pub(crate) enum Failure {
     Wrong(String),
 }
 
+/// How a check went that did not fail.
+pub(crate) enum Said {
+    /// What it found.
+    Done(String),
+    /// Why there was nothing to check.
+    Skipped(String),
+}
+
 /// Something is not as it should be.
 pub(crate) fn wrong(told: impl Into<String>) -> Failure {
     Failure::Wrong(told.into())

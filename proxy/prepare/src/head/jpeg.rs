@@ -95,7 +95,12 @@ pub(super) fn is_usual(bytes: &[u8]) -> bool {
                         usual = Some([*one, *two, *three] != *b"RGB");
                     }
                     (0xc0..=0xc2, _) => return false,
-                    (0xee, [b'A', b'd', b'o', b'b', b'e', .., transform]) => adobe = Some(*transform),
+                    // Adobe's has twelve bytes, of which the last says how colours were transformed. What follows is
+                    // nobody's; of a shorter one decoders think differently.
+                    (0xee, [b'A', b'd', b'o', b'b', b'e', ..]) => match segment.get(11) {
+                        Some(transform) => adobe = Some(*transform),
+                        None => return false,
+                    },
                     _ => {}
                 }
                 at += 4 + segment.len();
@@ -137,4 +142,33 @@ fn entropy(bytes: &[u8]) -> usize {
         }
     }
     bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The markers of a file of three components, with an Adobe segment that has these bytes behind its name.
+    fn adobe(after_the_name: &[u8]) -> Vec<u8> {
+        let length = 2 + 5 + after_the_name.len() as u8;
+        let frame = [0xff, 0xc0, 0, 17, 8, 0, 1, 0, 1, 3, 1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1];
+        [&[0xff, 0xd8, 0xff, 0xee, 0, length][..], b"Adobe", after_the_name, &frame, &[0xff, 0xda]].concat()
+    }
+
+    #[test]
+    fn adobes_word_on_colours_is_its_twelfth_byte() {
+        for (usual, after_the_name) in [
+            (true, &[0, 100, 0, 0, 0, 0, 1][..]),
+            (false, &[0, 100, 0, 0, 0, 0, 0]),
+            // Bytes behind it say nothing of colours.
+            (true, &[0, 100, 0, 0, 0, 0, 1, 0]),
+            (false, &[0, 100, 0, 0, 0, 0, 0, 1]),
+            (false, &[0, 100, 0, 0, 0, 0]),
+            (false, &[]),
+        ] {
+            assert_eq!(is_usual(&adobe(after_the_name)), usual, "{after_the_name:?}");
+        }
+        let whole = adobe(&[0, 100, 0, 0, 0, 0, 1]);
+        assert!(!is_usual(&whole[..whole.len() - 2]), "cut before its scan");
+    }
 }

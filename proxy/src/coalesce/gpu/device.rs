@@ -1,37 +1,41 @@
 //! The device: opened, tested, and filled. Everything here may wait, and runs on threads that have nothing else to do.
 //!
-//! JPEGs are decoded by nvJPEG ([`Jpegs`]) where that is asked for, is there, and passes a test of its own; its pixels differ a
-//! little from the CPU's ([`NEAR`]).
+//! JPEGs are decoded by nvJPEG ([`Decoder`]) where that is asked for, is there, and passes a test of its own; its pixels differ
+//! a little from the CPU's.
 //!
 //! In: a driver's library and a device's number; then runs of the device's memory, and what is to lie there. Out: the
 //! same runs, filled. Can go wrong: there is no driver or no device; what comes back is not what was sent; the device is
 //! lost. A run that is being filled is kept until the device is done with it, whether anybody waits for that or not.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use penstock_kernels::arena::{Arena, DeviceArena, DeviceRun, Kind};
 use penstock_kernels::cuda::{
-    Absent, Context, Driver, Error, IpcHandle, JpegError, JpegKind, Jpegs, Kernels, Order, Source, Span,
-    Stream,
+    Absent, Context, Decoding, Driver, Error, IpcHandle, JpegError, JpegKind, Kernels, NoJpegs, Order,
+    Pending, Source, Span, Stream,
 };
 use penstock_kernels::fused::{self, Format, Frame, Part, Tensor, reference};
 use penstock_kernels::normalise::{Channels, Dtype, Layout};
-use penstock_prepare::{Limits, Pipeline, Scratch};
+use tokio::sync::oneshot;
+
+use super::jpegs::{self, Decoder};
+use crate::prepare::Preparing;
+use crate::prepare::line::Turn;
+use crate::prepare::pictures::Row;
 
 /// Pinned memory that tensors of ordinary memory pass through on their way, bytes: some batches of photographs.
 const STAGING: usize = 64 << 20;
 /// Memory of the device for decoded pictures, bytes: two batches of 32 that were decoded at half of 1080p.
 const PICTURES: usize = 128 << 20;
-/// JPEGs that are decoded at once for one batch: each takes memory of nvJPEG's besides its pixels.
-const AT_ONCE: usize = 8;
-/// A small photograph with colours, 4:2:0.
-const PHOTO: &[u8] = include_bytes!("photo.jpg");
-/// How near nvJPEG's pixels have to be to the CPU's in the test, in 255ths: on average, and for all but one sample in a
-/// hundred. Decoders differ by some units in what the standard leaves open, and by more at the edges of colours, which
-/// some interpolate; another order of colours, or another picture, is further away by far.
-pub(super) const NEAR: (f64, u8) = (3.0, 48);
+/// JPEGs that are decoded at once for one batch, of the eight for which nvJPEG has room at all: two batches do not wait for one
+/// another.
+const AT_ONCE: usize = 4;
+/// How often nvJPEG is asked again that has no room for another file, and how long after; then the CPU decodes it.
+const PATIENT: (u32, Duration) = (200, Duration::from_millis(1));
 /// Where a picture begins, rows of four-byte pixels could too.
 const ALIGN: usize = 256;
 /// The unit of all arenas.
@@ -54,9 +58,21 @@ pub(super) enum Unfit {
     /// A launch was refused.
     #[error(transparent)]
     Order(#[from] Order),
+    /// There is no nvJPEG.
+    #[error(transparent)]
+    NoJpegs(#[from] NoJpegs),
     /// nvJPEG said no.
     #[error(transparent)]
     Jpeg(#[from] JpegError),
+    /// Nobody waits for it any more.
+    #[error("nobody waits for it any more")]
+    Left,
+    /// nvJPEG does not do what it should.
+    #[error("nvJPEG gives other pixels than the CPU")]
+    Pixels,
+    /// It does not come to an end.
+    #[error("nvJPEG was not done with the picture that is built in within {:?}", jpegs::LIMIT)]
+    Late,
     /// Its room for pictures is used up.
     #[error("the GPU has no room for more pictures now")]
     Full,
@@ -70,8 +86,8 @@ pub(super) enum Unfit {
 pub(super) struct Picture {
     /// Its pixels, or a JPEG.
     pub(super) bytes: Bytes,
-    /// It is still to be decoded.
-    pub(super) is_jpeg: bool,
+    /// It is still to be decoded: whose it is.
+    pub(super) jpeg: Option<Arc<Row>>,
     /// How its pixels lie.
     pub(super) frame: Frame,
     /// What becomes of them.
@@ -85,8 +101,40 @@ pub(super) enum Piece {
     Bytes(Bytes),
     /// The same in memory that the device reads by itself.
     Pinned(Bytes),
-    /// Pictures, each of which becomes such a row.
-    Pictures(Vec<Picture>, Tensor),
+    /// Pictures, each of which becomes such a row; of one that there is nothing of zeros are left.
+    Pictures(Vec<Option<Picture>>, Tensor),
+}
+
+/// The thread that fills a run, while it unpacks files. Dropped when that is done.
+#[derive(Debug)]
+pub(super) struct Unpacking {
+    /// It is one of the threads that prepare.
+    pub(super) _turn: Turn,
+    /// Where what it decodes itself is counted.
+    pub(super) preparing: Arc<Preparing>,
+    /// Nobody waits for it any more.
+    pub(super) stopped: Arc<AtomicBool>,
+    /// Hears, by its end, that nothing is left but to wait for the device.
+    pub(super) _done: oneshot::Sender<()>,
+}
+
+/// A run that was filled.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pub(super) run: DeviceRun,
+    /// JPEGs that nvJPEG decoded.
+    pub(super) decoded: u64,
+    /// And those that it did not take.
+    pub(super) refused: u64,
+}
+
+/// What has been begun for a run.
+#[derive(Default)]
+struct Work {
+    flights: Vec<Flight>,
+    unpacking: Option<Unpacking>,
+    decoded: u64,
+    refused: u64,
 }
 
 /// What an input is filled with: pieces, one after the other, with their rows.
@@ -103,7 +151,7 @@ pub(super) struct Device {
     /// Where pictures lie while kernels read them. Got once, since getting memory waits for all that the device does.
     pictures: DeviceArena,
     /// `None` within: there is none that could be used. Opened when it is first asked for.
-    jpegs: OnceLock<Option<Jpegs>>,
+    jpegs: OnceLock<Option<Decoder>>,
 }
 
 /// Something that is on its way, to be waited for.
@@ -133,24 +181,28 @@ impl Device {
         self.jpegs.get().is_some_and(Option::is_some)
     }
 
-    /// Whether it was looked for.
-    pub(super) fn has_looked_for_jpegs(&self) -> bool {
-        self.jpegs.get().is_some()
+    /// As [`Jpegs::room`](penstock_kernels::cuda::Jpegs::room).
+    pub(super) fn jpegs_room(&self) -> Option<(usize, u64)> {
+        Some(self.jpegs.get()?.as_ref()?.jpegs.room())
     }
 
     /// Looks for nvJPEG, and tests it; the first time only.
     pub(super) fn open_jpegs(&self, library: Option<&Path>) {
         self.jpegs.get_or_init(|| {
-            let kernels = self.kernels.as_ref()?;
-            let jpegs =
-                Jpegs::open(&self.context, library).inspect_err(|none| tracing::warn!("{none}")).ok()?;
-            match self.test_jpegs(kernels, &jpegs) {
-                Ok(()) => {
-                    let (major, minor, patch) = jpegs.version();
+            // Without kernels its pixels would have no use.
+            self.kernels.as_ref()?;
+            match Decoder::open(&self.context, library) {
+                Ok(decoder) => {
+                    let (major, minor, patch) = decoder.jpegs.version();
                     let version = format!("{major}.{minor}.{patch}");
                     let device = &self.context.device().name;
-                    tracing::info!(version, %device, "JPEGs may be decoded by nvJPEG");
-                    Some(jpegs)
+                    let strict = decoder.jpegs.is_strict();
+                    tracing::info!(version, strict, %device, "JPEGs may be decoded by nvJPEG");
+                    Some(decoder)
+                }
+                Err(Unfit::NoJpegs(none)) => {
+                    tracing::warn!("{none}");
+                    None
                 }
                 Err(error) => {
                     tracing::warn!(%error, "nvJPEG is not used; JPEGs are decoded on the CPU");
@@ -158,30 +210,6 @@ impl Device {
                 }
             }
         });
-    }
-
-    /// nvJPEG gives the pixels that the CPU gives, as far as two decoders do.
-    fn test_jpegs(&self, kernels: &Kernels, jpegs: &Jpegs) -> Result<(), Unfit> {
-        const FAULT: Unfit = Unfit::Test("the picture that is built in cannot be decoded");
-        const WRONG: Unfit = Unfit::Test("nvJPEG gives other pixels than the CPU");
-        let declared =
-            r#"{"crop":{"width":97,"height":61},"jpeg-scaling":"off","dtype":"u8","layout":"nhwc"}"#;
-        let declared = serde_json::from_str(declared).map_err(|_| FAULT)?;
-        let pipeline = Pipeline::new(&declared).map_err(|_| FAULT)?;
-        let limits = Limits::default();
-        let mut wanted = vec![0; pipeline.bytes()];
-        pipeline.run(PHOTO, &mut wanted, &mut Scratch::default(), &limits, &|| false).map_err(|_| FAULT)?;
-        let tensor = pipeline.tensor().ok_or(FAULT)?;
-        let picture = pipeline.undecoded(PHOTO, &limits, u64::MAX).ok_or(FAULT)?;
-        let (frame, part) = (picture.frame(), picture.part());
-        let picture = Picture { bytes: Bytes::from_static(PHOTO), is_jpeg: true, frame, part };
-        let arena = DeviceArena::new(&self.context, 8 * SLOT, SLOT)?;
-        let run = arena.run(&[tensor.bytes()], 1).ok_or(FAULT)?;
-        let to = run.span(0, 0..1).ok_or(FAULT)?;
-        let mut flights = Vec::new();
-        self.launch((kernels, Some(jpegs)), &run, &[picture], &tensor, &to, &mut flights)?;
-        flights.into_iter().try_for_each(|wait| wait())?;
-        if are_near(&self.download(&arena, &run, tensor.bytes())?, &wanted) { Ok(()) } else { Err(WRONG) }
     }
 
     /// A region for model servers, and its handle.
@@ -199,7 +227,7 @@ impl Device {
         let sent: Vec<u8> = (0..TESTED).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
         let run = arena.run(&[TESTED / 2], 2).ok_or(NO_ROOM)?;
         let piece = Piece::Bytes(Bytes::from(sent.clone()));
-        let run = self.fill(&arena, run, 2, vec![vec![(2, piece)]])?;
+        let Filled { run, .. } = self.fill(&arena, run, 2, vec![vec![(2, piece)]], None)?;
         let found = self.download(&arena, &run, TESTED)?;
         if found != sent {
             return Err(Unfit::Test("bytes that were copied there and back are others"));
@@ -228,11 +256,11 @@ impl Device {
         let wanted = reference::exact(&frame, &pixels, &part, &tensor).map_err(|_| WRONG)?;
         let arena = DeviceArena::new(&self.context, 4 * SLOT, SLOT)?;
         let run = arena.run(&[tensor.bytes()], 1).ok_or(NO_ROOM)?;
-        let picture = Picture { bytes: pixels.into(), is_jpeg: false, frame, part };
+        let picture = Some(Picture { bytes: pixels.into(), jpeg: None, frame, part });
         let to = run.span(0, 0..1).ok_or(NO_ROOM)?;
-        let mut flights = Vec::new();
-        self.launch((&kernels, None), &run, &[picture], &tensor, &to, &mut flights)?;
-        flights.into_iter().try_for_each(|wait| wait())?;
+        let mut work = Work::default();
+        self.launch((&kernels, None), &run, &[picture], &tensor, &to, &mut work)?;
+        landed(&mut work.flights)?;
         if self.download(&arena, &run, tensor.bytes())? == wanted { Ok(kernels) } else { Err(WRONG) }
     }
 
@@ -245,18 +273,20 @@ impl Device {
         Ok(landed.input(0, 0..1).unwrap_or_default().to_vec())
     }
 
-    /// Fills a run of so many rows, all of it, and waits until that is done.
+    /// Fills a run of so many rows, all of it, and waits until that is done. Where there are JPEGs among what it is filled with,
+    /// this thread has to have its turn to unpack them.
     pub(super) fn fill(
         &self,
         arena: &DeviceArena,
         run: DeviceRun,
         rows: u32,
         inputs: Vec<Input>,
-    ) -> Result<DeviceRun, Unfit> {
+        unpacking: Option<Unpacking>,
+    ) -> Result<Filled, Unfit> {
         const MISFIT: Unfit = Unfit::Test("tensors and their place differ in size");
-        let mut flights: Vec<Flight> = Vec::new();
+        let mut work = Work { unpacking, ..Work::default() };
         // Whatever another left there is gone before anything is seen of it, also between the inputs.
-        self.keep(&run, self.stream.fill(arena.memory(), run.whole(), 0)?, &mut flights);
+        self.keep(&run, self.stream.fill(arena.memory(), run.whole(), 0)?, &mut work.flights);
         for (number, pieces) in inputs.into_iter().enumerate() {
             let mut row = 0;
             for (count, piece) in pieces {
@@ -267,16 +297,16 @@ impl Device {
                 match piece {
                     Piece::Bytes(bytes) if bytes.len() == to.bytes() => {
                         let copy = self.stream.upload(self.staged(bytes), arena.memory(), at)?;
-                        self.keep(&run, copy, &mut flights);
+                        self.keep(&run, copy, &mut work.flights);
                     }
                     Piece::Pinned(bytes) if bytes.len() == to.bytes() => {
                         let copy = self.stream.upload(bytes, arena.memory(), at)?;
-                        self.keep(&run, copy, &mut flights);
+                        self.keep(&run, copy, &mut work.flights);
                     }
                     Piece::Pictures(pictures, tensor) => {
                         let kernels = self.kernels.as_ref().ok_or(MISFIT)?;
-                        let jpegs = self.jpegs.get().and_then(Option::as_ref);
-                        self.launch((kernels, jpegs), &run, &pictures, &tensor, &to, &mut flights)?;
+                        let decoder = self.jpegs.get().and_then(Option::as_ref);
+                        self.launch((kernels, decoder), &run, &pictures, &tensor, &to, &mut work)?;
                     }
                     Piece::Bytes(_) | Piece::Pinned(_) => return Err(MISFIT),
                 }
@@ -285,9 +315,11 @@ impl Device {
                 return Err(MISFIT);
             }
         }
-        // One stream does one after the other: when the last is done all are.
-        flights.into_iter().try_for_each(|wait| wait())?;
-        Ok(run)
+        let Work { mut flights, unpacking, decoded, refused } = work;
+        // Another may have the thread's turn: this one only waits.
+        drop(unpacking);
+        landed(&mut flights)?;
+        Ok(Filled { run, decoded, refused })
     }
 
     /// Keeps a run for as long as something is on its way there.
@@ -305,12 +337,12 @@ impl Device {
     /// large ones, one part after the other.
     fn launch(
         &self,
-        by: (&Kernels, Option<&Jpegs>),
+        by: (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
-        pictures: &[Picture],
+        pictures: &[Option<Picture>],
         tensor: &Tensor,
         to: &Span,
-        flights: &mut Vec<Flight>,
+        work: &mut Work,
     ) -> Result<(), Unfit> {
         const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
         let mut first = 0;
@@ -318,7 +350,7 @@ impl Device {
             let count = together(&pictures[first..]);
             let part = first * tensor.bytes()..(first + count) * tensor.bytes();
             let to = to.part(part).ok_or(MISFIT)?;
-            self.launch_some(by, run, &pictures[first..first + count], tensor, &to, flights)?;
+            self.launch_some(by, run, &pictures[first..first + count], tensor, &to, work)?;
             first += count;
         }
         Ok(())
@@ -326,18 +358,18 @@ impl Device {
 
     fn launch_some(
         &self,
-        (kernels, jpegs): (&Kernels, Option<&Jpegs>),
+        (kernels, decoder): (&Kernels, Option<&Decoder>),
         run: &DeviceRun,
-        pictures: &[Picture],
+        pictures: &[Option<Picture>],
         tensor: &Tensor,
         to: &Span,
-        flights: &mut Vec<Flight>,
+        work: &mut Work,
     ) -> Result<(), Unfit> {
         const MISFIT: Unfit = Unfit::Test("pictures and their place differ in number");
         let mut places = Vec::with_capacity(pictures.len());
         let mut end = 0usize;
         for picture in pictures {
-            let bytes = picture.room().ok_or(MISFIT)?;
+            let bytes = picture.as_ref().map_or(Some(0), Picture::room).ok_or(MISFIT)?;
             places.push(end..end + bytes);
             end = (end + bytes).next_multiple_of(ALIGN);
         }
@@ -345,41 +377,102 @@ impl Device {
             Some(room) => room,
             None => {
                 // What is on its way may have all of it.
-                landed(flights)?;
+                landed(&mut work.flights)?;
                 self.pictures.run(&[end.max(ALIGN)], 1).ok_or(Unfit::Full)?
             }
         };
         let whole = room.span(0, 0..1).ok_or(MISFIT)?;
         let begin = room.whole().start;
         let mut sources = Vec::with_capacity(pictures.len());
-        for (Picture { bytes, is_jpeg, frame, part }, place) in pictures.iter().zip(places) {
-            let to = whole.part(place.clone()).ok_or(MISFIT)?;
-            if *is_jpeg {
-                let jpegs = jpegs.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
-                let decode = || jpegs.decode(&self.stream, bytes.clone(), frame, &to);
-                let decoded = match decode() {
-                    Err(error) if error.kind() == JpegKind::Busy => {
-                        landed(flights)?;
-                        decode()
+        for (picture, place) in pictures.iter().zip(places) {
+            let Some(mut picture) = picture.clone() else {
+                sources.push(None);
+                continue;
+            };
+            let mut to = whole.part(place.clone()).ok_or(MISFIT)?;
+            if let Some(jpeg) = picture.jpeg.clone() {
+                let decoder = decoder.ok_or(Unfit::Test("nvJPEG is asked for and is not there"))?;
+                if let Some(decode) = self.unpack(decoder, &picture, &jpeg, &to, work)? {
+                    self.keep(&room, decode, &mut work.flights);
+                    sources.push(Some(Source { bytes: to, frame: picture.frame, part: picture.part }));
+                    continue;
+                }
+                match Picture::of(&jpeg) {
+                    Some(pixels) if pixels.jpeg.is_none() => picture = pixels,
+                    Some(_) => return Err(Unfit::Left),
+                    None => {
+                        sources.push(None);
+                        continue;
                     }
-                    decoded => decoded,
-                };
-                self.keep(&room, decoded?, flights);
-            } else {
-                let copy = self.stream.upload(bytes.clone(), self.pictures.memory(), begin + place.start)?;
-                self.keep(&room, copy, flights);
+                }
+                // At full size at most, as its place is.
+                if picture.bytes.len() > place.len() || !fits(&picture, tensor) {
+                    return Err(MISFIT);
+                }
+                to = whole.part(place.start..place.start + picture.bytes.len()).ok_or(MISFIT)?;
             }
-            sources.push(Source { bytes: to, frame: *frame, part: *part });
+            let Picture { bytes, frame, part, .. } = picture;
+            let copy = self.stream.upload(bytes, self.pictures.memory(), begin + place.start)?;
+            self.keep(&room, copy, &mut work.flights);
+            sources.push(Some(Source { bytes: to, frame, part }));
         }
+        let format = |source: &Option<Source>| source.as_ref().map(|source| source.frame.format);
         let mut first = 0;
-        for alike in sources.chunk_by(|a, b| a.frame.format == b.frame.format) {
+        for alike in sources.chunk_by(|a, b| format(a) == format(b)) {
             let part = first * tensor.bytes()..(first + alike.len()) * tensor.bytes();
             first += alike.len();
             let to = to.part(part).ok_or(MISFIT)?;
-            let launch = kernels.prepare(&self.stream, alike, tensor, &to)?;
-            self.keep(run, launch.keeping(room.clone()), flights);
+            let alike: Vec<Source> = alike.iter().flatten().cloned().collect();
+            if !alike.is_empty() {
+                let launch = kernels.prepare(&self.stream, &alike, tensor, &to)?;
+                self.keep(run, launch.keeping(room.clone()), &mut work.flights);
+            }
         }
         Ok(())
+    }
+
+    /// Has nvJPEG decode a file. `None`: it does not take this one, and this thread has decoded it, or found out what is wrong
+    /// with it.
+    fn unpack(
+        &self,
+        decoder: &Decoder,
+        Picture { bytes, frame, .. }: &Picture,
+        jpeg: &Row,
+        to: &Span,
+        work: &mut Work,
+    ) -> Result<Option<Pending<Decoding>>, Unfit> {
+        let Work { flights, unpacking, decoded, refused } = work;
+        let unpacking = unpacking.as_ref().ok_or(Unfit::Test("files are unpacked out of turn"))?;
+        let mut asked = 0;
+        loop {
+            if unpacking.stopped.load(Relaxed) {
+                return Err(Unfit::Left);
+            }
+            let error = match decoder.jpegs.decode(&self.stream, bytes.clone(), frame, to) {
+                Ok(decode) => {
+                    *decoded += 1;
+                    return Ok(Some(decode));
+                }
+                Err(error) => error,
+            };
+            if error.kind() == JpegKind::Busy {
+                landed(flights)?;
+                asked += 1;
+                if asked < PATIENT.0 {
+                    // Others' decodes have all of the room, and nobody says when they are done.
+                    if asked > 1 {
+                        self.context.reap();
+                        std::thread::park_timeout(PATIENT.1);
+                    }
+                    continue;
+                }
+            }
+            let error = decoder.judge(error)?;
+            tracing::debug!(%error, "a JPEG is decoded on the CPU");
+            *refused += 1;
+            jpeg.decode_here(&unpacking.preparing, &unpacking.stopped, self.staging.as_ref());
+            return Ok(None);
+        }
     }
 
     /// The same bytes in pinned memory, which the device reads by itself; where there is no room for them, as they are.
@@ -394,9 +487,16 @@ impl Device {
 }
 
 impl Picture {
+    /// A row as it is now; `None`: there is nothing of it.
+    pub(super) fn of(row: &Arc<Row>) -> Option<Self> {
+        let (bytes, picture, is_jpeg) = row.now()?;
+        let (frame, part) = (picture.frame(), picture.part());
+        Some(Self { bytes: bytes.clone(), jpeg: is_jpeg.then(|| Arc::clone(row)), frame, part })
+    }
+
     /// Bytes of the device's memory that its pixels take; `None`: no number has so many.
     fn room(&self) -> Option<usize> {
-        if self.is_jpeg { self.frame.bytes() } else { Some(self.bytes.len()) }
+        if self.jpeg.is_some() { self.frame.bytes() } else { Some(self.bytes.len()) }
     }
 }
 
@@ -407,22 +507,20 @@ fn landed(flights: &mut Vec<Flight>) -> Result<(), Unfit> {
 
 /// How many of them are made together, one at least: as have room in half of the memory for pictures, and no more JPEGs
 /// than are decoded at once.
-fn together(pictures: &[Picture]) -> usize {
+fn together(pictures: &[Option<Picture>]) -> usize {
+    let size = |picture: &Picture| (picture.room().unwrap_or(usize::MAX), picture.jpeg.is_some());
+    fitting(pictures.iter().map(|picture| picture.as_ref().map_or((0, false), size)))
+}
+
+/// The same of pictures' bytes, and whether each is a JPEG.
+fn fitting(pictures: impl Iterator<Item = (usize, bool)>) -> usize {
     let (mut bytes, mut jpegs) = (0usize, 0);
-    let fit = pictures.iter().take_while(|picture| {
-        bytes = bytes.saturating_add(picture.room().unwrap_or(usize::MAX)).saturating_add(ALIGN);
-        jpegs += usize::from(picture.is_jpeg);
+    let fit = pictures.take_while(|(room, is_jpeg)| {
+        bytes = bytes.saturating_add(*room).saturating_add(ALIGN);
+        jpegs += usize::from(*is_jpeg);
         bytes <= PICTURES / 2 && jpegs <= AT_ONCE
     });
     fit.count().max(1)
-}
-
-/// Whether two decoders' samples may be of the same picture.
-fn are_near(found: &[u8], wanted: &[u8]) -> bool {
-    let off = || found.iter().zip(wanted).map(|(found, wanted)| found.abs_diff(*wanted));
-    let mean = off().map(f64::from).sum::<f64>() / wanted.len().max(1) as f64;
-    let far = off().filter(|off| *off > NEAR.1).count();
-    found.len() == wanted.len() && mean <= NEAR.0 && far * 100 <= wanted.len()
 }
 
 /// Whether a kernel can make that of it.
@@ -435,36 +533,16 @@ pub(super) fn fits(picture: &Picture, tensor: &Tensor) -> bool {
 mod tests {
     use super::*;
 
-    fn jpeg(width: u32, height: u32) -> Picture {
-        let frame = Frame::tight(Format::Rgb, width, height);
-        Picture { bytes: Bytes::new(), is_jpeg: true, frame, part: Part::whole(&frame, (8, 8)) }
-    }
-
     #[test]
     fn pictures_are_made_in_parts_that_have_room() {
-        assert_eq!(together(&vec![jpeg(100, 100); 20]), AT_ONCE);
-        // Of 1080p ten would fit, of 16 megapixels one.
-        assert_eq!(together(&vec![jpeg(1920, 1080); 20]), AT_ONCE);
-        assert_eq!(together(&vec![jpeg(4096, 4096); 3]), 1);
-        assert_eq!(together(&[jpeg(9000, 9000)]), 1, "one that has no room is told so when it is tried");
-        let pixels = Picture { is_jpeg: false, bytes: vec![0; 3000].into(), ..jpeg(10, 100) };
-        assert_eq!(together(&vec![pixels; 100]), 100, "what is decoded is copied all at once");
-    }
-
-    #[test]
-    fn another_picture_is_not_near() {
-        let wanted: Vec<u8> = (0..3000u32).map(|at| (at * 7 % 256) as u8).collect();
-        let changed = |change: fn(usize, u8) -> u8| -> Vec<u8> {
-            wanted.iter().enumerate().map(|(at, byte)| change(at, *byte)).collect()
+        let of = |width: usize, height: usize, is_jpeg, count| {
+            fitting(std::iter::repeat_n((3 * width * height, is_jpeg), count))
         };
-        assert!(are_near(&wanted, &wanted));
-        assert!(are_near(&changed(|_, byte| byte.saturating_add(3)), &wanted), "another rounding");
-        assert!(are_near(&changed(|at, byte| if at % 200 == 0 { !byte } else { byte }), &wanted), "edges");
-        assert!(!are_near(&changed(|_, byte| byte.saturating_add(12)), &wanted));
-        assert!(!are_near(&changed(|at, byte| if at % 20 == 0 { !byte } else { byte }), &wanted));
-        let mut turned = wanted.clone();
-        turned.chunks_exact_mut(3).for_each(|pixel| pixel.reverse());
-        assert!(!are_near(&turned, &wanted), "BGR");
-        assert!(!are_near(&wanted[1..], &wanted) && !are_near(&[], &wanted));
+        assert_eq!(of(100, 100, true, 20), AT_ONCE);
+        // Of 1080p ten would fit, of 16 megapixels one.
+        assert_eq!(of(1920, 1080, true, 20), AT_ONCE);
+        assert_eq!(of(4096, 4096, true, 3), 1);
+        assert_eq!(of(9000, 9000, true, 1), 1, "one that has no room is told so when it is tried");
+        assert_eq!(of(10, 100, false, 100), 100, "what is decoded is copied all at once");
     }
 }

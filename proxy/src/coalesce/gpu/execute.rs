@@ -14,19 +14,21 @@ use penstock_coalesce::key;
 use penstock_inference::oip::batch::Joined;
 use penstock_kernels::arena::Arena;
 use rand::Rng as _;
+use tokio::sync::oneshot;
 
-use super::device::{self, Device, Input, Picture, Piece};
+use super::device::{self, Device, Filled, Input, Picture, Piece, Unpacking};
 use super::{Region, Test, Turn, cost};
 use crate::coalesce::call::{Answered, Trouble, Way};
 use crate::coalesce::handover::{self, Hand, Inputs, Places};
 use crate::coalesce::learn::Known;
 use crate::coalesce::told;
 use crate::failure::Failure;
-use crate::prepare::pictures::{self, Row};
+use crate::prepare::Stop;
+use crate::prepare::pictures::{self, Pictures};
 use crate::worker::Worker;
 
 /// How long filling a run may take: a batch of 19 MB needs some milliseconds, and what takes a thousand times as long will
-/// not come.
+/// not come. Unpacking JPEGs, which is a CPU's work and bounded by [`pictures::MOST_WORK`], has as much for itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An execution, as far as the GPU's way may have to do with it.
@@ -155,24 +157,41 @@ async fn over(
         let ground = worker.shared.sharing.memory.ground(worker, hand.tenant);
         ground.is_some_and(|ground| ground.arena(worker).is_some_and(Arena::is_pinned))
     };
+    let preparing = &worker.shared.preparing;
+    let jpegs: Vec<_> = hand.pictures.iter().flatten().flat_map(|pictures| pictures.jpegs()).collect();
+    let stop = Stop::default();
+    let (mut unpacking, mut unpacked) = (None, None);
+    if !jpegs.is_empty() {
+        if !gpu.decodes(&device, worker.now()) {
+            return None;
+        }
+        if let Some(turn) = pictures::unpacks(preparing, &jpegs, device.staging.as_ref()).await {
+            let (done, is_done) = oneshot::channel();
+            let (preparing, stopped) = (Arc::clone(preparing), Arc::clone(&stop.0));
+            (unpacking, unpacked) =
+                (Some(Unpacking { _turn: turn, preparing, stopped, _done: done }), Some(is_done));
+        } else if hand.pictures.iter().flatten().any(|pictures| pictures.jpegs().next().is_some()) {
+            return None;
+        }
+    }
     let inputs = inputs(joined, hand, pinned)?;
     let of_pictures =
         |piece: &(u32, Piece)| if matches!(piece.1, Piece::Pictures(..)) { piece.0.into() } else { 0 };
     let pictures: u64 = inputs.iter().flatten().map(of_pictures).sum();
-    let jpegs = |piece: &(u32, Piece)| match &piece.1 {
-        Piece::Pictures(all, _) => all.iter().filter(|picture| picture.is_jpeg).count() as u64,
-        Piece::Bytes(_) | Piece::Pinned(_) => 0,
-    };
-    let jpegs: u64 = inputs.iter().flatten().map(jpegs).sum();
-    if jpegs > 0 && !gpu.decodes(&device, worker.now()) {
-        return None;
-    }
     let room = region.arena.run(&run.per_row, run.rows)?;
     let (arena, rows) = (region.arena.clone(), run.rows);
     // A driver may block, and is given a thread for it. Whoever leaves meanwhile takes nothing with him: the thread has
     // the run until it is filled.
-    let filling = tokio::task::spawn_blocking(move || device.fill(&arena, room, rows, inputs));
-    let filled = match tokio::time::timeout(PATIENCE, filling).await {
+    let filling = tokio::task::spawn_blocking(move || device.fill(&arena, room, rows, inputs, unpacking));
+    if let Some(unpacked) = unpacked
+        && tokio::time::timeout(PATIENCE, unpacked).await.is_err()
+    {
+        // It says nothing of the GPU. The thread stops at the next file.
+        gpu.failed.add(1);
+        gpu.jpegs_are_late(worker.now());
+        return None;
+    }
+    let Filled { run: filled, decoded, refused } = match tokio::time::timeout(PATIENCE, filling).await {
         Ok(Ok(Ok(filled))) => filled,
         Ok(Ok(Err(unfit))) => {
             gpu.fails(&unfit, worker.now());
@@ -195,7 +214,8 @@ async fn over(
         Ok(Some(_)) => {
             gpu.handed.add(1);
             gpu.prepared.add(pictures);
-            gpu.decoded.add(jpegs);
+            gpu.decoded.add(decoded);
+            gpu.refused.add(refused);
         }
         // It was started anew and knows the region no more, or the connection broke.
         Ok(None) | Err(Trouble::Way(_)) => gpu.forget(run.server),
@@ -225,10 +245,9 @@ fn inputs(joined: &Joined, hand: &Hand<'_>, pinned: bool) -> Option<Vec<Input>> 
                 continue;
             };
             let tensor = pictures.tensor;
-            let mut rows = pictures.rows.iter().map(|Row { bytes, picture, is_jpeg }| {
-                let (frame, part) = (picture.frame(), picture.part());
-                let picture = Picture { bytes: bytes.clone(), is_jpeg: *is_jpeg, frame, part };
-                device::fits(&picture, &tensor).then_some(picture)
+            let mut rows = pictures.rows.iter().map(|row| match Picture::of(row) {
+                Some(picture) => device::fits(&picture, &tensor).then_some(Some(picture)),
+                None => Some(None),
             });
             // Those of neighbours are made by one launch.
             let count = pictures.rows.len() as u32;
@@ -247,12 +266,16 @@ fn inputs(joined: &Joined, hand: &Hand<'_>, pinned: bool) -> Option<Vec<Input>> 
 
 /// Gives inputs their data on the CPU, where it was left to a kernel that does not make it.
 async fn finish(worker: &Rc<Worker>, joined: &mut Joined, hand: &Hand<'_>) -> Result<(), Failure> {
+    let preparing = &worker.shared.preparing;
     for (input, data) in joined.head.inputs.iter().zip(&mut joined.data) {
         for (data, pictures) in data.iter_mut().zip(hand.pictures) {
             if let Some(pictures) = pictures.and_then(|all| all.of(&input.name)) {
-                *data = pictures::finish(worker, pictures).await?;
+                *data = pictures::finish(preparing, pictures).await;
             }
         }
     }
-    Ok(())
+    // Nobody is left whom the model could answer.
+    let spoilt = |pictures: &Option<&Pictures>| pictures.and_then(Pictures::spoilt);
+    let spoilt: Option<Vec<_>> = hand.pictures.iter().map(spoilt).collect();
+    spoilt.and_then(|failures| failures.into_iter().next()).map_or(Ok(()), Err)
 }

@@ -9,8 +9,8 @@
 //!
 //! Can go wrong: no driver, no device, no memory, a server that wants no such region, a device that is lost or does not
 //! answer. Each is told in one line of the log, and the execution goes through shared memory of the host, or as bytes: no
-//! request is lost for it, and none waits longer than `PATIENCE`. Outputs take the host's way always: a client wants them
-//! there.
+//! request is lost for it, and none waits longer than `PATIENCE` for the device, nor for files to be unpacked. Outputs take
+//! the host's way always: a client wants them there.
 //!
 //! ```text
 //! infer ─▶ decide ─┬─ Device ─▶ fill (a thread: copies, kernels, wait) ─▶ by_memory ─▶ answer
@@ -21,12 +21,13 @@
 pub mod cost;
 mod device;
 mod execute;
+mod jpegs;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct Gpu {
     /// By caller, where callers have regions of their own.
     regions: Mutex<HashMap<Option<u64>, Option<Arc<Region>>>>,
     models: Mutex<HashMap<(SocketAddr, String), Model>>,
+    /// Somebody looks for nvJPEG, or has.
+    looking: AtomicBool,
     /// Milliseconds since the epoch until when it rests.
     rests_until: AtomicU64,
     /// The same of nvJPEG; [`FOR_EVER`]: it does not work here.
@@ -82,6 +85,7 @@ pub struct Gpu {
     handed: Counter,
     prepared: Counter,
     decoded: Counter,
+    refused: Counter,
     failed: Counter,
 }
 
@@ -157,11 +161,13 @@ impl Gpu {
             state: Mutex::default(),
             regions: Mutex::default(),
             models: Mutex::default(),
+            looking: AtomicBool::new(false),
             rests_until: AtomicU64::new(0),
             jpegs_rest_until: AtomicU64::new(0),
             handed: Counter::default(),
             prepared: Counter::default(),
             decoded: Counter::default(),
+            refused: Counter::default(),
             failed: Counter::default(),
         }
     }
@@ -173,7 +179,7 @@ impl Gpu {
             let mut state = lock(&self.state);
             match &*state {
                 State::Idle => *state = State::Opening,
-                State::Ready(device) if asked.nvjpeg && !device.has_looked_for_jpegs() => {
+                State::Ready(device) if asked.nvjpeg && self.is_first_to_look() => {
                     let (gpu, device) = (Arc::clone(self), Arc::clone(device));
                     tokio::task::spawn_blocking(move || device.open_jpegs(gpu.nvjpeg.as_deref()));
                     return;
@@ -202,10 +208,20 @@ impl Gpu {
                 }
             };
             // What has no need of it does not wait for it.
-            if let Some(device) = gpu.device().filter(|_| ready && asked.nvjpeg) {
+            if ready
+                && asked.nvjpeg
+                && let Some(device) = gpu.device()
+                && gpu.is_first_to_look()
+            {
                 device.open_jpegs(gpu.nvjpeg.as_deref());
             }
         });
+    }
+
+    /// Whether nobody has looked for nvJPEG yet. A library that hangs when it is opened, or in its test, keeps the one thread
+    /// that does, and is not there for anybody else.
+    fn is_first_to_look(&self) -> bool {
+        !self.looking.swap(true, Relaxed)
     }
 
     fn device(&self) -> Option<Arc<Device>> {
@@ -244,7 +260,9 @@ impl Gpu {
             {
                 return self.off(&unfit.to_string());
             }
-            Unfit::Full => return,
+            Unfit::Full | Unfit::Left => return,
+            Unfit::Late => return self.jpegs_rest(unfit, Some(now + REST), now),
+            Unfit::Pixels => return self.jpegs_rest(unfit, None, now),
             Unfit::Jpeg(error) if error.kind() != JpegKind::Driver => return self.jpeg_fails(error, now),
             _ => {}
         }
@@ -254,18 +272,32 @@ impl Gpu {
         }
     }
 
-    /// nvJPEG did not decode something. What it says of a file says nothing of the next; whatever else it says, the GPU is
-    /// well, and only JPEGs go another way.
+    /// nvJPEG did not decode something, and it is not the file's fault: what is doubtful it said of the picture that is built
+    /// in as well.
     fn jpeg_fails(&self, error: &JpegError, now: Duration) {
         let until = match error.kind() {
             JpegKind::File | JpegKind::Busy => return,
-            JpegKind::Passing | JpegKind::Driver => (now + REST).as_millis() as u64,
-            JpegKind::Broken => FOR_EVER,
+            JpegKind::Passing | JpegKind::Driver => Some(now + REST),
+            // NVJPEG_STATUS_EXECUTION_FAILED: a device that is short of something has more of it later.
+            JpegKind::Doubtful if matches!(error, JpegError::Said { status: 6, .. }) => Some(now + REST),
+            JpegKind::Doubtful | JpegKind::Broken => None,
         };
+        self.jpegs_rest(error, until, now);
+    }
+
+    /// Files of a batch were not unpacked in time, by the thread that nvJPEG had for it.
+    fn jpegs_are_late(&self, now: Duration) {
+        let why = format!("the JPEGs of a batch were not unpacked within {:?}", execute::PATIENCE);
+        self.jpegs_rest(&why, Some(now + REST), now);
+    }
+
+    /// JPEGs go another way until then; `None`: for ever. The GPU is well.
+    fn jpegs_rest(&self, why: &dyn std::fmt::Display, until: Option<Duration>, now: Duration) {
+        let until = until.map_or(FOR_EVER, |until| until.as_millis() as u64);
         let before = self.jpegs_rest_until.fetch_max(until, Relaxed);
         if before < now.as_millis() as u64 || (until == FOR_EVER && before != FOR_EVER) {
             let how_long = if until == FOR_EVER { "from now on".to_owned() } else { format!("for {REST:?}") };
-            tracing::warn!(%error, "JPEGs are decoded on the CPU {how_long}");
+            tracing::warn!(error = %why, "JPEGs are decoded on the CPU {how_long}");
         }
     }
 
@@ -405,6 +437,10 @@ impl Gpu {
             gauge("used", sum(|occupancy| occupancy.in_use - occupancy.quarantined));
             gauge("quarantined", sum(|occupancy| occupancy.quarantined));
         }
+        if let Some((states, pixels)) = self.device().and_then(|device| device.jpegs_room()) {
+            metrics::gauge!(metric::NVJPEG_STATES.name).set(states as f64);
+            metrics::gauge!(metric::NVJPEG_PIXELS.name).set(pixels as f64);
+        }
         if let Some(context) = self.context()
             && regions.iter().any(|occupancy| occupancy.in_use > 0)
         {
@@ -414,6 +450,7 @@ impl Gpu {
             (&metric::EXECUTIONS_GPU, &self.handed),
             (&metric::PREPARED_GPU, &self.prepared),
             (&metric::DECODED_GPU, &self.decoded),
+            (&metric::REFUSED_GPU, &self.refused),
             (&metric::GPU_FAILURES, &self.failed),
         ] {
             metrics::counter!(metric.name).absolute(counter.get());

@@ -76,9 +76,29 @@ fn what_nvjpeg_says_of_a_file_says_nothing_of_the_next() {
     assert_eq!(rests(&gpu), 0);
     gpu.fails(&Unfit::Jpeg(said(5)), at(1));
     assert_eq!(rests(&gpu), 11_000, "there is no memory now");
-    gpu.fails(&Unfit::Jpeg(said(7)), at(2));
+    gpu.fails(&Unfit::Jpeg(said(6)), at(21));
+    gpu.fails(&Unfit::Late, at(22));
+    assert_eq!(rests(&gpu), 32_000, "the picture that is built in was not decoded either");
+    gpu.fails(&Unfit::Jpeg(said(7)), at(23));
     assert_eq!(rests(&gpu), FOR_EVER, "it is not for this device");
     gpu.fails(&Unfit::Jpeg(said(5)), at(30));
     assert_eq!(rests(&gpu), FOR_EVER);
     assert_eq!(gpu.rests_until.load(Relaxed), 0, "the GPU is well");
+}
+
+#[test]
+fn what_cannot_be_a_files_fault_is_for_ever() {
+    let said = |status| Unfit::Jpeg(JpegError::Said { doing: "", call: "", status });
+    for unfit in [said(1), said(2), said(7), said(8), said(99), Unfit::Pixels] {
+        let gpu = Gpu::new(PathBuf::new(), None);
+        gpu.fails(&unfit, Duration::from_secs(1));
+        assert_eq!(gpu.jpegs_rest_until.load(Relaxed), FOR_EVER, "{unfit}");
+        assert_eq!(gpu.rests_until.load(Relaxed), 0, "{unfit}: the GPU is well");
+    }
+}
+
+#[test]
+fn nvjpeg_is_looked_for_by_one_thread() {
+    let gpu = Gpu::new(PathBuf::new(), None);
+    assert!(gpu.is_first_to_look() && !gpu.is_first_to_look() && !gpu.is_first_to_look());
 }
