@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use hyper::Method;
 use penstock_api::resource::Payload;
+use penstock_api::view::Status;
 use penstock_api::{ServiceName, SpiffeId, names};
 use penstock_proxy::config::Store;
 use penstock_proxy::config::store::{Change, Refusal};
@@ -32,9 +34,10 @@ use penstock_proxy::xds::{Client, Config, Sink};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
 
+use crate::mesh::client::ask;
 use crate::process::{self, Process};
 use crate::report::{self, Named, Row, Summary};
 use crate::subject::free_port;
@@ -55,6 +58,8 @@ const MAX_STEPS: u32 = 99;
 const START: Duration = Duration::from_secs(15);
 const READY: Duration = Duration::from_secs(60);
 const ARRIVE: Duration = Duration::from_secs(20);
+/// How long control may take to say how its proxies are.
+const STATUS: Duration = Duration::from_secs(30);
 /// Proxies that get their certificates at the same time; they would not all be born in one moment, either.
 const AT_ONCE: usize = 32;
 /// Between steps, so that acknowledgements of one do not ride on the next.
@@ -309,6 +314,14 @@ async fn start_with_api(
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok((process, listen, api))
+}
+
+/// What control says of itself and its proxies.
+async fn status(api: SocketAddr) -> Result<Status> {
+    let page = ask(Method::GET, api, "control", "/status", bytes::Bytes::new(), STATUS);
+    // The client's connection is a task of its thread.
+    let (_, page) = LocalSet::new().run_until(page).await?;
+    serde_json::from_slice(&page).context("control's /status")
 }
 
 /// Has control issue a token for a service account of the bench's namespace.

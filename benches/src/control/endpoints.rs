@@ -15,14 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use hyper::Method;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use penstock_api::resource::Payload;
-use penstock_api::view::Status;
 use penstock_api::{ServiceName, names};
 use penstock_proxy::config::Store;
 use penstock_proxy::config::store::{Change, Refusal};
@@ -34,8 +32,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::apiserver::{ApiServer, CONTEXT};
-use super::{ACCOUNT, Member, NAMESPACE, SUBJECT, connect_all};
-use crate::mesh::client::ask;
+use super::{ACCOUNT, Member, NAMESPACE, SUBJECT, connect_all, status};
 use crate::process::{self, Process};
 use crate::report::{Named, Row, Summary};
 use crate::subject::free_port;
@@ -343,9 +340,7 @@ async fn settle(api: SocketAddr, sidecars: usize, process: &mut Process) -> Resu
         // Longer than control waits for more changes, and than memory needs to be given back.
         tokio::time::sleep(Duration::from_secs(2)).await;
         process.check()?;
-        let (_, page) =
-            ask(Method::GET, api, "control", "/status", bytes::Bytes::new(), Duration::from_secs(10)).await?;
-        let status: Status = serde_json::from_slice(&page)?;
+        let status = status(api).await?;
         let applied = status.proxies.iter().filter(|proxy| proxy.connected && proxy.applied).count();
         if applied == sidecars && status.snapshot == last {
             return Ok(());

@@ -10,17 +10,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use hyper::Method;
 use penstock_api::names::{annotation, port};
-use penstock_api::view::Status;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
 
-use super::{SUBJECT, issue_token, start_with_api};
+use super::{SUBJECT, issue_token, start_with_api, status};
 use crate::load::{self, h1};
-use crate::mesh::client::ask;
 use crate::mesh::sidecars::{self, NAMESPACE, Pod};
 use crate::process;
 use crate::report::{Named, Row, Summary};
@@ -94,7 +91,7 @@ async fn once(control: &Path, proxy: &Path, services: usize) -> Result<Grown> {
     let mut tasks = JoinSet::new();
     tasks.spawn(answer(server));
     let grown = async {
-        sidecars::ready(&client, &mut sidecar).await?;
+        LocalSet::new().run_until(sidecars::ready(&client, &mut sidecar)).await?;
         let (before, few) = read(&client, api, sidecar.pid()).await?;
         let told = status(api).await?.snapshot;
         write(&source, services, application)?;
@@ -117,12 +114,6 @@ async fn once(control: &Path, proxy: &Path, services: usize) -> Result<Grown> {
     sidecar.stop().await;
     running.stop().await;
     grown
-}
-
-async fn status(api: SocketAddr) -> Result<Status> {
-    let (_, page) =
-        ask(Method::GET, api, "control", "/status", bytes::Bytes::new(), Duration::from_secs(30)).await?;
-    Ok(serde_json::from_slice(&page)?)
 }
 
 /// Has the sidecar work, and reads what it needs of memory then, and how many resources it holds.
