@@ -123,8 +123,8 @@ bench: ## the cost of the proxy, beside Envoy, HAProxy and nginx (benches/README
 	"$(TARGET)/release/penstock-bench" proxy $(ARGS)
 
 .PHONY: bench-control
-bench-control: ## how soon a pushed weight is in force everywhere, and a pod has its sidecar
-	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-benches
+bench-control: ## how soon a pushed weight is in force everywhere; what 10,000 endpoints and Services cost
+	$(CARGO) build $(LOCKED) --release -p penstock-control -p penstock-proxy -p penstock-benches
 	"$(TARGET)/release/penstock-bench" control $(ARGS)
 
 .PHONY: bench-mesh

@@ -5,8 +5,11 @@
 //! in the YAML; a proxy has applied it when its store has swapped the snapshot in. Time runs from just before the
 //! write, so the watch, the debounce, compiling, pushing, TLS and applying are all in it.
 //!
-//! Beside it, the case `webhook`.
+//! Beside it, the cases `webhook`, `endpoints-N` and `sidecar-services-N`.
 
+mod apiserver;
+mod endpoints;
+mod services;
 mod webhook;
 
 use std::ffi::OsString;
@@ -18,7 +21,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use hyper::Method;
 use penstock_api::resource::Payload;
+use penstock_api::view::Status;
 use penstock_api::{ServiceName, SpiffeId, names};
 use penstock_proxy::config::Store;
 use penstock_proxy::config::store::{Change, Refusal};
@@ -29,9 +34,10 @@ use penstock_proxy::xds::{Client, Config, Sink};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, timeout};
 
+use crate::mesh::client::ask;
 use crate::process::{self, Process};
 use crate::report::{self, Named, Row, Summary};
 use crate::subject::free_port;
@@ -52,6 +58,8 @@ const MAX_STEPS: u32 = 99;
 const START: Duration = Duration::from_secs(15);
 const READY: Duration = Duration::from_secs(60);
 const ARRIVE: Duration = Duration::from_secs(20);
+/// How long control may take to say how its proxies are.
+const STATUS: Duration = Duration::from_secs(30);
 /// Proxies that get their certificates at the same time; they would not all be born in one moment, either.
 const AT_ONCE: usize = 32;
 /// Between steps, so that acknowledgements of one do not ride on the next.
@@ -75,9 +83,24 @@ pub(crate) struct ControlArgs {
     /// Runs of each case, each with a fresh control plane and fresh proxies
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Endpoints beside a real API server, for the case endpoints-N; 0 leaves it out
+    #[arg(long, default_value_t = 10_000)]
+    endpoints: usize,
+    /// Proxies that are connected meanwhile
+    #[arg(long, default_value_t = 1000)]
+    sidecars: usize,
+    /// Changes of endpoints meanwhile
+    #[arg(long, default_value_t = 1000)]
+    changes: usize,
+    /// Services that a sidecar does not use, for the case sidecar-services-N; 0 leaves it out
+    #[arg(long, default_value_t = 10_000)]
+    services: usize,
     /// Our control plane; by default the release binary beside this one
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
+    /// Our proxy; by default the release binary beside this one
+    #[arg(long, value_name = "FILE")]
+    proxy: Option<PathBuf>,
     /// Where the rows go
     #[arg(long, value_name = "FILE", default_value = "target/bench/control.json")]
     out: PathBuf,
@@ -101,7 +124,8 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
     let this = std::env::current_exe().context("where this program is")?;
     let program = args.control.clone().unwrap_or_else(|| this.with_file_name("penstock-control"));
     let _lock = bed::alone()?;
-    let most = args.proxies.iter().copied().max().unwrap_or(0);
+    let proxy = args.proxy.clone().unwrap_or_else(|| this.with_file_name("penstock-proxy"));
+    let most = args.proxies.iter().copied().chain([args.sidecars]).max().unwrap_or(0);
     allow_files(most)?;
 
     let mut rows = Vec::new();
@@ -132,10 +156,21 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
         rows.extend(told);
         report::write(&args.out, &rows)?;
     }
-    let told = webhook::rows(args.runs).await;
-    println!("\n{}", table(&told));
-    rows.extend(told);
-    report::write(&args.out, &rows)?;
+    let mut tell = |told: Vec<Row>| {
+        println!("\n{}", table(&told));
+        rows.extend(told);
+        report::write(&args.out, &rows)
+    };
+    tell(webhook::rows(args.runs).await)?;
+    if args.services > 0 {
+        tell(services::rows(&program, &proxy, args.services, args.runs).await)?;
+    }
+    if args.endpoints > 0 {
+        let (endpoints, sidecars, changes) = (args.endpoints, args.sidecars, args.changes);
+        // A proxy for each of them has to be one of the pods.
+        let size = endpoints::Size { endpoints, sidecars: sidecars.min(endpoints), changes };
+        tell(endpoints::rows(&program, size).await)?;
+    }
     eprintln!("{} rows in {}", rows.len(), args.out.display());
     Ok(())
 }
@@ -198,7 +233,13 @@ async fn once(program: &Path, proxies: usize, steps: u32) -> Result<Pushed> {
     let (applied, mut arrivals) = mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();
     let result = async {
-        connect_all(&mut tasks, proxies, &control, &token, &applied).await?;
+        let members = (0..proxies)
+            .map(|proxy| {
+                Ok(Member { node: format!("{NAMESPACE}/client-{proxy}"), service: SERVICE.parse()? })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let watched = |store| Watched { store, applied: applied.clone() };
+        connect_all(&mut tasks, members, &control, &token, READY, watched).await?;
         while arrivals.try_recv().is_ok() {}
 
         let pids = usage::tree(process.pid());
@@ -236,6 +277,16 @@ async fn once(program: &Path, proxies: usize, steps: u32) -> Result<Pushed> {
 
 /// Starts control and waits until it listens.
 pub(crate) async fn start(program: &Path, dir: &Path, source: &Path) -> Result<(Process, SocketAddr)> {
+    let (process, listen, _) = start_with_api(program, dir, source).await?;
+    Ok((process, listen))
+}
+
+/// The same, with where its API is.
+async fn start_with_api(
+    program: &Path,
+    dir: &Path,
+    source: &Path,
+) -> Result<(Process, SocketAddr, SocketAddr)> {
     let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let (listen, api) = (local(free_port()?), local(free_port()?));
     let mut from = OsString::from("dir:");
@@ -262,7 +313,15 @@ pub(crate) async fn start(program: &Path, dir: &Path, source: &Path) -> Result<(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok((process, listen))
+    Ok((process, listen, api))
+}
+
+/// What control says of itself and its proxies.
+async fn status(api: SocketAddr) -> Result<Status> {
+    let page = ask(Method::GET, api, "control", "/status", bytes::Bytes::new(), STATUS);
+    // The client's connection is a task of its thread.
+    let (_, page) = LocalSet::new().run_until(page).await?;
+    serde_json::from_slice(&page).context("control's /status")
 }
 
 /// Has control issue a token for a service account of the bench's namespace.
@@ -306,44 +365,50 @@ fn canary_weight(change: &Change) -> Option<u32> {
     weights.backends.iter().find(|backend| backend.service == CANARY).map(|backend| backend.weight)
 }
 
-/// Starts all proxies and returns when each knows the Service.
-async fn connect_all(
+/// A proxy of a case: whose it is, and what it asks for.
+pub(crate) struct Member {
+    /// `<namespace>/<pod>`.
+    node: String,
+    service: ServiceName,
+}
+
+/// Starts all proxies, each with what `sink` makes of its store, and returns when each knows its Service.
+async fn connect_all<S: Sink + Send + Sync + 'static>(
     tasks: &mut JoinSet<()>,
-    proxies: usize,
+    members: Vec<Member>,
     control: &Control,
     token: &Path,
-    applied: &mpsc::UnboundedSender<Applied>,
+    within: Duration,
+    sink: impl Fn(Arc<Store>) -> S,
 ) -> Result<()> {
-    let service: ServiceName = SERVICE.parse()?;
     let id = SpiffeId::new(names::DEFAULT_TRUST_DOMAIN, NAMESPACE, ACCOUNT)?;
     let turn = Arc::new(Semaphore::new(AT_ONCE));
     let mut ready = JoinSet::new();
-    for proxy in 0..proxies {
-        let identity = Arc::new(Identity::new());
-        let signer = Signer { control: control.clone(), token: token.to_owned(), id: id.clone() };
-        let config = Config {
-            control: control.clone(),
-            node: format!("{NAMESPACE}/client-{proxy}"),
-            account: format!("{NAMESPACE}/{ACCOUNT}"),
-        };
-        let store = Arc::new(Store::default());
-        let demands = store.demands().context("the store's demands are taken already")?;
-        let watched = Watched { store: store.clone(), applied: applied.clone() };
+    let proxies = members.len();
+    let all = async {
+        for Member { node, service } in members {
+            let identity = Arc::new(Identity::new());
+            let signer = Signer { control: control.clone(), token: token.to_owned(), id: id.clone() };
+            let config = Config { control: control.clone(), node, account: format!("{NAMESPACE}/{ACCOUNT}") };
+            let store = Arc::new(Store::default());
+            let demands = store.demands().context("the store's demands are taken already")?;
+            let sink = sink(store.clone());
 
-        let permit = turn.clone().acquire_owned().await?;
-        tasks.spawn(keep_signed(identity.clone(), signer));
-        tasks.spawn(Client::new(config, identity).run(watched, demands));
-        let service = service.clone();
-        ready.spawn(async move {
-            // Control may need longer for the first proxies than a request would wait.
-            while store.service(&service).await.is_err() {}
-            drop(permit);
-        });
-    }
-    let all = async { while ready.join_next().await.is_some() {} };
-    timeout(READY, all)
+            let permit = turn.clone().acquire_owned().await?;
+            tasks.spawn(keep_signed(identity.clone(), signer));
+            tasks.spawn(Client::new(config, identity).run(sink, demands));
+            ready.spawn(async move {
+                // Control may need longer for the first proxies than a request would wait.
+                while store.service(&service).await.is_err() {}
+                drop(permit);
+            });
+        }
+        while ready.join_next().await.is_some() {}
+        anyhow::Ok(())
+    };
+    timeout(within, all)
         .await
-        .map_err(|_| anyhow::anyhow!("not all of {proxies} proxies were ready in {READY:?}"))
+        .map_err(|_| anyhow::anyhow!("not all of {proxies} proxies were ready in {within:?}"))?
 }
 
 /// One pod of the mesh for each proxy, and two that serve.

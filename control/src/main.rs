@@ -134,7 +134,13 @@ struct RotateRoot {
     state: PathBuf,
 }
 
+/// Lists of ten thousand objects come and go on several threads. glibc keeps what each has used once, this gives it back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
+    // A huge page stays whole as long as one object lies in it. Where the kernel has none there is nothing to do.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let outcome = match Cli::parse().command {
         Command::Run(run) => serve(run),
         Command::Token(args) => token(args),

@@ -49,7 +49,7 @@ pub(crate) struct Init {
 }
 
 impl Init {
-    fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             proxy_uid: self.proxy_uid,
             skip_inbound: self.skip_inbound_ports.clone(),

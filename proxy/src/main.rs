@@ -28,6 +28,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 mod init;
+#[cfg(test)]
+mod injected;
 mod leave;
 
 #[global_allocator]

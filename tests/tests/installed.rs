@@ -3,15 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
+use kube::api::{Api, DeleteParams};
 use penstock_control::compile::{State, TrustAnchors, compile};
 use penstock_control::objects::decode;
-use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, apply};
-use penstock_tests::testkit::process::program;
-use penstock_tests::testkit::{PATIENCE, wait_until};
+use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER, account, apply, token};
+use penstock_tests::testkit::process::{Process, program};
+use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
 use serde_json::{Value, json};
 
 fn penstock(kubeconfig: &Path, args: &[&str]) -> Output {
@@ -74,6 +77,27 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
     let found = checks(&penstock(&kubeconfig, &["check", "--pre", "--context", CONTEXT, "--output", "json"]));
     assert_eq!(verdict(&found, "pod security"), "problem");
 
+    // Two that ask for a sidecar while there is no webhook, and one that does not.
+    for (space, labels) in [("early", json!({"penstock.io/inject": "enabled"})), ("elsewhere", json!({}))] {
+        let object =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space, "labels": labels}});
+        apply(&client, &object, false).await.unwrap();
+        apply(&client, &account(space, "default"), false).await.unwrap();
+    }
+    let asks = json!({"penstock.io/inject": "enabled"});
+    for (space, name, annotations) in [
+        ("early", "older", &json!({})),
+        ("elsewhere", "annotated", &asks),
+        ("elsewhere", "plain", &json!({})),
+    ] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": space, "annotations": annotations},
+            "spec": {"containers": [{"name": "main", "image": "none"}]},
+        });
+        apply(&client, &pod, false).await.unwrap();
+    }
+
     let installed = penstock(&kubeconfig, &["install", "--unfinished"]);
     let objects = documents(&String::from_utf8(installed.stdout).unwrap());
     for object in &objects {
@@ -92,6 +116,14 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
     })
     .await;
     assert!(found.len() >= 40, "{}", found.len());
+    let slipped = found.iter().find(|check| check["name"] == "pods without sidecars").unwrap();
+    let told = slipped["details"].as_array().unwrap();
+    assert!(told.len() == 2 && slipped["verdict"] == "problem", "{slipped:#}");
+    for (told, of) in
+        told.iter().zip(["early/older: its namespace asks", "elsewhere/annotated: it asks by its annotation"])
+    {
+        assert!(told.as_str().unwrap().starts_with(of), "{slipped:#}");
+    }
     for name in [
         "penstock-system",
         "definitions",
@@ -102,6 +134,7 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
         "bindings",
         "control",
         "version",
+        "probes of control",
         "disruption budget",
         "Services",
         "network policy",
@@ -331,4 +364,84 @@ fn control_knows_every_option_that_it_is_installed_with() {
     let output =
         Command::new(program("penstock-control")).arg("run").args(&args).arg("--help").output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The container of control, as it is installed.
+fn container(objects: &[Value]) -> &Value {
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    &deployment["spec"]["template"]["spec"]["containers"][0]
+}
+
+/// What a probe of control's container finds there, as the kubelet does it: a certificate is not verified.
+fn probed(container: &Value, name: &str, ip: Ipv4Addr) -> bool {
+    let number = |name: &Value| {
+        let ports = container["ports"].as_array().unwrap();
+        let port =
+            ports.iter().find(|port| port["name"] == *name).unwrap_or_else(|| panic!("no port {name}"));
+        u16::try_from(port["containerPort"].as_u64().unwrap()).unwrap()
+    };
+    let probe = &container[name];
+    if let Some(port) = probe.pointer("/tcpSocket/port") {
+        return std::net::TcpStream::connect(SocketAddr::new(ip.into(), number(port))).is_ok();
+    }
+    let get = &probe["httpGet"];
+    let scheme = get["scheme"].as_str().unwrap_or("HTTP").to_lowercase();
+    let url = format!("{scheme}://{ip}:{}{}", number(&get["port"]), get["path"].as_str().unwrap());
+    let curl =
+        Command::new("curl").args(["--insecure", "--silent", "--fail", "--max-time", "2", &url]).output();
+    curl.unwrap().status.success()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_cannot_serve_the_webhook_lives_and_is_not_ready() {
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    let (folder, ip) = (tempfile::tempdir().unwrap(), own_ip());
+    let printed = Command::new(program("penstock")).args(["install", "--unfinished"]).output().unwrap();
+    let objects = documents(&String::from_utf8(printed.stdout).unwrap());
+    for object in &objects {
+        apply(&client, object, false).await.unwrap_or_else(|error| panic!("{object:#}: {error}"));
+    }
+    // Somebody else's, and of no use.
+    let broken = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"name": "penstock-webhook-tls", "namespace": "penstock-system"},
+        "stringData": {"tls.crt": "none", "tls.key": "none"},
+    });
+    apply(&client, &broken, false).await.unwrap();
+
+    // As it is installed, but for where it listens and what it reads.
+    let control = container(&objects);
+    let kubeconfig = folder.path().join("control.yaml");
+    let bearer = token(&client, "penstock-system", "penstock-control", ISSUER, None).await;
+    std::fs::write(&kubeconfig, server.config(&bearer)).unwrap();
+    let mut args: Vec<String> =
+        control["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap().to_owned()).collect();
+    for arg in &mut args {
+        *arg = arg
+            .replace("0.0.0.0", &ip.to_string())
+            .replace("--source=kubernetes", &format!("--source=kubernetes:{CONTEXT}"))
+            .replace("/var/lib/penstock", &folder.path().join("state").display().to_string());
+    }
+    args.insert(0, "run".to_owned());
+    args.push(format!("--api={ip}:8080"));
+    let variables = [("KUBECONFIG", kubeconfig.display().to_string()), ("POD_NAME", "control-a".to_owned())];
+    let mut process =
+        Process::start_with("control", &program("penstock-control"), &args, &variables, folder.path());
+    wait_until("control has started", PATIENCE, async || {
+        assert!(process.runs(), "control ended at once: {}", process.said());
+        probed(control, "startupProbe", ip)
+    })
+    .await;
+    wait_until("it says why", PATIENCE, async || {
+        process.said().contains("penstock-webhook-tls cannot be used")
+    })
+    .await;
+    assert!(!probed(control, "readinessProbe", ip), "{}", process.said());
+    assert!(probed(control, "livenessProbe", ip), "{}", process.said());
+
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "penstock-system");
+    secrets.delete("penstock-webhook-tls", &DeleteParams::default()).await.unwrap();
+    wait_until("it is ready", PATIENCE, async || probed(control, "readinessProbe", ip)).await;
+    assert!(process.runs());
 }

@@ -4,6 +4,7 @@
 //! A fact that two programs must agree on lives here, once.
 
 pub mod access;
+pub mod annotation;
 pub mod identity;
 pub mod latency;
 pub mod metric;

@@ -14,6 +14,7 @@ mod json;
 mod undo;
 mod workload;
 
+use penstock_api::annotation::Invalid;
 use penstock_api::names::{DEFAULT_TRUST_DOMAIN, INJECTED_LABEL, PROXY_UID, annotation, port};
 use serde_json::Value;
 
@@ -144,13 +145,8 @@ pub enum Because {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// An annotation or label of ours that makes no sense.
-    #[error("annotation {key}: {why}")]
-    Annotation {
-        /// Its name.
-        key: String,
-        /// What is wrong and what to write.
-        why: String,
-    },
+    #[error(transparent)]
+    Annotation(#[from] Invalid),
     /// A field is not what Kubernetes says it is.
     #[error("{field}: {why}")]
     Field {

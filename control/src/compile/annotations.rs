@@ -1,18 +1,16 @@
-//! The small languages of the annotations.
+//! The annotations of Services; an `InferencePolicy` says the same in the same words. Those of pods are read by
+//! [`penstock_api::annotation::pod`].
 //!
 //! In: the value of an annotation. Out: the message it stands for. Can go wrong: the text doesn't parse; the error
 //! says which word is wrong and what would be right.
 
-use std::ops::RangeInclusive;
-
+use penstock_api::annotation::grammar::{Parsed, bytes, number, settings, words};
 use penstock_api::names::annotation;
 use penstock_api::service::is_label;
 use penstock_api::v1::{self, Balance, Sticky, sticky};
 
 /// The largest weight that the Gateway API allows; the annotation follows it.
 pub const MAX_WEIGHT: u32 = 1_000_000;
-
-type Parsed<T> = Result<T, String>;
 
 /// An annotation of a Service: its name, and how it fills the policy.
 type Setting = (&'static str, fn(&str, &mut v1::Policy) -> Parsed<()>);
@@ -125,49 +123,6 @@ pub fn retry(text: &str) -> Parsed<v1::Retry> {
         Ok(())
     })?;
     Ok(retry)
-}
-
-/// `limit=8,queue=256`, or `limit=adaptive`.
-pub fn admission(text: &str) -> Parsed<v1::Admission> {
-    let mut admission = v1::Admission { limit: 0, queue: QUEUE };
-    settings(text, &["limit", "queue"], |key, value| {
-        match (key, value) {
-            ("limit", "adaptive") => admission.limit = 0,
-            ("limit", value) => admission.limit = number(value, 1, 65_536)?,
-            (_, value) => admission.queue = number(value, 0, 1_048_576)?,
-        }
-        Ok(())
-    })?;
-    Ok(admission)
-}
-
-/// Requests that may wait for an application unless it is said.
-const QUEUE: u32 = 1024;
-
-/// `ipc`; further `ipc,nvjpeg,always,memory=256Mi,device=0`.
-pub fn gpu(text: &str) -> Parsed<v1::Gpu> {
-    let mut gpu = v1::Gpu::default();
-    let mut ipc = false;
-    for word in words(text)? {
-        match word.split_once('=') {
-            None if word == "ipc" => ipc = true,
-            None if word == "always" => gpu.always = true,
-            None if word == "nvjpeg" => gpu.nvjpeg = true,
-            Some(("memory", size)) => gpu.bytes = bytes(size)?,
-            Some(("device", value)) => gpu.device = number(value, 0, 255)?,
-            _ => {
-                return Err(format!(
-                    "{word:?} is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>"
-                ));
-            }
-        }
-    }
-    if ipc { Ok(gpu) } else { Err("it says no way to hand tensors over; write ipc".to_owned()) }
-}
-
-/// A number of regions.
-pub fn tenant_regions(text: &str) -> Parsed<u32> {
-    number(text, 1, 64)
 }
 
 /// `failures=5,base=1s,max=60s,ejected=50%`.
@@ -286,38 +241,6 @@ pub fn traffic_split(text: &str) -> Parsed<Vec<(String, u32)>> {
     Ok(split)
 }
 
-/// `3306,6379`.
-pub fn ports(text: &str) -> Parsed<Vec<u16>> {
-    words(text)?.into_iter().map(port).collect()
-}
-
-/// `9090,7000-7100`, as `penstock-proxy init` takes them.
-pub fn port_ranges(text: &str) -> Parsed<Vec<RangeInclusive<u16>>> {
-    let range = |word: &str| {
-        let (first, last) = word.split_once('-').unwrap_or((word, word));
-        let range = port(first)?..=port(last)?;
-        if range.is_empty() { Err(format!("{word:?} ends before it begins")) } else { Ok(range) }
-    };
-    words(text)?.into_iter().map(range).collect()
-}
-
-/// A port number.
-pub fn port(text: &str) -> Parsed<u16> {
-    match text.trim().parse() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!("{text:?} is not a port; write a number from 1 to 65535")),
-    }
-}
-
-/// One of two words: whether it is the first.
-pub fn either(text: &str, yes: &str, no: &str) -> Parsed<bool> {
-    match text.trim() {
-        word if word == yes => Ok(true),
-        word if word == no => Ok(false),
-        other => Err(format!("{other:?} is not known; write {yes} or {no}")),
-    }
-}
-
 /// A header's name, in lower case.
 pub fn header_name(text: &str) -> Parsed<String> {
     http::HeaderName::try_from(text)
@@ -335,43 +258,6 @@ pub fn milliseconds(text: &str) -> Parsed<u64> {
 
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
-/// The words between commas.
-fn words(text: &str) -> Parsed<Vec<&str>> {
-    let words: Vec<_> = text.split(',').map(str::trim).collect();
-    match words.iter().any(|word| word.is_empty()) {
-        true => Err(format!("{text:?} has an empty part; write a list with single commas between")),
-        false => Ok(words),
-    }
-}
-
-/// Reads `key=value,…`; every key at most once and one of `known`.
-fn settings(text: &str, known: &[&str], mut set: impl FnMut(&str, &str) -> Parsed<()>) -> Parsed<()> {
-    let mut seen = Vec::new();
-    for word in words(text)? {
-        let (key, value) = word.split_once('=').map_or((word, ""), |(key, value)| (key.trim(), value.trim()));
-        if !known.contains(&key) {
-            return Err(format!("{key:?} is not a setting; the settings are {}", known.join(", ")));
-        }
-        if value.is_empty() {
-            return Err(format!("{key} has no value; write {key}=<value>"));
-        }
-        if seen.contains(&key) {
-            return Err(format!("{key} is set twice; set it once"));
-        }
-        seen.push(key);
-        set(key, value).map_err(|error| format!("{key}: {error}"))?;
-    }
-    Ok(())
-}
-
-fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
-    match text.trim().parse() {
-        Ok(number) if (least..=most).contains(&number) => Ok(number),
-        _ if most == u32::MAX => Err(format!("{text:?} is not a whole number of at least {least}")),
-        _ => Err(format!("{text:?} is not a whole number from {least} to {most}")),
-    }
 }
 
 fn percent(text: &str) -> Parsed<u32> {
@@ -403,54 +289,11 @@ fn thousandths(text: &str) -> Option<u32> {
     whole.parse::<u32>().ok()?.checked_mul(1_000)?.checked_add(places)
 }
 
-/// A size in the form of a Kubernetes quantity without fractions.
-fn bytes(text: &str) -> Parsed<u64> {
-    let units = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("", 1),
-    ];
-    let (digits, unit) = units
-        .iter()
-        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, *unit)))
-        .unwrap_or((text, 1));
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|count| count.checked_mul(unit))
-        .ok_or_else(|| format!("{text:?} is not a size; write for example 64Ki or 256Mi"))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use penstock_api::annotation::{ALL, On};
 
-    #[test]
-    fn a_gpu_is_asked_for_in_so_many_words() {
-        assert_eq!(gpu("ipc"), Ok(v1::Gpu::default()));
-        let all = v1::Gpu { always: true, bytes: 256 << 20, device: 1, nvjpeg: false };
-        assert_eq!(gpu("ipc, always,memory=256Mi,device=1"), Ok(all));
-        assert_eq!(gpu("ipc,nvjpeg"), Ok(v1::Gpu { nvjpeg: true, ..v1::Gpu::default() }));
-        for (text, told) in [
-            ("nvjpeg", "write ipc"),
-            ("always", "write ipc"),
-            (
-                "ipc,fast",
-                "\"fast\" is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>",
-            ),
-            ("ipc,memory=much", "is not a size"),
-            ("ipc,device=-1", "-1"),
-        ] {
-            let error = gpu(text).unwrap_err();
-            assert!(error.contains(told), "{text}: {error}");
-        }
-        assert_eq!(tenant_regions("4"), Ok(4));
-        assert!(tenant_regions("0").is_err() && tenant_regions("many").is_err());
-    }
+    use super::*;
 
     #[test]
     fn a_policy_is_read_whole() {
@@ -620,15 +463,20 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_numbers() {
-        assert_eq!(ports("3306, 6379"), Ok(vec![3306, 6379]));
-        for bad in ["0", "65536", "http", ""] {
-            assert!(ports(bad).is_err(), "{bad}");
-            assert!(port_ranges(bad).is_err(), "{bad}");
+    fn examples_in_the_table_of_annotations_are_read() {
+        for one in ALL.iter().filter(|one| one.on == On::Service) {
+            assert!(!one.examples.is_empty(), "{}", one.name);
+            for example in one.examples {
+                let of_policy = OF_POLICY.iter().find(|(name, _)| *name == one.name);
+                let read = match of_policy {
+                    Some((_, read)) => read(example, &mut v1::Policy::default()),
+                    None if one.name == annotation::TRAFFIC_SPLIT => traffic_split(example).map(drop),
+                    None => panic!("nobody reads {}", one.name),
+                };
+                assert_eq!(read, Ok(()), "{} {example}", one.name);
+            }
         }
-        assert_eq!(port_ranges("9090, 7000-7100"), Ok(vec![9090..=9090, 7000..=7100]));
-        for bad in ["7100-7000", "1-", "-1", "1-2-3"] {
-            assert!(port_ranges(bad).is_err(), "{bad}");
-        }
+        let split = ALL.iter().find(|one| one.name == annotation::TRAFFIC_SPLIT).unwrap();
+        assert!(split.form.contains(&format!("0 to {MAX_WEIGHT}")));
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_api::view::Problem;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::{State, TrustAnchors, compile, memory};
 use crate::objects::ObjectSet;
@@ -46,21 +48,25 @@ fn start(
     tell(&[], &snapshot);
     let (sender, receiver) = watch::channel(Arc::new(snapshot));
     tokio::spawn(async move {
-        keep(&before, &state, file.as_ref()).await;
+        let mut keeping = Keeping { file, kept: before, due: Instant::now() };
+        keeping.keep(&state).await;
+        let mut unkept = false;
         loop {
-            let open = tokio::select! {
-                () = sender.closed() => false,
-                changed = objects.changed() => changed.is_ok(),
+            tokio::select! {
+                () = sender.closed() => break,
+                changed = objects.changed() => if changed.is_err() { break },
                 // Anchors that can no longer change are still anchors.
-                Ok(()) = trust.changed() => true,
-            };
-            if !open {
-                return;
+                Ok(()) = trust.changed() => {}
+                () = sleep_until(keeping.due), if unkept => {
+                    keeping.keep(&state).await;
+                    unkept = false;
+                    continue;
+                }
             }
             let set = objects.borrow_and_update().clone();
             let anchors = trust.borrow_and_update().clone();
             let (snapshot, next) = compile(&set, &state, &anchors);
-            let before = std::mem::replace(&mut state, next);
+            state = next;
             sender.send_if_modified(|published| {
                 let modified =
                     published.version != snapshot.version || published.problems != snapshot.problems;
@@ -70,22 +76,46 @@ fn start(
                 }
                 modified
             });
+            unkept = true;
             // After publishing: a disk that is slow must not hold a weight back.
-            keep(&before, &state, file.as_ref()).await;
+            if keeping.due <= Instant::now() {
+                keeping.keep(&state).await;
+                unkept = false;
+            }
+        }
+        if unkept {
+            keeping.keep(&state).await;
         }
     });
     receiver
 }
 
-/// Writes what is accepted, if that has changed.
-async fn keep(before: &State, now: &State, file: Option<&PathBuf>) {
-    let Some(file) = file.cloned() else { return };
-    if before == now {
-        return;
-    }
-    let state = now.clone();
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || memory::store(&state, &file)).await {
-        tracing::warn!("{error:#}");
+/// What is accepted is written at once, and then at most so often: beside ten thousand pods it is some twelve megabytes, and endpoints come and
+/// go all the time. Who is killed meanwhile knows the last good version of some seconds before.
+const KEPT_EVERY: Duration = Duration::from_secs(5);
+
+/// Where what is accepted is kept.
+struct Keeping {
+    file: Option<PathBuf>,
+    /// As it was written, or read at first.
+    kept: State,
+    /// Not before then.
+    due: Instant,
+}
+
+impl Keeping {
+    /// Writes what is accepted, if that has changed.
+    async fn keep(&mut self, now: &State) {
+        let Some(file) = self.file.clone() else { return };
+        if self.kept == *now {
+            return;
+        }
+        self.kept = now.clone();
+        let state = now.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || memory::store(&state, &file)).await {
+            tracing::warn!("{error:#}");
+        }
+        self.due = Instant::now() + KEPT_EVERY;
     }
 }
 
@@ -104,4 +134,48 @@ fn tell(before: &[Problem], snapshot: &Snapshot) {
         tracing::info!(%file, %object, "no longer a problem: {message}");
     }
     tracing::info!(version = %snapshot.version, problems = snapshot.problems.len(), "new configuration");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::decode;
+
+    fn service(port: u16) -> Arc<ObjectSet> {
+        let yaml = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: b}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+        );
+        Arc::new(decode::file(&"a.yaml".into(), &yaml))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_accepted_is_kept_at_once_and_of_a_burst_only_how_it_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("accepted.json");
+        let (objects, receiver) = watch::channel(service(1));
+        let (_trust, trust) = watch::channel(Arc::new(TrustAnchors::default()));
+        let mut published = resume(receiver, trust, file.clone());
+        let kept = || std::fs::read_to_string(&file).unwrap_or_default();
+        let has = |port: u16| kept().contains(&format!("\"port\":{port}"));
+        while !has(1) {
+            tokio::task::yield_now().await;
+        }
+        for port in 2..=9 {
+            objects.send_replace(service(port));
+            published.changed().await.unwrap();
+            assert!(has(1), "written within {KEPT_EVERY:?}: {}", kept());
+        }
+        tokio::time::sleep(KEPT_EVERY + Duration::from_millis(1)).await;
+        while !has(9) {
+            tokio::task::yield_now().await;
+        }
+        // Who ends with something unkept keeps it first.
+        objects.send_replace(service(10));
+        published.changed().await.unwrap();
+        drop(published);
+        drop(objects);
+        while !has(10) {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
+use penstock_api::annotation::{Ports, pod as of_pod};
 use penstock_api::names::annotation;
 use penstock_api::resource::Kind;
 use penstock_api::v1::{self, Protocol};
 
-use super::annotations;
 use super::endpoints::Joined;
 use super::faults::Faults;
 use super::services::{Services, protocol};
@@ -41,7 +40,7 @@ pub(super) struct PodModel<'a> {
     /// What the kubelet asks it for.
     probes: BTreeSet<Probe>,
     /// Ports that are reached past its proxy.
-    past: Vec<RangeInclusive<u16>>,
+    past: Ports,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -77,24 +76,15 @@ pub(super) fn read<'a>(view: &View<'a>, trust_domain: &str, faults: &mut Faults)
 }
 
 fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Faults) -> PodModel<'a> {
-    let injected =
-        setting(object, annotation::INJECT, faults, |text| annotations::either(text, "enabled", "disabled"))
-            .unwrap_or(false);
-    let permissive =
-        setting(object, annotation::MTLS, faults, |text| annotations::either(text, "permissive", "strict"))
-            .unwrap_or(false);
-    let admission = setting(object, annotation::ADMISSION, faults, annotations::admission);
-    let forward_identity = setting(object, annotation::FORWARD_IDENTITY, faults, |text| {
-        annotations::either(text, "true", "false")
-    })
-    .unwrap_or(false);
-    let gpu = setting(object, annotation::GPU, faults, annotations::gpu);
-    let tenant_regions =
-        setting(object, annotation::TENANT_REGIONS, faults, annotations::tenant_regions).unwrap_or(0);
-    let opaque = setting(object, annotation::OPAQUE_PORTS, faults, annotations::ports).unwrap_or_default();
-    let past =
-        setting(object, annotation::SKIP_INBOUND_PORTS, faults, annotations::port_ranges).unwrap_or_default();
-    let inbound_port = setting(object, annotation::INBOUND_PORT, faults, annotations::port).unwrap_or(0);
+    let injected = setting(object, &of_pod::INJECT, faults).unwrap_or(false);
+    let permissive = setting(object, &of_pod::PERMISSIVE, faults).unwrap_or(false);
+    let admission = setting(object, &of_pod::ADMISSION, faults);
+    let forward_identity = setting(object, &of_pod::FORWARD_IDENTITY, faults).unwrap_or(false);
+    let gpu = setting(object, &of_pod::GPU, faults);
+    let tenant_regions = setting(object, &of_pod::TENANT_REGIONS, faults).unwrap_or(0);
+    let opaque = setting(object, &of_pod::OPAQUE_PORTS, faults).unwrap_or_default();
+    let past = setting(object, &of_pod::SKIP_INBOUND_PORTS, faults).unwrap_or_default();
+    let inbound_port = setting(object, &of_pod::INBOUND_PORT, faults).unwrap_or(0);
 
     let spec = pod.spec.as_ref();
     let text = |value: Option<&String>| value.cloned().unwrap_or_default();
@@ -153,16 +143,11 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
 }
 
 /// Reads an annotation; what doesn't parse is a fault and counts as not said.
-fn setting<T>(
-    object: &Object,
-    key: &str,
-    faults: &mut Faults,
-    read: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    match read(object.annotation(key)?) {
+fn setting<T>(object: &Object, key: &of_pod::Key<T>, faults: &mut Faults) -> Option<T> {
+    match key.read(object.annotation(key.name)?) {
         Ok(value) => Some(value),
         Err(error) => {
-            faults.refuse(object, annotation_pointer(key), format!("annotation {key}: {error}"));
+            faults.refuse(object, annotation_pointer(key.name), error.to_string());
             None
         }
     }
@@ -173,7 +158,7 @@ struct Declared<'a> {
     object: &'a Object,
     injected: bool,
     ports: &'a BTreeMap<u16, String>,
-    past: &'a [RangeInclusive<u16>],
+    past: &'a Ports,
 }
 
 impl Declared<'_> {
@@ -264,14 +249,14 @@ impl Declared<'_> {
                 self.ports.iter().find(|(_, known)| *known == name).map(|(port, _)| *port)
             }
         };
-        number.filter(|number| *number > 0 && !self.past.iter().any(|range| range.contains(number)))
+        number.filter(|number| *number > 0 && !self.past.contains(*number))
     }
 }
 
 impl PodModel<'_> {
     /// Whether the port is reached past the pod's proxy, by the pod's own word: `penstock.io/skip-inbound-ports`.
     pub(super) fn is_past_proxy(&self, port: u16) -> bool {
-        self.past.iter().any(|range| range.contains(&port))
+        self.past.contains(port)
     }
 
     /// The ports that its containers declare.

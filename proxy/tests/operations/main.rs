@@ -36,7 +36,7 @@ fn operations_md_says_what_the_code_does() {
         ("metrics", metrics()),
         ("control-metrics", control_metrics()),
         ("log-fields", log_fields()),
-        ("annotations", table(&["annotation", "on, and how it is written"], &constants("annotation"))),
+        ("annotations", annotations()),
         ("headers", table(&["header", "meaning"], &constants("header"))),
         ("ports", table(&["port", "of"], &constants("port"))),
         ("policy", policy()),
@@ -188,6 +188,18 @@ fn without_links(text: &str) -> String {
         };
     }
     out + rest
+}
+
+fn annotations() -> String {
+    let rows: Vec<_> = penstock_api::annotation::ALL
+        .iter()
+        .map(|one| {
+            let examples: Vec<_> = one.examples.iter().map(code).collect();
+            let (on, without) = (one.on.as_str().to_owned(), one.without.to_owned());
+            vec![code(one.name), on, code(one.form), without, one.meaning.to_owned(), examples.join("; ")]
+        })
+        .collect();
+    table(&["annotation", "on", "is written", "without it", "meaning", "examples"], &rows)
 }
 
 /// The defaults of a Service's policy. A field that is new does not compile here until it is documented.

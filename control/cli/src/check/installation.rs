@@ -208,6 +208,15 @@ fn of_an_installation_each_thing_that_is_wrong_is_named() {
             "1 of 2",
         ),
         (
+            changed(Fact::Deployment, &|one| {
+                one["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] =
+                    json!({"tcpSocket": {"port": "grpc-push"}});
+            }),
+            "probes of control",
+            Warning,
+            "readinessProbe",
+        ),
+        (
             changed(Fact::Deployment, &|one| one["status"]["updatedReplicas"] = json!(1)),
             "rollout",
             Warning,

@@ -11,7 +11,7 @@ use crate::install::{self, APPLY, APPLY_CRDS, NAMESPACE};
 use crate::units;
 
 /// Of control and what it keeps.
-pub(super) const ALL: [Rule; 25] = [
+pub(super) const ALL: [Rule; 26] = [
     own_namespace,
     defined,
     definitions_current,
@@ -23,6 +23,7 @@ pub(super) const ALL: [Rule; 25] = [
     replicas,
     rollout,
     version,
+    probes,
     restarts,
     spread,
     budget,
@@ -357,6 +358,29 @@ fn version(facts: &Facts) -> Check {
     let told = format!("{image}, and this program is {}", env!("CARGO_PKG_VERSION"));
     Check::bad(Verdict::Warning, check, told, Vec::new(), fix)
         .because("What this program says and installs is that of its own version.")
+}
+
+fn probes(facts: &Facts) -> Check {
+    let check = "probes of control";
+    let Some(found) = facts.get(Fact::Deployment).found() else {
+        return Check::ok(check, "nothing is deployed");
+    };
+    const CONTAINER: &str = "/spec/template/spec/containers/0";
+    let wanted = ours("Deployment");
+    let other: Vec<String> = ["startupProbe", "readinessProbe", "livenessProbe"]
+        .into_iter()
+        .filter(|probe| {
+            let of =
+                |object: &Value| object.pointer(&format!("{CONTAINER}/{probe}")).cloned().unwrap_or_default();
+            wanted.first().is_some_and(|wanted| !within(&of(wanted), &of(found)))
+        })
+        .map(str::to_owned)
+        .collect();
+    if other.is_empty() {
+        return Check::ok(check, "a replica is ready when it serves the webhook");
+    }
+    Check::bad(Verdict::Warning, check, "not as this program installs them".to_owned(), other, APPLY)
+        .because("A replica that cannot serve the webhook and counts as ready keeps pods that ask for a sidecar from being made.")
 }
 
 fn restarts(facts: &Facts) -> Check {

@@ -36,6 +36,17 @@ fn pod(labels: Value, spec: Value, status: Value) -> Value {
     })
 }
 
+/// A pod of a Deployment in a namespace that asks for nothing.
+fn elsewhere(annotations: Value) -> Value {
+    json!({
+        "metadata": {
+            "name": "p", "namespace": "team-b", "annotations": annotations,
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "web-5d", "controller": true}],
+        },
+        "spec": {}, "status": {"phase": "Running"},
+    })
+}
+
 fn injected(status: Value) -> Value {
     let spec = json!({"serviceAccountName": "x", "initContainers": [{"name": "penstock-init"}, {"name": "penstock-proxy"}]});
     pod(json!({"penstock.io/injected": "true"}), spec, status)
@@ -225,7 +236,19 @@ fn of_workloads_each_thing_that_is_wrong_is_named() {
             with(pod(json!({}), json!({}), json!({"phase": "Running"}))),
             "pods without sidecars",
             Problem,
-            "team-a/p",
+            "team-a/p: its namespace asks",
+        ),
+        (
+            with(pod(json!({"penstock.io/inject": "enabled"}), json!({}), json!({"phase": "Running"}))),
+            "pods without sidecars",
+            Problem,
+            "team-a/p: it has the label",
+        ),
+        (
+            with(elsewhere(json!({"penstock.io/inject": "enabled"}))),
+            "pods without sidecars",
+            Problem,
+            "team-b/p (ReplicaSet web-5d): it asks by its annotation",
         ),
         (
             good.clone().list(
@@ -267,8 +290,10 @@ fn of_workloads_each_thing_that_is_wrong_is_named() {
         (policy("Programmed"), "policies in force", Warning, "AccessPolicy b/a"),
     ];
     table(&good, &[&workloads::ALL], rows);
-    // Who says no, who has ended and who is on the node's network asks for nothing.
+    // Who says no, who has ended, who is on the node's network and who is elsewhere asks for nothing.
     for fine in [
+        elsewhere(json!({})),
+        elsewhere(json!({"penstock.io/inject": "disabled"})),
         pod(json!({"penstock.io/inject": "disabled"}), none.clone(), none.clone()),
         pod(none.clone(), none.clone(), json!({"phase": "Succeeded"})),
         pod(none.clone(), json!({"hostNetwork": true}), none),

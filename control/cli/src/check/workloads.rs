@@ -82,16 +82,11 @@ fn missed(facts: &Facts) -> Check {
         Ok(pods) => pods,
         Err(check) => return check,
     };
-    let asks = |pod: &Value| {
-        let own = [label(pod, INJECT), annotation(pod, INJECT)];
-        !own.contains(&"disabled") && (facts.wanted(namespace(pod)) || label(pod, INJECT) == "enabled")
-    };
-    let host = |pod: &Value| pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) == Some(true);
     let bare: Vec<String> = pods
         .iter()
-        .filter(|pod| !EXEMPT.contains(&namespace(pod)) && asks(pod) && !host(pod) && !over(pod))
-        .filter(|pod| sidecar(pod).is_none())
-        .map(place)
+        .filter(|pod| !EXEMPT.contains(&namespace(pod)) && !over(pod) && sidecar(pod).is_none())
+        .filter(|pod| pod.pointer("/spec/hostNetwork").and_then(Value::as_bool) != Some(true))
+        .filter_map(|pod| Some(format!("{}{}: {}", place(pod), owner(pod), slipped(facts, pod)?)))
         .collect();
     if bare.is_empty() {
         return Check::ok(
@@ -104,9 +99,37 @@ fn missed(facts: &Facts) -> Check {
         check,
         format!("{} for one and without", many(bare.len(), "pod asks", "pods ask")),
         cut(bare),
-        "They are older than the label, or slipped through: kubectl -n NAMESPACE rollout restart deployment",
+        "Have it made anew, now that the webhook is there: kubectl -n NAMESPACE rollout restart KIND NAME, or delete a pod that nobody owns",
     )
     .because("They speak plaintext, and pods that ask for mutual TLS refuse them.")
+}
+
+/// Why a pod that asks for a sidecar may have none; none: it asks for none.
+fn slipped(facts: &Facts, pod: &Value) -> Option<&'static str> {
+    let (labelled, annotated) = (label(pod, INJECT), annotation(pod, INJECT));
+    if [labelled, annotated].contains(&"disabled") {
+        return None;
+    }
+    if labelled == "enabled" {
+        return Some("it has the label, and was made while no webhook was registered");
+    }
+    if facts.wanted(namespace(pod)) {
+        return Some("its namespace asks; it is older than that, or than the webhook");
+    }
+    // API servers choose by labels whom they ask a webhook for.
+    (annotated == "enabled").then_some(
+        "it asks by its annotation, which counts in labelled namespaces alone: write the label of that name into its template",
+    )
+}
+
+/// Who makes it anew, in brackets.
+fn owner(pod: &Value) -> String {
+    let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    let controls = |one: &&Value| one["controller"] == true;
+    match owners.and_then(|owners| owners.iter().find(controls)) {
+        Some(one) => format!(" ({} {})", text(one, "/kind"), text(one, "/name")),
+        None => String::new(),
+    }
 }
 
 fn not_injected(facts: &Facts) -> Check {
