@@ -185,6 +185,11 @@ class Cluster:
     def load(self, archive):
         self.run("ctr", "--namespace=k8s.io", "images", "import", "-", input=archive, stdout=subprocess.DEVNULL)
 
+    def gateway_api(self):
+        """The definitions of the Gateway API that are called standard, as its module has them."""
+        crds = parts.gateway_api()
+        self.kubectl("apply", "--server-side", *(f"--filename={file}" for file in crds))
+
     # Commands.
 
     def up(self, control_plane_only):

@@ -1,0 +1,80 @@
+"""Installed by two commands, and pods that get their sidecars by a label."""
+
+import json
+import re
+
+import workloads
+from world import SPACE, SYSTEM, Failure
+
+INSTALL = "penstock install | kubectl apply -f -"
+
+
+def problems(world):
+    """What `penstock check` finds wrong, by name."""
+    with world.api() as api:
+        said = world.shell(f"penstock check --control {api} --output json", check=False)
+    checks = json.loads(said.stdout)
+    return checks, {one["name"]: one["found"] for one in checks if one["verdict"] == "problem"}
+
+
+def it_is_installed_by_two_commands(world):
+    world.cluster.gateway_api()
+    world.shell("penstock check --pre")
+    world.shell(INSTALL)
+    world.rolled_out("penstock-control", space=SYSTEM)
+
+
+def its_own_checks_find_nothing_wrong(world):
+    checks, wrong = problems(world)
+    if wrong:
+        raise Failure(f"penstock check: {wrong}")
+    # A cluster of one node gets warnings of it; every other one is of something that is not as it should be.
+    known = {"room for two replicas", "spread", "other injectors"}
+    warned = {one["name"]: one["found"] for one in checks if one["verdict"] == "warning" and one["name"] not in known}
+    if warned:
+        raise Failure(f"penstock check warns: {warned}")
+    world.log(f"    {len(checks)} checks")
+
+
+def a_label_gives_pods_their_sidecars(world):
+    names = ("client", "digits-v1", "digits-v2")
+    world.cluster.apply(workloads.namespace(), *map(workloads.account, names), workloads.request())
+    world.cluster.apply(
+        workloads.service("digits", {"app": "digits"}),
+        *(workloads.service(f"digits-v{n}", {"app": "digits", "version": f"v{n}"}) for n in (1, 2)),
+        *(workloads.servers(n, replicas=2) for n in (1, 2)),
+        workloads.client(),
+        workloads.workload("StatefulSet", "shards", {"app": "shards"}, workloads.server(1), serviceName="shards"),
+    )
+    world.rolled_out(*names, "statefulset/shards")
+    pods = world.get("pods")["items"]
+    if len(pods) != 6:
+        raise Failure(f"{len(pods)} pods, and 6 were asked for")
+    for pod in pods:
+        name, spec = pod["metadata"]["name"], pod["spec"]
+        containers = [one["name"] for one in spec["initContainers"] + spec["containers"]]
+        if containers[:2] != ["penstock-init", "penstock-proxy"] or pod["metadata"]["labels"]["penstock.io/injected"] != "true":
+            raise Failure(f"{name} has {containers}")
+        if "token" in str(spec["containers"][0].get("volumeMounts", [])).replace("serviceaccount", ""):
+            raise Failure(f"{name}: the application mounts the sidecar's token")
+
+
+def each_pod_has_the_identity_of_its_account(world):
+    with world.api() as api:
+        known = json.loads(world.shell(f"curl -sS {api}/certs").stdout)
+    named = set(re.findall(r"spiffe://[^\"]+", json.dumps(known)))
+    wanted = {f"spiffe://cluster.local/ns/{SPACE}/sa/{name}" for name in ("client", "digits-v1", "digits-v2")}
+    if not wanted <= named:
+        raise Failure(f"control knows of {sorted(named)}")
+    answer = json.loads(world.ask(world.pod("app=client"), "http://digits/v2/models/digits/infer", "/request/digits.json"))
+    logits = answer["outputs"][0]["data"]
+    if logits.index(max(logits)) != 0:
+        raise Failure(f"the model did not see a zero: {answer}")
+
+
+STORIES = [
+    it_is_installed_by_two_commands,
+    its_own_checks_find_nothing_wrong,
+    a_label_gives_pods_their_sidecars,
+    each_pod_has_the_identity_of_its_account,
+]
