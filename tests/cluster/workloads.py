@@ -49,9 +49,14 @@ def servers(number, replicas):
     return workload("Deployment", f"digits-v{number}", labels, server(number), replicas)
 
 
-def service(name, selector, annotations=None, space=SPACE, **more):
+# As in manifests/examples/digits: an inference changes nothing on the server, so an answer that was lost may be asked for again. Without it a
+# POST that meets an application which closes its connection at that moment fails (docs/RELIABILITY.md): who knows whether it was read.
+RETRY = {"penstock.io/retry": "attempts=2,on=502+503+504,budget=20%,buffer=64Ki"}
+
+
+def service(name, selector, annotations=RETRY, space=SPACE, **more):
     ports = [{"name": "http", "port": 80, "targetPort": 8000, "appProtocol": "http"}]
-    metadata = {"name": name, "namespace": space, "annotations": annotations or {}}
+    metadata = {"name": name, "namespace": space, "annotations": annotations}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": selector, "ports": ports} | more}
 
 

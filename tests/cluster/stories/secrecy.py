@@ -16,6 +16,8 @@ def asked(world, space, seen):
     pods = [pod for pod in world.get("pods", space=space)["items"] if "deletionTimestamp" not in pod["metadata"]]
     client = next(pod for pod in pods if pod["metadata"]["labels"]["app"] == "client")
     servers = {pod["status"]["podIP"] for pod in pods if pod["metadata"]["labels"]["app"] == "digits"}
+    # A client without a sidecar speaks to the Service's address, which the node exchanges behind the cable.
+    servers.add(world.get("service", "digits-v1", space=space)["spec"]["clusterIP"])
     with wire.captured(world.cluster, client["status"]["podIP"], seen):
         line = ("/usr/local/bin/stand", "get", ASKED.replace("digits-v1", f"digits-v1.{space}"), "/request/digits.json")
         for _ in range(3):
