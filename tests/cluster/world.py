@@ -7,7 +7,9 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import time
+import urllib.request
 
 import parts
 import programs
@@ -126,14 +128,19 @@ class World:
 
     # Of the proxies.
 
-    def admin(self, pod, path):
-        """A page of a pod's proxy: it is on loopback of the pod, which the pod's own containers reach."""
-        return self.ask(pod, f"http://127.0.0.1:15000{path}")
+    def metrics(self, pod):
+        """What a pod's proxy counts; asked on the node, where pods are reached."""
+        url = f"http://{pod['status']['podIP']}:15020/metrics"
+        line = [sys.executable, "-c", f"import urllib.request as u; print(u.urlopen({url!r}, timeout=5).read().decode())"]
+        run = subprocess.run(self.cluster.inside(*line), capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise Failure(f"{url}: {run.stderr.strip().splitlines()[-1]}")
+        return run.stdout
 
     @contextlib.contextmanager
-    def api(self):
+    def api(self, of="svc/penstock-control"):
         """Control's API, as the documentation says that it is reached; answers the URL."""
-        line = [str(parts.program("kubectl")), "-n", SYSTEM, "port-forward", "svc/penstock-control", ":8080"]
+        line = [str(parts.program("kubectl")), "-n", SYSTEM, "port-forward", of, ":8080"]
         forward = subprocess.Popen(line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             told = forward.stdout.readline()
@@ -144,6 +151,12 @@ class World:
         finally:
             forward.terminate()
             forward.wait()
+
+    def renew(self):
+        """Has every proxy exchange its certificate now: each replica asks those that are connected to it."""
+        for pod in self.pods("app.kubernetes.io/component=control", SYSTEM):
+            with self.api(f"pod/{pod['metadata']['name']}") as api:
+                urllib.request.urlopen(urllib.request.Request(f"{api}/renew", method="POST"), timeout=30).read()
 
     # Load.
 

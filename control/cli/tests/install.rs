@@ -14,7 +14,7 @@ fn folder() -> PathBuf {
 
 fn printed(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["install", "--unfinished"])
+        .args(["install"])
         .args(args)
         .output()
         .unwrap();

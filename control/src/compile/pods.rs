@@ -45,6 +45,8 @@ pub(super) struct PodModel<'a> {
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
+    /// It has not been started yet.
+    pending: bool,
     /// Its addresses, one of each family at most; the application is reached at the first.
     ips: Vec<IpAddr>,
     /// TCP ports of the containers, and their names.
@@ -120,6 +122,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
+    let pending = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Pending"));
     let declared = Declared { object, injected, ports: &ports, past: &past };
     let probes = declared.probes(spec, faults);
     let mut ips: Vec<IpAddr> = Vec::new();
@@ -146,6 +149,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         past,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
+        pending,
         ips,
         ports,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
@@ -319,8 +323,8 @@ pub(super) fn add(
     let nothing = BTreeMap::new();
     for (name, pod) in pods {
         let Some(&ip) = pod.ips.first() else {
-            // In Kubernetes it gets one in a moment.
-            if pod.injected {
+            // A pod that has just been made gets one in a moment.
+            if pod.injected && !pod.pending {
                 let message = "it has no status.podIP, so its proxy is not configured; give it one";
                 faults.note(pod.object, "/status/podIP", message);
             }
