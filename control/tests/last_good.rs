@@ -295,6 +295,13 @@ endpoints:
         problems[0].starts_with("e.yaml:8 EndpointSlice default/a-1: the endpoint 127.0.0.1 is left out"),
         "{problems:?}"
     );
+    // Of a pod that goes the slice may know a moment longer, and that is no problem.
+    for conditions in ["ready: false, serving: true, terminating: true", "ready: false"] {
+        let leaving = format!("{slice}    conditions: {{{conditions}}}\n");
+        let snapshot = compiled(&files(&[("e.yaml", &leaving), ("s.yaml", SERVICES)]));
+        assert!(snapshot.get(Kind::Endpoints, "default/a").unwrap().any.value.is_empty());
+        assert_eq!(messages(&snapshot), Vec::<String>::new(), "{conditions}");
+    }
 }
 
 #[test]

@@ -10,7 +10,11 @@ from world import SPACE, version
 MARKER = "digits-asked-in-team-a-0c1d6e52"
 DIGIT = [0, 0, 5, 13, 9, 1, 0, 0, 0, 0, 13, 15, 10, 15, 5, 0, 0, 3, 15, 2, 0, 11, 8, 0, 0, 4, 12, 0, 0, 8, 8, 0]
 DIGIT += [0, 5, 8, 0, 0, 9, 8, 0, 0, 4, 11, 0, 1, 12, 7, 0, 0, 2, 14, 5, 10, 12, 0, 0, 0, 0, 6, 13, 10, 0, 0, 0]
-REQUEST = {"id": MARKER, "inputs": [{"name": "image", "shape": [1, 64], "datatype": "FP32", "data": DIGIT}]}
+
+
+def asked(rows):
+    return {"id": MARKER, "inputs": [{"name": "image", "shape": [rows, 64], "datatype": "FP32", "data": DIGIT * rows}]}
+
 
 
 def namespace(name=SPACE, inject=True):
@@ -61,16 +65,18 @@ def service(name, selector, annotations=RETRY, space=SPACE, **more):
 
 
 def client(space=SPACE):
-    """Somebody to ask from, with the request in a file."""
+    """Somebody to ask from, with the requests in files."""
     volume = {"name": "request", "configMap": {"name": "request"}}
     container = stand("client", "pause") | {"volumeMounts": [{"name": "request", "mountPath": "/request"}]}
     pod = {"serviceAccountName": "client", "terminationGracePeriodSeconds": 1, "containers": [container], "volumes": [volume]}
     return workload("Deployment", "client", {"app": "client"}, pod, space=space)
 
 
-def request(space=SPACE):
+def requests(space=SPACE):
     metadata = {"name": "request", "namespace": space}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"digits.json": json.dumps(REQUEST)}}
+    # 64 rows are 16 KiB, from which on a sidecar has shared memory for them.
+    data = {"digits.json": json.dumps(asked(1)), "rows.json": json.dumps(asked(64))}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def job(name):

@@ -148,6 +148,8 @@ fn endpoints(
                 Some(name) => match pods.get(name) {
                     Some(pod) if pod.injected && pod.identity.is_none() => continue,
                     Some(pod) => pod.endpoint(name, ip),
+                    // On its way out: Kubernetes takes the endpoint away once it has taken the pod away.
+                    None if state(endpoint) != Some(false) => continue,
                     None => {
                         let message = format!(
                             "the endpoint {ip} is left out: its Pod {name} is not known or has ended, so nobody \

@@ -39,7 +39,7 @@ def its_own_checks_find_nothing_wrong(world):
 
 def a_label_gives_pods_their_sidecars(world):
     names = ("client", "digits-v1", "digits-v2")
-    world.cluster.apply(workloads.namespace(), *map(workloads.account, names), workloads.request())
+    world.cluster.apply(workloads.namespace(), *map(workloads.account, names), workloads.requests())
     world.cluster.apply(
         workloads.service("digits", {"app": "digits"}),
         *(workloads.service(f"digits-v{n}", {"app": "digits", "version": f"v{n}"}) for n in (1, 2)),

@@ -30,7 +30,7 @@ def asked(world, space, seen):
 
 def without_the_mesh_the_node_reads_everything(world):
     """So that what is not found below would have been."""
-    world.cluster.apply(workloads.namespace(PLAIN, inject=False), workloads.request(PLAIN))
+    world.cluster.apply(workloads.namespace(PLAIN, inject=False), workloads.requests(PLAIN))
     world.cluster.apply(*(workloads.account(name, PLAIN) for name in ("client", "digits-v1")))
     server = workloads.servers(1, 1)
     server["metadata"]["namespace"] = PLAIN
