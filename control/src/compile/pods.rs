@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::names::annotation;
@@ -47,6 +47,8 @@ pub(super) struct PodModel<'a> {
     pub node: String,
     /// It has not been started yet.
     pending: bool,
+    /// Nobody has heard of its node, and nobody has said that anything is wrong with it.
+    pub unheard: bool,
     /// Its addresses, one of each family at most; the application is reached at the first.
     ips: Vec<IpAddr>,
     /// TCP ports of the containers, and their names.
@@ -76,6 +78,15 @@ pub(super) fn read<'a>(view: &View<'a>, trust_domain: &str, faults: &mut Faults)
         }
     }
     pods
+}
+
+/// Whether a pod counts as not ready because its node has not been heard of, as after an outage of the API server: the kubelet's word, that all
+/// containers are ready, still stands. A gate that is closed says so itself.
+fn unheard(status: &PodStatus) -> bool {
+    let of = |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind);
+    let so = |kind: &str, value: &str| of(kind).is_some_and(|one| one.status == value);
+    let gate = of("Ready").and_then(|ready| ready.reason.as_deref()) == Some("ReadinessGatesNotReady");
+    so("Ready", "False") && so("ContainersReady", "True") && !gate
 }
 
 fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Faults) -> PodModel<'a> {
@@ -150,6 +161,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
         pending,
+        unheard: pod.status.as_ref().is_some_and(unheard),
         ips,
         ports,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),

@@ -4,10 +4,19 @@ import json
 import re
 import urllib.request
 
+import parts
 import workloads
 from world import SPACE, SYSTEM, Failure
 
 INSTALL = "penstock install | kubectl apply -f -"
+
+
+def readme():
+    """The commands of the README's quick start on Kubernetes, in their two blocks, word for word."""
+    text = (parts.HERE / "../../README.md").read_text(encoding="utf-8")
+    section = text[text.index("## On Kubernetes") :].split("\n## ")[0]
+    blocks = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [[line.split("  #")[0].strip() for line in block.splitlines()] for block in blocks]
 
 
 def problems(world):
@@ -20,8 +29,11 @@ def problems(world):
 
 def it_is_installed_by_two_commands(world):
     world.cluster.gateway_api()
-    world.shell("penstock check --pre")
-    world.shell(INSTALL)
+    commands = readme()[0]
+    if commands != ["penstock check --pre", INSTALL]:
+        raise Failure(f"the README has other commands: {commands}")
+    for command in commands:
+        world.shell(command)
     world.rolled_out("penstock-control", space=SYSTEM)
 
 
@@ -35,6 +47,18 @@ def its_own_checks_find_nothing_wrong(world):
     if warned:
         raise Failure(f"penstock check warns: {warned}")
     world.log(f"    {len(checks)} checks")
+
+
+def the_readmes_quick_start_does_what_it_says(world):
+    said = [(command, world.shell(command).stdout) for command in readme()[1]]
+    (pods,) = [text for command, text in said if command.startswith("kubectl get pods")]
+    if [line.split()[1] for line in pods.splitlines()[1:]] != ["2/2"] * 5:
+        raise Failure(pods)
+    before, after = [json.loads(text) for command, text in said if "stand load" in command]
+    versions = lambda outcome: {number for number in (1, 2) for answer in outcome["answers"] if f'"model_version":"{number}"' in answer}
+    if before["failed"] or after["failed"] or (versions(before), versions(after)) != ({1}, {1, 2}):
+        raise Failure(f"before {before}, after {after}")
+    world.shell("kubectl config set-context --current --namespace=default; kubectl delete namespace models --wait=false")
 
 
 def a_label_gives_pods_their_sidecars(world):
@@ -76,6 +100,7 @@ def each_pod_has_the_identity_of_its_account(world):
 STORIES = [
     it_is_installed_by_two_commands,
     its_own_checks_find_nothing_wrong,
+    the_readmes_quick_start_does_what_it_says,
     a_label_gives_pods_their_sidecars,
     each_pod_has_the_identity_of_its_account,
 ]

@@ -94,7 +94,7 @@ def expiries(world):
 def the_api_server_goes_away_and_nothing_is_lost(world):
     before = expiries(world)
     with world.load(f"{OUTAGE} s without an API server"):
-        world.cluster.stop("kube-apiserver")
+        world.cluster.stop("kube-apiserver", signal.SIGKILL)
         time.sleep(OUTAGE)
         world.cluster.bring("kube-apiserver")
         settled(world)
