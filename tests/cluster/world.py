@@ -152,11 +152,14 @@ class World:
             forward.terminate()
             forward.wait()
 
-    def renew(self):
-        """Has every proxy exchange its certificate now: each replica asks those that are connected to it."""
+    def each_replica(self, path, method="GET"):
+        """What each replica of control answers: it speaks for the proxies that are connected to it."""
+        said = []
         for pod in self.pods("app.kubernetes.io/component=control", SYSTEM):
             with self.api(f"pod/{pod['metadata']['name']}") as api:
-                urllib.request.urlopen(urllib.request.Request(f"{api}/renew", method="POST"), timeout=30).read()
+                asked = urllib.request.Request(api + path, method=method)
+                said.append(urllib.request.urlopen(asked, timeout=30).read().decode())
+        return said
 
     # Load.
 
