@@ -17,7 +17,7 @@ CONTROL = "app.kubernetes.io/component=control"
 # How long the API server stays away. PENSTOCK_OUTAGE=300 is what is promised, and is tried by hand.
 OUTAGE = int(os.environ.get("PENSTOCK_OUTAGE", "30"))
 # Certificates live so long while the root is rotated, since the old root stays until the last of them has expired.
-LEAF_SECONDS = 40
+LEAF_SECONDS = 30
 
 
 def holder(world):
@@ -94,7 +94,7 @@ def expiries(world):
 
 def the_api_server_goes_away_and_nothing_is_lost(world):
     before = expiries(world)
-    with world.load(f"{OUTAGE} s without an API server, and what comes after"):
+    with world.load(f"{OUTAGE} s without an API server, and what comes after", traffic.by_address(world)):
         world.cluster.stop("kube-apiserver", signal.SIGKILL)
         time.sleep(OUTAGE)
         world.cluster.bring("kube-apiserver")
