@@ -1,6 +1,7 @@
 """Control that restarts, dies, is upgraded, has no API server to ask, or another root: requests go on."""
 
 import base64
+import datetime
 import json
 import os
 import re
@@ -51,9 +52,11 @@ def a_holder_of_the_lease_that_is_killed_is_followed_by_another(world):
     pod = world.get("pod", before, space=SYSTEM)
     (process,) = world.processes("penstock-control", pod)
     with world.load("a control that is killed"):
+        killed = time.time()
         os.kill(process, signal.SIGKILL)
-        # The kubelet starts it again at once, under the same name; the Lease is free for whoever is there when it has run out.
-        world.until("the Lease is renewed again", lambda: renewed_since(world, before, time.time() - 5))
+        # The kubelet starts it again at once, under the same name; the other replica may have the Lease once it has run out.
+        after = world.until("the Lease is renewed again", lambda: renewed_since(world, killed + 1))
+        world.log(f"    held by {before}, then by {after}, {time.time() - killed:.0f} s later")
         settled(world)
         connected(world)
     # A pod is injected, whoever leads now.
@@ -61,10 +64,11 @@ def a_holder_of_the_lease_that_is_killed_is_followed_by_another(world):
     world.rolled_out("client")
 
 
-def renewed_since(world, before, moment):
+def renewed_since(world, moment):
+    """Who has renewed the Lease since then. Its times are UTC, with microseconds."""
     spec = world.get("lease", "penstock-control", space=SYSTEM)["spec"]
-    renewed = time.mktime(time.strptime(spec["renewTime"][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
-    return renewed > moment and (spec["holderIdentity"], spec.get("leaseTransitions"))
+    renewed = datetime.datetime.fromisoformat(spec["renewTime"]).timestamp()
+    return renewed > moment and spec["holderIdentity"]
 
 
 def control_is_upgraded_under_load(world):
