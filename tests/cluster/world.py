@@ -84,22 +84,30 @@ class World:
 
     def until(self, what, holds, patience=PATIENCE):
         """What `holds` answers once that is something; `holds` may fail meanwhile."""
-        end, trouble = time.monotonic() + patience, ""
+        began, trouble = time.monotonic(), ""
         while True:
             try:
                 seen = holds()
                 if seen:
+                    self.waited(what, began)
                     return seen
             except (Failure, KeyError, IndexError, json.JSONDecodeError) as error:
                 trouble = f": {error}"
-            if time.monotonic() > end:
+            if time.monotonic() > began + patience:
                 raise Failure(f"{what}: not within {patience} s{trouble}")
             time.sleep(LOOK)
 
+    def waited(self, what, began):
+        """Tells of long waits, so that a slow story tells why it is."""
+        took = time.monotonic() - began
+        if took > 10:
+            self.log(f"    {took:.0f} s until {what}")
+
     def rolled_out(self, *names, space=SPACE):
         for name in names:
-            name = name if "/" in name else f"deployment/{name}"
+            name, began = name if "/" in name else f"deployment/{name}", time.monotonic()
             self.kubectl("-n", space, "rollout", "status", name, f"--timeout={PATIENCE}s")
+            self.waited(f"{name} is rolled out", began)
 
     def container(self, pod, name):
         """The number of a container, as containerd knows it."""
