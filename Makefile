@@ -73,6 +73,7 @@ cluster: ## a Kubernetes of one node on this machine, from real parts, with this
 	$(CLUSTER) up
 	$(CLUSTER) images --bins "$(TARGET)/debug"
 	$(CLUSTER) status
+	@echo 'export PATH="$(TARGET)/debug:$$PATH"   # for penstock'
 
 .PHONY: cluster-down
 cluster-down: ## end it; nothing is left behind
