@@ -37,7 +37,10 @@ BOUNDS = {
     "penstock_prepare_nv12": 64,
     "penstock_prepare_i420": 64,
     "penstock_convert_same": 40,
+    "penstock_convert_same_wide": 48,
     "penstock_convert_turned": 48,
+    "penstock_convert_turned_wide": 64,
+    "penstock_tables": 40,
     "penstock_gather": 40,
     "penstock_scatter": 40,
 }

@@ -70,6 +70,69 @@ DEV float of_f16(u32 bits) {
     return float_of(sign | magnitude);
 }
 
+/* Eight elements that are moved at once. */
+typedef struct {
+    float of[8];
+} Eight;
+
+/* Element `at` and the seven behind it. The first lies at a multiple of eight elements, up to 16 bytes. */
+DEV Eight load_eight(u64 from, u32 dtype, u64 at) {
+    Eight eight;
+    if (dtype == DTYPE_U8) {
+        u64 bytes = read64(from + at);
+        UNROLL(unroll)
+        for (u32 n = 0; n < 8; n++) {
+            eight.of[n] = (float)(u32)(bytes >> 8 * n & 0xff);
+        }
+    } else if (dtype == DTYPE_F32) {
+        UNROLL(unroll)
+        for (u32 half = 0; half < 2; half++) {
+            Wide wide = read_wide(from + 4 * at + 16 * half);
+            UNROLL(unroll)
+            for (u32 n = 0; n < 4; n++) {
+                eight.of[4 * half + n] = float_of(wide.part[n]);
+            }
+        }
+    } else {
+        Wide wide = read_wide(from + 2 * at);
+        UNROLL(unroll)
+        for (u32 n = 0; n < 8; n++) {
+            u32 bits = wide.part[n / 2] >> 16 * (n % 2) & 0xffff;
+            eight.of[n] = dtype == DTYPE_F16 ? of_f16(bits) : float_of(bits << 16);
+        }
+    }
+    return eight;
+}
+
+DEV void store_eight(u64 to, u32 dtype, u64 at, const Eight *eight) {
+    if (dtype == DTYPE_U8) {
+        u64 bytes = 0;
+        UNROLL(unroll)
+        for (u32 n = 0; n < 8; n++) {
+            bytes |= (u64)u8_of(eight->of[n]) << 8 * n;
+        }
+        *(u64 *)(to + at) = bytes;
+    } else if (dtype == DTYPE_F32) {
+        UNROLL(unroll)
+        for (u32 half = 0; half < 2; half++) {
+            Wide wide;
+            UNROLL(unroll)
+            for (u32 n = 0; n < 4; n++) {
+                wide.part[n] = bits_of(eight->of[4 * half + n]);
+            }
+            *(Wide *)(to + 4 * at + 16 * half) = wide;
+        }
+    } else {
+        Wide wide;
+        UNROLL(unroll)
+        for (u32 n = 0; n < 4; n++) {
+            float low = eight->of[2 * n], high = eight->of[2 * n + 1];
+            wide.part[n] = dtype == DTYPE_F16 ? f16_of(low) | f16_of(high) << 16 : bf16_of(low) | bf16_of(high) << 16;
+        }
+        *(Wide *)(to + 2 * at) = wide;
+    }
+}
+
 DEV float load(u64 from, u32 dtype, u64 at) {
     switch (dtype) {
     case DTYPE_U8:

@@ -8,8 +8,8 @@
 
 #define TILE_X 32
 #define TILE_Y 8
-/* Pixels of a strip: 12 KiB, of which four blocks fit where a multiprocessor has the least shared memory. */
-#define STRIP 4096
+/* Bytes of a strip, of which four blocks fit where a multiprocessor has the least shared memory. */
+#define STRIP 12288
 
 typedef struct {
     u64 images;  /* Image[], one for each tensor of the batch */
@@ -22,8 +22,10 @@ typedef struct {
 } Prepare;
 SIZE_IS(Prepare, 72);
 
+/* The rows of a tile, one behind the other, as the source has them: three bytes a pixel, or one. Each begins at a multiple of
+ * sixteen bytes of the source's row. Behind the last one lies what a word that ends there reads too much. */
 typedef struct {
-    u8 red[STRIP], green[STRIP], blue[STRIP];
+    Wide of[STRIP / 16 + 1];
 } Strip;
 
 /* What the tile needs of the image, as it is stored. */
@@ -72,11 +74,12 @@ DEV Tile tile_of(const Prepare *job, const Image *image, Place block) {
         tile.columns = tile.rows = 0;
         return tile;
     }
-    const u32 *bounds = (const u32 *)job->bounds + image->across.bounds;
-    u32 last = tile.left + tile.columns - 1;
-    tile.first = bounds[2 * tile.left];
-    tile.end = bounds[2 * last] + bounds[2 * last + 1];
-    tile.at_once = STRIP / tile.rows;
+    Window first = window_of(&image->across, job->bounds, job->weights, tile.left);
+    Window last = window_of(&image->across, job->bounds, job->weights, tile.left + tile.columns - 1);
+    tile.first = first.first;
+    tile.end = last.first + last.count;
+    /* Where a row begins and ends in the strip takes up to 30 bytes more. */
+    tile.at_once = (STRIP / tile.rows - 30) / 3;
     return tile;
 }
 
@@ -105,50 +108,115 @@ DEV u32 prepare_begin(const Prepare *job, Place block, Place thread, Thread *own
     return own->tile.at_once == 0 ? 0 : (wide + own->tile.at_once - 1) / own->tile.at_once;
 }
 
-/* Columns of one step. */
-DEV u32 step_of(const Tile *tile, u32 step, u32 *first) {
-    *first = tile->first + step * tile->at_once;
-    u32 rest = tile->end - *first;
-    return rest < tile->at_once ? rest : tile->at_once;
+/* What one step has in the strip. */
+typedef struct {
+    u32 first, columns; /* of the source */
+    u32 begin;          /* the byte of the source's row with which a row of the strip begins */
+    u32 wides;          /* of a row of the strip, sixteen bytes each */
+} Step;
+
+DEV Step step_of(const Tile *tile, u32 samples, u32 number) {
+    Step step;
+    step.first = tile->first + number * tile->at_once;
+    u32 rest = tile->end - step.first;
+    step.columns = rest < tile->at_once ? rest : tile->at_once;
+    step.begin = step.first * samples / 16 * 16;
+    step.wides = ((step.first + step.columns) * samples - step.begin + 15) / 16;
+    return step;
 }
 
-/* Stage 1: columns of the source into the strip. */
-DEV void prepare_columns(const Prepare *job, u32 format, Place block, Place thread, u32 step, const Thread *own,
+/* Stage 1 of a frame of video: columns of the source into the strip, as RGB. */
+DEV void prepare_columns(const Prepare *job, u32 format, Place thread, const Image *image, const Step *step, const Tile *tile,
                          Strip *strip) {
-    const Image *image = image_of(job, block);
-    u32 first;
-    u32 columns = step_of(&own->tile, step, &first);
+    u8 *bytes = (u8 *)strip->of;
     UNROLL(unroll 1)
-    for (u32 at = thread.y * TILE_X + thread.x; at < columns * own->tile.rows; at += TILE_X * TILE_Y) {
-        u32 x = first + at % columns;
-        u32 to = own->tile.top + at / columns;
-        Rgb rgb = column(image, format, (const u32 *)job->bounds, (const i16 *)job->weights, x, to);
-        strip->red[at] = rgb.red;
-        strip->green[at] = rgb.green;
-        strip->blue[at] = rgb.blue;
+    for (u32 row = thread.y; row < tile->rows; row += TILE_Y) {
+        UNROLL(unroll 1)
+        for (u32 x = thread.x; x < step->columns; x += TILE_X) {
+            Rgb rgb = column(image, format, job->bounds, job->weights, step->first + x, tile->top + row);
+            u32 at = 16 * row * step->wides + 3 * (step->first + x) - step->begin;
+            bytes[at] = rgb.red;
+            bytes[at + 1] = rgb.green;
+            bytes[at + 2] = rgb.blue;
+        }
     }
+}
+
+/* The same of pixels whose bytes lie side by side: sixteen bytes at once. */
+DEV void prepare_samples(const Prepare *job, Place thread, const Image *image, const Step *step, const Tile *tile,
+                         Strip *strip) {
+    /* Read once: what is written to the strip could be anywhere, for all a compiler knows. */
+    Image source = *image;
+    u32 unlike = (u32)source.planes[0] | source.strides[0];
+    UNROLL(unroll 1)
+    for (u32 n = thread.y * TILE_X + thread.x; n < tile->rows * step->wides; n += TILE_X * TILE_Y) {
+        u32 row = n / step->wides;
+        u32 at = step->begin + 16 * (n - row * step->wides);
+        u32 to = tile->top + row;
+        if (unlike % 16 == 0 && at + 16 <= source.row) {
+            strip->of[n] = sixteen_columns(&source, job->bounds, job->weights, to, at);
+            continue;
+        }
+        u32 *words = strip->of[n].part;
+        UNROLL(unroll 1)
+        for (u32 end = at + 16; at < end; at += 4, words++) {
+            *words = four_columns(&source, job->bounds, job->weights, to, at, unlike % 4 == 0 && at + 4 <= source.row);
+        }
+    }
+}
+
+DEV void prepare_strip(const Prepare *job, u32 format, Place block, Place thread, u32 number, const Tile *tile, Strip *strip) {
+    const Image *image = image_of(job, block);
+    u32 samples = samples_of(format);
+    Step step = step_of(tile, samples == 0 ? 3 : samples, number);
+    if (samples == 0) {
+        prepare_columns(job, format, thread, image, &step, tile, strip);
+    } else {
+        prepare_samples(job, thread, image, &step, tile, strip);
+    }
+}
+
+/* Two pixels of the strip that lie side by side from byte `at` on, by their weights; `weights` is 0 in its upper half for one. */
+DEV void weigh_two(Sums *sums, u32 format, const Strip *strip, u32 at, u32 weights) {
+    const u32 *words = (const u32 *)strip->of + at / 4;
+    u32 first = shifted(words[0], words[1], at % 4);
+    if (format == FORMAT_GRAY) {
+        sums->red = dot_low(weights, first, sums->red);
+        return;
+    }
+    /* Red, green, blue, red; green, blue. */
+    u32 second = shifted(words[1], words[2], at % 4);
+    u32 red_green = picked(first, second, 0x4130);
+    sums->red = dot_low(weights, red_green, sums->red);
+    sums->green = dot_high(weights, red_green, sums->green);
+    sums->blue = dot_low(weights, picked(first, second, 0x5252), sums->blue);
 }
 
 /* Stage 2: what the strip has of the thread's pixel. */
-DEV void prepare_rows(const Prepare *job, Place block, u32 step, Thread *own, const Strip *strip) {
+DEV void prepare_rows(const Prepare *job, u32 format, Place block, u32 number, Thread *own, const Strip *strip) {
     if (!own->inside) {
         return;
     }
-    Axis across = image_of(job, block)->across;
-    u32 first;
-    u32 columns = step_of(&own->tile, step, &first);
-    const u32 *bounds = (const u32 *)job->bounds + across.bounds + 2 * own->x;
-    const i16 *weights = (const i16 *)job->weights + across.weights + (u64)own->x * across.window;
-    u32 begin = bounds[0] > first ? bounds[0] : first;
-    u32 end = bounds[0] + bounds[1] < first + columns ? bounds[0] + bounds[1] : first + columns;
-    u32 line = (own->y - own->tile.top) * columns;
+    const Image *image = image_of(job, block);
+    u32 samples = format == FORMAT_GRAY ? 1 : 3;
+    Step step = step_of(&own->tile, samples, number);
+    Window window = window_of(&image->across, job->bounds, job->weights, own->x);
+    u32 end = step.first + step.columns;
+    u32 x = window.first > step.first ? window.first : step.first;
+    end = window.first + window.count < end ? window.first + window.count : end;
+    u32 at = 16 * (own->y - own->tile.top) * step.wides + x * samples - step.begin;
+    u64 weights = window.weights + 2 * (x - window.first);
+    /* Pairs begin with an even weight, and none reaches into the next step. */
+    if (x < end && (x - window.first) % 2 != 0) {
+        weigh_two(&own->sums, format, strip, at, (u16)read_i16(weights));
+        x += 1, at += samples, weights += 2;
+    }
     UNROLL(unroll 2)
-    for (u32 x = begin; x < end; x++) {
-        Rgb rgb;
-        rgb.red = strip->red[line + x - first];
-        rgb.green = strip->green[line + x - first];
-        rgb.blue = strip->blue[line + x - first];
-        weigh(&own->sums, weights[x - bounds[0]], rgb);
+    for (; x + 1 < end; x += 2, at += 2 * samples, weights += 4) {
+        weigh_two(&own->sums, format, strip, at, read32(weights));
+    }
+    if (x < end) {
+        weigh_two(&own->sums, format, strip, at, (u16)read_i16(weights));
     }
 }
 
@@ -158,7 +226,7 @@ DEV float one_of(const float *three, u32 channel) {
 }
 
 /* Stage 3: the pixel, or the margin, into the tensor. */
-DEV void prepare_end(const Prepare *job, Place block, Place thread, const Thread *own) {
+DEV void prepare_end(const Prepare *job, u32 format, Place block, Place thread, const Thread *own) {
     u32 x = block.x * TILE_X + thread.x;
     u32 y = block.y * TILE_Y + thread.y;
     if (x >= job->width || y >= job->height) {
@@ -168,6 +236,9 @@ DEV void prepare_end(const Prepare *job, Place block, Place thread, const Thread
     Rgb rgb;
     if (own->inside) {
         rgb = rounded(own->sums, image->across.precision);
+        if (format == FORMAT_GRAY) {
+            rgb.green = rgb.blue = rgb.red;
+        }
     } else {
         rgb.red = image->pad[0];
         rgb.green = image->pad[1];
@@ -194,12 +265,12 @@ DEV void prepare_end(const Prepare *job, Place block, Place thread, const Thread
         Thread own;                                                                             \
         u32 steps = prepare_begin(&job, block, thread, &own);                                   \
         for (u32 step = 0; step < steps; step++) {                                              \
-            prepare_columns(&job, format, block, thread, step, &own, &strip);                   \
+            prepare_strip(&job, format, block, thread, step, &own.tile, &strip);                \
             __syncthreads();                                                                    \
-            prepare_rows(&job, block, step, &own, &strip);                                      \
+            prepare_rows(&job, format, block, step, &own, &strip);                              \
             __syncthreads();                                                                    \
         }                                                                                       \
-        prepare_end(&job, block, thread, &own);                                                 \
+        prepare_end(&job, format, block, thread, &own);                                         \
     }
 #else
 #define PREPARE(name, format)                                                                   \
@@ -210,10 +281,10 @@ DEV void prepare_end(const Prepare *job, Place block, Place thread, const Thread
         u32 steps = 0;                                                                          \
         EACH(threads, steps = prepare_begin(job, block, thread, &own[number]))                  \
         for (u32 step = 0; step < steps; step++) {                                              \
-            EACH(threads, prepare_columns(job, format, block, thread, step, &own[number], &strip)) \
-            EACH(threads, prepare_rows(job, block, step, &own[number], &strip))                 \
+            EACH(threads, prepare_strip(job, format, block, thread, step, &own[number].tile, &strip)) \
+            EACH(threads, prepare_rows(job, format, block, step, &own[number], &strip))       \
         }                                                                                       \
-        EACH(threads, prepare_end(job, block, thread, &own[number]))                            \
+        EACH(threads, prepare_end(job, format, block, thread, &own[number]))                    \
     }
 #endif
 

@@ -1,4 +1,4 @@
-/* Rows of a batch by a list: gathered from where they lie, or scattered to where they belong. */
+/* Rows of a batch by a list: gathered from where they lie, or scattered to where they belong; and the tables of launches. */
 #include "convert.cu"
 
 #define ROWS_THREADS 256
@@ -71,5 +71,21 @@ DEV void rows_scatter(const Rows *job, Place block, Place thread) {
     }
 }
 
+/* The tables of the launch behind it, out of pinned memory of the host: a copy would stand in line behind those that are on
+ * their way on other streams, and the launch with it. */
+typedef struct {
+    u64 from, to;
+    u64 wides; /* sixteen bytes each */
+} Tables;
+SIZE_IS(Tables, 24);
+
+DEV void tables_fetch(const Tables *job, Place block, Place thread) {
+    u64 at = (u64)block.x * ROWS_THREADS + thread.x;
+    if (at < job->wides) {
+        ((Wide *)job->to)[at] = ((const Wide *)job->from)[at];
+    }
+}
+
+SIMPLE(penstock_tables, Tables, tables_fetch)
 SIMPLE(penstock_gather, Rows, rows_gather)
 SIMPLE(penstock_scatter, Rows, rows_scatter)

@@ -82,6 +82,87 @@ DEV float float_of(u32 bits) {
 #endif
 }
 
+/* Reads of memory that nobody writes while a kernel runs: a GPU may keep them in its read-only cache, and begin them early. */
+#ifdef __CUDACC__
+DEV u32 read8(u64 address) { return __ldg((const u8 *)address); }
+DEV i32 read_i16(u64 address) { return __ldg((const i16 *)address); }
+DEV u32 read32(u64 address) { return __ldg((const u32 *)address); }
+DEV u64 read64(u64 address) { return __ldg((const u64 *)address); }
+DEV Wide read_wide(u64 address) {
+    uint4 four = __ldg((const uint4 *)address);
+    Wide wide = {{four.x, four.y, four.z, four.w}};
+    return wide;
+}
+#else
+DEV u32 read8(u64 address) { return *(const u8 *)address; }
+DEV i32 read_i16(u64 address) { return *(const i16 *)address; }
+DEV u32 read32(u64 address) { return *(const u32 *)address; }
+DEV u64 read64(u64 address) { return *(const u64 *)address; }
+DEV Wide read_wide(u64 address) { return *(const Wide *)address; }
+#endif
+
+/* Bytes of two words, by their numbers: 0 to 3 are those of `low`, the lowest first, 4 to 7 those of `high`. The lowest four bits
+ * of `which` say the lowest byte. */
+DEV u32 picked(u32 low, u32 high, u32 which) {
+#ifdef __CUDACC__
+    return __byte_perm(low, high, which);
+#else
+    u64 both = (u64)high << 32 | low;
+    u32 result = 0;
+    for (u32 n = 0; n < 4; n++) {
+        result |= (u32)(both >> 8 * (which >> 4 * n & 7) & 0xff) << 8 * n;
+    }
+    return result;
+#endif
+}
+
+/* The word that begins `bytes` (0 to 3) bytes behind where `low` begins. */
+DEV u32 shifted(u32 low, u32 high, u32 bytes) {
+#ifdef __CUDACC__
+    return __funnelshift_r(low, high, 8 * bytes);
+#else
+    return (u32)(((u64)high << 32 | low) >> 8 * bytes);
+#endif
+}
+
+/* `add` and two products: of the two signed halves of `weights` and the two low bytes of `bytes`, or the two high ones. */
+DEV i32 dot_low(u32 weights, u32 bytes, i32 add) {
+#ifdef __CUDACC__
+    i32 result;
+    asm("dp2a.lo.s32.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(weights), "r"(bytes), "r"(add));
+    return result;
+#else
+    return add + (i16)(weights & 0xffff) * (i32)(bytes & 0xff) + (i16)(weights >> 16) * (i32)(bytes >> 8 & 0xff);
+#endif
+}
+
+DEV i32 dot_high(u32 weights, u32 bytes, i32 add) {
+#ifdef __CUDACC__
+    i32 result;
+    asm("dp2a.hi.s32.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(weights), "r"(bytes), "r"(add));
+    return result;
+#else
+    return dot_low(weights, bytes >> 16, add);
+#endif
+}
+
+/* Four numbers as bytes, the first the lowest; what is below 0 or above 255 becomes that. */
+DEV u32 clipped(i32 first, i32 second, i32 third, i32 fourth) {
+#ifdef __CUDACC__
+    u32 upper, result;
+    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(upper) : "r"(fourth), "r"(third), "r"(0));
+    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(second), "r"(first), "r"(upper));
+    return result;
+#else
+    i32 all[4] = {first, second, third, fourth};
+    u32 result = 0;
+    for (u32 n = 0; n < 4; n++) {
+        result |= (u32)(all[n] < 0 ? 0 : all[n] > 255 ? 255 : all[n]) << 8 * n;
+    }
+    return result;
+#endif
+}
+
 /* Rounded, and never fused with what comes after. */
 DEV float product(float a, float b) {
 #ifdef __CUDACC__

@@ -428,7 +428,7 @@ async fn photographs_become_tensors_by_a_kernel_to_the_same_bits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn photographs_whose_kernel_fails_are_made_by_the_cpu_after_all() {
-    for script in ["lose=cuLaunchKernel:719@12", "fail=cuLaunchKernel:701@12"] {
+    for script in ["lose=cuLaunchKernel:719@24", "fail=cuLaunchKernel:701@24"] {
         let bed = with_pipeline("ipc,always", Wrong { sidecar: script, ..Wrong::default() }).await;
         wait_until("a kernel has made rows", PATIENCE, async || {
             many_photographs(&bed, 1, 4).await;

@@ -25,7 +25,7 @@ pub(super) struct Image {
     pub(super) down: Axis,
     pub(super) factors: [i32; 6],
     pub(super) pad: [u8; 4],
-    pub(super) unused: u32,
+    pub(super) row: u32,
 }
 
 /// `Prepare` of prepare.cu.
@@ -78,7 +78,16 @@ pub(super) struct Rows {
     pub(super) unused: u32,
 }
 
+/// `Tables` of rows.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Tables {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) wides: u64,
+}
+
 const _: () = {
     assert!(size_of::<Axis>() == 16 && size_of::<Image>() == 128 && size_of::<Prepare>() == 72);
-    assert!(size_of::<Convert>() == 64 && size_of::<Rows>() == 64);
+    assert!(size_of::<Convert>() == 64 && size_of::<Rows>() == 64 && size_of::<Tables>() == 24);
 };

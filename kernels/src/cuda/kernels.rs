@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::args;
 use super::images::{IMAGES, fitting};
 use super::memory::Pinned;
-use super::sys::Handle;
+use super::sys::{Api, Handle};
 use super::{Context, DeviceMemory, Error, Kind, Pending, Span, Stream};
 use crate::fused::{Axis, Format, Frame, Misfit, Part, Tensor, check};
 use crate::normalise::{Channels, Dtype, Layout};
@@ -20,6 +20,8 @@ const TILE: [u32; 2] = [32, 8];
 /// Threads of the other kernels' blocks, and elements of such a thread.
 const THREADS: u32 = 256;
 const EACH: u64 = 4;
+/// What tensors begin at a multiple of, for kernels to move sixteen bytes at once.
+const WIDE: u64 = 16;
 /// Rows or images of one launch: the most blocks there may be in the second and third direction.
 const MOST: usize = 65_535;
 /// What addresses of tables are multiples of.
@@ -35,7 +37,9 @@ struct Inner {
     module: Handle,
     /// By format.
     prepare: [Handle; 4],
-    convert: [Handle; 2],
+    /// By whether layouts differ, and whether eight elements are moved at once.
+    convert: [[Handle; 2]; 2],
+    tables: Handle,
     gather: Handle,
     scatter: Handle,
     machine: bool,
@@ -235,7 +239,8 @@ impl Kernels {
             context: context.clone(),
             module,
             prepare: [none; 4],
-            convert: [none; 2],
+            convert: [[none; 2]; 2],
+            tables: none,
             gather: none,
             scatter: none,
             machine,
@@ -254,7 +259,11 @@ impl Kernels {
             find(c"penstock_prepare_nv12")?,
             find(c"penstock_prepare_i420")?,
         ];
-        inner.convert = [find(c"penstock_convert_same")?, find(c"penstock_convert_turned")?];
+        inner.convert = [
+            [find(c"penstock_convert_same")?, find(c"penstock_convert_same_wide")?],
+            [find(c"penstock_convert_turned")?, find(c"penstock_convert_turned_wide")?],
+        ];
+        inner.tables = find(c"penstock_tables")?;
         inner.gather = find(c"penstock_gather")?;
         inner.scatter = find(c"penstock_scatter")?;
         Ok(Self(Arc::new(inner)))
@@ -320,7 +329,7 @@ impl Kernels {
                 down,
                 factors: frame.factors(),
                 pad: [part.pad[0], part.pad[1], part.pad[2], 0],
-                unused: 0,
+                row: frame.row(),
             });
         }
         // Tables are addressed with 32 bits, which a batch of thousands of large images, all different, would not fit.
@@ -408,12 +417,23 @@ impl Kernels {
             to_layout: layout(conversion.to.1),
             plain: u32::from(conversion.factors.is_none()),
         };
-        let (threads, each) = if same { (elements as u64, EACH) } else { ((rows * pixels) as u64, 1) };
+        // Eight at once, where both sides can be read and written so.
+        let wide = [from, to].iter().all(|span| span.address().is_multiple_of(WIDE))
+            && (same || channels == 3 && pixels.is_multiple_of(8));
+        let threads = if same { elements } else { rows * pixels } as u64;
+        let each = if wide {
+            8
+        } else if same {
+            EACH
+        } else {
+            1
+        };
         let blocks = threads.div_ceil(u64::from(THREADS) * each);
         let blocks = u32::try_from(blocks).ok().filter(|blocks| i32::try_from(*blocks).is_ok());
         let grid = [blocks.ok_or(Order::Count(elements))?, 1, 1];
         let used = self.uses(tables, [from, to]);
-        self.launch(stream, self.0.convert[usize::from(!same)], grid, [THREADS, 1, 1], &job, used)
+        let function = self.0.convert[usize::from(!same)][usize::from(wide)];
+        self.launch(stream, function, grid, [THREADS, 1, 1], &job, used)
     }
 
     /// Row `n` of the target becomes row `list[n]` of the source; zeros, where there is none such. The target has no
@@ -524,54 +544,67 @@ impl Kernels {
         if stream.context() != context || used.uses.iter().any(|memory| memory.context() != context) {
             return Err(Order::Device);
         }
-        let mut job = *job;
-        let mut params = [(&raw mut job).cast::<c_void>()];
-        let upload = used.tables.as_ref().and_then(|borrowed| {
+        // Fetched by a kernel, since a copy would wait for those of other streams.
+        let tables = used.tables.as_ref().and_then(|borrowed| {
             let Tables { host, device } = borrowed.tables.as_ref()?;
-            Some((device.whole().address(), host.base().as_ptr().cast::<c_void>(), borrowed.bytes))
+            let (from, to) = (host.base().as_ptr() as u64, device.whole().address());
+            Some(args::Tables { from, to, wides: borrowed.bytes.div_ceil(16) as u64 })
         });
+        let fetch = self.0.tables;
         let started = stream.start(used, |api, stream| {
-            let none = std::ptr::null_mut();
-            if let Some((to, from, bytes)) = upload {
-                // SAFETY: pinned memory and memory of the device, both as long, and both kept.
-                let code = unsafe { (api.copy_to_device)(to, from, bytes, stream) };
+            if let Some(tables) = tables {
+                let blocks = tables.wides.div_ceil(u64::from(THREADS)) as u32;
+                // SAFETY: pinned memory, which a device reads at the host's address, and memory of the device; both are as
+                // long, in sixteens, and both are kept.
+                let code = unsafe { start(api, stream, fetch, [blocks, 1, 1], [THREADS, 1, 1], &tables) };
                 if code != 0 {
-                    return ("uploading a kernel's tables", "cuMemcpyHtoDAsync_v2", code);
+                    return ("fetching a kernel's tables", "cuLaunchKernel", code);
                 }
             }
-            // SAFETY: the kernel takes this struct, which the driver copies; what it points to was checked, and is
-            // kept.
-            let code = unsafe {
-                (api.launch)(
-                    function,
-                    grid[0],
-                    grid[1],
-                    grid[2],
-                    block[0],
-                    block[1],
-                    block[2],
-                    0,
-                    stream,
-                    params.as_mut_ptr(),
-                    none,
-                )
-            };
+            // SAFETY: what the arguments point to was checked, and is kept.
+            let code = unsafe { start(api, stream, function, grid, block, job) };
             ("launching a kernel", "cuLaunchKernel", code)
         });
         Ok(started?)
     }
 }
 
+/// Launches a kernel, whose arguments the driver copies.
+///
+/// # Safety
+///
+/// The kernel takes a `T`, and what that points to stays until it has run.
+unsafe fn start<T: Copy>(
+    api: &Api,
+    stream: Handle,
+    function: Handle,
+    grid: [u32; 3],
+    block: [u32; 3],
+    job: &T,
+) -> i32 {
+    let none = std::ptr::null_mut();
+    let mut job = *job;
+    let mut params = [(&raw mut job).cast::<c_void>()];
+    let ([across, down, deep], [x, y, z]) = (grid, block);
+    // SAFETY: the caller's.
+    unsafe { (api.launch)(function, across, down, deep, x, y, z, 0, stream, params.as_mut_ptr(), none) }
+}
+
 /// Adds an axis to the tables of a launch.
 fn append(axis: &Axis, bounds: &mut Vec<[u32; 2]>, weights: &mut Vec<i16>) -> args::Axis {
+    // Kernels read weights two at a time.
+    let window = axis.window.next_multiple_of(2);
     let at = args::Axis {
         bounds: 2 * bounds.len() as u32,
         weights: weights.len() as u32,
-        window: axis.window as u32,
+        window: window as u32,
         precision: axis.precision,
     };
     bounds.extend(&axis.bounds);
-    weights.extend(&axis.weights);
+    for own in axis.weights.chunks_exact(axis.window) {
+        weights.extend(own);
+        weights.extend(std::iter::repeat_n(0, window - axis.window));
+    }
     at
 }
 

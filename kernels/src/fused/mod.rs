@@ -95,6 +95,11 @@ impl Frame {
         }
     }
 
+    /// Bytes of a row of the first plane.
+    pub(crate) fn row(&self) -> u32 {
+        self.shape()[0].1
+    }
+
     /// How many bytes it needs; `None`: it is no frame.
     pub fn bytes(&self) -> Option<usize> {
         let sides = 1..=SIDE;

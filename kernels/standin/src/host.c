@@ -32,7 +32,10 @@ static const struct {
     {"penstock_prepare_nv12", penstock_prepare_nv12, sizeof(Prepare), TILE_X * TILE_Y},
     {"penstock_prepare_i420", penstock_prepare_i420, sizeof(Prepare), TILE_X * TILE_Y},
     {"penstock_convert_same", penstock_convert_same, sizeof(Convert), CONVERT_THREADS},
+    {"penstock_convert_same_wide", penstock_convert_same_wide, sizeof(Convert), CONVERT_THREADS},
     {"penstock_convert_turned", penstock_convert_turned, sizeof(Convert), CONVERT_THREADS},
+    {"penstock_convert_turned_wide", penstock_convert_turned_wide, sizeof(Convert), CONVERT_THREADS},
+    {"penstock_tables", penstock_tables, sizeof(Tables), ROWS_THREADS},
     {"penstock_gather", penstock_gather, sizeof(Rows), ROWS_THREADS},
     {"penstock_scatter", penstock_scatter, sizeof(Rows), ROWS_THREADS},
 };

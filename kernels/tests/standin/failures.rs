@@ -176,9 +176,14 @@ fn a_launch_that_fails_is_no_end_of_launches() {
     let rows = Rows { count: 1, bytes: KB, stride: KB };
     let (from, to) = (memory.span(0..KB).unwrap(), memory.span(KB..2 * KB).unwrap());
     let launch = || kernels.gather(&stream, &[0], (&from, rows), (&to, rows));
-    for fault in ["fail=cuLaunchKernel:701", "fail=cuMemcpyHtoDAsync_v2:1"] {
+    // Its tables are fetched by a launch of their own.
+    for (fault, doing) in [
+        ("fail=cuLaunchKernel:701", "fetching a kernel's tables"),
+        ("fail=cuLaunchKernel:701@2", "launching a kernel"),
+    ] {
         standin.script(fault);
-        assert!(matches!(launch().unwrap_err(), Order::Driver(_)), "{fault}");
+        let Order::Driver(error) = launch().unwrap_err() else { panic!("{fault}: not the driver's") };
+        assert_eq!(error.doing, doing);
         launch().unwrap().wait().unwrap();
     }
     // Another launch needs tables of its own, and there are none to be had; later there are.
@@ -188,7 +193,7 @@ fn a_launch_that_fails_is_no_end_of_launches() {
     assert_eq!(error.kind(), Kind::OutOfMemory);
     launch().unwrap().wait().unwrap();
     drop(kept);
-    standin.script("lose=cuLaunchKernel:719");
+    standin.script("lose=cuLaunchKernel:719@2");
     let Order::Driver(error) = launch().unwrap_err() else { panic!("not the driver's") };
     assert_eq!((error.kind(), error.doing), (Kind::DeviceLost, "launching a kernel"));
 }

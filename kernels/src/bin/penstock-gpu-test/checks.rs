@@ -92,8 +92,11 @@ fn convert(bed: &Bed, rounds: u32) -> Result<String, Failure> {
     let mut dice = bed.dice(10);
     let mut elements = 0;
     for round in 0..rounds * 4 {
-        let (rows, channels) = (1 + dice.below(4) as usize, 1 + dice.below(5) as usize);
-        let pixels = 1 + dice.below(5000) as usize;
+        // Every other time as pictures are: eight pixels of three channels are moved at once.
+        let picture = round % 2 == 0;
+        let rows = 1 + dice.below(4) as usize;
+        let channels = if picture { 3 } else { 1 + dice.below(5) as usize };
+        let pixels = if picture { 8 * (1 + dice.below(600) as usize) } else { 1 + dice.below(5000) as usize };
         let (from, to) = ((dice.dtype(), dice.layout()), (dice.dtype(), dice.layout()));
         let factors = (dice.below(2) == 0).then(|| {
             (0..channels)

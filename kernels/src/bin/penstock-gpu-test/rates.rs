@@ -17,6 +17,8 @@ struct Sizes {
     batch: usize,
     /// Runs of each measurement, of which the median counts.
     runs: usize,
+    /// Launches of a run, one behind the other: by itself one would be shorter than it takes to start it.
+    launches: usize,
 }
 
 /// Seconds of the device for what `work` starts, the median of some runs.
@@ -36,6 +38,16 @@ fn seconds(
     Ok(times[sizes.runs / 2].max(1e-9))
 }
 
+/// The same, of one launch among several.
+fn seconds_each(
+    sizes: &Sizes,
+    stream: &Stream,
+    mut launch: impl FnMut() -> Result<(), Failure>,
+) -> Result<f64, Failure> {
+    let all = seconds(sizes, stream, || (0..sizes.launches).try_for_each(|_| launch()))?;
+    Ok(all / sizes.launches as f64)
+}
+
 /// One line: so many bytes in so many seconds, beside a rate.
 fn line(name: &str, bytes: usize, seconds: f64, beside: Option<(&str, f64)>) -> f64 {
     let rate = bytes as f64 / seconds / 1e9;
@@ -51,9 +63,9 @@ fn line(name: &str, bytes: usize, seconds: f64, beside: Option<(&str, f64)>) -> 
 /// Prints them all.
 pub(crate) fn table(bed: &Bed, standin: bool) -> Result<(), Failure> {
     let sizes = if standin {
-        Sizes { copy: 12 << 20, batch: 1, runs: 1 }
+        Sizes { copy: 12 << 20, batch: 1, runs: 1, launches: 1 }
     } else {
-        Sizes { copy: 240 << 20, batch: 64, runs: 7 }
+        Sizes { copy: 240 << 20, batch: 64, runs: 7, launches: 10 }
     };
     if standin {
         println!("STAND-IN: rates of this CPU, which say nothing about a GPU");
@@ -123,7 +135,7 @@ fn aloft<T: Send + 'static>(started: Result<Pending<T>, impl Into<Failure>>) -> 
 /// The device's own copy rate, reads and writes counted.
 fn device(bed: &Bed, sizes: &Sizes) -> Result<f64, Failure> {
     let (from, to) = (bed.context.alloc(sizes.copy)?, bed.context.alloc(sizes.copy)?);
-    let time = seconds(sizes, &bed.stream, || aloft(bed.stream.copy(&from, 0..sizes.copy, &to, 0)))?;
+    let time = seconds_each(sizes, &bed.stream, || aloft(bed.stream.copy(&from, 0..sizes.copy, &to, 0)))?;
     Ok(line("device to device, reads and writes", 2 * sizes.copy, time, None))
 }
 
@@ -157,7 +169,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
             sources.push(Source { bytes: photograph(bed, format)?.0.whole(), frame, part });
         }
         let out = bed.context.alloc(tensor.bytes() * batch)?;
-        let time = seconds(sizes, &bed.stream, || {
+        let time = seconds_each(sizes, &bed.stream, || {
             aloft(bed.kernels.prepare(&bed.stream, &sources, &tensor, &out.whole()))
         })?;
         // What is inside of the crop, read once, and the tensor, written once.
@@ -177,7 +189,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
     for (name, source, target) in rows {
         let factors = (source.0 == Dtype::U8).then(|| vec![[0.017, -2.0]; 3]);
         let conversion = Conversion { rows: 1, channels: 3, pixels, from: source, to: target, factors };
-        let time = seconds(sizes, &bed.stream, || {
+        let time = seconds_each(sizes, &bed.stream, || {
             aloft(bed.kernels.convert(&bed.stream, &conversion, &from.whole(), &to.whole()))
         })?;
         line(name, 3 * pixels * (source.0.size() + target.0.size()), time, beside);
@@ -186,7 +198,7 @@ fn kernels(bed: &Bed, sizes: &Sizes, copy: f64) -> Result<(), Failure> {
     let count = sizes.copy / bytes;
     let tight = Rows { count, bytes, stride: bytes };
     let list: Vec<u32> = (0..count as u32).rev().collect();
-    let time = seconds(sizes, &bed.stream, || {
+    let time = seconds_each(sizes, &bed.stream, || {
         aloft(bed.kernels.gather(&bed.stream, &list, (&from.whole(), tight), (&to.whole(), tight)))
     })?;
     line("gather: rows of 301,056 bytes", 2 * count * bytes, time, beside);
@@ -211,9 +223,10 @@ fn overlap(bed: &Bed, sizes: &Sizes) -> Result<(), Failure> {
     let times = (copy / once).clamp(1.0, 64.0) as usize;
     let alone = seconds(sizes, &other, || (0..times).try_for_each(|_| kernel()))?;
     let both = seconds(sizes, stream, || {
+        // The copy first: launches are many calls, in which it would have to wait for its own.
         other.after(&stream.mark()?)?;
-        (0..times).try_for_each(|_| kernel())?;
         copies()?;
+        (0..times).try_for_each(|_| kernel())?;
         Ok(stream.after(&other.mark()?)?)
     })?;
     let hidden = 100.0 * (copy + alone - both) / copy.min(alone);
