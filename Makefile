@@ -53,7 +53,7 @@ tools: ## install the real model servers and clients and libraries of the tests,
 	python3 tests/tests/servers/install.py
 
 .PHONY: e2e
-e2e: tools ## the real programs together: the system tests, the demo's promises, and some fuzzing
+e2e: tools ## the real programs together: the system tests, the demo's promises, a real Kubernetes, and some fuzzing
 	$(CARGO) build $(LOCKED) --workspace --bins --tests
 	# PENSTOCK_LONG: control stays away for a minute instead of some seconds.
 	PENSTOCK_LONG=1 $(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
@@ -62,6 +62,7 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
+	@$(MAKE) e2e-cluster
 	@$(MAKE) fuzz SECONDS=10 FUZZ_CORPUS=none
 
 CLUSTER := python3 tests/cluster/cluster.py
@@ -72,15 +73,22 @@ cluster: ## a Kubernetes of one node on this machine, from real parts, with this
 	$(CLUSTER) up
 	$(CLUSTER) images --bins "$(TARGET)/debug"
 	$(CLUSTER) status
+	@echo 'export PATH="$(TARGET)/debug:$$PATH"   # for penstock'
 
 .PHONY: cluster-down
 cluster-down: ## end it; nothing is left behind
 	$(CLUSTER) down
 
 .PHONY: e2e-cluster
-e2e-cluster: ## whether that Kubernetes is one: brings another up, asks it, takes it away
-	$(CLUSTER) --name smoke up
-	status=0; python3 tests/cluster/smoke.py --name smoke || status=$$?; $(CLUSTER) --name smoke down; exit $$status
+e2e-cluster: ## Penstock on that Kubernetes, from its installation to its end, under load; brings one up, takes it away
+ifeq ($(PENSTOCK_NO_CLUSTER),1)
+	@echo "PENSTOCK_NO_CLUSTER=1: nothing is tried on Kubernetes"
+else
+	$(CARGO) build $(LOCKED) --workspace --bins
+	$(CLUSTER) --name e2e up
+	status=0; { python3 tests/cluster/smoke.py --name e2e && $(CLUSTER) --name e2e images --bins "$(TARGET)/debug" \
+	  && python3 tests/cluster/mesh.py --name e2e --bins "$(TARGET)/debug"; } || status=$$?; $(CLUSTER) --name e2e down; exit $$status
+endif
 
 FUZZ_VERSION := 0.13.1
 FUZZ := $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION)/bin/cargo-fuzz

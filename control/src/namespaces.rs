@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::source::kubernetes::pace;
+
 /// The label with which a namespace chooses one of Kubernetes' standards for its pods.
 const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// An API server gives its webhooks five seconds; what it asks of itself takes milliseconds.
@@ -121,7 +123,7 @@ fn read(metadata: &ObjectMeta) -> Known {
 
 async fn follow(client: Client, known: Arc<RwLock<All>>, changed: watch::Sender<bool>) {
     let api: Api<core::Namespace> = Api::all(client);
-    let mut events = metadata_watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = metadata_watcher(api, watcher::Config::default()).backoff(pace()).boxed();
     let (mut incoming, mut failing, mut whole) = (All::new(), false, false);
     while let Some(event) = events.next().await {
         let known = || known.write().unwrap_or_else(PoisonError::into_inner);
@@ -140,6 +142,8 @@ async fn follow(client: Client, known: Arc<RwLock<All>>, changed: watch::Sender<
             }
             Ok(watcher::Event::Apply(one)) => drop(known().insert(one.name_any(), read(&one.metadata))),
             Ok(watcher::Event::Delete(one)) => drop(known().remove(&one.name_any())),
+            // Forgotten where it was: all is listed again.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     let why = format!("{:#}", anyhow::Error::from(error));

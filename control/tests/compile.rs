@@ -332,6 +332,15 @@ fn a_pod_is_the_same_at_each_of_its_addresses_and_what_it_does_not_declare_is_kn
     );
 }
 
+#[test]
+fn a_pod_without_an_address_is_a_problem_but_for_one_that_has_just_been_made() {
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: one, namespace: a, annotations: {penstock.io/inject: enabled}}\n\
+        spec: {containers: [{name: main}]}\nstatus: {phase: Pending}\n";
+    assert_eq!(messages(&compiled(&read("pod.yaml", POD))), Vec::<String>::new());
+    let running = messages(&compiled(&read("pod.yaml", &POD.replace("Pending", "Running"))));
+    assert!(running.len() == 1 && running[0].contains("status.podIP"), "{running:?}");
+}
+
 /// A Service `digits` with one endpoint, and policies for it.
 fn with_policy(annotations: &str, policies: &str) -> ObjectSet {
     let objects = format!(

@@ -276,6 +276,45 @@ spec:
 }
 
 #[test]
+fn pods_whose_nodes_are_not_heard_of_stay_in_use_where_they_are_the_most() {
+    // After an outage of the API server: what the node controller writes, until the kubelet has spoken again.
+    let unheard = "{type: Ready, status: 'False'}, {type: ContainersReady, status: 'True'}";
+    let gate = "{type: Ready, status: 'False', reason: ReadinessGatesNotReady}, {type: ContainersReady, status: 'True'}";
+    let broken = "{type: Ready, status: 'False'}, {type: ContainersReady, status: 'False'}";
+    let used = |ready: usize, others: usize, conditions: &str, leaving: bool| {
+        let (mut pods, mut endpoints) = (String::new(), String::new());
+        for number in 0..ready + others {
+            let well = number < ready;
+            let said = if well { "{type: Ready, status: 'True'}" } else { conditions };
+            pods.push_str(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{number}}}\nspec: {{containers: [{{name: main}}]}}\n\
+                 status: {{phase: Running, podIP: 192.0.2.{number}, conditions: [{said}]}}\n---\n"
+            ));
+            endpoints.push_str(&format!(
+                "  - {{addresses: [192.0.2.{number}], targetRef: {{kind: Pod, name: p{number}}}, conditions: {{ready: {well}, serving: {well}, \
+                 terminating: {leaving}}}}}\n"
+            ));
+        }
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: a-1, labels: {{kubernetes.io/service-name: a}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8000}}]\nendpoints:\n{endpoints}"
+        );
+        let snapshot = compiled(&files(&[("e.yaml", &slice), ("p.yaml", &pods), ("s.yaml", SERVICES)]));
+        let entry = snapshot.get(Kind::Endpoints, "default/a").unwrap();
+        let Payload::Endpoints(found) = Payload::decode(Kind::Endpoints, &entry.any.value).unwrap() else {
+            panic!()
+        };
+        found.endpoints.len()
+    };
+    assert_eq!(used(0, 2, unheard, false), 2, "all of them");
+    assert_eq!(used(1, 3, unheard, false), 4, "most of them");
+    assert_eq!(used(2, 2, unheard, false), 2, "a node is gone");
+    assert_eq!(used(0, 2, broken, false), 0, "their containers are not ready");
+    assert_eq!(used(0, 2, gate, false), 0, "somebody said no");
+    assert_eq!(used(0, 2, unheard, true), 0, "they leave");
+}
+
+#[test]
 fn an_endpoint_of_an_unknown_pod_is_never_dialled_in_plaintext() {
     let slice = "\
 apiVersion: discovery.k8s.io/v1
@@ -295,6 +334,13 @@ endpoints:
         problems[0].starts_with("e.yaml:8 EndpointSlice default/a-1: the endpoint 127.0.0.1 is left out"),
         "{problems:?}"
     );
+    // Of a pod that goes the slice may know a moment longer, and that is no problem.
+    for conditions in ["ready: false, serving: true, terminating: true", "ready: false"] {
+        let leaving = format!("{slice}    conditions: {{{conditions}}}\n");
+        let snapshot = compiled(&files(&[("e.yaml", &leaving), ("s.yaml", SERVICES)]));
+        assert!(snapshot.get(Kind::Endpoints, "default/a").unwrap().any.value.is_empty());
+        assert_eq!(messages(&snapshot), Vec::<String>::new(), "{conditions}");
+    }
 }
 
 #[test]

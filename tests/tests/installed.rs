@@ -98,7 +98,7 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
         apply(&client, &pod, false).await.unwrap();
     }
 
-    let installed = penstock(&kubeconfig, &["install", "--unfinished"]);
+    let installed = penstock(&kubeconfig, &["install"]);
     let objects = documents(&String::from_utf8(installed.stdout).unwrap());
     for object in &objects {
         apply(&client, object, false).await.unwrap_or_else(|error| panic!("{object:#}: {error}"));
@@ -355,7 +355,7 @@ async fn schemas(client: &Client) {
 
 #[test]
 fn control_knows_every_option_that_it_is_installed_with() {
-    let output = Command::new(program("penstock")).args(["install", "--unfinished"]).output().unwrap();
+    let output = Command::new(program("penstock")).args(["install"]).output().unwrap();
     let objects = documents(&String::from_utf8(output.stdout).unwrap());
     let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
     let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();

@@ -28,7 +28,7 @@ const IMAGE: &str = "penstock.io/proxy:test";
 
 /// All that is installed, with the webhook at this address instead of behind its Service.
 async fn install(client: &Client, address: SocketAddr, authority: &Authority) {
-    let printed = Command::new(program("penstock")).args(["install", "--unfinished"]).output().unwrap();
+    let printed = Command::new(program("penstock")).args(["install"]).output().unwrap();
     for document in String::from_utf8(printed.stdout).unwrap().split("---\n") {
         let mut object: Value = serde_saphyr::from_str(document).unwrap();
         if object["kind"] == "MutatingWebhookConfiguration" {

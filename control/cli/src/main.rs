@@ -111,7 +111,7 @@ enum Command {
     Authz(authz::Args),
     /// Print what a cluster needs, for kubectl apply
     #[command(
-        after_help = "Examples:\n  penstock install --crds-only | kubectl apply -f -\n  penstock install --unfinished --replicas 3 | kubectl apply -f -"
+        after_help = "Examples:\n  penstock install --crds-only | kubectl apply -f -\n  penstock install --replicas 3 | kubectl apply -f -"
     )]
     Install(install::Args),
     /// Print what install has made, for kubectl delete, and say whose sidecars remain

@@ -30,6 +30,9 @@ const CONFIGURATION: &str = "penstock-injector";
 /// How often both are looked at: for so long a caBundle that somebody stripped keeps pods of the mesh from being created.
 const EVERY: Duration = Duration::from_secs(3);
 
+/// As long as nothing can be served: another replica is making the first certificate.
+const SOON: Duration = Duration::from_millis(200);
+
 /// What is served, and what this replica has seen.
 struct Keeper {
     place: Place,
@@ -66,6 +69,7 @@ pub(super) async fn run(
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
+            () = tokio::time::sleep(SOON), if keeper.served.is_none() => {}
             // A new installation has no certificate before somebody leads.
             Ok(()) = leads.changed() => {}
         }

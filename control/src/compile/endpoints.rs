@@ -122,6 +122,8 @@ fn endpoints(
 ) -> v1::Endpoints {
     // A pod of which some ports are reached past its proxy is two endpoints: who is there differs.
     let mut found: BTreeMap<(String, IpAddr, bool), v1::Endpoint> = BTreeMap::new();
+    // Pods that are not ready only because their nodes have not been heard of.
+    let mut last: BTreeSet<String> = BTreeSet::new();
     for (object, slice) in slices {
         if slice.address_type == "FQDN" {
             let message = "endpoints named by DNS are not supported and left out; use IPv4 or IPv6 addresses";
@@ -148,6 +150,8 @@ fn endpoints(
                 Some(name) => match pods.get(name) {
                     Some(pod) if pod.injected && pod.identity.is_none() => continue,
                     Some(pod) => pod.endpoint(name, ip),
+                    // On its way out: Kubernetes takes the endpoint away once it has taken the pod away.
+                    None if state(endpoint) != Some(false) => continue,
                     None => {
                         let message = format!(
                             "the endpoint {ip} is left out: its Pod {name} is not known or has ended, so nobody \
@@ -173,8 +177,16 @@ fn endpoints(
                     }
                 }
             }
-            let Some(draining) = state(endpoint) else { continue };
-            message.draining = draining;
+            let leaves = endpoint.conditions.as_ref().and_then(|said| said.terminating).unwrap_or(false);
+            let unheard = !leaves && pods.get(&message.name).is_some_and(|pod| pod.unheard);
+            message.draining = match state(endpoint) {
+                Some(draining) => draining,
+                None if unheard => {
+                    last.insert(message.name.clone());
+                    false
+                }
+                None => continue,
+            };
             message.zone = endpoint.zone.clone().unwrap_or_default();
             if let Some(node) = &endpoint.node_name {
                 message.node.clone_from(node);
@@ -203,6 +215,14 @@ fn endpoints(
                 known.draining &= message.draining;
             }
         }
+    }
+    // Where most of a Service are such, it is not their nodes that are gone: after an outage of the API server all nodes count as away until
+    // their kubelets have spoken again. Where most are ready, the others are left out as anybody's that is not.
+    let names =
+        |draining: bool| found.values().filter(move |one| one.draining == draining).map(|one| &one.name);
+    let ready = names(false).filter(|name| !last.contains(*name)).collect::<BTreeSet<_>>().len();
+    if ready >= last.len() {
+        found.retain(|(name, ..), _| !last.contains(name));
     }
     v1::Endpoints { endpoints: found.into_values().collect() }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::annotation::{Ports, pod as of_pod};
@@ -44,6 +44,10 @@ pub(super) struct PodModel<'a> {
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
+    /// It has not been started yet.
+    pending: bool,
+    /// Nobody has heard of its node, and nobody has said that anything is wrong with it.
+    pub unheard: bool,
     /// Its addresses, one of each family at most; the application is reached at the first.
     ips: Vec<IpAddr>,
     /// TCP ports of the containers, and their names.
@@ -73,6 +77,15 @@ pub(super) fn read<'a>(view: &View<'a>, trust_domain: &str, faults: &mut Faults)
         }
     }
     pods
+}
+
+/// Whether a pod counts as not ready because its node has not been heard of, as after an outage of the API server: the kubelet's word, that all
+/// containers are ready, still stands. A gate that is closed says so itself.
+fn unheard(status: &PodStatus) -> bool {
+    let of = |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind);
+    let so = |kind: &str, value: &str| of(kind).is_some_and(|one| one.status == value);
+    let gate = of("Ready").and_then(|ready| ready.reason.as_deref()) == Some("ReadinessGatesNotReady");
+    so("Ready", "False") && so("ContainersReady", "True") && !gate
 }
 
 fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Faults) -> PodModel<'a> {
@@ -110,6 +123,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
+    let pending = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Pending"));
     let declared = Declared { object, injected, ports: &ports, past: &past };
     let probes = declared.probes(spec, faults);
     let mut ips: Vec<IpAddr> = Vec::new();
@@ -136,6 +150,8 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         past,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
+        pending,
+        unheard: pod.status.as_ref().is_some_and(unheard),
         ips,
         ports,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
@@ -304,8 +320,8 @@ pub(super) fn add(
     let nothing = BTreeMap::new();
     for (name, pod) in pods {
         let Some(&ip) = pod.ips.first() else {
-            // In Kubernetes it gets one in a moment.
-            if pod.injected {
+            // A pod that has just been made gets one in a moment.
+            if pod.injected && !pod.pending {
                 let message = "it has no status.podIP, so its proxy is not configured; give it one";
                 faults.note(pod.object, "/status/podIP", message);
             }

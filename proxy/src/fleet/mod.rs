@@ -1,8 +1,9 @@
 //! What the proxy tells control while it lives: outcomes each second, tapped requests, answers to questions.
 //!
-//! In: where control is, the pages, the telemetry. Out: one stream, dialled by the proxy, so that no port of the pod
-//! is opened for it, and dialled again with backoff and jitter when it ends. While there is no stream, outcomes add
-//! up and taps are closed; the data path notices nothing.
+//! In: the connection to control that has the configuration stream, the pages, the telemetry. Out: one more stream on it, so that no
+//! port of the pod is opened for it and one replica of control knows all of this proxy; opened again with backoff and jitter when
+//! it ends, and with the connection that takes the other's place. While there is none, outcomes add up and taps are closed; the
+//! data path notices nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +15,15 @@ use penstock_api::v1::{
     TapStart, ask, control_message, proxy_message,
 };
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::admin::Pages;
 use crate::backoff::Backoff;
-use crate::identity::control::Control;
 use crate::telemetry::ledger::Row;
 use crate::telemetry::metric;
 use crate::telemetry::tap::Tap;
@@ -43,25 +44,29 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_MESSAGE: usize = 32 << 20;
 
 /// Keeps the proxy `node` (`<namespace>/<pod>`) attached to control until `stop`; then tells the last outcomes.
-pub async fn keep_attached(control: Control, node: String, pages: Arc<Pages>, stop: CancellationToken) {
-    let mut certificates = pages.identity.changed();
-    while pages.identity.current().is_none() {
-        tokio::select! {
-            changed = certificates.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => return,
-        }
-    }
+pub async fn keep_attached(
+    mut way: watch::Receiver<Option<Channel>>,
+    node: String,
+    pages: Arc<Pages>,
+    stop: CancellationToken,
+) {
     let mut backoff = Backoff::default();
     let mut told = Instant::now();
     while !stop.is_cancelled() {
-        let result = match open(&control, &node, &pages).await {
+        let channel = tokio::select! {
+            there = way.wait_for(Option::is_some) => there.ok().and_then(|there| there.clone()),
+            () = stop.cancelled() => return,
+        };
+        // Nobody dials any more.
+        let Some(channel) = channel else { return };
+        let result = match open(channel, &node).await {
             Ok((outgoing, incoming)) => {
                 backoff.reset();
                 connects("ok");
                 metrics::gauge!(metric::CONTROL_CONNECTED.name, "stream" => "fleet").set(1.0);
-                tracing::debug!(control = %control.address, "fleet stream open");
+                tracing::debug!("fleet stream open");
                 let mut attached = Attached { pages: &pages, outgoing, told: &mut told, was_empty: false };
-                attached.run(incoming, &stop).await
+                attached.run(incoming, &mut way, &stop).await
             }
             Err(why) => {
                 connects("failed");
@@ -93,8 +98,7 @@ fn connects(result: &'static str) {
 
 type Opened = (mpsc::Sender<ProxyMessage>, Streaming<ControlMessage>);
 
-async fn open(control: &Control, node: &str, pages: &Pages) -> Result<Opened, String> {
-    let channel = control.connect(&pages.identity).await.map_err(|error| error.to_string())?;
+async fn open(channel: Channel, node: &str) -> Result<Opened, String> {
     let (outgoing, messages) = mpsc::channel(OUTGOING);
     let hello = Hello { node: node.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
     // The queue is new and has room.
@@ -120,6 +124,7 @@ impl Attached<'_> {
     async fn run(
         &mut self,
         mut incoming: Streaming<ControlMessage>,
+        way: &mut watch::Receiver<Option<Channel>>,
         stop: &CancellationToken,
     ) -> Result<(), String> {
         let (events, mut tapped) = mpsc::channel(TAPPED);
@@ -134,6 +139,8 @@ impl Attached<'_> {
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(story(&status)),
                 },
+                // The configuration goes another way, or nobody dials any more.
+                _ = way.changed() => break,
                 () = stop.cancelled() => break,
             }
         }

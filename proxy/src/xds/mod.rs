@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
+use tonic::transport::Channel;
 
 use crate::backoff::Backoff;
 use crate::config::store::{Change, Demand, Refusal, Store};
@@ -93,6 +94,7 @@ pub struct Client {
     identity: Arc<Identity>,
     state: State,
     ready: watch::Sender<bool>,
+    way: watch::Sender<Option<Channel>>,
 }
 
 /// How a stream ended.
@@ -112,7 +114,13 @@ impl Client {
     /// A client that proves itself with `identity`. Pushed anchors go into it.
     pub fn new(config: Config, identity: Arc<Identity>) -> Self {
         let state = State::new(&config.node, &config.account, &config.control.trust_domain);
-        Self { config, identity, state, ready: watch::Sender::new(false) }
+        Self { config, identity, state, ready: watch::Sender::new(false), way: watch::Sender::new(None) }
+    }
+
+    /// The connection that has the configuration stream, while there is one. Who else has to speak to control takes the same, and so
+    /// meets the same replica: one that knew a proxy by one of its streams alone would say half of it.
+    pub fn way(&self) -> watch::Receiver<Option<Channel>> {
+        self.way.subscribe()
     }
 
     /// Turns true when there is a certificate, and anchors and workload are in force.
@@ -131,6 +139,7 @@ impl Client {
         let mut backoff = Backoff::default();
         loop {
             let end = self.stream(&sink, &mut demands).await;
+            self.way.send_replace(None);
             metrics::gauge!(metric::CONTROL_CONNECTED.name, "stream" => "xds").set(0.0);
             sink.set_connected(false);
             let wait = pause(&end, &mut backoff, rand::random());
@@ -232,7 +241,7 @@ impl Client {
         for request in self.state.connect() {
             let _ = requests.send(request);
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let open = client.delta_aggregated_resources(UnboundedReceiverStream::new(outgoing));
@@ -240,6 +249,7 @@ impl Client {
             .await
             .map_err(|_| format!("control did not answer in {OPEN_TIMEOUT:?}"))?
             .map_err(|status| story(&status))?;
+        self.way.send_replace(Some(channel));
         Ok(stream.into_inner())
     }
 

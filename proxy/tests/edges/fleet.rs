@@ -89,7 +89,10 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
         epoch: Instant::now(),
     });
     let stop = CancellationToken::new();
-    let attached = tokio::spawn(keep_attached(played.control.clone(), "a/web-1".into(), pages, stop.clone()));
+    let dial = || async { Some(played.control.connect(&pages.identity).await.unwrap()) };
+    let (dialled, second) = (watch::Sender::new(dial().await), dial().await);
+    let attached = keep_attached(dialled.subscribe(), "a/web-1".into(), Arc::clone(&pages), stop.clone());
+    let attached = tokio::spawn(attached);
     let mut attach = played.attach().await;
     let proxy_message::Kind::Hello(hello) = attach.next().await.kind.unwrap() else { panic!("no hello") };
     assert_eq!(hello.node, "a/web-1");
@@ -155,6 +158,15 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     };
     assert_eq!(until(&mut attach, requests).await, 1);
     assert!(!telemetry.wants_details(Direction::Inbound), "taps end with their stream");
+
+    // The configuration goes another way: what happened until then is told on the old one.
+    cell.finish(&end());
+    dialled.send_replace(None);
+    assert_eq!(until(&mut attach, requests).await, 1, "the last words on this way");
+    drop(attach);
+    dialled.send_replace(second);
+    let mut attach = played.attach().await;
+    assert!(matches!(attach.next().await.kind, Some(proxy_message::Kind::Hello(_))));
 
     cell.finish(&end());
     cell.finish(&end());

@@ -2,9 +2,9 @@
 //
 //	stand pause                        holds a pod's namespaces and reaps what is left in them, as Kubernetes' pause does
 //	stand serve ADDRESS                answers every request with the name of its host
-//	stand get URL                      prints the answer; exit status 1 if it is not 2xx
+//	stand get URL [FILE]               prints the answer; exit status 1 if it is not 2xx; a file is posted as JSON
 //	stand lookup NAME                  prints the addresses of a name
-//	stand load URL SECONDS RATE        asks so many times a second, then prints what came back, as JSON
+//	stand load URL SECONDS RATE [FILE] asks so many times a second, then prints what came back, as JSON
 //	stand webhook ADDRESS CERT KEY     admits pods, and labels them
 //	stand exit CODE
 package main
@@ -44,7 +44,7 @@ func main() {
 	case "serve":
 		serve(argument(0))
 	case "get":
-		get(argument(0))
+		get(argument(0), arguments[1:])
 	case "lookup":
 		lookup(argument(0))
 	case "load":
@@ -104,9 +104,16 @@ func serve(address string) {
 	<-stopped
 }
 
-func get(url string) {
-	client := http.Client{Timeout: 5 * time.Second}
-	answer, err := client.Get(url)
+func get(url string, file []string) {
+	client := http.Client{Timeout: 10 * time.Second}
+	body := posted(file)
+	var answer *http.Response
+	var err error
+	if body == "" {
+		answer, err = client.Get(url)
+	} else {
+		answer, err = client.Post(url, "application/json", strings.NewReader(body))
+	}
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -133,32 +140,41 @@ func lookup(name string) {
 type outcome struct {
 	Requests int `json:"requests"`
 	Ok       int `json:"ok"`
-	// By status or error, the first of each in words.
-	Failed map[string]int `json:"failed"`
+	// By status or error, and when the first of each came.
+	Failed map[string]int    `json:"failed"`
+	First  map[string]string `json:"first"`
 	// By the value of the header of an answer that was asked for, or its first line.
 	Answers map[string]int `json:"answers"`
 	Longest float64        `json:"longest_ms"`
 }
 
-// load asks at a rate that does not depend on the answers. A file, if one is given, is posted as JSON.
-func load(url string, seconds, rate int, file []string) {
-	body := ""
-	if len(file) > 0 {
-		text, err := os.ReadFile(file[0])
-		if err != nil {
-			log.Fatal(err)
-		}
-		body = string(text)
+// What is to be posted; nothing where no file is named.
+func posted(file []string) string {
+	if len(file) == 0 {
+		return ""
 	}
-	client := http.Client{Timeout: 10 * time.Second}
-	client.Transport = &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 5 * time.Second}
-	result := outcome{Failed: map[string]int{}, Answers: map[string]int{}}
+	text, err := os.ReadFile(file[0])
+	if err != nil {
+		log.Fatal(err)
+	}
+	return string(text)
+}
+
+// load asks at a rate that does not depend on the answers. A file, if one is given, is posted as JSON. Each fourth request has a
+// connection of its own, as that of a client that has just started.
+func load(url string, seconds, rate int, file []string) {
+	body := posted(file)
+	kept := http.Client{Timeout: 10 * time.Second}
+	kept.Transport = &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 5 * time.Second}
+	fresh := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	result := outcome{Failed: map[string]int{}, Answers: map[string]int{}, First: map[string]string{}}
 	var lock sync.Mutex
 	var under sync.WaitGroup
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
 	tick := time.NewTicker(time.Second / time.Duration(rate))
 	until := time.After(time.Duration(seconds) * time.Second)
+	asked := 0
 	for running := true; running; {
 		select {
 		case <-until:
@@ -167,17 +183,23 @@ func load(url string, seconds, rate int, file []string) {
 			running = false
 		case <-tick.C:
 			under.Add(1)
+			client := &kept
+			if asked++; asked%4 == 0 {
+				client = &fresh
+			}
 			go func() {
 				defer under.Done()
 				began := time.Now()
-				answer, failure := ask(&client, url, body)
+				answer, failure := ask(client, url, body)
 				took := float64(time.Since(began).Microseconds()) / 1000
 				lock.Lock()
 				defer lock.Unlock()
 				result.Requests++
 				result.Longest = max(result.Longest, took)
 				if failure != "" {
-					result.Failed[failure]++
+					if result.Failed[failure]++; result.Failed[failure] == 1 {
+						result.First[failure] = began.UTC().Format(time.RFC3339Nano)
+					}
 					return
 				}
 				result.Ok++

@@ -342,7 +342,7 @@ fn room(facts: &Facts) -> Check {
     if open >= 2 {
         return Check::ok(check, format!("{open} nodes take pods"));
     }
-    let fix = "Add a node, or accept it: penstock install --unfinished --replicas 1 | kubectl apply -f -";
+    let fix = "Add a node, or accept it: penstock install --replicas 1 | kubectl apply -f -";
     Check::bad(Verdict::Warning, check, many(open, "node takes pods", "nodes take pods"), Vec::new(), fix)
         .because(
             "Where both replicas are on one node, no pod is injected while it is away; those that run go on.",
@@ -383,7 +383,7 @@ fn families(facts: &Facts) -> Check {
             check,
             "IPv6 alone".to_owned(),
             Vec::new(),
-            "Have control listen on IPv6: penstock install --unfinished | sed 's/=0\\.0\\.0\\.0:/=[::]:/' | kubectl apply -f -",
+            "Have control listen on IPv6: penstock install | sed 's/=0\\.0\\.0\\.0:/=[::]:/' | kubectl apply -f -",
         )
         .because("Control listens on IPv4 unless told otherwise, so nobody would reach it."),
         _ => Check::ok(check, "IPv4"),

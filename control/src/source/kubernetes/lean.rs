@@ -1,7 +1,7 @@
 //! What is kept of an object. Of ten thousand pods most of the bytes are volumes, environment, and who wrote which field.
 
 use penstock_inject::PROXY;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::objects::ObjectKind;
 
@@ -32,7 +32,11 @@ pub(super) fn lean(kind: ObjectKind, object: &mut Value) {
         return;
     }
     if let Some(status) = inner(object, "status") {
+        let said = status.remove("conditions");
         status.retain(|key, _| STATUS.contains(&key.as_str()));
+        if let Some(said) = said.and_then(|said| contradiction(&said)) {
+            status.insert("conditions".to_owned(), said);
+        }
     }
     if let Some(spec) = inner(object, "spec") {
         spec.retain(|key, _| SPEC.contains(&key.as_str()));
@@ -56,14 +60,25 @@ fn tells(container: &Value) -> bool {
     asked.iter().any(|key| container.get(key).is_some()) || container.get("name") == Some(&PROXY.into())
 }
 
+/// The two conditions of a pod that is not ready though all of its containers are: the only ones that tell more than its endpoint.
+fn contradiction(conditions: &Value) -> Option<Value> {
+    let of = |kind: &str| conditions.as_array()?.iter().find(|one| one["type"] == kind);
+    let (pod, containers) = (of("Ready")?, of("ContainersReady")?);
+    let differ = pod["status"] == "False" && containers["status"] == "True";
+    differ.then(|| {
+        [pod, containers]
+            .map(|one| json!({"type": one["type"], "status": one["status"], "reason": one["reason"]}))
+            .to_vec()
+            .into()
+    })
+}
+
 fn inner<'a>(object: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Map<String, Value>> {
     object.get_mut(key)?.as_object_mut()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -97,5 +112,19 @@ mod tests {
             "status": {"phase": "Running", "podIP": "10.0.0.7"},
         });
         assert_eq!(pod, kept);
+    }
+
+    #[test]
+    fn of_conditions_those_are_kept_that_contradict_each_other() {
+        let kept = |ready: &str, containers: &str| {
+            let mut pod = json!({"status": {"conditions": [
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                {"type": "ContainersReady", "status": containers},
+            ]}});
+            lean(ObjectKind::Pod, &mut pod);
+            pod["status"]["conditions"].as_array().map_or(0, Vec::len)
+        };
+        assert_eq!([kept("True", "True"), kept("False", "False"), kept("False", "True")], [0, 0, 2]);
     }
 }

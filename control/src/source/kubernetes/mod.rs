@@ -7,6 +7,7 @@
 
 mod lean;
 mod outage;
+mod pace;
 mod store;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,7 @@ use kube::{Client, Config};
 use tokio::sync::{Notify, watch};
 
 use self::outage::Outage;
+pub(crate) use self::pace::pace;
 use self::store::{Change, Store};
 use crate::objects::{ObjectKind, ObjectSet};
 
@@ -151,7 +153,7 @@ async fn follow(
     let name = format!("{kind:?}");
     let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &name), plural);
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
-    let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().boxed();
+    let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).backoff(pace()).boxed();
     // Looked for in vain is told once, not every half minute.
     let mut absent = false;
     while let Some(event) = events.next().await {
@@ -174,6 +176,8 @@ async fn follow(
                 }
                 Change::Absent
             }
+            // The API server has forgotten where this watch was, as after each of its starts: all is listed again.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
             Err(error) => {
                 // With its causes: which address, refused, forbidden.
                 let why = format!("{:#}", anyhow::Error::from(error));
