@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api;
-use crate::cluster::{Acknowledged, Cluster, State, Told};
+use crate::cluster::{Acknowledged, Cluster, Pushed, State, Told};
 use crate::compile::TrustAnchors;
 use crate::fleet::{Fleet, FleetService};
 use crate::identity::rotation::{Facts, Phase};
@@ -165,7 +165,10 @@ pub async fn start(
     tasks.spawn(async move { Ok(pages.await?) });
 
     let (acknowledged, known) = watch::channel(None);
-    let told = kept.map(|kept| kept.keep(known, &mut tasks, &stop));
+    let told = kept.map(|kept| {
+        let pushed = Pushed { published: published.clone(), fleet: fleet.clone(), acknowledged: known };
+        kept.keep(pushed, &mut tasks, &stop)
+    });
     let keeper = Keeper {
         authority: authority.clone(),
         trust,

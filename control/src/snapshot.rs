@@ -10,6 +10,9 @@ use penstock_api::resource::{Kind, version};
 use penstock_api::view::Problem;
 use prost::Message;
 
+use crate::objects::ObjectId;
+use crate::outcome::Outcomes;
+
 /// A resource, packed for the wire.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
@@ -26,6 +29,8 @@ pub struct Snapshot {
     pub version: String,
     /// What is wrong with the objects behind it.
     pub problems: Vec<Problem>,
+    /// What became of the objects of which something is to be told.
+    pub outcomes: Outcomes,
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     /// For each service, the services its routes lead to, itself included.
     closures: HashMap<String, BTreeSet<String>>,
@@ -36,6 +41,7 @@ pub struct Snapshot {
 pub struct Builder {
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     closures: HashMap<String, BTreeSet<String>>,
+    parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
 }
 
 impl Builder {
@@ -51,6 +57,16 @@ impl Builder {
         self.closures.entry(service.to_owned()).or_default().insert(backend.to_owned());
     }
 
+    /// Records that an object is part of a resource.
+    pub fn part_of(&mut self, object: &ObjectId, kind: Kind, name: impl Into<String>) {
+        self.parts.entry(object.clone()).or_default().insert((kind, name.into()));
+    }
+
+    /// The resources that an object is part of.
+    pub fn parts(&self, object: &ObjectId) -> BTreeSet<(Kind, String)> {
+        self.parts.get(object).cloned().unwrap_or_default()
+    }
+
     /// Finishes the snapshot.
     pub fn build(self, problems: Vec<Problem>) -> Snapshot {
         let mut hash = String::new();
@@ -62,6 +78,7 @@ impl Builder {
         Snapshot {
             version: version(hash.as_bytes()),
             problems,
+            outcomes: Outcomes::new(),
             resources: self.resources,
             closures: self.closures,
         }

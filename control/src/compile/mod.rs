@@ -28,7 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use self::faults::{Fault, Faults};
 use self::view::View;
-use crate::objects::{Object, ObjectId, ObjectKind, ObjectSet, Scope};
+use crate::objects::{Body, Object, ObjectId, ObjectKind, ObjectSet, Scope};
+use crate::outcome::{Finding, Outcome, Outcomes, Parent, Reason};
 use crate::snapshot::{Builder, Snapshot};
 
 pub use driver::{resume, run};
@@ -82,6 +83,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     let mut in_force: BTreeMap<ObjectId, Arc<Object>> =
         candidates.iter().map(|(id, candidate)| (id.clone(), candidate.object.clone())).collect();
     let mut replaced = BTreeSet::new();
+    // What is wrong with the newest versions.
+    let mut findings: BTreeMap<ObjectId, Vec<Finding>> = BTreeMap::new();
 
     // An object that falls back to its last good version changes what others refer to, so look again until all is
     // settled. What is referred to falls back first: it may be all that was wrong. Every turn replaces something, and
@@ -94,7 +97,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         }
         for (id, good) in fallen {
             let causes = faults.iter().filter(|fault| fault.refused && fault.object == id);
-            problems.extend(causes.map(|fault| told(fault, &candidates, true)));
+            problems.extend(causes.clone().map(|fault| told(fault, &candidates, true)));
+            findings.insert(id.clone(), causes.map(Fault::finding).collect());
             in_force.insert(id.clone(), good);
             replaced.insert(id);
         }
@@ -103,6 +107,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         let mut problem = told(fault, &candidates, replaced.contains(&fault.object));
         if replaced.contains(&fault.object) {
             problem.message = format!("its last good version, which is in force: {}", problem.message);
+        } else {
+            findings.entry(fault.object.clone()).or_default().push(fault.finding());
         }
         problems.push(problem);
     }
@@ -111,6 +117,7 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     });
     problems.dedup();
 
+    let outcomes = outcomes(set, &candidates, &replaced, findings, &builder);
     let faulty: BTreeSet<_> =
         faults.iter().filter(|fault| fault.refused).map(|fault| &fault.object).collect();
     let accepted = candidates.into_iter().map(|(id, candidate)| {
@@ -121,7 +128,52 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         (id, Accepted { current: candidate.object, good })
     });
     let state = State { accepted: accepted.collect(), protected };
-    (builder.build(problems), state)
+    let mut snapshot = builder.build(problems);
+    snapshot.outcomes = outcomes;
+    (snapshot, state)
+}
+
+/// What became of the objects that have a status, and of those that make no sense.
+fn outcomes(
+    set: &ObjectSet,
+    candidates: &Candidates,
+    replaced: &BTreeSet<ObjectId>,
+    mut findings: BTreeMap<ObjectId, Vec<Finding>>,
+    builder: &Builder,
+) -> Outcomes {
+    for broken in &set.broken {
+        if let Scope::Object(id) = &broken.scope {
+            let message = broken.message.clone();
+            let finding = Finding { reason: Reason::Value, pointer: String::new(), message, refused: true };
+            findings.insert(id.clone(), vec![finding]);
+        }
+    }
+    let refused = |id: &ObjectId| findings.get(id).is_some_and(|all| all.iter().any(|one| one.refused));
+    let told = |id: &&ObjectId| id.kind.has_status() || refused(id);
+    let all: BTreeSet<&ObjectId> = candidates.keys().chain(findings.keys()).filter(told).collect();
+    let of = |id: &ObjectId| {
+        let candidate = candidates.get(id);
+        // A version that could not be read is nobody's whose number is known.
+        let newest = candidate.filter(|candidate| !candidate.held).map(|candidate| &candidate.object);
+        Outcome {
+            generation: newest.and_then(|object| object.metadata().generation),
+            uid: candidate.and_then(|candidate| candidate.object.metadata().uid.clone()),
+            findings: findings.get(id).cloned().unwrap_or_default(),
+            last_good: replaced.contains(id) || candidate.is_some_and(|candidate| candidate.held),
+            parents: newest.map(|object| parents(&object.body)).unwrap_or_default(),
+            resources: builder.parts(id),
+        }
+    };
+    all.into_iter().map(|id| (id.clone(), of(id))).collect()
+}
+
+/// The parents of a route that are Services: those of other kinds are a Gateway's business.
+fn parents(body: &Body) -> Vec<Parent> {
+    let Body::HTTPRoute(route) = body else { return Vec::new() };
+    let refs = route.spec.parent_refs.iter().flatten().enumerate();
+    let ours = refs.filter(|(_, parent)| parent.kind.as_deref() == Some("Service"));
+    ours.map(|(index, parent)| Parent { index, reference: serde_json::to_value(parent).unwrap_or_default() })
+        .collect()
 }
 
 /// The newest readable version of every object that nobody deleted.

@@ -346,6 +346,11 @@ pub(super) fn add(
             let address = SocketAddr::new(ip, number);
             let mut names: Vec<_> = leading.iter().map(|(service, _)| service.to_string()).collect();
             names.dedup();
+            if pod.injected {
+                for policy in leading.iter().filter_map(|(service, _)| services.get(service)?.inference) {
+                    builder.part_of(policy, Kind::Workload, name.as_str());
+                }
+            }
             let policies = || leading.iter().filter_map(|(service, _)| Some(&services.get(service)?.policy));
             ports.push(v1::WorkloadPort {
                 port: number.into(),

@@ -21,6 +21,7 @@ use super::matches::{self, Place, Precedence};
 use super::services::{ServiceModel, Services};
 use super::view::View;
 use crate::objects::{Object, annotation_pointer};
+use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
 /// The rules of one parent Service, not yet in order.
@@ -74,9 +75,11 @@ fn attach(
         let ReadRule { rule, matches, backends } = reader.read(from);
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         for (parent, ports) in &parents {
+            builder.part_of(&object.id, Kind::Routes, parent.as_str());
             let mut rule = v1::Rule { route: name.clone(), index: number, ..rule.clone() };
             if let Some(backends) = backends.clone() {
                 rule.weights = add_weights(parent, &name, number, backends, builder);
+                builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let rules = attached.entry(parent.clone()).or_default();
             for port in ports {
@@ -116,7 +119,7 @@ fn parents(
         if !matches!(parent.group.as_deref(), Some("" | "core")) {
             let message = "the group of a Service is empty, but a parentRef's is gateway.networking.k8s.io unless \
                            said; write group: \"\"";
-            faults.refuse(object, at("group"), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at("group"), message);
             continue;
         }
         let namespace = parent.namespace.as_deref().unwrap_or(&object.id.namespace);
@@ -125,7 +128,7 @@ fn parents(
                 "routes of one namespace for clients of a Service in another ({namespace}) are not supported, and \
                  this parent is left out; move the HTTPRoute to the namespace of the Service"
             );
-            faults.note(object, at("namespace"), message);
+            faults.note_as(Reason::NoMatchingParent(index), object, at("namespace"), message);
             continue;
         }
         let service = ServiceName::new(namespace, &parent.name).ok().and_then(|name| services.get(&name));
@@ -134,7 +137,7 @@ fn parents(
                 "its parent, the Service {namespace}/{}, does not exist; create it, or correct the name",
                 parent.name
             );
-            faults.refuse(object, at("name"), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at("name"), message);
             continue;
         };
         let wanted = |port: &&v1::ServicePort| {
@@ -154,7 +157,7 @@ fn parents(
                 service.name,
                 service.ports_in_words()
             );
-            faults.refuse(object, at(field), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at(field), message);
         }
     }
     for ports in parents.values_mut() {
@@ -205,7 +208,11 @@ struct ReadRule {
 
 impl RuleReader<'_> {
     fn refuse(&mut self, below: &str, message: impl Into<String>) {
-        self.faults.refuse(self.object, format!("{}{below}", self.pointer), message);
+        self.refuse_as(Reason::Value, below, message);
+    }
+
+    fn refuse_as(&mut self, reason: Reason, below: &str, message: impl Into<String>) {
+        self.faults.refuse_as(reason, self.object, format!("{}{below}", self.pointer), message);
     }
 
     fn read(mut self, from: &HttpRouteRules) -> ReadRule {
@@ -221,7 +228,7 @@ impl RuleReader<'_> {
         if redirect && (rewrite || from.backend_refs.as_ref().is_some_and(|refs| !refs.is_empty())) {
             let message =
                 "a rule that redirects answers by itself; remove its backendRefs and its URLRewrite";
-            self.refuse("/filters", message);
+            self.refuse_as(Reason::IncompatibleFilters, "/filters", message);
         }
         let rule = v1::Rule {
             filters: if broken.is_some() { Vec::new() } else { filters },
@@ -353,14 +360,14 @@ impl RuleReader<'_> {
         let kind = from.kind.as_deref().unwrap_or("Service");
         if !matches!(group, "" | "core") || kind != "Service" {
             let reason = format!("the backend {} is a {kind}; only Services are supported", from.name);
-            self.refuse(&at("kind"), reason.clone());
+            self.refuse_as(Reason::InvalidKind, &at("kind"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         }
         let own = &self.object.id.namespace;
         let namespace = from.namespace.as_deref().unwrap_or(own);
         let Ok(name) = ServiceName::new(namespace, &from.name) else {
             let reason = format!("the backend {namespace}/{} is not the name of a Service", from.name);
-            self.refuse(&at("name"), reason.clone());
+            self.refuse_as(Reason::BackendNotFound, &at("name"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         };
         let port = from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from);
@@ -387,7 +394,8 @@ impl RuleReader<'_> {
             }
         };
         if let Err((field, reason, fix)) = found {
-            self.refuse(&at(field), format!("{reason}; {fix}"));
+            let kind = if field == "namespace" { Reason::RefNotPermitted } else { Reason::BackendNotFound };
+            self.refuse_as(kind, &at(field), format!("{reason}; {fix}"));
             backend.invalid = reason;
         }
         for (filter_at, filter) in from.filters.iter().flatten().enumerate() {

@@ -11,7 +11,7 @@ use penstock_api::v1::{self, Protocol};
 use super::annotations;
 use super::faults::Faults;
 use super::view::View;
-use crate::objects::{Object, annotation_pointer};
+use crate::objects::{Object, ObjectId, annotation_pointer};
 use crate::snapshot::Builder;
 
 /// A Service as the mesh sees it.
@@ -23,6 +23,8 @@ pub(super) struct ServiceModel<'a> {
     /// Where each of them stands in `spec.ports`, which may have UDP ports too.
     pub indices: Vec<usize>,
     pub policy: v1::Policy,
+    /// The InferencePolicy that the policy has something of.
+    pub inference: Option<&'a ObjectId>,
     /// What the annotation asks for: names of Services of the namespace, and weights.
     pub split: Option<Vec<(String, u32)>>,
     /// The cluster IPs; none when it is headless.
@@ -98,8 +100,11 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
                 Err(_) => faults.refuse(object, "/spec/clusterIP", format!("{text:?} is not an IP address")),
             }
         }
-        services
-            .insert(name.clone(), ServiceModel { object, name, ports, indices, policy, split, addresses });
+        let inference = None;
+        services.insert(
+            name.clone(),
+            ServiceModel { object, name, ports, indices, policy, inference, split, addresses },
+        );
     }
     services
 }
@@ -117,6 +122,9 @@ pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut F
             policy: (policy != v1::Policy::default()).then_some(policy),
         };
         builder.add(Kind::Service, name.as_str(), &message);
+        if let Some(policy) = service.inference {
+            builder.part_of(policy, Kind::Service, name.as_str());
+        }
         for ip in &service.addresses {
             for port in &service.ports {
                 let address = SocketAddr::new(*ip, u16::try_from(port.port).unwrap_or_default());

@@ -67,6 +67,13 @@ pub enum ObjectKind {
     AccessPolicy,
 }
 
+impl ObjectKind {
+    /// Whether control writes into its status what became of it.
+    pub fn has_status(self) -> bool {
+        matches!(self, Self::HTTPRoute | Self::InferencePolicy | Self::AccessPolicy)
+    }
+}
+
 /// The name of an object; there is at most one object of a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectId {
