@@ -63,7 +63,7 @@ pub fn difference(
 ) -> Option<Difference> {
     let settle = Settle { generation: outcome.generation.or(generation), now };
     let wanted = match id.kind {
-        ObjectKind::HTTPRoute => route(outcome, reach, known, &settle)?,
+        ObjectKind::HTTPRoute | ObjectKind::GRPCRoute => route(outcome, reach, known, &settle)?,
         ObjectKind::InferencePolicy | ObjectKind::AccessPolicy => policy(outcome, reach, known, &settle),
         _ => return None,
     };

@@ -11,7 +11,7 @@ use penstock_api::view::Problem;
 use prost::Message;
 
 use crate::objects::ObjectId;
-use crate::outcome::Outcomes;
+use crate::outcome::{Outcome, Outcomes};
 
 /// A resource, packed for the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +94,16 @@ impl Snapshot {
     /// All resources of a kind, by name.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = (&str, &Entry)> {
         self.resources.get(&kind).into_iter().flatten().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// A hash of what is in force of an object: the same on every replica that has compiled the same version of it.
+    pub fn digest(&self, outcome: &Outcome) -> String {
+        let mut text = format!("{:?}\0{}\0", outcome.generation, outcome.last_good);
+        for (kind, name) in &outcome.resources {
+            let version = self.get(*kind, name).map_or("", |entry| &entry.version);
+            text.push_str(&format!("{kind:?}\0{name}\0{version}\0"));
+        }
+        version(text.as_bytes())
     }
 
     /// What a subscription to `name` means: for a service's name, the service and everything its routes lead to;

@@ -110,17 +110,22 @@ async fn says(client: &Client, object: &Value, expected: &[&str]) {
 
 /// Control as a process that reads the API, with the rights that it is installed with.
 async fn control(ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
+    replica("control", ip, folder, kubeconfig).await
+}
+
+/// A replica of it.
+async fn replica(name: &str, ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
     let at = |port: u16| SocketAddr::new(ip.into(), port);
     let api = at(port::CONTROL_API);
     let args = [
         "run".to_owned(),
         format!("--source=kubernetes:{CONTEXT}"),
-        format!("--state={}", folder.join("state").display()),
+        format!("--state={}", folder.join(name).display()),
         format!("--listen={}", at(port::CONTROL)),
         format!("--api={api}"),
     ];
-    let config = [("KUBECONFIG", kubeconfig.display().to_string())];
-    let mut process = Process::start_with("control", &program("penstock-control"), &args, &config, folder);
+    let config = [("KUBECONFIG", kubeconfig.display().to_string()), ("POD_NAME", name.to_owned())];
+    let mut process = Process::start_with(name, &program("penstock-control"), &args, &config, folder);
     wait_until("control answers", PATIENCE, async || {
         assert!(process.runs(), "control ended at once: {}", process.said());
         get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
@@ -130,7 +135,7 @@ async fn control(ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
 }
 
 /// The sidecar of the pod `client`, ready.
-async fn sidecar(client: &Client, ip: Ipv4Addr, folder: &Path) -> Process {
+async fn sidecar(client: &Client, control: Ipv4Addr, ip: Ipv4Addr, folder: &Path) -> Process {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
     let anchors_file = folder.join("anchors.pem");
     wait_until("the anchors are in the cluster", PATIENCE, async || {
@@ -145,7 +150,7 @@ async fn sidecar(client: &Client, ip: Ipv4Addr, folder: &Path) -> Process {
     let at = |port: u16| SocketAddr::new(ip.into(), port);
     let args = [
         "run".to_owned(),
-        format!("--control={}", at(port::CONTROL)),
+        format!("--control={}", SocketAddr::new(control.into(), port::CONTROL)),
         format!("--control-ca={}", anchors_file.display()),
         format!("--token={}", token_file.display()),
         format!("--node={NAMESPACE}/client"),
@@ -162,6 +167,18 @@ async fn sidecar(client: &Client, ip: Ipv4Addr, folder: &Path) -> Process {
     })
     .await;
     sidecar
+}
+
+/// Has the application beside the sidecar call `resnet`, and waits until the sidecar has applied its routes.
+async fn calls(control: Ipv4Addr, ip: Ipv4Addr) {
+    let mut wire = Wire::connect(SocketAddr::new(ip.into(), port::OUTBOUND)).await;
+    let answer = wire.ask("GET / HTTP/1.1\r\nhost: resnet\r\n\r\n").await.unwrap();
+    assert_eq!(answer.status(), 503, "there is no endpoint: {}", answer.text());
+    let status = SocketAddr::new(control.into(), port::CONTROL_API);
+    wait_until("the sidecar has applied everything", PATIENCE, async || {
+        get(status, "/routes").await.unwrap().text().contains(r#""applied":1"#)
+    })
+    .await;
 }
 
 const IN_FORCE: [&str; 3] =
@@ -205,16 +222,8 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
     assert_eq!(message(&read(&client, &first).await), "no connected proxy is concerned");
 
     // A proxy that asks for the Service is concerned.
-    let sidecar = sidecar(&client, ip, folder.path()).await;
-    let mut wire = Wire::connect(SocketAddr::new(ip.into(), port::OUTBOUND)).await;
-    let answer = wire.ask("GET / HTTP/1.1\r\nhost: resnet\r\n\r\n").await.unwrap();
-    assert_eq!(answer.status(), 503, "there is no endpoint: {}", answer.text());
-    let status = SocketAddr::new(ip.into(), port::CONTROL_API);
-    wait_until("the sidecar has applied everything", PATIENCE, async || {
-        let page = get(status, "/routes").await.unwrap().text();
-        page.contains(r#""applied":1"#)
-    })
-    .await;
+    let sidecar = sidecar(&client, ip, ip, folder.path()).await;
+    calls(ip, ip).await;
     // It does not read what is pushed, and so has not applied it.
     sidecar.signal(Signal::STOP);
     let second = route(to("resnet-v2"));
@@ -336,4 +345,55 @@ async fn policies_say_whether_they_are_in_force() {
     // The target comes.
     apply(&client, &service("nowhere")).await;
     says(&client, &table[5].0, &in_force).await;
+}
+
+/// The proxies of all replicas count, whichever of them writes, and a replica that says nothing has not said yes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_is_programmed_when_the_proxies_of_every_replica_have_it() {
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    install_definitions(&client).await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("control.yaml");
+    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let (a, b, ip) = (own_ip(), own_ip(), own_ip());
+    let of_control = |name: &str, ip: Ipv4Addr| {
+        let mut pod = pod(name, &ip.to_string());
+        pod["metadata"] = json!({
+            "name": name, "namespace": "penstock-system",
+            "labels": {"app.kubernetes.io/name": "penstock", "app.kubernetes.io/component": "control"},
+        });
+        pod
+    };
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        account(NAMESPACE, "client"),
+        pod("client", &ip.to_string()),
+        service("resnet"),
+        service("resnet-v2"),
+        of_control("control-a", a),
+        of_control("control-b", b),
+        route(to("resnet")),
+    ] {
+        apply(&client, &object).await;
+    }
+    let _writer = replica("control-a", a, folder.path(), &kubeconfig).await;
+    let first = route(to("resnet"));
+    let unheard = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Programmed=Unknown/Pending"];
+    says(&client, &first, &unheard).await;
+    let mut other = replica("control-b", b, folder.path(), &kubeconfig).await;
+    says(&client, &first, &IN_FORCE).await;
+
+    // The proxy is connected to the replica that does not write.
+    let sidecar = sidecar(&client, b, ip, folder.path()).await;
+    calls(b, ip).await;
+    sidecar.signal(Signal::STOP);
+    let second = route(to("resnet-v2"));
+    apply(&client, &second).await;
+    let pending = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Programmed=False/Pending"];
+    says(&client, &second, &pending).await;
+    sidecar.signal(Signal::CONT);
+    says(&client, &second, &IN_FORCE).await;
+    other.kill();
+    says(&client, &second, &unheard).await;
 }

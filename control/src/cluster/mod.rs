@@ -9,6 +9,7 @@
 mod anchors;
 mod lease;
 mod peers;
+mod replicas;
 mod root;
 mod root_secret;
 mod secret;
@@ -21,12 +22,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Client;
+use penstock_api::SpiffeId;
 use penstock_api::names::SYSTEM_NAMESPACE;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::replicas::Others;
+pub use self::replicas::ReplicasService;
 pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
 use crate::events::Events;
 use crate::fleet::Fleet;
@@ -108,6 +112,10 @@ pub struct Pushed {
     pub fleet: Arc<Fleet>,
     /// What those know of the trust in force.
     pub acknowledged: watch::Receiver<Acknowledged>,
+    /// What control proves to be.
+    pub own: SpiffeId,
+    /// Where each replica listens for proxies.
+    pub port: u16,
 }
 
 /// What the tasks that keep it up tell.
@@ -138,14 +146,16 @@ impl State {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
         let Cluster { place, objects, statuses, namespaces, certifies_webhook } = self.cluster;
-        let Pushed { published, fleet, acknowledged } = pushed;
+        let Pushed { published, fleet, acknowledged, own, port } = pushed;
         let events = Events::start(place.client.clone(), place.replica.clone(), leads.clone(), stop.clone());
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
         let writing = leads.clone();
         tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), namespaces, writing, stop.clone()));
+        let others = Others::new(place.clone(), objects.clone(), self.root.authority(), own, port);
         let facts = statuses::Facts {
             place: place.clone(),
+            others,
             statuses,
             published,
             fleet,

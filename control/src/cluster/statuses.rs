@@ -1,6 +1,6 @@
 //! Writes what became of objects: into their statuses, and as Events on those that are refused.
 //!
-//! In: outcomes of the snapshot in force, what proxies have acknowledged, the statuses that are there. Out: statuses as they should be
+//! In: outcomes of the snapshot in force, what proxies of all replicas have acknowledged, the statuses that are there. Out: statuses as they should be
 //! (`conditions`), by the holder of the Lease alone. Each write names the version that it rests on, so that what another
 //! controller has written meanwhile is not lost: it is looked at again when the watch has told it. One pass a second at most; a status
 //! of which only numbers have changed waits longer, because a thousand proxies that come and go are no news to anybody. Can go wrong: the API
@@ -19,8 +19,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::replicas::{self, Others};
 use super::{Outcome as Written, Place, Trouble, written};
-use crate::conditions::{Difference, Reach, complaint, difference};
+use crate::conditions::{Difference, complaint, difference};
 use crate::events::{Event, Events, Regarding};
 use crate::fleet::Fleet;
 use crate::metric;
@@ -46,6 +47,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) place: Place,
+    pub(super) others: Others,
     pub(super) statuses: Statuses,
     pub(super) published: watch::Receiver<Published>,
     pub(super) fleet: Arc<Fleet>,
@@ -54,7 +56,7 @@ pub(super) struct Facts {
 }
 
 /// Writes until told to stop.
-pub(super) async fn run(facts: Facts, stop: CancellationToken) -> Result<()> {
+pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()> {
     let mut attempts = Attempts::default();
     let mut told = Told::default();
     let mut trouble = Trouble::new("statuses");
@@ -69,7 +71,7 @@ pub(super) async fn run(facts: Facts, stop: CancellationToken) -> Result<()> {
             (attempts, told) = (Attempts::default(), Told::default());
             continue;
         }
-        match pass(&facts, &mut attempts, &stop).await {
+        match pass(&mut facts, &mut attempts, &stop).await {
             Some(error) => trouble.met(&error),
             None => trouble.over(),
         }
@@ -84,7 +86,8 @@ pub(super) async fn run(facts: Facts, stop: CancellationToken) -> Result<()> {
 }
 
 /// Looks at all of them once; what went wrong last.
-async fn pass(facts: &Facts, attempts: &mut Attempts, stop: &CancellationToken) -> Option<anyhow::Error> {
+async fn pass(facts: &mut Facts, attempts: &mut Attempts, stop: &CancellationToken) -> Option<anyhow::Error> {
+    let others = facts.others.ask().await;
     let snapshot = facts.published.borrow().snapshot.clone();
     let tallies = facts.fleet.tally(&snapshot);
     attempts.only(&snapshot.outcomes);
@@ -95,7 +98,8 @@ async fn pass(facts: &Facts, attempts: &mut Attempts, stop: &CancellationToken) 
         if outcome.uid.as_ref().is_some_and(|uid| *uid != known.uid) {
             continue;
         }
-        let reach = Reach { tally: tallies.get(id).cloned().unwrap_or_default(), unheard: 0 };
+        let own = tallies.get(id).cloned().unwrap_or_default();
+        let reach = replicas::joined(id, own, &snapshot.digest(outcome), &others);
         let now = Timestamp::now();
         let Some(wanted) = difference(id, outcome, &reach, &known.status, known.generation, now) else {
             continue;

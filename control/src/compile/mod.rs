@@ -10,6 +10,7 @@ mod driver;
 mod endpoints;
 mod faults;
 mod filters;
+mod grpc;
 mod inference;
 mod matches;
 mod memory;
@@ -169,11 +170,19 @@ fn outcomes(
 
 /// The parents of a route that are Services: those of other kinds are a Gateway's business.
 fn parents(body: &Body) -> Vec<Parent> {
-    let Body::HTTPRoute(route) = body else { return Vec::new() };
-    let refs = route.spec.parent_refs.iter().flatten().enumerate();
-    let ours = refs.filter(|(_, parent)| parent.kind.as_deref() == Some("Service"));
-    ours.map(|(index, parent)| Parent { index, reference: serde_json::to_value(parent).unwrap_or_default() })
-        .collect()
+    let refs: Vec<_> = match body {
+        Body::HTTPRoute(route) => references(route.spec.parent_refs.as_deref()),
+        Body::GRPCRoute(route) => references(route.spec.parent_refs.as_deref()),
+        _ => Vec::new(),
+    };
+    let ours = refs.into_iter().enumerate().filter(|(_, reference)| reference["kind"] == "Service");
+    ours.map(|(index, reference)| Parent { index, reference }).collect()
+}
+
+/// References, word for word.
+fn references<T: Serialize>(refs: Option<&[T]>) -> Vec<serde_json::Value> {
+    let refs = refs.unwrap_or_default().iter();
+    refs.map(|reference| serde_json::to_value(reference).unwrap_or_default()).collect()
 }
 
 /// The newest readable version of every object that nobody deleted.

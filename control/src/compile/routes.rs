@@ -1,14 +1,16 @@
-//! HTTPRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
+//! HTTPRoutes and GRPCRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
 //!
-//! An HTTPRoute wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
+//! A route wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
 //! of its own that does what would happen without routes: the proxy refuses what no rule matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use gateway_api::experimental::grpcroutes::{GRPCRoute, GrpcRouteRulesMatches};
 use gateway_api::experimental::httproutes::{
-    HTTPRoute, HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesRetry,
+    HTTPRoute, HttpRouteParentRefs, HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesRetry,
     HttpRouteRulesSessionPersistence, HttpRouteRulesSessionPersistenceType,
 };
+use k8s_openapi::jiff::Timestamp;
 use penstock_api::ServiceName;
 use penstock_api::names::annotation;
 use penstock_api::resource::{Kind, weights_name};
@@ -16,7 +18,8 @@ use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
 use super::faults::Faults;
-use super::filters::{self, Level};
+use super::filters::{self, Level, same_shape};
+use super::grpc;
 use super::matches::{self, Place, Precedence};
 use super::services::{ServiceModel, Services};
 use super::view::View;
@@ -27,11 +30,73 @@ use crate::snapshot::Builder;
 /// The rules of one parent Service, not yet in order.
 type Attached = Vec<(Precedence, v1::Rule)>;
 
+/// A route, in what its kinds have in common.
+struct Route<'a> {
+    object: &'a Object,
+    /// As rules and weights are named. The two kinds may have routes of one name.
+    name: String,
+    created: Option<Timestamp>,
+    parents: Vec<HttpRouteParentRefs>,
+    hostnames: &'a [String],
+    rules: Vec<(HttpRouteRules, Matches<'a>)>,
+}
+
+/// What a rule matches.
+#[derive(Clone, Copy)]
+enum Matches<'a> {
+    /// As the rule itself says.
+    OfHttp,
+    /// These.
+    OfGrpc(&'a [GrpcRouteRulesMatches]),
+}
+
+impl<'a> Route<'a> {
+    fn of_http(object: &'a Object, route: &'a HTTPRoute) -> Self {
+        let rules = route.spec.rules.iter().flatten();
+        Self {
+            object,
+            name: object.id.qualified(),
+            created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            parents: route.spec.parent_refs.clone().unwrap_or_default(),
+            hostnames: route.spec.hostnames.as_deref().unwrap_or_default(),
+            rules: rules.map(|rule| (rule.clone(), Matches::OfHttp)).collect(),
+        }
+    }
+
+    fn of_grpc(object: &'a Object, route: &'a GRPCRoute, faults: &mut Faults) -> Self {
+        let mut parents = Vec::new();
+        for (index, parent) in route.spec.parent_refs.iter().flatten().enumerate() {
+            match same_shape(parent) {
+                Ok(parent) => parents.push(parent),
+                Err((_, error)) => faults.refuse(object, format!("/spec/parentRefs/{index}"), error),
+            }
+        }
+        let mut rules = Vec::new();
+        for (index, rule) in route.spec.rules.iter().flatten().enumerate() {
+            match grpc::as_http(rule) {
+                Ok(read) => rules.push((read, Matches::OfGrpc(rule.matches.as_deref().unwrap_or_default()))),
+                Err((_, error)) => faults.refuse(object, format!("/spec/rules/{index}"), error),
+            }
+        }
+        Self {
+            object,
+            name: format!("{}:grpc", object.id.qualified()),
+            created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            parents,
+            hostnames: route.spec.hostnames.as_deref().unwrap_or_default(),
+            rules,
+        }
+    }
+}
+
 /// Adds routes and weights.
 pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
-    for (object, route) in &view.routes {
-        attach(object, route, view, services, &mut attached, builder, faults);
+    let http: Vec<_> = view.routes.iter().map(|(object, route)| Route::of_http(object, route)).collect();
+    let grpc = view.grpc_routes.iter();
+    let grpc: Vec<_> = grpc.map(|(object, route)| Route::of_grpc(object, route, faults)).collect();
+    for route in http.iter().chain(&grpc) {
+        attach(route, view, services, &mut attached, builder, faults);
     }
     for (name, service) in services {
         let mut rules = attached.remove(name).unwrap_or_default();
@@ -46,47 +111,51 @@ pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builde
 
 /// Attaches the rules of a route to its parents.
 fn attach(
-    object: &Object,
-    route: &HTTPRoute,
+    route: &Route<'_>,
     view: &View<'_>,
     services: &Services<'_>,
     attached: &mut BTreeMap<ServiceName, Attached>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
-    let parents = parents(object, route, services, faults);
+    let Route { object, name, .. } = route;
+    let parents = parents(object, &route.parents, services, faults);
     if parents.is_empty() {
         return;
     }
     let mut hostnames = Vec::new();
-    for (index, text) in route.spec.hostnames.iter().flatten().enumerate() {
+    for (index, text) in route.hostnames.iter().enumerate() {
         match matches::hostname(text) {
             Ok(name) => hostnames.push(Some(name)),
             Err(error) => faults.refuse(object, format!("/spec/hostnames/{index}"), error),
         }
     }
-    if route.spec.hostnames.as_ref().is_none_or(Vec::is_empty) {
+    if route.hostnames.is_empty() {
         hostnames.push(None);
     }
-    let name = object.id.qualified();
-    let created = route.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    for (index, from) in route.spec.rules.iter().flatten().enumerate() {
+    for (index, (from, of)) in route.rules.iter().enumerate() {
         let reader = RuleReader { object, view, services, faults, pointer: format!("/spec/rules/{index}") };
-        let ReadRule { rule, matches, backends } = reader.read(from);
+        let ReadRule { rule, matches, backends } = reader.read(from, *of);
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         for (parent, ports) in &parents {
             builder.part_of(&object.id, Kind::Routes, parent.as_str());
             let mut rule = v1::Rule { route: name.clone(), index: number, ..rule.clone() };
             if let Some(backends) = backends.clone() {
-                rule.weights = add_weights(parent, &name, number, backends, builder);
+                rule.weights = add_weights(parent, name, number, backends, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let rules = attached.entry(parent.clone()).or_default();
             for port in ports {
-                for (matched_at, matched) in matches.iter().enumerate() {
+                for (matched_at, (matched, method)) in matches.iter().enumerate() {
                     for (host_at, host) in hostnames.iter().enumerate() {
-                        let place =
-                            Place { route: &name, created, rule: index, matched: matched_at, host: host_at };
+                        let place = Place {
+                            route: name,
+                            created: route.created,
+                            method: *method,
+                            rule: index,
+                            matched: matched_at,
+                            host: host_at,
+                        };
                         let precedence = Precedence::of(matched.as_ref(), host.as_deref(), &place);
                         let rule = v1::Rule {
                             port: *port,
@@ -105,12 +174,12 @@ fn attach(
 /// The parent Services of a route, and for which of their ports; port 0 = all.
 fn parents(
     object: &Object,
-    route: &HTTPRoute,
+    refs: &[HttpRouteParentRefs],
     services: &Services<'_>,
     faults: &mut Faults,
 ) -> BTreeMap<ServiceName, BTreeSet<u32>> {
     let mut parents: BTreeMap<ServiceName, BTreeSet<u32>> = BTreeMap::new();
-    for (index, parent) in route.spec.parent_refs.iter().flatten().enumerate() {
+    for (index, parent) in refs.iter().enumerate() {
         // A parent of another kind is a Gateway's business.
         if parent.kind.as_deref() != Some("Service") {
             continue;
@@ -126,7 +195,8 @@ fn parents(
         if namespace != object.id.namespace {
             let message = format!(
                 "routes of one namespace for clients of a Service in another ({namespace}) are not supported, and \
-                 this parent is left out; move the HTTPRoute to the namespace of the Service"
+                 this parent is left out; move the {:?} to the namespace of the Service",
+                object.id.kind
             );
             faults.note_as(Reason::NoMatchingParent(index), object, at("namespace"), message);
             continue;
@@ -197,11 +267,14 @@ struct RuleReader<'a> {
     pointer: String,
 }
 
+/// A match, where `None` matches every request; of gRPC, how long its service and its method are.
+type ReadMatch = (Option<v1::Match>, Option<(usize, usize)>);
+
 /// A rule without what its parent adds.
 struct ReadRule {
     rule: v1::Rule,
-    /// At least one; `None` matches every request.
-    matches: Vec<Option<v1::Match>>,
+    /// At least one.
+    matches: Vec<ReadMatch>,
     /// Absent when a filter answers. One that can't be named as a Service has an empty name.
     backends: Option<Vec<v1::Backend>>,
 }
@@ -215,9 +288,15 @@ impl RuleReader<'_> {
         self.faults.refuse_as(reason, self.object, format!("{}{below}", self.pointer), message);
     }
 
-    fn read(mut self, from: &HttpRouteRules) -> ReadRule {
-        let matches = self.matches(from);
-        let prefix = matches.iter().all(|matched| {
+    fn read(mut self, from: &HttpRouteRules, of: Matches<'_>) -> ReadRule {
+        let matches = match of {
+            Matches::OfHttp => {
+                let all = from.matches.as_deref().unwrap_or_default();
+                self.matches(all, |one| (matches::read(one), None))
+            }
+            Matches::OfGrpc(all) => self.matches(all, |one| (grpc::read(one), Some(grpc::lengths(one)))),
+        };
+        let prefix = matches.iter().all(|(matched, _)| {
             let path = matched.as_ref().and_then(|matched| matched.path.as_ref()?.kind.as_ref());
             matches!(path, None | Some(string_match::Kind::Prefix(_)))
         });
@@ -243,16 +322,22 @@ impl RuleReader<'_> {
     }
 
     /// Reads the matches; one that makes no sense matches nothing.
-    fn matches(&mut self, from: &HttpRouteRules) -> Vec<Option<v1::Match>> {
-        let Some(all) = from.matches.as_ref().filter(|all| !all.is_empty()) else { return vec![None] };
-        let mut read = Vec::new();
+    fn matches<T>(
+        &mut self,
+        all: &[T],
+        read: impl Fn(&T) -> (Result<Option<v1::Match>, (String, String)>, Option<(usize, usize)>),
+    ) -> Vec<ReadMatch> {
+        if all.is_empty() {
+            return vec![(None, None)];
+        }
+        let mut made = Vec::new();
         for (index, one) in all.iter().enumerate() {
-            match matches::read(one) {
-                Ok(matched) => read.push(matched),
-                Err((below, error)) => self.refuse(&format!("/matches/{index}{below}"), error),
+            match read(one) {
+                (Ok(matched), lengths) => made.push((matched, lengths)),
+                (Err((below, error)), _) => self.refuse(&format!("/matches/{index}{below}"), error),
             }
         }
-        read
+        made
     }
 
     /// Reads the filters; also why requests must not pass without one of them.
@@ -372,8 +457,10 @@ impl RuleReader<'_> {
         };
         let port = from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from);
         let mut backend = v1::Backend { service: name.to_string(), port, weight, ..v1::Backend::default() };
-        let found = if namespace != own && !self.view.granted(own, namespace, &from.name) {
-            let fix = format!("add a ReferenceGrant for HTTPRoutes from {own} in namespace {namespace}");
+        let granted = || self.view.granted(&self.object.id, namespace, ("", "Service"), &from.name);
+        let found = if namespace != own && !granted() {
+            let kind = self.object.id.kind;
+            let fix = format!("add a ReferenceGrant for {kind:?}s from {own} in namespace {namespace}");
             Err(("namespace", format!("the backend {name} is not permitted to namespace {own}"), fix))
         } else {
             match self.services.get(&name) {
@@ -415,7 +502,7 @@ impl RuleReader<'_> {
     }
 }
 
-/// Adds rules for the ports of a Service that no HTTPRoute covers: the annotation's weights, or the Service itself
+/// Adds rules for the ports of a Service that no route covers: the annotation's weights, or the Service itself
 /// where other ports have rules.
 fn rest(
     service: &ServiceModel<'_>,

@@ -11,6 +11,7 @@ pub mod yaml;
 use std::fmt;
 use std::sync::Arc;
 
+use gateway_api::experimental::grpcroutes::GRPCRoute;
 use gateway_api::experimental::httproutes::HTTPRoute;
 use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -64,13 +65,14 @@ pub enum ObjectKind {
     InferencePolicy,
     Service,
     HTTPRoute,
+    GRPCRoute,
     AccessPolicy,
 }
 
 impl ObjectKind {
     /// Whether control writes into its status what became of it.
     pub fn has_status(self) -> bool {
-        matches!(self, Self::HTTPRoute | Self::InferencePolicy | Self::AccessPolicy)
+        matches!(self, Self::HTTPRoute | Self::GRPCRoute | Self::InferencePolicy | Self::AccessPolicy)
     }
 }
 
@@ -93,6 +95,7 @@ pub enum Body {
     EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
     HTTPRoute(Box<HTTPRoute>),
+    GRPCRoute(Box<GRPCRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
     InferencePolicy(Box<InferencePolicy>),
     AccessPolicy(Box<AccessPolicy>),
@@ -133,6 +136,7 @@ impl Object {
             Body::EndpointSlice(object) => &object.metadata,
             Body::Pod(object) => &object.metadata,
             Body::HTTPRoute(object) => &object.metadata,
+            Body::GRPCRoute(object) => &object.metadata,
             Body::ReferenceGrant(object) => &object.metadata,
             Body::InferencePolicy(object) => &object.metadata,
             Body::AccessPolicy(object) => &object.metadata,

@@ -44,7 +44,7 @@ pub struct Watched {
 }
 
 /// All that is read, and so all that control needs `get`, `list` and `watch` for.
-pub const WATCHED: [Watched; 7] = [
+pub const WATCHED: [Watched; 8] = [
     Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
     Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
     Watched {
@@ -58,6 +58,12 @@ pub const WATCHED: [Watched; 7] = [
         group: "gateway.networking.k8s.io",
         version: "v1",
         plural: "httproutes",
+    },
+    Watched {
+        kind: ObjectKind::GRPCRoute,
+        group: "gateway.networking.k8s.io",
+        version: "v1",
+        plural: "grpcroutes",
     },
     Watched {
         kind: ObjectKind::ReferenceGrant,
