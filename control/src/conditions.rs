@@ -63,7 +63,9 @@ pub fn difference(
 ) -> Option<Difference> {
     let settle = Settle { generation: outcome.generation.or(generation), now };
     let wanted = match id.kind {
-        ObjectKind::HTTPRoute | ObjectKind::GRPCRoute => route(outcome, reach, known, &settle)?,
+        ObjectKind::HTTPRoute | ObjectKind::GRPCRoute | ObjectKind::InferencePool => {
+            route(outcome, reach, known, &settle)?
+        }
         ObjectKind::InferencePolicy | ObjectKind::AccessPolicy => policy(outcome, reach, known, &settle),
         _ => return None,
     };
@@ -107,7 +109,7 @@ impl Settle {
     }
 }
 
-/// The status of a route: an entry for each parent of ours, beside those of others. `None`: there is nothing of ours to say.
+/// The status of a route, or of a pool: an entry for each parent of ours, beside those of others. `None`: there is nothing of ours to say.
 fn route(outcome: &Outcome, reach: &Reach, known: &Value, settle: &Settle) -> Option<Value> {
     // One that cannot be read has parents that nobody knows.
     outcome.generation?;

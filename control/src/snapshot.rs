@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use penstock_api::ServiceName;
 use penstock_api::resource::{Kind, version};
 use penstock_api::view::Problem;
 use prost::Message;
@@ -42,6 +43,7 @@ pub struct Builder {
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     closures: HashMap<String, BTreeSet<String>>,
     parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
+    routed: BTreeMap<ObjectId, BTreeSet<ServiceName>>,
 }
 
 impl Builder {
@@ -65,6 +67,16 @@ impl Builder {
     /// The resources that an object is part of.
     pub fn parts(&self, object: &ObjectId) -> BTreeSet<(Kind, String)> {
         self.parts.get(object).cloned().unwrap_or_default()
+    }
+
+    /// Records that a route of the Service `parent` leads to a pool.
+    pub fn routes_to(&mut self, parent: &ServiceName, pool: &ObjectId) {
+        self.routed.entry(pool.clone()).or_default().insert(parent.clone());
+    }
+
+    /// The Services whose routes lead to a pool.
+    pub fn routed(&self, pool: &ObjectId) -> impl Iterator<Item = &ServiceName> {
+        self.routed.get(pool).into_iter().flatten()
     }
 
     /// Finishes the snapshot.

@@ -347,6 +347,73 @@ async fn policies_say_whether_they_are_in_force() {
     says(&client, &table[5].0, &in_force).await;
 }
 
+/// A GRPCRoute and an InferencePool, as their own definitions have them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_route_to_a_pool_is_in_force_and_both_say_so() {
+    let Some(server) = ApiServer::start().await else { return };
+    let client = server.client().await;
+    install_definitions(&client).await;
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("control.yaml");
+    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let pool = json!({
+        "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": named("llama"),
+        "spec": {
+            "selector": {"matchLabels": {"app": "llama"}},
+            "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {"name": "picker", "port": {"number": 9002}},
+        },
+    });
+    let route = |pool: &str| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GRPCRoute", "metadata": named("chat"),
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "chat"}],
+                "rules": [{
+                    "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
+                    "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": pool}],
+                }],
+            },
+        })
+    };
+    let mut llama = pod("llama", "198.51.100.7");
+    llama["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+        llama.clone(),
+        service("chat"),
+        pool.clone(),
+        route("mistral"),
+    ] {
+        apply(&client, &object).await;
+    }
+    let ip = own_ip();
+    let _control = control(ip, folder.path(), &kubeconfig).await;
+    let nowhere =
+        ["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound", "Programmed=True/Programmed"];
+    says(&client, &route("mistral"), &nowhere).await;
+    assert_eq!(read(&client, &pool).await["status"]["parents"], Value::Null, "nobody leads there yet");
+    apply(&client, &route("llama")).await;
+    says(&client, &route("llama"), &IN_FORCE).await;
+    says(&client, &pool, &IN_FORCE).await;
+    let parents = read(&client, &pool).await["status"]["parents"].clone();
+    assert_eq!(
+        parents[0]["parentRef"],
+        json!({"group": "", "kind": "Service", "name": "chat", "namespace": NAMESPACE})
+    );
+    // A pod is an endpoint while it is ready.
+    let endpoints =
+        async || get(SocketAddr::new(ip.into(), port::CONTROL_API), "/endpoints").await.unwrap().text();
+    assert!(!endpoints().await.contains("198.51.100.7"), "{}", endpoints().await);
+    llama["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    apply(&client, &llama).await;
+    wait_until("the pod is an endpoint of the pool", PATIENCE, async || {
+        let page = endpoints().await;
+        page.contains("team-a/llama.pool") && page.contains("198.51.100.7:8000")
+    })
+    .await;
+}
+
 /// The proxies of all replicas count, whichever of them writes, and a replica that says nothing has not said yes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_route_is_programmed_when_the_proxies_of_every_replica_have_it() {

@@ -4,7 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// `<namespace>/<name>` of a Kubernetes Service. Cheap to clone.
+/// What follows the name of an InferencePool. No Service has a dot in its name, and no host name is read as one that has.
+const POOL: &str = ".pool";
+
+/// `<namespace>/<name>` of a Kubernetes Service, or `<namespace>/<name>.pool` of an InferencePool, which is a backend like one.
+/// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
@@ -16,10 +20,18 @@ pub struct InvalidServiceName(String);
 impl ServiceName {
     /// Joins the parts, which must be DNS labels.
     pub fn new(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
-        if is_label(namespace) && is_label(name) {
+        if is_label(namespace) && is_label(name.strip_suffix(POOL).unwrap_or(name)) {
             Ok(Self(format!("{namespace}/{name}").into()))
         } else {
             Err(InvalidServiceName(format!("{namespace}/{name}")))
+        }
+    }
+
+    /// What an InferencePool is called where Services are.
+    pub fn pool(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
+        match is_label(name) {
+            true => Self::new(namespace, &format!("{name}{POOL}")),
+            false => Err(InvalidServiceName(format!("{namespace}/{name}{POOL}"))),
         }
     }
 
@@ -104,6 +116,18 @@ pub fn is_label(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_is_called_as_no_service_can_be() {
+        let pool = ServiceName::pool("team-a", "llama").unwrap();
+        assert_eq!((pool.namespace(), pool.name()), ("team-a", "llama.pool"));
+        assert_eq!("team-a/llama.pool".parse(), Ok(pool));
+        for bad in ["a.b", "", "llama.pool"] {
+            assert!(ServiceName::pool("team-a", bad).is_err(), "{bad}");
+        }
+        assert_eq!(ServiceName::from_host("llama.pool", "team-a").unwrap().as_str(), "pool/llama");
+        assert!("team-a/llama.other".parse::<ServiceName>().is_err());
+    }
 
     #[test]
     fn a_host_is_read_as_the_application_means_it() {

@@ -15,6 +15,7 @@ mod inference;
 mod matches;
 mod memory;
 mod pods;
+mod pools;
 mod routes;
 mod services;
 mod view;
@@ -22,10 +23,12 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use penstock_api::ServiceName;
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::view::Problem;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use self::faults::{Fault, Faults};
 use self::view::View;
@@ -161,18 +164,22 @@ fn outcomes(
             uid: candidate.and_then(|candidate| candidate.object.metadata().uid.clone()),
             findings: findings.get(id).cloned().unwrap_or_default(),
             last_good: replaced.contains(id) || candidate.is_some_and(|candidate| candidate.held),
-            parents: newest.map(|object| parents(&object.body)).unwrap_or_default(),
+            parents: newest.map(|object| parents(object, builder)).unwrap_or_default(),
             resources: builder.parts(id),
         }
     };
     all.into_iter().map(|id| (id.clone(), of(id))).collect()
 }
 
-/// The parents of a route that are Services: those of other kinds are a Gateway's business.
-fn parents(body: &Body) -> Vec<Parent> {
-    let refs: Vec<_> = match body {
+/// The parents of a route that are Services (those of other kinds are a Gateway's business), or the Services whose routes lead to a pool.
+fn parents(object: &Object, builder: &Builder) -> Vec<Parent> {
+    let refs: Vec<_> = match &object.body {
         Body::HTTPRoute(route) => references(route.spec.parent_refs.as_deref()),
         Body::GRPCRoute(route) => references(route.spec.parent_refs.as_deref()),
+        Body::InferencePool(_) => {
+            let service = |name: &ServiceName| json!({"group": "", "kind": "Service", "name": name.name(), "namespace": name.namespace()});
+            builder.routed(&object.id).map(service).collect()
+        }
         _ => Vec::new(),
     };
     let ours = refs.into_iter().enumerate().filter(|(_, reference)| reference["kind"] == "Service");
@@ -299,6 +306,7 @@ fn resources(
     let view = View::new(in_force);
     let pods = pods::read(&view, &trust.trust_domain, &mut faults);
     let mut services = services::read(&view, &mut faults);
+    pools::read(&view, &mut services, &mut faults);
     inference::join(&view, &mut services, &mut faults);
     let joined = endpoints::join(&view, &pods, &mut services, &mut faults);
     services::add(&services, &mut builder, &mut faults);

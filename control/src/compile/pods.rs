@@ -42,6 +42,10 @@ pub(super) struct PodModel<'a> {
     probes: BTreeSet<Probe>,
     /// Ports that are reached past its proxy.
     past: Vec<RangeInclusive<u16>>,
+    /// It serves. One that does not say is ready when it runs.
+    pub ready: bool,
+    /// It is being ended.
+    pub terminating: bool,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -131,8 +135,15 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             }
         }
     }
+    let said = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready"));
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     PodModel {
         object,
+        ready: said.map_or(phase == Some("Running"), |condition| condition.status == "True"),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
         service_account,
         injected,
         identity,
@@ -292,6 +303,11 @@ impl PodModel<'_> {
             return endpoint;
         }
         v1::Endpoint { identity: String::new(), inbound_port: 0, ..endpoint }
+    }
+
+    /// Where its application is.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.ips.first().copied()
     }
 
     /// The pod as somebody else's proxy reaches it.

@@ -23,7 +23,7 @@ use super::grpc;
 use super::matches::{self, Place, Precedence};
 use super::services::{ServiceModel, Services};
 use super::view::View;
-use crate::objects::{Object, annotation_pointer};
+use crate::objects::{Object, ObjectKind, annotation_pointer, pool};
 use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
@@ -141,6 +141,13 @@ fn attach(
             builder.part_of(&object.id, Kind::Routes, parent.as_str());
             let mut rule = v1::Rule { route: name.clone(), index: number, ..rule.clone() };
             if let Some(backends) = backends.clone() {
+                for backend in backends.iter().filter(|backend| backend.invalid.is_empty()) {
+                    let target =
+                        backend.service.parse().ok().and_then(|name: ServiceName| services.get(&name));
+                    if let Some(pool) = target.filter(|one| one.object.id.kind == ObjectKind::InferencePool) {
+                        builder.routes_to(parent, &pool.object.id);
+                    }
+                }
                 rule.weights = add_weights(parent, name, number, backends, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
@@ -443,32 +450,47 @@ impl RuleReader<'_> {
         });
         let group = from.group.as_deref().unwrap_or("");
         let kind = from.kind.as_deref().unwrap_or("Service");
-        if !matches!(group, "" | "core") || kind != "Service" {
-            let reason = format!("the backend {} is a {kind}; only Services are supported", from.name);
+        let is_pool = (group, kind) == (pool::GROUP, "InferencePool");
+        if !is_pool && (!matches!(group, "" | "core") || kind != "Service") {
+            let reason = format!(
+                "the backend {} is a {kind}; only Services and InferencePools are supported",
+                from.name
+            );
             self.refuse_as(Reason::InvalidKind, &at("kind"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         }
         let own = &self.object.id.namespace;
         let namespace = from.namespace.as_deref().unwrap_or(own);
-        let Ok(name) = ServiceName::new(namespace, &from.name) else {
-            let reason = format!("the backend {namespace}/{} is not the name of a Service", from.name);
+        let name = match is_pool {
+            true => ServiceName::pool(namespace, &from.name),
+            false => ServiceName::new(namespace, &from.name),
+        };
+        let Ok(name) = name else {
+            let reason = format!("the backend {namespace}/{} is not the name of a {kind}", from.name);
             self.refuse_as(Reason::BackendNotFound, &at("name"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         };
-        let port = from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from);
+        let target = self.services.get(&name);
+        let port = match is_pool {
+            // It says itself where its pods serve; what a reference says of it is not looked at (Inference Extension).
+            true => target.and_then(|pool| pool.ports.first()).map_or(0, |port| port.port),
+            false => from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from),
+        };
         let mut backend = v1::Backend { service: name.to_string(), port, weight, ..v1::Backend::default() };
-        let granted = || self.view.granted(&self.object.id, namespace, ("", "Service"), &from.name);
+        let granted_as = if is_pool { (pool::GROUP, "InferencePool") } else { ("", "Service") };
+        let granted = || self.view.granted(&self.object.id, namespace, granted_as, &from.name);
         let found = if namespace != own && !granted() {
             let kind = self.object.id.kind;
             let fix = format!("add a ReferenceGrant for {kind:?}s from {own} in namespace {namespace}");
             Err(("namespace", format!("the backend {name} is not permitted to namespace {own}"), fix))
         } else {
-            match self.services.get(&name) {
+            match target {
                 None => Err((
                     "name",
                     format!("the backend {name} does not exist"),
-                    "create the Service, or correct the name".to_owned(),
+                    format!("create the {kind}, or correct the name"),
                 )),
+                Some(_) if is_pool => Ok(()),
                 Some(_) if from.port.is_none() => {
                     Err(("port", format!("the backend {name} has no port said"), "write port".to_owned()))
                 }

@@ -11,7 +11,7 @@ use penstock_api::v1::{self, Protocol};
 use super::annotations;
 use super::faults::Faults;
 use super::view::View;
-use crate::objects::{Object, ObjectId, annotation_pointer};
+use crate::objects::{Object, ObjectId, ObjectKind, annotation_pointer};
 use crate::snapshot::Builder;
 
 /// A Service as the mesh sees it.
@@ -73,12 +73,7 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
             indices.push(index);
             ports.push(v1::ServicePort { port: number.into(), name, protocol: protocol.into() });
         }
-        let mut policy = v1::Policy::default();
-        for (key, read) in annotations::OF_POLICY {
-            if let Some(Err(error)) = object.annotation(key).map(|text| read(text, &mut policy)) {
-                faults.refuse(object, annotation_pointer(key), format!("annotation {key}: {error}"));
-            }
-        }
+        let policy = policy(object, faults);
         let split = object.annotation(annotation::TRAFFIC_SPLIT).and_then(|text| {
             let pointer = annotation_pointer(annotation::TRAFFIC_SPLIT);
             annotations::traffic_split(text)
@@ -109,6 +104,17 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
     services
 }
 
+/// What the annotations of a Service, or of a pool, ask.
+pub(super) fn policy(object: &Object, faults: &mut Faults) -> v1::Policy {
+    let mut policy = v1::Policy::default();
+    for (key, read) in annotations::OF_POLICY {
+        if let Some(Err(error)) = object.annotation(key).map(|text| read(text, &mut policy)) {
+            faults.refuse(object, annotation_pointer(key), format!("annotation {key}: {error}"));
+        }
+    }
+    policy
+}
+
 /// Adds the Services and their addresses.
 pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut taken: BTreeMap<SocketAddr, &ServiceName> = BTreeMap::new();
@@ -122,8 +128,9 @@ pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut F
             policy: (policy != v1::Policy::default()).then_some(policy),
         };
         builder.add(Kind::Service, name.as_str(), &message);
-        if let Some(policy) = service.inference {
-            builder.part_of(policy, Kind::Service, name.as_str());
+        let pool = (service.object.id.kind == ObjectKind::InferencePool).then_some(&service.object.id);
+        for of in [service.inference, pool].into_iter().flatten() {
+            builder.part_of(of, Kind::Service, name.as_str());
         }
         for ip in &service.addresses {
             for port in &service.ports {

@@ -11,6 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::objects::access::AccessPolicy;
 use crate::objects::inference::InferencePolicy;
+use crate::objects::pool::InferencePool;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.
@@ -22,6 +23,7 @@ pub(super) struct View<'a> {
     pub pods: Vec<Of<'a, Pod>>,
     pub slices: Vec<Of<'a, EndpointSlice>>,
     pub services: Vec<Of<'a, Service>>,
+    pub pools: Vec<Of<'a, InferencePool>>,
     pub routes: Vec<Of<'a, HTTPRoute>>,
     pub grpc_routes: Vec<Of<'a, GRPCRoute>>,
     pub grants: Vec<Of<'a, ReferenceGrant>>,
@@ -37,6 +39,7 @@ impl<'a> View<'a> {
                 Body::Pod(body) => view.pods.push((object, body)),
                 Body::EndpointSlice(body) => view.slices.push((object, body)),
                 Body::Service(body) => view.services.push((object, body)),
+                Body::InferencePool(body) => view.pools.push((object, body)),
                 Body::HTTPRoute(body) => view.routes.push((object, body)),
                 Body::GRPCRoute(body) => view.grpc_routes.push((object, body)),
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod decode;
 pub mod inference;
+pub mod pool;
 pub mod yaml;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
 use self::inference::InferencePolicy;
+use self::pool::InferencePool;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
@@ -64,6 +66,7 @@ pub enum ObjectKind {
     ReferenceGrant,
     InferencePolicy,
     Service,
+    InferencePool,
     HTTPRoute,
     GRPCRoute,
     AccessPolicy,
@@ -72,7 +75,14 @@ pub enum ObjectKind {
 impl ObjectKind {
     /// Whether control writes into its status what became of it.
     pub fn has_status(self) -> bool {
-        matches!(self, Self::HTTPRoute | Self::GRPCRoute | Self::InferencePolicy | Self::AccessPolicy)
+        matches!(
+            self,
+            Self::InferencePool
+                | Self::HTTPRoute
+                | Self::GRPCRoute
+                | Self::InferencePolicy
+                | Self::AccessPolicy
+        )
     }
 }
 
@@ -94,6 +104,7 @@ pub enum Body {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
+    InferencePool(Box<InferencePool>),
     HTTPRoute(Box<HTTPRoute>),
     GRPCRoute(Box<GRPCRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
@@ -135,6 +146,7 @@ impl Object {
             Body::Service(object) => &object.metadata,
             Body::EndpointSlice(object) => &object.metadata,
             Body::Pod(object) => &object.metadata,
+            Body::InferencePool(object) => &object.metadata,
             Body::HTTPRoute(object) => &object.metadata,
             Body::GRPCRoute(object) => &object.metadata,
             Body::ReferenceGrant(object) => &object.metadata,

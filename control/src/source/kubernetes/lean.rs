@@ -9,7 +9,9 @@ const METADATA: [&str; 3] = ["managedFields", "resourceVersion", "selfLink"];
 /// Copies of the object in itself, by those who applied it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Of a pod's status what says whether it runs, and where.
-const STATUS: [&str; 3] = ["phase", "podIP", "podIPs"];
+const STATUS: [&str; 4] = ["conditions", "phase", "podIP", "podIPs"];
+/// The one condition that is used: whether it is ready, for pools; those of Services are in slices.
+const READY: &str = "Ready";
 /// Of a pod's specification.
 const SPEC: [&str; 5] = ["containers", "hostNetwork", "initContainers", "nodeName", "serviceAccountName"];
 /// Of a container what the mesh has to do with: ports, and what the kubelet asks.
@@ -32,6 +34,13 @@ pub(super) fn lean(kind: ObjectKind, object: &mut Value) {
     }
     if let Some(status) = inner(object, "status") {
         status.retain(|key, _| STATUS.contains(&key.as_str()));
+        if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|condition| condition["type"] == READY);
+            // When it was asked, and how it said so, changes more often than what it said.
+            for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+                condition.retain(|key, _| matches!(key.as_str(), "type" | "status"));
+            }
+        }
     }
     if let Some(spec) = inner(object, "spec") {
         spec.retain(|key, _| SPEC.contains(&key.as_str()));
@@ -69,7 +78,9 @@ mod tests {
                     "ports": [{"containerPort": 8000}],
                 }],
             },
-            "status": {"phase": "Running", "podIP": "10.0.0.7", "conditions": [{"type": "Ready"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.7", "conditions": [
+                {"type": "Ready", "status": "True", "lastProbeTime": null}, {"type": "Initialized"},
+            ]},
         });
         lean(ObjectKind::Pod, &mut pod);
         let kept = json!({
@@ -78,7 +89,10 @@ mod tests {
                 "nodeName": "node-1",
                 "containers": [{"name": "server", "ports": [{"containerPort": 8000}]}],
             },
-            "status": {"phase": "Running", "podIP": "10.0.0.7"},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.7",
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
         });
         assert_eq!(pod, kept);
     }

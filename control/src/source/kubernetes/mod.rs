@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 use self::outage::Outage;
 pub use self::statuses::{Known, Statuses};
 use self::store::{Change, Store};
-use crate::objects::{ObjectKind, ObjectSet};
+use crate::objects::{ObjectKind, ObjectSet, pool};
 
 /// Objects in one answer of a list: what is in memory twice while a large kind is read.
 const PAGE: u32 = 500;
@@ -44,7 +44,7 @@ pub struct Watched {
 }
 
 /// All that is read, and so all that control needs `get`, `list` and `watch` for.
-pub const WATCHED: [Watched; 8] = [
+pub const WATCHED: [Watched; 9] = [
     Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
     Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
     Watched {
@@ -65,6 +65,7 @@ pub const WATCHED: [Watched; 8] = [
         version: "v1",
         plural: "grpcroutes",
     },
+    Watched { kind: ObjectKind::InferencePool, group: pool::GROUP, version: "v1", plural: "inferencepools" },
     Watched {
         kind: ObjectKind::ReferenceGrant,
         group: "gateway.networking.k8s.io",
