@@ -20,7 +20,7 @@ pub struct InvalidServiceName(String);
 impl ServiceName {
     /// Joins the parts, which must be DNS labels.
     pub fn new(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
-        if is_label(namespace) && is_label(name.strip_suffix(POOL).unwrap_or(name)) {
+        if is_label(namespace) && is_label(name) {
             Ok(Self(format!("{namespace}/{name}").into()))
         } else {
             Err(InvalidServiceName(format!("{namespace}/{name}")))
@@ -29,10 +29,8 @@ impl ServiceName {
 
     /// What an InferencePool is called where Services are.
     pub fn pool(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
-        match is_label(name) {
-            true => Self::new(namespace, &format!("{name}{POOL}")),
-            false => Err(InvalidServiceName(format!("{namespace}/{name}{POOL}"))),
-        }
+        let Self(service) = Self::new(namespace, name)?;
+        Ok(Self(format!("{service}{POOL}").into()))
     }
 
     /// Stands for the service in the labels of requests that reached none.
@@ -89,7 +87,10 @@ impl FromStr for ServiceName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (namespace, name) = text.split_once('/').ok_or_else(|| InvalidServiceName(text.to_owned()))?;
-        Self::new(namespace, name)
+        match name.strip_suffix(POOL) {
+            Some(pool) => Self::pool(namespace, pool),
+            None => Self::new(namespace, name),
+        }
     }
 }
 
@@ -126,6 +127,8 @@ mod tests {
             assert!(ServiceName::pool("team-a", bad).is_err(), "{bad}");
         }
         assert_eq!(ServiceName::from_host("llama.pool", "team-a").unwrap().as_str(), "pool/llama");
+        // Whoever names a Service does not reach a pool by it.
+        assert!(ServiceName::new("team-a", "llama.pool").is_err());
         assert!("team-a/llama.other".parse::<ServiceName>().is_err());
     }
 

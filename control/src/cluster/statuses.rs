@@ -16,7 +16,7 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use metrics::counter;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::replicas::{self, Others};
@@ -32,8 +32,10 @@ use crate::source::kubernetes::{Statuses, Watched};
 
 /// Who writes, in `managedFields`.
 const WRITER: &str = "penstock-control-status";
-/// How often it is looked at.
+/// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
+/// The same at most, while the API server is away.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Between two writes: a thousand routes take 20 s, and the API server notices nothing.
 const PACE: Duration = Duration::from_millis(20);
 /// What was written is told by the watch within milliseconds; one that was refused is not tried again before.
@@ -60,21 +62,30 @@ pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()>
     let mut attempts = Attempts::default();
     let mut told = Told::default();
     let mut trouble = Trouble::new("statuses");
-    let mut tick = tokio::time::interval(EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pause = EVERY;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            _ = tick.tick() => {}
+            () = tokio::time::sleep(pause) => {}
         }
         if !*facts.leads.borrow() {
             (attempts, told) = (Attempts::default(), Told::default());
             continue;
         }
-        match pass(&mut facts, &mut attempts, &stop).await {
-            Some(error) => trouble.met(&error),
-            None => trouble.over(),
-        }
+        pause = match pass(&mut facts, &mut attempts, &stop).await {
+            Pass::Whole => {
+                trouble.over();
+                EVERY
+            }
+            Pass::Refused(error) => {
+                trouble.met(&error);
+                EVERY
+            }
+            Pass::Away(error) => {
+                trouble.met(&error);
+                (pause * 2).min(LONGEST)
+            }
+        };
         let snapshot = facts.published.borrow().snapshot.clone();
         for event in told.due(&snapshot.outcomes, Instant::now()) {
             if !facts.events.tell(event.clone()) {
@@ -85,13 +96,23 @@ pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()>
     }
 }
 
-/// Looks at all of them once; what went wrong last.
-async fn pass(facts: &mut Facts, attempts: &mut Attempts, stop: &CancellationToken) -> Option<anyhow::Error> {
+/// How a look at all of them ended.
+enum Pass {
+    /// All that differed is written.
+    Whole,
+    /// The API server wants some statuses not as they are; the last of them.
+    Refused(anyhow::Error),
+    /// The API server is away, and was asked no further.
+    Away(anyhow::Error),
+}
+
+/// Looks at all of them once.
+async fn pass(facts: &mut Facts, attempts: &mut Attempts, stop: &CancellationToken) -> Pass {
     let others = facts.others.ask().await;
     let snapshot = facts.published.borrow().snapshot.clone();
     let tallies = facts.fleet.tally(&snapshot);
     attempts.only(&snapshot.outcomes);
-    let mut failure = None;
+    let mut pass = Pass::Whole;
     for (id, outcome) in &snapshot.outcomes {
         let Some(known) = facts.statuses.known(id) else { continue };
         // Another object of the same name: this one is not compiled yet.
@@ -117,14 +138,19 @@ async fn pass(facts: &mut Facts, attempts: &mut Attempts, stop: &CancellationTok
             Ok(Written::Done(_)) => "written",
             Ok(Written::Overtaken) => "overtaken",
             Err(error) => {
-                failure = Some(error.context(format!("the status of {id}")));
+                let answered = matches!(error.downcast_ref(), Some(kube::Error::Api(_)));
+                let error = error.context(format!("the status of {id}"));
+                pass = if answered { Pass::Refused(error) } else { Pass::Away(error) };
                 "failed"
             }
         };
         counter!(metric::STATUSES.name, "outcome" => outcome).increment(1);
+        if matches!(pass, Pass::Away(_)) {
+            break;
+        }
         tokio::time::sleep(PACE).await;
     }
-    failure
+    pass
 }
 
 async fn write(
