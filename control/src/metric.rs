@@ -36,7 +36,7 @@ penstock_api::metrics! {
     PODS_NOT_INJECTED Gauge "penstock_control_pods_not_injected" []
         "Pods that ask for a sidecar and have none.";
     STATUSES Counter "penstock_control_statuses_total" ["outcome"]
-        "Statuses of objects: written, overtaken (somebody else wrote in between; looked at again), failed (tried again).";
+        "Statuses of objects: written, overtaken (somebody else wrote in between, looked at again), failed (tried again).";
     EVENTS Counter "penstock_control_events_total" ["outcome"]
         "Events on objects of the cluster: sent, known (told before), refused, failed (tried again), full (too many waited).";
 }
