@@ -1,7 +1,7 @@
 //! Events on objects of the cluster, for who looks with `kubectl describe`.
 //!
-//! In: what happened, to which object. Out: an Event of events.k8s.io, once for each object and reason: its name is made of
-//! both, so that the API server itself refuses a second one, of this control, of another replica, or of the next. Events are
+//! In: what happened, to which object. Out: an Event of events.k8s.io, once for each object and reason (and note, where it says so): its name is made of
+//! these, so that the API server itself refuses a second one, of this control, of another replica, or of the next. Events are
 //! sent one after the other and at a measured pace, by who writes alone. Can go wrong: the API server is away, and they wait;
 //! too many wait, and [`Events::tell`] says so; the API server wants none of one, which is logged.
 
@@ -39,9 +39,9 @@ const NOTE: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Regarding {
     /// `v1`
-    pub api_version: &'static str,
+    pub api_version: String,
     /// `Pod`
-    pub kind: &'static str,
+    pub kind: String,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -63,13 +63,16 @@ pub struct Event {
     pub warning: bool,
     /// What it is and what to do.
     pub note: String,
+    /// Whether each note is an Event of its own; otherwise the first of an object and reason is all.
+    pub each: bool,
 }
 
 impl Event {
-    /// The same for each object and reason.
+    /// The same for each object and reason, and note if each is an Event.
     fn name(&self) -> String {
         let Regarding { kind, uid, name, .. } = &self.regarding;
-        let hash = blake3::hash(format!("{kind}/{uid}/{}", self.reason).as_bytes()).to_hex();
+        let note = if self.each { &*self.note } else { "" };
+        let hash = blake3::hash(format!("{kind}/{uid}/{}{note}", self.reason).as_bytes()).to_hex();
         let (name, hash) = (name.get(..200).unwrap_or(name), hash.get(..16).unwrap_or_default());
         format!("{}.{hash}", name.trim_end_matches(['-', '.']))
     }
@@ -212,8 +215,8 @@ mod tests {
     fn event(name: &str, uid: &str) -> Event {
         Event {
             regarding: Regarding {
-                api_version: "v1",
-                kind: "Pod",
+                api_version: "v1".into(),
+                kind: "Pod".into(),
                 namespace: "team-a".into(),
                 name: name.into(),
                 uid: uid.into(),
@@ -222,6 +225,7 @@ mod tests {
             action: "Inject",
             warning: true,
             note: "é".repeat(NOTE),
+            each: false,
         }
     }
 
@@ -231,6 +235,9 @@ mod tests {
         assert_eq!(one.name(), event("web-0", "1").name());
         assert_ne!(one.name(), event("web-0", "2").name());
         assert_ne!(one.name(), Event { reason: "Other", ..one.clone() }.name());
+        let other = Event { note: "other".into(), ..one.clone() };
+        assert_eq!(one.name(), other.name());
+        assert_ne!(Event { each: true, ..one.clone() }.name(), Event { each: true, ..other }.name());
         let long = event(&format!("{}-{}", "a".repeat(199), "b".repeat(50)), "1").name();
         assert!(long.len() < 253 && !long.contains("-."), "{long}");
         let object = one.object("control-0", "2026-01-01T00:00:00.000000Z");

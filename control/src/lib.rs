@@ -4,12 +4,14 @@
 pub mod api;
 pub mod cluster;
 pub mod compile;
+pub mod conditions;
 pub mod events;
 pub mod fleet;
 pub mod identity;
 pub mod metric;
 pub mod namespaces;
 pub mod objects;
+pub mod outcome;
 pub mod push;
 pub mod serve;
 pub mod snapshot;

@@ -9,11 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use kube::Client;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
 use penstock_control::cluster::{Cluster, Place, Told};
-use penstock_control::events::Events;
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
 use penstock_control::identity::{epoch, rotate_root};
@@ -197,13 +195,14 @@ async fn serve(run: Run) -> Result<()> {
         Some(address) => Some(Listening::on(address).await?),
         None => None,
     };
-    let Opened { objects, review, client } = run.source.open(run.debounce).await?;
+    let Opened { objects, review, client, statuses } = run.source.open(run.debounce).await?;
     let pods = objects.clone();
     let namespaces = client.clone().map(|client| Namespaces::follow(client, stop.clone()));
     let variable = |name: &str| std::env::var(name).ok();
     let cluster = client.clone().zip(namespaces.clone()).map(|(client, namespaces)| Cluster {
         place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
         objects: objects.clone(),
+        statuses,
         namespaces,
         certifies_webhook: run.webhook.webhook_certificate.is_none(),
     });
@@ -222,7 +221,7 @@ async fn serve(run: Run) -> Result<()> {
     let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;
     if let Some(listening) = listening {
         let address = listening.address;
-        let of_cluster = client.zip(namespaces).zip(control.told.clone());
+        let of_cluster = namespaces.zip(control.told.clone());
         let webhook = injecting(&run.webhook, &run.trust_domain, listening, of_cluster, pods, &stop)?;
         control.with(webhook);
         tracing::info!(webhook = %address, "pods are injected");
@@ -258,11 +257,11 @@ fn injecting(
     options: &Injection,
     trust_domain: &str,
     listening: Listening,
-    cluster: Option<((Client, Namespaces), Told)>,
+    cluster: Option<(Namespaces, Told)>,
     objects: watch::Receiver<Arc<ObjectSet>>,
     stop: &CancellationToken,
 ) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
-    let ((client, namespaces), told) =
+    let (namespaces, told) =
         cluster.context("--webhook injects pods of a cluster; it needs --source kubernetes")?;
     let certificate = match &options.webhook_certificate {
         Some(directory) => certificate::of_directory(directory.clone(), stop.clone())?,
@@ -276,8 +275,7 @@ fn injecting(
             setting.clone_from(given);
         }
     }
-    let instance = std::env::var("POD_NAME").unwrap_or_else(|_| "penstock-control".to_owned());
-    let events = Events::start(client, instance, told.leads, stop.clone());
+    let events = told.events;
     let (webhook, stop) = (Webhook::new(settings, namespaces.clone()), stop.clone());
     Ok(async move {
         let missed = missed::watch(objects, namespaces, events, stop.clone());

@@ -35,6 +35,8 @@ penstock_api::metrics! {
         "Admission reviews: injected, unchanged, refused, failed (control could not decide), bad-request.";
     PODS_NOT_INJECTED Gauge "penstock_control_pods_not_injected" []
         "Pods that ask for a sidecar and have none.";
+    STATUSES Counter "penstock_control_statuses_total" ["outcome"]
+        "Statuses of objects: written, overtaken (somebody else wrote in between, looked at again), failed (tried again).";
     EVENTS Counter "penstock_control_events_total" ["outcome"]
         "Events on objects of the cluster: sent, known (told before), refused, failed (tried again), full (too many waited).";
 }

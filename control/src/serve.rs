@@ -17,6 +17,7 @@ use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::v1::fleet_server::FleetServer;
 use penstock_api::v1::identity_server::IdentityServer;
+use penstock_api::v1::replicas_server::ReplicasServer;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api;
-use crate::cluster::{Acknowledged, Cluster, State, Told};
+use crate::cluster::{Acknowledged, Cluster, Pushed, ReplicasService, State, Told};
 use crate::compile::TrustAnchors;
 use crate::fleet::{Fleet, FleetService};
 use crate::identity::rotation::{Facts, Phase};
@@ -145,6 +146,7 @@ pub async fn start(
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_REQUEST))
         .add_service(FleetServer::new(FleetService::new(fleet.clone(), stop.clone())))
+        .add_service(ReplicasServer::new(ReplicasService::new(published.clone(), fleet.clone(), own.clone())))
         .add_service(
             IdentityServer::new(IdentityService::new(authority.clone(), tokens))
                 .max_decoding_message_size(MAX_SIGN),
@@ -165,7 +167,16 @@ pub async fn start(
     tasks.spawn(async move { Ok(pages.await?) });
 
     let (acknowledged, known) = watch::channel(None);
-    let told = kept.map(|kept| kept.keep(known, &mut tasks, &stop));
+    let told = kept.map(|kept| {
+        let pushed = Pushed {
+            published: published.clone(),
+            fleet: fleet.clone(),
+            acknowledged: known,
+            own: own.clone(),
+            port: address.port(),
+        };
+        kept.keep(pushed, &mut tasks, &stop)
+    });
     let keeper = Keeper {
         authority: authority.clone(),
         trust,

@@ -6,9 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use penstock_api::ServiceName;
 use penstock_api::resource::{Kind, version};
 use penstock_api::view::Problem;
 use prost::Message;
+
+use crate::objects::ObjectId;
+use crate::outcome::{Outcome, Outcomes};
 
 /// A resource, packed for the wire.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +30,8 @@ pub struct Snapshot {
     pub version: String,
     /// What is wrong with the objects behind it.
     pub problems: Vec<Problem>,
+    /// What became of the objects of which something is to be told.
+    pub outcomes: Outcomes,
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     /// For each service, the services its routes lead to, itself included.
     closures: HashMap<String, BTreeSet<String>>,
@@ -36,6 +42,8 @@ pub struct Snapshot {
 pub struct Builder {
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     closures: HashMap<String, BTreeSet<String>>,
+    parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
+    routed: BTreeMap<ObjectId, BTreeSet<ServiceName>>,
 }
 
 impl Builder {
@@ -51,6 +59,26 @@ impl Builder {
         self.closures.entry(service.to_owned()).or_default().insert(backend.to_owned());
     }
 
+    /// Records that an object is part of a resource.
+    pub fn part_of(&mut self, object: &ObjectId, kind: Kind, name: impl Into<String>) {
+        self.parts.entry(object.clone()).or_default().insert((kind, name.into()));
+    }
+
+    /// The resources that an object is part of.
+    pub fn parts(&self, object: &ObjectId) -> BTreeSet<(Kind, String)> {
+        self.parts.get(object).cloned().unwrap_or_default()
+    }
+
+    /// Records that a route of the Service `parent` leads to a pool.
+    pub fn routes_to(&mut self, parent: &ServiceName, pool: &ObjectId) {
+        self.routed.entry(pool.clone()).or_default().insert(parent.clone());
+    }
+
+    /// The Services whose routes lead to a pool.
+    pub fn routed(&self, pool: &ObjectId) -> impl Iterator<Item = &ServiceName> {
+        self.routed.get(pool).into_iter().flatten()
+    }
+
     /// Finishes the snapshot.
     pub fn build(self, problems: Vec<Problem>) -> Snapshot {
         let mut hash = String::new();
@@ -62,6 +90,7 @@ impl Builder {
         Snapshot {
             version: version(hash.as_bytes()),
             problems,
+            outcomes: Outcomes::new(),
             resources: self.resources,
             closures: self.closures,
         }
@@ -77,6 +106,16 @@ impl Snapshot {
     /// All resources of a kind, by name.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = (&str, &Entry)> {
         self.resources.get(&kind).into_iter().flatten().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// A hash of what is in force of an object: the same on every replica that has compiled the same version of it.
+    pub fn digest(&self, outcome: &Outcome) -> String {
+        let mut text = format!("{:?}\0{}\0", outcome.generation, outcome.last_good);
+        for (kind, name) in &outcome.resources {
+            let version = self.get(*kind, name).map_or("", |entry| &entry.version);
+            text.push_str(&format!("{kind:?}\0{name}\0{version}\0"));
+        }
+        version(text.as_bytes())
     }
 
     /// What a subscription to `name` means: for a service's name, the service and everything its routes lead to;

@@ -82,6 +82,51 @@ async fn a_real_grpc_client_and_server_notice_nothing_of_the_mesh() {
     .await;
 }
 
+/// Methods of one service go to two versions of the server, as a GRPCRoute says, and the client's promises hold all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_route_leads_methods_to_the_version_that_it_names() {
+    let Some(bin) = peers() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = Mesh::default()
+        .protocol("grpc")
+        .service("bytes", &[])
+        .service("bytes-v2", &[])
+        .pod("client", None)
+        .pod("server", Some("bytes"))
+        .pod("second", Some("bytes-v2"));
+    let _server = start_server(&bin, mesh.application("server"), folder.path()).await;
+    let other = tempfile::tempdir().unwrap();
+    let _second = start_server(&bin, mesh.application("second"), other.path()).await;
+    let mut mesh = mesh.start().await;
+    mesh.file(
+        "route.yaml",
+        r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: bytes, namespace: test}
+spec:
+  parentRefs: [{group: "", kind: Service, name: bytes}]
+  rules:
+  - backendRefs: [{name: bytes, port: 80}]
+  - matches:
+    - method: {service: test.Bytes, method: Count}
+    - method: {type: RegularExpression, method: "E.ho"}
+    backendRefs: [{name: bytes-v2, port: 80}]
+"#,
+    );
+    mesh.apply().await;
+    every_promise_holds(&bin, &mesh).await;
+    let requests = async |backend: &str| {
+        let (backend, route) = (format!("backend=\"test/{backend}\""), "route=\"test/bytes:grpc");
+        let labels = ["direction=\"outbound\"", &backend, route];
+        penstock_tests::testkit::proxy::metric(mesh.admin("client"), "penstock_requests_total", &labels).await
+    };
+    penstock_tests::testkit::proxy::counts_are_told().await;
+    let (first, second) = (requests("bytes").await, requests("bytes-v2").await);
+    // A hundred streams of `Echo` at once, one more of it, and one of `Count`; all other methods stay.
+    assert!(second == 102.0 && first >= 5.0, "{first} to the first, {second} to the second");
+}
+
 /// Envoy in front of `origin`, speaking what it is spoken to.
 async fn start_envoy(bin: &Path, address: SocketAddr, origin: SocketAddr, folder: &Path) -> Process {
     let config = format!(

@@ -397,7 +397,7 @@ async fn a_replica_that_cannot_serve_the_webhook_lives_and_is_not_ready() {
     let Some(server) = ApiServer::start().await else { return };
     let client = server.client().await;
     let (folder, ip) = (tempfile::tempdir().unwrap(), own_ip());
-    let printed = Command::new(program("penstock")).args(["install", "--unfinished"]).output().unwrap();
+    let printed = Command::new(program("penstock")).args(["install"]).output().unwrap();
     let objects = documents(&String::from_utf8(printed.stdout).unwrap());
     for object in &objects {
         apply(&client, object, false).await.unwrap_or_else(|error| panic!("{object:#}: {error}"));

@@ -13,7 +13,7 @@ use penstock_api::view::{Decision, EndpointRow, Problem, Stat, Tap};
 use penstock_tests::testkit::load::Load;
 use penstock_tests::testkit::mesh::{Listed, Mesh};
 use penstock_tests::testkit::origin::Origin;
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::wire::Wire;
 use penstock_tests::testkit::{PATIENCE, wait_until};
 
@@ -108,6 +108,55 @@ async fn shares_follow_the_annotation_and_then_an_httproute() {
     let seen = share(&load).await;
     assert!((seen - 0.4).abs() < NEAR, "40 % asked, {seen} seen");
     load.finish().await.has_no_failure();
+}
+
+/// A pool has no address and no slices: its pods are found by their labels, and reached through a route. In turn, as it asks: shares are
+/// then no matter of how fast each was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inference_pool_is_a_backend_whose_pods_share_the_load() {
+    let (mut mesh, _origins) =
+        replicas(Mesh::default().service("front", &[]), &["a", "b"], Duration::ZERO).await;
+    mesh.file(
+        "pool.yaml",
+        r#"
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: models, namespace: test, annotations: {penstock.io/balance: round-robin}}
+spec:
+  selector: {matchLabels: {app: shop}}
+  targetPorts: [{number: 8000}]
+  endpointPickerRef: {name: picker, port: {number: 9002}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: test}
+spec:
+  parentRefs: [{group: "", kind: Service, name: front}]
+  rules:
+  - backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: models}]
+"#,
+    );
+    mesh.apply().await;
+    let clients = (0..4).map(|_| async {
+        let mut client = mesh.client("client").await;
+        let mut names = Vec::new();
+        for _ in 0..50 {
+            let answer = client.ask("GET / HTTP/1.1\r\nhost: front.test\r\n\r\n").await.unwrap();
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+            names.push(answer.text());
+        }
+        names
+    });
+    let mut seen = BTreeMap::<String, usize>::new();
+    for name in futures_util::future::join_all(clients).await.into_iter().flatten() {
+        *seen.entry(name).or_default() += 1;
+    }
+    assert!(seen.len() == 2 && seen.values().all(|share| *share >= 80), "{seen:?}");
+    let labels = ["direction=\"inbound\"", "service=\"test/models.pool\""];
+    counts_are_told().await;
+    let told = metric(mesh.admin("a"), "penstock_requests_total", &labels).await
+        + metric(mesh.admin("b"), "penstock_requests_total", &labels).await;
+    assert!(told > 0.0, "the pods know which pool they were called for");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// `<namespace>/<name>` of a Kubernetes Service. Cheap to clone.
+/// What follows the name of an InferencePool. No Service has a dot in its name, and no host name is read as one that has.
+const POOL: &str = ".pool";
+
+/// `<namespace>/<name>` of a Kubernetes Service, or `<namespace>/<name>.pool` of an InferencePool, which is a backend like one.
+/// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
@@ -21,6 +25,12 @@ impl ServiceName {
         } else {
             Err(InvalidServiceName(format!("{namespace}/{name}")))
         }
+    }
+
+    /// What an InferencePool is called where Services are.
+    pub fn pool(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
+        let Self(service) = Self::new(namespace, name)?;
+        Ok(Self(format!("{service}{POOL}").into()))
     }
 
     /// Stands for the service in the labels of requests that reached none.
@@ -77,7 +87,10 @@ impl FromStr for ServiceName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (namespace, name) = text.split_once('/').ok_or_else(|| InvalidServiceName(text.to_owned()))?;
-        Self::new(namespace, name)
+        match name.strip_suffix(POOL) {
+            Some(pool) => Self::pool(namespace, pool),
+            None => Self::new(namespace, name),
+        }
     }
 }
 
@@ -104,6 +117,20 @@ pub fn is_label(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_is_called_as_no_service_can_be() {
+        let pool = ServiceName::pool("team-a", "llama").unwrap();
+        assert_eq!((pool.namespace(), pool.name()), ("team-a", "llama.pool"));
+        assert_eq!("team-a/llama.pool".parse(), Ok(pool));
+        for bad in ["a.b", "", "llama.pool"] {
+            assert!(ServiceName::pool("team-a", bad).is_err(), "{bad}");
+        }
+        assert_eq!(ServiceName::from_host("llama.pool", "team-a").unwrap().as_str(), "pool/llama");
+        // Whoever names a Service does not reach a pool by it.
+        assert!(ServiceName::new("team-a", "llama.pool").is_err());
+        assert!("team-a/llama.other".parse::<ServiceName>().is_err());
+    }
 
     #[test]
     fn a_host_is_read_as_the_application_means_it() {

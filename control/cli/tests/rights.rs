@@ -13,17 +13,16 @@ use serde_json::Value;
 type Right = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 /// In all namespaces, besides what is watched.
-const EVERYWHERE: [Right; 15] = [
+const EVERYWHERE: [Right; 14] = [
     ("get", "", "namespaces", "", "whether a pod that is made now is injected"),
     ("list", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
     ("watch", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
+    ("patch", "gateway.networking.k8s.io", "grpcroutes/status", "", "whether a route is accepted"),
     ("patch", "gateway.networking.k8s.io", "httproutes/status", "", "whether a route is accepted"),
-    ("update", "gateway.networking.k8s.io", "httproutes/status", "", "whether a route is accepted"),
+    ("patch", "inference.networking.k8s.io", "inferencepools/status", "", "whether a pool is reached"),
     ("patch", "penstock.io", "accesspolicies/status", "", "whether a policy is accepted"),
-    ("update", "penstock.io", "accesspolicies/status", "", "whether a policy is accepted"),
     ("patch", "penstock.io", "inferencepolicies/status", "", "whether a policy is accepted"),
-    ("update", "penstock.io", "inferencepolicies/status", "", "whether a policy is accepted"),
-    ("create", "events.k8s.io", "events", "", "that a pod was not injected"),
+    ("create", "events.k8s.io", "events", "", "that a pod was not injected, why an object is refused"),
     ("create", "authentication.k8s.io", "tokenreviews", "", "identity::review"),
     ("create", "", "configmaps", "", "trust anchors; `create` cannot be held to a name"),
     ("patch", "", "configmaps", "penstock-anchors", "trust anchors: cluster::anchors applies them"),

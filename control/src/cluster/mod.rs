@@ -1,5 +1,5 @@
-//! What control keeps in the cluster: who writes (a Lease), the root (a Secret), trust anchors (ConfigMaps), and the certificate of the
-//! webhook (a Secret, and the caBundle of its configuration).
+//! What control keeps in the cluster: who writes (a Lease), the root (a Secret), trust anchors (ConfigMaps), the certificate of the
+//! webhook (a Secret, and the caBundle of its configuration), and what became of objects (their statuses, and Events).
 //!
 //! In: the Kubernetes API. Out: an [`Authority`] that has what the Secret has, whether this replica holds the Lease, and the webhook's
 //! certificate. Reads of what the configuration is made of are in `source::kubernetes`; writes are here. Everything is level-triggered:
@@ -9,9 +9,11 @@
 mod anchors;
 mod lease;
 mod peers;
+mod replicas;
 mod root;
 mod root_secret;
 mod secret;
+mod statuses;
 mod webhook_certificate;
 mod webhook_secret;
 
@@ -20,18 +22,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Client;
+use penstock_api::SpiffeId;
 use penstock_api::names::SYSTEM_NAMESPACE;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::replicas::Others;
+pub use self::replicas::ReplicasService;
 pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
+use crate::events::Events;
+use crate::fleet::Fleet;
 use crate::identity::Authority;
 use crate::identity::Trust;
 use crate::identity::rotation::Facts;
 use crate::namespaces::Namespaces;
 use crate::objects::ObjectSet;
+use crate::push::Published;
+use crate::source::kubernetes::Statuses;
 
 /// The label of what control has made, and so may change.
 const MADE_BY: &str = "penstock.io/made-by";
@@ -79,6 +88,8 @@ pub struct Cluster {
     pub place: Place,
     /// The objects that the source knows.
     pub objects: watch::Receiver<Arc<ObjectSet>>,
+    /// What is in their statuses.
+    pub statuses: Statuses,
     /// What namespaces say.
     pub namespaces: Namespaces,
     /// Whether the webhook's certificate is made, and API servers told of it; not where an operator does both.
@@ -92,9 +103,26 @@ pub struct State {
     cluster: Cluster,
 }
 
+/// What is pushed, and to whom.
+#[derive(Debug)]
+pub struct Pushed {
+    /// The snapshot in force.
+    pub published: watch::Receiver<Published>,
+    /// The proxies.
+    pub fleet: Arc<Fleet>,
+    /// What those know of the trust in force.
+    pub acknowledged: watch::Receiver<Acknowledged>,
+    /// What control proves to be.
+    pub own: SpiffeId,
+    /// Where each replica listens for proxies.
+    pub port: u16,
+}
+
 /// What the tasks that keep it up tell.
 #[derive(Clone, Debug)]
 pub struct Told {
+    /// Takes Events, which are sent while this replica writes.
+    pub events: Events,
     /// Whether this replica holds the Lease, and so writes.
     pub leads: watch::Receiver<bool>,
     /// The webhook's certificate, as soon as there is one.
@@ -114,24 +142,32 @@ impl State {
     }
 
     /// Keeps everything up until told to stop.
-    pub fn keep(
-        self,
-        acknowledged: watch::Receiver<Acknowledged>,
-        tasks: &mut JoinSet<Result<()>>,
-        stop: &CancellationToken,
-    ) -> Told {
+    pub fn keep(self, pushed: Pushed, tasks: &mut JoinSet<Result<()>>, stop: &CancellationToken) -> Told {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
-        let Cluster { place, objects, namespaces, certifies_webhook } = self.cluster;
+        let Cluster { place, objects, statuses, namespaces, certifies_webhook } = self.cluster;
+        let Pushed { published, fleet, acknowledged, own, port } = pushed;
+        let events = Events::start(place.client.clone(), place.replica.clone(), leads.clone(), stop.clone());
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
         let writing = leads.clone();
         tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), namespaces, writing, stop.clone()));
+        let others = Others::new(place.clone(), objects.clone(), self.root.authority(), own, port);
+        let facts = statuses::Facts {
+            place: place.clone(),
+            others,
+            statuses,
+            published,
+            fleet,
+            events: events.clone(),
+            leads: leads.clone(),
+        };
+        tasks.spawn(statuses::run(facts, stop.clone()));
         if certifies_webhook {
             tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
         }
         tasks.spawn(self.root.run(acknowledged, objects, leads.clone(), stop.clone()));
-        Told { leads, webhook }
+        Told { events, leads, webhook }
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -44,10 +45,18 @@ pub(super) fn key(replica: &str) -> String {
     if fits { replica.to_owned() } else { blake3::hash(replica.as_bytes()).to_hex()[..32].to_owned() }
 }
 
-/// The replicas that have a running pod.
+/// The replicas that have a running pod, as annotations name them.
 pub(super) fn running(objects: &ObjectSet, namespace: &str) -> BTreeSet<String> {
-    let pods = objects.objects.iter().filter_map(|object| match &object.body {
-        Body::Pod(pod) if object.id.namespace == namespace => Some((object, pod)),
+    pods(objects, namespace).map(|(name, _)| key(name)).collect()
+}
+
+/// The running pods of control, by name.
+pub(super) fn pods<'a>(
+    objects: &'a ObjectSet,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a str, &'a Pod)> {
+    let pods = objects.objects.iter().filter_map(move |object| match &object.body {
+        Body::Pod(pod) if object.id.namespace == namespace => Some((object.id.name.as_str(), &**pod)),
         _ => None,
     });
     pods.filter(|(_, pod)| {
@@ -58,8 +67,6 @@ pub(super) fn running(objects: &ObjectSet, namespace: &str) -> BTreeSet<String> 
             && phase == Some("Running")
             && pod.metadata.deletion_timestamp.is_none()
     })
-    .map(|(object, _)| key(&object.id.name))
-    .collect()
 }
 
 impl Peers {

@@ -23,6 +23,7 @@ use super::services::Services;
 use super::view::View;
 use crate::objects::Object;
 use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule};
+use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
 /// What a Service that a policy names leads to, kept for when it is gone: what was protected must not be open because a
@@ -86,6 +87,7 @@ pub(super) fn add(
         for (pod, ports) in targets {
             let Some(access) = of_pods.get_mut(pod) else { continue };
             selects = true;
+            builder.part_of(&object.id, Kind::Access, pod);
             for port in ports.iter().filter(|port| pods[pod].is_past_proxy(**port)) {
                 let message = format!(
                     "port {port} of Pod {pod} is reached past its proxy ({}), so nothing is enforced there",
@@ -226,7 +228,7 @@ fn targets<'a>(
                     "there is no Service {} in {}, so nothing of it is protected; create it, or select the workloads by label",
                     target.name, object.id.namespace
                 );
-                faults.note(object, format!("{pointer}/name"), message);
+                faults.note_as(Reason::TargetNotFound, object, format!("{pointer}/name"), message);
                 continue;
             }
         };

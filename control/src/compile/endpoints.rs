@@ -1,4 +1,4 @@
-//! Endpoints: EndpointSlices joined with the pods behind them.
+//! Endpoints: EndpointSlices, and what pools have in place of them, joined with the pods behind them.
 //!
 //! An endpoint whose pod is not known is left out: without its identity it would be dialled in plaintext, and a
 //! downgrade must never come from an object that is late.
@@ -13,6 +13,7 @@ use penstock_api::v1::{self, Protocol};
 
 use super::faults::Faults;
 use super::pods::Pods;
+use super::pools;
 use super::services::{ServiceModel, Services};
 use super::view::{Of, View};
 use crate::objects::Object;
@@ -48,6 +49,10 @@ pub(super) fn join(
                 );
             }
         }
+    }
+    let pools = pools::slices(view, pods, services);
+    for (name, (object, slice)) in &pools {
+        slices.entry(name.clone()).or_default().push((object, slice));
     }
     let mut joined = Joined { endpoints: BTreeMap::new(), targets: BTreeMap::new() };
     for (name, service) in services.iter_mut() {

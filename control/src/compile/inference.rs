@@ -14,9 +14,10 @@ use super::services::Services;
 use super::view::View;
 use crate::objects::Object;
 use crate::objects::inference::{InferencePolicy, Prepare, words};
+use crate::outcome::Reason;
 
 /// Joins what policies ask into the Services that they are for.
-pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Faults) {
+pub(super) fn join<'a>(view: &View<'a>, services: &mut Services<'a>, faults: &mut Faults) {
     let mut taken: BTreeMap<ServiceName, &Object> = BTreeMap::new();
     for &(object, policy) in &view.inference {
         let target = &policy.spec.target_ref;
@@ -33,13 +34,13 @@ pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Fa
                 "there is no Service {} in the namespace {}, so the policy changes nothing; name one, or create it",
                 target.name, object.id.namespace
             );
-            faults.note(object, "/spec/targetRef/name", message);
+            faults.note_as(Reason::TargetNotFound, object, "/spec/targetRef/name", message);
             continue;
         };
         if let Some(other) = taken.get(&name) {
             let message =
                 format!("{name} has the policy {} already, which is in force; join the two", other.id);
-            faults.refuse(object, "/spec/targetRef/name", message);
+            faults.refuse_as(Reason::Conflicted, object, "/spec/targetRef/name", message);
             continue;
         }
         // All of a policy or nothing of it.
@@ -48,6 +49,7 @@ pub(super) fn join(view: &View<'_>, services: &mut Services<'_>, faults: &mut Fa
             & pipelines(object, policy, &mut joined, faults)
         {
             service.policy = joined;
+            service.inference = Some(&object.id);
         }
         taken.insert(name, object);
     }

@@ -1,4 +1,4 @@
-//! Matches of an HTTPRoute, and which of two goes first.
+//! Matches of an HTTPRoute, and which of two goes first (of a GRPCRoute as well).
 
 use gateway_api::experimental::httproutes::{
     HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType, HttpRouteRulesMatchesPathType,
@@ -41,6 +41,8 @@ enum Host {
 /// The Gateway API leaves the place of regular expressions open. They stand between, as an exception to a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Path {
+    /// A method of gRPC: the longer service, then the longer method. How it is matched does not matter.
+    Method(Descending<(usize, usize)>),
     Exact,
     Regex(Descending<usize>),
     Prefix(Descending<usize>),
@@ -59,6 +61,8 @@ pub(super) struct Place<'a> {
     /// `<namespace>/<name>` of the route.
     pub route: &'a str,
     pub created: Option<Timestamp>,
+    /// Of a GRPCRoute's match: how long its service and its method are.
+    pub method: Option<(usize, usize)>,
     pub rule: usize,
     pub matched: usize,
     pub host: usize,
@@ -72,12 +76,14 @@ impl Precedence {
             Some(name) if name.starts_with('*') => Host::Wildcard(std::cmp::Reverse(name.len())),
             Some(name) => Host::Exact(std::cmp::Reverse(name.len())),
         };
-        let path = match matched.and_then(|m| m.path.as_ref()).and_then(|path| path.kind.as_ref()) {
-            Some(string_match::Kind::Exact(_)) => Path::Exact,
-            Some(string_match::Kind::Regex(text)) => Path::Regex(std::cmp::Reverse(text.len())),
-            Some(string_match::Kind::Prefix(text)) => Path::Prefix(std::cmp::Reverse(text.len())),
+        let path = matched.and_then(|m| m.path.as_ref()).and_then(|path| path.kind.as_ref());
+        let path = match (path, place.method) {
+            (Some(_), Some(lengths)) => Path::Method(std::cmp::Reverse(lengths)),
+            (Some(string_match::Kind::Exact(_)), None) => Path::Exact,
+            (Some(string_match::Kind::Regex(text)), None) => Path::Regex(std::cmp::Reverse(text.len())),
+            (Some(string_match::Kind::Prefix(text)), None) => Path::Prefix(std::cmp::Reverse(text.len())),
             // No path is the prefix "/".
-            None => Path::Prefix(std::cmp::Reverse(1)),
+            (None, _) => Path::Prefix(std::cmp::Reverse(1)),
         };
         Self {
             host,
@@ -122,7 +128,7 @@ pub(super) fn read(from: &HttpRouteRulesMatches) -> Result<Option<v1::Match>, (S
 }
 
 /// Of several entries of a name only the first counts (Gateway API).
-fn push(to: &mut Vec<v1::NamedMatch>, name: String, value: v1::StringMatch) {
+pub(super) fn push(to: &mut Vec<v1::NamedMatch>, name: String, value: v1::StringMatch) {
     if to.iter().all(|known| known.name != name) {
         to.push(v1::NamedMatch { name, value: Some(value) });
     }
@@ -156,7 +162,7 @@ pub(super) fn check_path(path: &str) -> Result<&str, String> {
     }
 }
 
-fn text(is_regex: bool, value: &str) -> Result<v1::StringMatch, String> {
+pub(super) fn text(is_regex: bool, value: &str) -> Result<v1::StringMatch, String> {
     let kind = match is_regex {
         true => string_match::Kind::Regex(regex(value)?),
         false => string_match::Kind::Exact(value.to_owned()),
@@ -164,7 +170,7 @@ fn text(is_regex: bool, value: &str) -> Result<v1::StringMatch, String> {
     Ok(v1::StringMatch { kind: Some(kind) })
 }
 
-fn regex(value: &str) -> Result<String, String> {
+pub(super) fn regex(value: &str) -> Result<String, String> {
     match regex::RegexBuilder::new(&format!("^(?:{value})$")).size_limit(REGEX_SIZE).build() {
         Ok(_) => Ok(value.to_owned()),
         Err(regex::Error::CompiledTooBig(_)) => Err(format!(
@@ -237,13 +243,37 @@ mod tests {
             .iter()
             .map(|(host, yaml, second, route, rule)| {
                 let created = second.map(|second| Timestamp::from_second(second).unwrap());
-                let place = Place { route, created, rule: *rule, matched: 0, host: 0 };
+                let place = Place { route, created, method: None, rule: *rule, matched: 0, host: 0 };
                 Precedence::of(read(&matched(yaml)).unwrap().as_ref(), *host, &place)
             })
             .collect();
         for (index, pair) in keys.windows(2).enumerate() {
             assert!(pair[0] < pair[1], "{:?} should go before {:?}", table[index], table[index + 1]);
         }
+    }
+
+    #[test]
+    fn the_longer_service_goes_first_then_the_longer_method() {
+        // Each goes before those below it.
+        let table = [
+            ("/a.Long/Method", (6, 6)),
+            ("/a.Long", (6, 0)),
+            ("/a.B/Method", (3, 6)),
+            ("/a.B/Me", (3, 2)),
+            ("/a.B", (3, 0)),
+            ("/[^/]+/Method", (0, 6)),
+        ];
+        let keys: Vec<_> = table
+            .iter()
+            .map(|(path, lengths)| {
+                let path = Some(v1::StringMatch { kind: Some(string_match::Kind::Regex((*path).into())) });
+                let matched = v1::Match { path, ..v1::Match::default() };
+                let method = Some(*lengths);
+                let place = Place { route: "a/x", created: None, method, rule: 0, matched: 0, host: 0 };
+                Precedence::of(Some(&matched), None, &place)
+            })
+            .collect();
+        assert!(keys.is_sorted(), "{keys:?}");
     }
 
     #[test]

@@ -10,10 +10,12 @@ mod driver;
 mod endpoints;
 mod faults;
 mod filters;
+mod grpc;
 mod inference;
 mod matches;
 mod memory;
 mod pods;
+mod pools;
 mod routes;
 mod services;
 mod view;
@@ -21,14 +23,17 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use penstock_api::ServiceName;
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::view::Problem;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use self::faults::{Fault, Faults};
 use self::view::View;
-use crate::objects::{Object, ObjectId, ObjectKind, ObjectSet, Scope};
+use crate::objects::{Body, Object, ObjectId, ObjectKind, ObjectSet, Scope};
+use crate::outcome::{Finding, Outcome, Outcomes, Parent, Reason};
 use crate::snapshot::{Builder, Snapshot};
 
 pub use driver::{resume, run};
@@ -82,6 +87,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     let mut in_force: BTreeMap<ObjectId, Arc<Object>> =
         candidates.iter().map(|(id, candidate)| (id.clone(), candidate.object.clone())).collect();
     let mut replaced = BTreeSet::new();
+    // What is wrong with the newest versions.
+    let mut findings: BTreeMap<ObjectId, Vec<Finding>> = BTreeMap::new();
 
     // An object that falls back to its last good version changes what others refer to, so look again until all is
     // settled. What is referred to falls back first: it may be all that was wrong. Every turn replaces something, and
@@ -94,7 +101,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         }
         for (id, good) in fallen {
             let causes = faults.iter().filter(|fault| fault.refused && fault.object == id);
-            problems.extend(causes.map(|fault| told(fault, &candidates, true)));
+            problems.extend(causes.clone().map(|fault| told(fault, &candidates, true)));
+            findings.insert(id.clone(), causes.map(Fault::finding).collect());
             in_force.insert(id.clone(), good);
             replaced.insert(id);
         }
@@ -103,6 +111,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         let mut problem = told(fault, &candidates, replaced.contains(&fault.object));
         if replaced.contains(&fault.object) {
             problem.message = format!("its last good version, which is in force: {}", problem.message);
+        } else {
+            findings.entry(fault.object.clone()).or_default().push(fault.finding());
         }
         problems.push(problem);
     }
@@ -111,6 +121,7 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     });
     problems.dedup();
 
+    let outcomes = outcomes(set, &candidates, &replaced, findings, &builder);
     let faulty: BTreeSet<_> =
         faults.iter().filter(|fault| fault.refused).map(|fault| &fault.object).collect();
     let accepted = candidates.into_iter().map(|(id, candidate)| {
@@ -121,7 +132,64 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
         (id, Accepted { current: candidate.object, good })
     });
     let state = State { accepted: accepted.collect(), protected };
-    (builder.build(problems), state)
+    let mut snapshot = builder.build(problems);
+    snapshot.outcomes = outcomes;
+    (snapshot, state)
+}
+
+/// What became of the objects that have a status, and of those that make no sense.
+fn outcomes(
+    set: &ObjectSet,
+    candidates: &Candidates,
+    replaced: &BTreeSet<ObjectId>,
+    mut findings: BTreeMap<ObjectId, Vec<Finding>>,
+    builder: &Builder,
+) -> Outcomes {
+    for broken in &set.broken {
+        if let Scope::Object(id) = &broken.scope {
+            let message = broken.message.clone();
+            let finding = Finding { reason: Reason::Value, pointer: String::new(), message, refused: true };
+            findings.insert(id.clone(), vec![finding]);
+        }
+    }
+    let refused = |id: &ObjectId| findings.get(id).is_some_and(|all| all.iter().any(|one| one.refused));
+    let told = |id: &&ObjectId| id.kind.has_status() || refused(id);
+    let all: BTreeSet<&ObjectId> = candidates.keys().chain(findings.keys()).filter(told).collect();
+    let of = |id: &ObjectId| {
+        let candidate = candidates.get(id);
+        // A version that could not be read is nobody's whose number is known.
+        let newest = candidate.filter(|candidate| !candidate.held).map(|candidate| &candidate.object);
+        Outcome {
+            generation: newest.and_then(|object| object.metadata().generation),
+            uid: candidate.and_then(|candidate| candidate.object.metadata().uid.clone()),
+            findings: findings.get(id).cloned().unwrap_or_default(),
+            last_good: replaced.contains(id) || candidate.is_some_and(|candidate| candidate.held),
+            parents: newest.map(|object| parents(object, builder)).unwrap_or_default(),
+            resources: builder.parts(id),
+        }
+    };
+    all.into_iter().map(|id| (id.clone(), of(id))).collect()
+}
+
+/// The parents of a route that are Services (those of other kinds are a Gateway's business), or the Services whose routes lead to a pool.
+fn parents(object: &Object, builder: &Builder) -> Vec<Parent> {
+    let refs: Vec<_> = match &object.body {
+        Body::HTTPRoute(route) => references(route.spec.parent_refs.as_deref()),
+        Body::GRPCRoute(route) => references(route.spec.parent_refs.as_deref()),
+        Body::InferencePool(_) => {
+            let service = |name: &ServiceName| json!({"group": "", "kind": "Service", "name": name.name(), "namespace": name.namespace()});
+            builder.routed(&object.id).map(service).collect()
+        }
+        _ => Vec::new(),
+    };
+    let ours = refs.into_iter().enumerate().filter(|(_, reference)| reference["kind"] == "Service");
+    ours.map(|(index, reference)| Parent { index, reference }).collect()
+}
+
+/// References, word for word.
+fn references<T: Serialize>(refs: Option<&[T]>) -> Vec<serde_json::Value> {
+    let refs = refs.unwrap_or_default().iter();
+    refs.map(|reference| serde_json::to_value(reference).unwrap_or_default()).collect()
 }
 
 /// The newest readable version of every object that nobody deleted.
@@ -238,6 +306,7 @@ fn resources(
     let view = View::new(in_force);
     let pods = pods::read(&view, &trust.trust_domain, &mut faults);
     let mut services = services::read(&view, &mut faults);
+    pools::read(&view, &mut services, &mut faults);
     inference::join(&view, &mut services, &mut faults);
     let joined = endpoints::join(&view, &pods, &mut services, &mut faults);
     services::add(&services, &mut builder, &mut faults);

@@ -41,6 +41,10 @@ pub(super) struct PodModel<'a> {
     probes: BTreeSet<Probe>,
     /// Ports that are reached past its proxy.
     past: Ports,
+    /// It serves. One that does not say is ready when it runs.
+    pub ready: bool,
+    /// It is being ended.
+    pub terminating: bool,
     /// Ports whose bytes are not looked at.
     pub opaque: Vec<u16>,
     pub node: String,
@@ -135,8 +139,15 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             }
         }
     }
+    let said = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready"));
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     PodModel {
         object,
+        ready: said.map_or(phase == Some("Running"), |condition| condition.status == "True"),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
         service_account,
         injected,
         identity,
@@ -295,6 +306,11 @@ impl PodModel<'_> {
         v1::Endpoint { identity: String::new(), inbound_port: 0, ..endpoint }
     }
 
+    /// Where its application is.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.ips.first().copied()
+    }
+
     /// The pod as somebody else's proxy reaches it.
     pub(super) fn endpoint(&self, name: &str, ip: IpAddr) -> v1::Endpoint {
         v1::Endpoint {
@@ -347,6 +363,11 @@ pub(super) fn add(
             let address = SocketAddr::new(ip, number);
             let mut names: Vec<_> = leading.iter().map(|(service, _)| service.to_string()).collect();
             names.dedup();
+            if pod.injected {
+                for policy in leading.iter().filter_map(|(service, _)| services.get(service)?.inference) {
+                    builder.part_of(policy, Kind::Workload, name.as_str());
+                }
+            }
             let policies = || leading.iter().filter_map(|(service, _)| Some(&services.get(service)?.policy));
             ports.push(v1::WorkloadPort {
                 port: number.into(),

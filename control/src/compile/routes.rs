@@ -1,14 +1,16 @@
-//! HTTPRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
+//! HTTPRoutes and GRPCRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
 //!
-//! An HTTPRoute wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
+//! A route wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
 //! of its own that does what would happen without routes: the proxy refuses what no rule matches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use gateway_api::experimental::grpcroutes::{GRPCRoute, GrpcRouteRulesMatches};
 use gateway_api::experimental::httproutes::{
-    HTTPRoute, HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesRetry,
+    HTTPRoute, HttpRouteParentRefs, HttpRouteRules, HttpRouteRulesBackendRefs, HttpRouteRulesRetry,
     HttpRouteRulesSessionPersistence, HttpRouteRulesSessionPersistenceType,
 };
+use k8s_openapi::jiff::Timestamp;
 use penstock_api::ServiceName;
 use penstock_api::names::annotation;
 use penstock_api::resource::{Kind, weights_name};
@@ -16,21 +18,85 @@ use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
 use super::faults::Faults;
-use super::filters::{self, Level};
+use super::filters::{self, Level, same_shape};
+use super::grpc;
 use super::matches::{self, Place, Precedence};
 use super::services::{ServiceModel, Services};
 use super::view::View;
-use crate::objects::{Object, annotation_pointer};
+use crate::objects::{Object, ObjectKind, annotation_pointer, pool};
+use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
 /// The rules of one parent Service, not yet in order.
 type Attached = Vec<(Precedence, v1::Rule)>;
 
+/// A route, in what its kinds have in common.
+struct Route<'a> {
+    object: &'a Object,
+    /// As rules and weights are named. The two kinds may have routes of one name.
+    name: String,
+    created: Option<Timestamp>,
+    parents: Vec<HttpRouteParentRefs>,
+    hostnames: &'a [String],
+    rules: Vec<(HttpRouteRules, Matches<'a>)>,
+}
+
+/// What a rule matches.
+#[derive(Clone, Copy)]
+enum Matches<'a> {
+    /// As the rule itself says.
+    OfHttp,
+    /// These.
+    OfGrpc(&'a [GrpcRouteRulesMatches]),
+}
+
+impl<'a> Route<'a> {
+    fn of_http(object: &'a Object, route: &'a HTTPRoute) -> Self {
+        let rules = route.spec.rules.iter().flatten();
+        Self {
+            object,
+            name: object.id.qualified(),
+            created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            parents: route.spec.parent_refs.clone().unwrap_or_default(),
+            hostnames: route.spec.hostnames.as_deref().unwrap_or_default(),
+            rules: rules.map(|rule| (rule.clone(), Matches::OfHttp)).collect(),
+        }
+    }
+
+    fn of_grpc(object: &'a Object, route: &'a GRPCRoute, faults: &mut Faults) -> Self {
+        let mut parents = Vec::new();
+        for (index, parent) in route.spec.parent_refs.iter().flatten().enumerate() {
+            match same_shape(parent) {
+                Ok(parent) => parents.push(parent),
+                Err((_, error)) => faults.refuse(object, format!("/spec/parentRefs/{index}"), error),
+            }
+        }
+        let mut rules = Vec::new();
+        for (index, rule) in route.spec.rules.iter().flatten().enumerate() {
+            match grpc::as_http(rule) {
+                Ok(read) => rules.push((read, Matches::OfGrpc(rule.matches.as_deref().unwrap_or_default()))),
+                Err((_, error)) => faults.refuse(object, format!("/spec/rules/{index}"), error),
+            }
+        }
+        Self {
+            object,
+            name: format!("{}:grpc", object.id.qualified()),
+            created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            parents,
+            hostnames: route.spec.hostnames.as_deref().unwrap_or_default(),
+            rules,
+        }
+    }
+}
+
 /// Adds routes and weights.
 pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
-    for (object, route) in &view.routes {
-        attach(object, route, view, services, &mut attached, builder, faults);
+    let http: Vec<_> = view.routes.iter().map(|(object, route)| Route::of_http(object, route)).collect();
+    let grpc = view.grpc_routes.iter();
+    let grpc: Vec<_> = grpc.map(|(object, route)| Route::of_grpc(object, route, faults)).collect();
+    for route in http.iter().chain(&grpc) {
+        attach(route, view, services, &mut attached, builder, faults);
     }
     for (name, service) in services {
         let mut rules = attached.remove(name).unwrap_or_default();
@@ -45,45 +111,58 @@ pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builde
 
 /// Attaches the rules of a route to its parents.
 fn attach(
-    object: &Object,
-    route: &HTTPRoute,
+    route: &Route<'_>,
     view: &View<'_>,
     services: &Services<'_>,
     attached: &mut BTreeMap<ServiceName, Attached>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
-    let parents = parents(object, route, services, faults);
+    let Route { object, name, .. } = route;
+    let parents = parents(object, &route.parents, services, faults);
     if parents.is_empty() {
         return;
     }
     let mut hostnames = Vec::new();
-    for (index, text) in route.spec.hostnames.iter().flatten().enumerate() {
+    for (index, text) in route.hostnames.iter().enumerate() {
         match matches::hostname(text) {
             Ok(name) => hostnames.push(Some(name)),
             Err(error) => faults.refuse(object, format!("/spec/hostnames/{index}"), error),
         }
     }
-    if route.spec.hostnames.as_ref().is_none_or(Vec::is_empty) {
+    if route.hostnames.is_empty() {
         hostnames.push(None);
     }
-    let name = object.id.qualified();
-    let created = route.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    for (index, from) in route.spec.rules.iter().flatten().enumerate() {
+    for (index, (from, of)) in route.rules.iter().enumerate() {
         let reader = RuleReader { object, view, services, faults, pointer: format!("/spec/rules/{index}") };
-        let ReadRule { rule, matches, backends } = reader.read(from);
+        let ReadRule { rule, matches, backends } = reader.read(from, *of);
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         for (parent, ports) in &parents {
+            builder.part_of(&object.id, Kind::Routes, parent.as_str());
             let mut rule = v1::Rule { route: name.clone(), index: number, ..rule.clone() };
             if let Some(backends) = backends.clone() {
-                rule.weights = add_weights(parent, &name, number, backends, builder);
+                for backend in backends.iter().filter(|backend| backend.invalid.is_empty()) {
+                    let target =
+                        backend.service.parse().ok().and_then(|name: ServiceName| services.get(&name));
+                    if let Some(pool) = target.filter(|one| one.object.id.kind == ObjectKind::InferencePool) {
+                        builder.routes_to(parent, &pool.object.id);
+                    }
+                }
+                rule.weights = add_weights(parent, name, number, backends, builder);
+                builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let rules = attached.entry(parent.clone()).or_default();
             for port in ports {
-                for (matched_at, matched) in matches.iter().enumerate() {
+                for (matched_at, (matched, method)) in matches.iter().enumerate() {
                     for (host_at, host) in hostnames.iter().enumerate() {
-                        let place =
-                            Place { route: &name, created, rule: index, matched: matched_at, host: host_at };
+                        let place = Place {
+                            route: name,
+                            created: route.created,
+                            method: *method,
+                            rule: index,
+                            matched: matched_at,
+                            host: host_at,
+                        };
                         let precedence = Precedence::of(matched.as_ref(), host.as_deref(), &place);
                         let rule = v1::Rule {
                             port: *port,
@@ -102,12 +181,12 @@ fn attach(
 /// The parent Services of a route, and for which of their ports; port 0 = all.
 fn parents(
     object: &Object,
-    route: &HTTPRoute,
+    refs: &[HttpRouteParentRefs],
     services: &Services<'_>,
     faults: &mut Faults,
 ) -> BTreeMap<ServiceName, BTreeSet<u32>> {
     let mut parents: BTreeMap<ServiceName, BTreeSet<u32>> = BTreeMap::new();
-    for (index, parent) in route.spec.parent_refs.iter().flatten().enumerate() {
+    for (index, parent) in refs.iter().enumerate() {
         // A parent of another kind is a Gateway's business.
         if parent.kind.as_deref() != Some("Service") {
             continue;
@@ -116,16 +195,17 @@ fn parents(
         if !matches!(parent.group.as_deref(), Some("" | "core")) {
             let message = "the group of a Service is empty, but a parentRef's is gateway.networking.k8s.io unless \
                            said; write group: \"\"";
-            faults.refuse(object, at("group"), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at("group"), message);
             continue;
         }
         let namespace = parent.namespace.as_deref().unwrap_or(&object.id.namespace);
         if namespace != object.id.namespace {
             let message = format!(
                 "routes of one namespace for clients of a Service in another ({namespace}) are not supported, and \
-                 this parent is left out; move the HTTPRoute to the namespace of the Service"
+                 this parent is left out; move the {:?} to the namespace of the Service",
+                object.id.kind
             );
-            faults.note(object, at("namespace"), message);
+            faults.note_as(Reason::NoMatchingParent(index), object, at("namespace"), message);
             continue;
         }
         let service = ServiceName::new(namespace, &parent.name).ok().and_then(|name| services.get(&name));
@@ -134,7 +214,7 @@ fn parents(
                 "its parent, the Service {namespace}/{}, does not exist; create it, or correct the name",
                 parent.name
             );
-            faults.refuse(object, at("name"), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at("name"), message);
             continue;
         };
         let wanted = |port: &&v1::ServicePort| {
@@ -154,7 +234,7 @@ fn parents(
                 service.name,
                 service.ports_in_words()
             );
-            faults.refuse(object, at(field), message);
+            faults.refuse_as(Reason::NoMatchingParent(index), object, at(field), message);
         }
     }
     for ports in parents.values_mut() {
@@ -194,23 +274,36 @@ struct RuleReader<'a> {
     pointer: String,
 }
 
+/// A match, where `None` matches every request; of gRPC, how long its service and its method are.
+type ReadMatch = (Option<v1::Match>, Option<(usize, usize)>);
+
 /// A rule without what its parent adds.
 struct ReadRule {
     rule: v1::Rule,
-    /// At least one; `None` matches every request.
-    matches: Vec<Option<v1::Match>>,
+    /// At least one.
+    matches: Vec<ReadMatch>,
     /// Absent when a filter answers. One that can't be named as a Service has an empty name.
     backends: Option<Vec<v1::Backend>>,
 }
 
 impl RuleReader<'_> {
     fn refuse(&mut self, below: &str, message: impl Into<String>) {
-        self.faults.refuse(self.object, format!("{}{below}", self.pointer), message);
+        self.refuse_as(Reason::Value, below, message);
     }
 
-    fn read(mut self, from: &HttpRouteRules) -> ReadRule {
-        let matches = self.matches(from);
-        let prefix = matches.iter().all(|matched| {
+    fn refuse_as(&mut self, reason: Reason, below: &str, message: impl Into<String>) {
+        self.faults.refuse_as(reason, self.object, format!("{}{below}", self.pointer), message);
+    }
+
+    fn read(mut self, from: &HttpRouteRules, of: Matches<'_>) -> ReadRule {
+        let matches = match of {
+            Matches::OfHttp => {
+                let all = from.matches.as_deref().unwrap_or_default();
+                self.matches(all, |one| (matches::read(one), None))
+            }
+            Matches::OfGrpc(all) => self.matches(all, |one| (grpc::read(one), Some(grpc::lengths(one)))),
+        };
+        let prefix = matches.iter().all(|(matched, _)| {
             let path = matched.as_ref().and_then(|matched| matched.path.as_ref()?.kind.as_ref());
             matches!(path, None | Some(string_match::Kind::Prefix(_)))
         });
@@ -221,7 +314,7 @@ impl RuleReader<'_> {
         if redirect && (rewrite || from.backend_refs.as_ref().is_some_and(|refs| !refs.is_empty())) {
             let message =
                 "a rule that redirects answers by itself; remove its backendRefs and its URLRewrite";
-            self.refuse("/filters", message);
+            self.refuse_as(Reason::IncompatibleFilters, "/filters", message);
         }
         let rule = v1::Rule {
             filters: if broken.is_some() { Vec::new() } else { filters },
@@ -236,16 +329,22 @@ impl RuleReader<'_> {
     }
 
     /// Reads the matches; one that makes no sense matches nothing.
-    fn matches(&mut self, from: &HttpRouteRules) -> Vec<Option<v1::Match>> {
-        let Some(all) = from.matches.as_ref().filter(|all| !all.is_empty()) else { return vec![None] };
-        let mut read = Vec::new();
+    fn matches<T>(
+        &mut self,
+        all: &[T],
+        read: impl Fn(&T) -> (Result<Option<v1::Match>, (String, String)>, Option<(usize, usize)>),
+    ) -> Vec<ReadMatch> {
+        if all.is_empty() {
+            return vec![(None, None)];
+        }
+        let mut made = Vec::new();
         for (index, one) in all.iter().enumerate() {
-            match matches::read(one) {
-                Ok(matched) => read.push(matched),
-                Err((below, error)) => self.refuse(&format!("/matches/{index}{below}"), error),
+            match read(one) {
+                (Ok(matched), lengths) => made.push((matched, lengths)),
+                (Err((below, error)), _) => self.refuse(&format!("/matches/{index}{below}"), error),
             }
         }
-        read
+        made
     }
 
     /// Reads the filters; also why requests must not pass without one of them.
@@ -351,30 +450,47 @@ impl RuleReader<'_> {
         });
         let group = from.group.as_deref().unwrap_or("");
         let kind = from.kind.as_deref().unwrap_or("Service");
-        if !matches!(group, "" | "core") || kind != "Service" {
-            let reason = format!("the backend {} is a {kind}; only Services are supported", from.name);
-            self.refuse(&at("kind"), reason.clone());
+        let is_pool = (group, kind) == (pool::GROUP, "InferencePool");
+        if !is_pool && (!matches!(group, "" | "core") || kind != "Service") {
+            let reason = format!(
+                "the backend {} is a {kind}; only Services and InferencePools are supported",
+                from.name
+            );
+            self.refuse_as(Reason::InvalidKind, &at("kind"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         }
         let own = &self.object.id.namespace;
         let namespace = from.namespace.as_deref().unwrap_or(own);
-        let Ok(name) = ServiceName::new(namespace, &from.name) else {
-            let reason = format!("the backend {namespace}/{} is not the name of a Service", from.name);
-            self.refuse(&at("name"), reason.clone());
+        let name = match is_pool {
+            true => ServiceName::pool(namespace, &from.name),
+            false => ServiceName::new(namespace, &from.name),
+        };
+        let Ok(name) = name else {
+            let reason = format!("the backend {namespace}/{} is not the name of a {kind}", from.name);
+            self.refuse_as(Reason::BackendNotFound, &at("name"), reason.clone());
             return v1::Backend { weight, invalid: reason, ..v1::Backend::default() };
         };
-        let port = from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from);
+        let target = self.services.get(&name);
+        let port = match is_pool {
+            // It says itself where its pods serve; what a reference says of it is not looked at (Inference Extension).
+            true => target.and_then(|pool| pool.ports.first()).map_or(0, |port| port.port),
+            false => from.port.and_then(|port| u16::try_from(port).ok()).map_or(0, u32::from),
+        };
         let mut backend = v1::Backend { service: name.to_string(), port, weight, ..v1::Backend::default() };
-        let found = if namespace != own && !self.view.granted(own, namespace, &from.name) {
-            let fix = format!("add a ReferenceGrant for HTTPRoutes from {own} in namespace {namespace}");
+        let granted_as = if is_pool { (pool::GROUP, "InferencePool") } else { ("", "Service") };
+        let granted = || self.view.granted(&self.object.id, namespace, granted_as, &from.name);
+        let found = if namespace != own && !granted() {
+            let kind = self.object.id.kind;
+            let fix = format!("add a ReferenceGrant for {kind:?}s from {own} in namespace {namespace}");
             Err(("namespace", format!("the backend {name} is not permitted to namespace {own}"), fix))
         } else {
-            match self.services.get(&name) {
+            match target {
                 None => Err((
                     "name",
                     format!("the backend {name} does not exist"),
-                    "create the Service, or correct the name".to_owned(),
+                    format!("create the {kind}, or correct the name"),
                 )),
+                Some(_) if is_pool => Ok(()),
                 Some(_) if from.port.is_none() => {
                     Err(("port", format!("the backend {name} has no port said"), "write port".to_owned()))
                 }
@@ -387,7 +503,8 @@ impl RuleReader<'_> {
             }
         };
         if let Err((field, reason, fix)) = found {
-            self.refuse(&at(field), format!("{reason}; {fix}"));
+            let kind = if field == "namespace" { Reason::RefNotPermitted } else { Reason::BackendNotFound };
+            self.refuse_as(kind, &at(field), format!("{reason}; {fix}"));
             backend.invalid = reason;
         }
         for (filter_at, filter) in from.filters.iter().flatten().enumerate() {
@@ -407,7 +524,7 @@ impl RuleReader<'_> {
     }
 }
 
-/// Adds rules for the ports of a Service that no HTTPRoute covers: the annotation's weights, or the Service itself
+/// Adds rules for the ports of a Service that no route covers: the annotation's weights, or the Service itself
 /// where other ports have rules.
 fn rest(
     service: &ServiceModel<'_>,

@@ -11,7 +11,7 @@ use penstock_api::v1::{self, Protocol};
 use super::annotations;
 use super::faults::Faults;
 use super::view::View;
-use crate::objects::{Object, annotation_pointer};
+use crate::objects::{Object, ObjectId, ObjectKind, annotation_pointer};
 use crate::snapshot::Builder;
 
 /// A Service as the mesh sees it.
@@ -23,6 +23,8 @@ pub(super) struct ServiceModel<'a> {
     /// Where each of them stands in `spec.ports`, which may have UDP ports too.
     pub indices: Vec<usize>,
     pub policy: v1::Policy,
+    /// The InferencePolicy that the policy has something of.
+    pub inference: Option<&'a ObjectId>,
     /// What the annotation asks for: names of Services of the namespace, and weights.
     pub split: Option<Vec<(String, u32)>>,
     /// The cluster IPs; none when it is headless.
@@ -71,12 +73,7 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
             indices.push(index);
             ports.push(v1::ServicePort { port: number.into(), name, protocol: protocol.into() });
         }
-        let mut policy = v1::Policy::default();
-        for (key, read) in annotations::OF_POLICY {
-            if let Some(Err(error)) = object.annotation(key).map(|text| read(text, &mut policy)) {
-                faults.refuse(object, annotation_pointer(key), format!("annotation {key}: {error}"));
-            }
-        }
+        let policy = policy(object, faults);
         let split = object.annotation(annotation::TRAFFIC_SPLIT).and_then(|text| {
             let pointer = annotation_pointer(annotation::TRAFFIC_SPLIT);
             annotations::traffic_split(text)
@@ -98,10 +95,24 @@ pub(super) fn read<'a>(view: &View<'a>, faults: &mut Faults) -> Services<'a> {
                 Err(_) => faults.refuse(object, "/spec/clusterIP", format!("{text:?} is not an IP address")),
             }
         }
-        services
-            .insert(name.clone(), ServiceModel { object, name, ports, indices, policy, split, addresses });
+        let inference = None;
+        services.insert(
+            name.clone(),
+            ServiceModel { object, name, ports, indices, policy, inference, split, addresses },
+        );
     }
     services
+}
+
+/// What the annotations of a Service, or of a pool, ask.
+pub(super) fn policy(object: &Object, faults: &mut Faults) -> v1::Policy {
+    let mut policy = v1::Policy::default();
+    for (key, read) in annotations::OF_POLICY {
+        if let Some(Err(error)) = object.annotation(key).map(|text| read(text, &mut policy)) {
+            faults.refuse(object, annotation_pointer(key), format!("annotation {key}: {error}"));
+        }
+    }
+    policy
 }
 
 /// Adds the Services and their addresses.
@@ -117,6 +128,10 @@ pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut F
             policy: (policy != v1::Policy::default()).then_some(policy),
         };
         builder.add(Kind::Service, name.as_str(), &message);
+        let pool = (service.object.id.kind == ObjectKind::InferencePool).then_some(&service.object.id);
+        for of in [service.inference, pool].into_iter().flatten() {
+            builder.part_of(of, Kind::Service, name.as_str());
+        }
         for ip in &service.addresses {
             for port in &service.ports {
                 let address = SocketAddr::new(*ip, u16::try_from(port.port).unwrap_or_default());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use gateway_api::experimental::grpcroutes::GRPCRoute;
 use gateway_api::experimental::httproutes::HTTPRoute;
 use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -10,6 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::objects::access::AccessPolicy;
 use crate::objects::inference::InferencePolicy;
+use crate::objects::pool::InferencePool;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.
@@ -21,7 +23,9 @@ pub(super) struct View<'a> {
     pub pods: Vec<Of<'a, Pod>>,
     pub slices: Vec<Of<'a, EndpointSlice>>,
     pub services: Vec<Of<'a, Service>>,
+    pub pools: Vec<Of<'a, InferencePool>>,
     pub routes: Vec<Of<'a, HTTPRoute>>,
+    pub grpc_routes: Vec<Of<'a, GRPCRoute>>,
     pub grants: Vec<Of<'a, ReferenceGrant>>,
     pub inference: Vec<Of<'a, InferencePolicy>>,
     pub access: Vec<Of<'a, AccessPolicy>>,
@@ -35,7 +39,9 @@ impl<'a> View<'a> {
                 Body::Pod(body) => view.pods.push((object, body)),
                 Body::EndpointSlice(body) => view.slices.push((object, body)),
                 Body::Service(body) => view.services.push((object, body)),
+                Body::InferencePool(body) => view.pools.push((object, body)),
                 Body::HTTPRoute(body) => view.routes.push((object, body)),
+                Body::GRPCRoute(body) => view.grpc_routes.push((object, body)),
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),
                 Body::InferencePolicy(body) => view.inference.push((object, body)),
                 Body::AccessPolicy(body) => view.access.push((object, body)),
@@ -44,18 +50,18 @@ impl<'a> View<'a> {
         view
     }
 
-    /// Whether HTTPRoutes of namespace `from` may lead to the Service `name` of namespace `to`.
-    pub(super) fn granted(&self, from: &str, to: &str, name: &str) -> bool {
+    /// Whether a route may lead to what is called `name` in namespace `to`; `target`: its group and kind.
+    pub(super) fn granted(&self, route: &ObjectId, to: &str, target: (&str, &str), name: &str) -> bool {
+        let kind = format!("{:?}", route.kind);
         self.grants.iter().filter(|(object, _)| object.id.namespace == to).any(|(_, grant)| {
             let comes = grant.spec.from.iter().any(|source| {
                 source.group == "gateway.networking.k8s.io"
-                    && source.kind == "HTTPRoute"
-                    && source.namespace == from
+                    && source.kind == kind
+                    && source.namespace == route.namespace
             });
-            let goes = grant.spec.to.iter().any(|target| {
-                target.group.is_empty()
-                    && target.kind == "Service"
-                    && target.name.as_deref().is_none_or(|only| only == name)
+            let goes = grant.spec.to.iter().any(|granted| {
+                (granted.group.as_str(), granted.kind.as_str()) == target
+                    && granted.name.as_deref().is_none_or(|only| only == name)
             });
             comes && goes
         })

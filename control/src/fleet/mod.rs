@@ -5,6 +5,7 @@
 //! the older belongs to a connection that died unnoticed. A proxy that has been gone for ten minutes is forgotten.
 
 mod attach;
+mod tally;
 mod tap;
 mod window;
 
@@ -24,6 +25,7 @@ use crate::push::{Published, Stream};
 use crate::snapshot::Snapshot;
 
 pub use attach::FleetService;
+pub use tally::{Tallies, Tally};
 use tap::Taps;
 pub use tap::{Tap, TapFilter};
 use window::Window;

@@ -9,6 +9,7 @@ mod authority;
 mod ca;
 pub mod csr;
 pub mod material;
+pub mod replica;
 pub mod review;
 pub mod rotation;
 mod service;

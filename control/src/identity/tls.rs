@@ -74,15 +74,7 @@ pub fn fresh(trust: &Trust, own: &SpiffeId, lifetime: Duration, now: i64) -> Res
     for anchor in &trust.anchors {
         roots.add(anchor.clone()).context("a trust anchor cannot be used")?;
     }
-    // Post-quantum key agreement first, for whoever can.
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![
-        aws_lc_rs::kx_group::X25519MLKEM768,
-        aws_lc_rs::kx_group::X25519,
-        aws_lc_rs::kx_group::SECP256R1,
-        aws_lc_rs::kx_group::SECP384R1,
-    ];
-    let provider = Arc::new(provider);
+    let provider = provider();
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()
@@ -98,6 +90,18 @@ pub fn fresh(trust: &Trust, own: &SpiffeId, lifetime: Duration, now: i64) -> Res
     config.send_tls13_tickets = 0;
     let renew_at = now + (leaf.not_after - now) * 2 / 3;
     Ok(Fresh { config: Arc::new(config), renew_at })
+}
+
+/// Post-quantum key agreement first, for whoever can.
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![
+        aws_lc_rs::kx_group::X25519MLKEM768,
+        aws_lc_rs::kx_group::X25519,
+        aws_lc_rs::kx_group::SECP256R1,
+        aws_lc_rs::kx_group::SECP384R1,
+    ];
+    Arc::new(provider)
 }
 
 impl Serving {
@@ -175,7 +179,7 @@ async fn handshake(
 }
 
 /// The identity in a certificate that has been verified: its only name.
-fn identity(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<SpiffeId, String> {
+pub(super) fn identity(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<SpiffeId, String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
     let names = parsed.subject_alternative_name().map_err(|error| error.to_string())?;
     match names.map(|names| &*names.value.general_names) {
@@ -186,7 +190,7 @@ fn identity(leaf: &CertificateDer<'_>, trust_domain: &str) -> Result<SpiffeId, S
                 (domain, _, _) => Err(format!("{id} is of the trust domain {domain}, not {trust_domain}")),
             }
         }
-        _ => Err("the client certificate's names are not one SPIFFE id".to_owned()),
+        _ => Err("the certificate's names are not one SPIFFE id".to_owned()),
     }
 }
 

@@ -10,6 +10,7 @@ use penstock_api::service::is_label;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::pool;
 use super::yaml::{self, Content, Node};
 use super::{Body, Broken, Object, ObjectId, ObjectKind, ObjectSet, Origin, Scope};
 
@@ -60,7 +61,9 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("", "Service") => ObjectKind::Service,
         ("discovery.k8s.io", "EndpointSlice") => ObjectKind::EndpointSlice,
         ("", "Pod") => ObjectKind::Pod,
+        (pool::GROUP, "InferencePool") => ObjectKind::InferencePool,
         ("gateway.networking.k8s.io", "HTTPRoute") => ObjectKind::HTTPRoute,
+        ("gateway.networking.k8s.io", "GRPCRoute") => ObjectKind::GRPCRoute,
         ("gateway.networking.k8s.io", "ReferenceGrant") => ObjectKind::ReferenceGrant,
         ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
         ("penstock.io", "AccessPolicy") => ObjectKind::AccessPolicy,
@@ -127,7 +130,9 @@ fn body(kind: ObjectKind, json: &Value) -> Result<Body, (String, String)> {
         ObjectKind::Service => Body::Service(typed(json)?),
         ObjectKind::EndpointSlice => Body::EndpointSlice(typed(json)?),
         ObjectKind::Pod => Body::Pod(typed(json)?),
+        ObjectKind::InferencePool => Body::InferencePool(typed(json)?),
         ObjectKind::HTTPRoute => Body::HTTPRoute(typed(json)?),
+        ObjectKind::GRPCRoute => Body::GRPCRoute(typed(json)?),
         ObjectKind::ReferenceGrant => Body::ReferenceGrant(typed(json)?),
         ObjectKind::InferencePolicy => Body::InferencePolicy(typed(json)?),
         ObjectKind::AccessPolicy => Body::AccessPolicy(typed(json)?),
@@ -140,7 +145,9 @@ fn known(body: &Body) -> Value {
         Body::Service(object) => serde_json::to_value(object),
         Body::EndpointSlice(object) => serde_json::to_value(object),
         Body::Pod(object) => serde_json::to_value(object),
+        Body::InferencePool(object) => serde_json::to_value(object),
         Body::HTTPRoute(object) => serde_json::to_value(object),
+        Body::GRPCRoute(object) => serde_json::to_value(object),
         Body::ReferenceGrant(object) => serde_json::to_value(object),
         Body::InferencePolicy(object) => serde_json::to_value(object),
         Body::AccessPolicy(object) => serde_json::to_value(object),

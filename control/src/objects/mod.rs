@@ -6,11 +6,13 @@
 pub mod access;
 pub mod decode;
 pub mod inference;
+pub mod pool;
 pub mod yaml;
 
 use std::fmt;
 use std::sync::Arc;
 
+use gateway_api::experimental::grpcroutes::GRPCRoute;
 use gateway_api::experimental::httproutes::HTTPRoute;
 use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
 use self::inference::InferencePolicy;
+use self::pool::InferencePool;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
@@ -63,8 +66,24 @@ pub enum ObjectKind {
     ReferenceGrant,
     InferencePolicy,
     Service,
+    InferencePool,
     HTTPRoute,
+    GRPCRoute,
     AccessPolicy,
+}
+
+impl ObjectKind {
+    /// Whether control writes into its status what became of it.
+    pub fn has_status(self) -> bool {
+        matches!(
+            self,
+            Self::InferencePool
+                | Self::HTTPRoute
+                | Self::GRPCRoute
+                | Self::InferencePolicy
+                | Self::AccessPolicy
+        )
+    }
 }
 
 /// The name of an object; there is at most one object of a name.
@@ -85,7 +104,9 @@ pub enum Body {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
+    InferencePool(Box<InferencePool>),
     HTTPRoute(Box<HTTPRoute>),
+    GRPCRoute(Box<GRPCRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
     InferencePolicy(Box<InferencePolicy>),
     AccessPolicy(Box<AccessPolicy>),
@@ -125,7 +146,9 @@ impl Object {
             Body::Service(object) => &object.metadata,
             Body::EndpointSlice(object) => &object.metadata,
             Body::Pod(object) => &object.metadata,
+            Body::InferencePool(object) => &object.metadata,
             Body::HTTPRoute(object) => &object.metadata,
+            Body::GRPCRoute(object) => &object.metadata,
             Body::ReferenceGrant(object) => &object.metadata,
             Body::InferencePolicy(object) => &object.metadata,
             Body::AccessPolicy(object) => &object.metadata,

@@ -328,6 +328,12 @@ impl Stream {
         all
     }
 
+    /// Why the client refused that version of a resource, if it did.
+    pub fn refused_version(&self, kind: Kind, name: &str, version: &str) -> Option<&str> {
+        let refused = self.subscriptions.get(&kind)?.holdings.get(name)?.refused.as_ref()?;
+        (refused.version == version).then_some(refused.reason.as_str())
+    }
+
     /// The version of a resource that the client acknowledged last.
     pub fn acknowledged(&self, kind: Kind, name: &str) -> Option<&str> {
         self.subscriptions.get(&kind)?.acked(name).map(String::as_str)

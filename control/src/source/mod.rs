@@ -40,6 +40,8 @@ pub struct Opened {
     pub review: Option<Arc<dyn TokenReview>>,
     /// Speaks to the API that it comes from, if it comes from one.
     pub client: Option<kube::Client>,
+    /// What that API has in the statuses of objects.
+    pub statuses: kubernetes::Statuses,
 }
 
 impl std::fmt::Debug for Opened {
@@ -79,13 +81,13 @@ impl Source {
         match self {
             Self::Directory(path) => {
                 let objects = directory::open(path.clone(), debounce).await?;
-                Ok(Opened { objects, review: None, client: None })
+                Ok(Opened { objects, review: None, client: None, statuses: kubernetes::Statuses::default() })
             }
             Self::Kubernetes(context) => {
                 let client = kubernetes::client(context.as_deref()).await?;
                 let review: Arc<dyn TokenReview> = Arc::new(ApiReview::new(client.clone()));
-                let objects = kubernetes::open(client.clone(), debounce).await?;
-                Ok(Opened { objects, review: Some(review), client: Some(client) })
+                let (objects, statuses) = kubernetes::open(client.clone(), debounce).await?;
+                Ok(Opened { objects, review: Some(review), client: Some(client), statuses })
             }
         }
     }

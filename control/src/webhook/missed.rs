@@ -99,11 +99,18 @@ impl Seen {
 fn event(uid: &str, missed: &Missed) -> Event {
     let Missed { namespace, name, note } = missed.clone();
     Event {
-        regarding: Regarding { api_version: "v1", kind: "Pod", namespace, name, uid: uid.to_owned() },
+        regarding: Regarding {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace,
+            name,
+            uid: uid.to_owned(),
+        },
         reason: "NotInjected",
         action: "Inject",
         warning: true,
         note,
+        each: false,
     }
 }
 

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use penstock_api::v1::fleet_client::FleetClient;
+use penstock_api::v1::replicas_client::ReplicasClient;
 use penstock_api::v1::{
-    self, Answer, Bucket, ControlMessage, Hello, Outcome, Outcomes, ProxyMessage, TapEvent, ask,
-    control_message, proxy_message,
+    self, Answer, Bucket, ControlMessage, Hello, Outcome, Outcomes, ProxyMessage, ReachRequest, TapEvent,
+    ask, control_message, proxy_message,
 };
 use penstock_api::view;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -52,6 +53,16 @@ impl Attached {
             }
         }
     }
+}
+
+/// What replicas of control tell each other is for nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_not_told_what_replicas_tell_each_other() {
+    let mesh = Mesh::start(HOUR).await;
+    let mut client = ReplicasClient::new(mesh.proxy_channel("team-a").await);
+    let refused = client.reach(ReachRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("to control alone"), "{}", refused.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]

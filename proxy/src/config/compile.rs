@@ -33,7 +33,9 @@ pub fn service(
     weights: &dyn Fn(&str) -> Option<Arc<v1::Weights>>,
     clusters: &mut Clusters<'_>,
 ) -> Result<Service, String> {
-    let name = ServiceName::new(&message.namespace, &message.name).map_err(|error| error.to_string())?;
+    // Of a Service or of a pool.
+    let name = format!("{}/{}", message.namespace, message.name);
+    let name: ServiceName = name.parse().map_err(|error| format!("{error}"))?;
     let sticky = message.policy.as_ref().and_then(|policy| policy.sticky.as_ref()).map(sticky).transpose()?;
     let ports = message
         .ports

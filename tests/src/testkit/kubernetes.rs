@@ -13,7 +13,7 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::peers::kube_apiserver;
+use super::peers::{gateway_definitions, kube_apiserver};
 use super::process::Process;
 use super::{PATIENCE, own_ip, wait_until};
 
@@ -181,6 +181,33 @@ fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
         namespace => Api::namespaced_with(client.clone(), namespace, &resource),
     };
     (api, text("/metadata/name").to_owned())
+}
+
+/// Installs the definitions of the Gateway API, of its Inference Extension, and our own, and waits until they are served.
+pub async fn install_definitions(client: &Client) {
+    let mut all = gateway_definitions().unwrap();
+    for own in ["crd-accesspolicies.yaml", "crd-inferencepolicies.yaml"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/install").join(own);
+        all.push(serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap());
+    }
+    for mut definition in all {
+        // What its generator writes of a status, which is the API server's.
+        definition.as_object_mut().unwrap().remove("status");
+        apply(client, &definition, false).await.unwrap();
+        let (api, name) = place(client, &definition);
+        wait_until(&format!("{name} is served"), PATIENCE, async || {
+            let conditions = api.get(&name).await.unwrap().data["status"]["conditions"].clone();
+            let all = conditions.as_array().cloned().unwrap_or_default();
+            all.iter().any(|one| one["type"] == "Established" && one["status"] == "True")
+        })
+        .await;
+    }
+}
+
+/// An object as the API server has it; null where there is none.
+pub async fn read(client: &Client, object: &Value) -> Value {
+    let (api, name) = place(client, object);
+    api.get_opt(&name).await.unwrap().map(|found| serde_json::to_value(found).unwrap()).unwrap_or_default()
 }
 
 /// A service account.

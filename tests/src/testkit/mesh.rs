@@ -298,11 +298,12 @@ impl Mesh {
             let probe = pod.probe.as_ref().map_or_else(String::new, |path| {
                 format!("\n    readinessProbe: {{httpGet: {{port: {APPLICATION}, path: {path}}}}}")
             });
+            let app = pod.service.as_ref().unwrap_or(name);
             let annotations: String =
                 pod.annotations.iter().map(|(key, value)| format!("    {key}: \"{value}\"\n")).collect();
             let _ = write!(
                 yaml,
-                "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  annotations:\n    \
+                "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  labels: {{app: {app}}}\n  annotations:\n    \
                  {}: enabled\n    {}: \"{}\"\n{annotations}spec:\n  serviceAccountName: {}\n  containers:\n  - name: main{ports}{probe}\n\
                  status: {{phase: Running, podIP: {}}}\n",
                 annotation::INJECT,

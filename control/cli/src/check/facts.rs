@@ -45,6 +45,8 @@ pub(super) enum Fact {
     Budget,
     NetworkPolicy,
     Routes,
+    GrpcRoutes,
+    Pools,
     AccessPolicies,
     InferencePolicies,
     Events,
@@ -86,6 +88,8 @@ impl Fact {
             Self::Budget => one(own("apis/policy/v1", "poddisruptionbudgets/penstock-control")),
             Self::NetworkPolicy => one(own("apis/networking.k8s.io/v1", "networkpolicies/penstock-control")),
             Self::Routes => all("/apis/gateway.networking.k8s.io/v1/httproutes"),
+            Self::GrpcRoutes => all("/apis/gateway.networking.k8s.io/v1/grpcroutes"),
+            Self::Pools => all("/apis/inference.networking.k8s.io/v1/inferencepools"),
             Self::AccessPolicies => all("/apis/penstock.io/v1alpha1/accesspolicies"),
             Self::InferencePolicies => all("/apis/penstock.io/v1alpha1/inferencepolicies"),
             Self::Events => all("/apis/events.k8s.io/v1/events?fieldSelector=reason%3DNotInjected"),
@@ -112,7 +116,7 @@ const BEFORE: [Fact; 13] = [
 ];
 
 /// What has to be known besides once it is installed.
-const INSTALLED: [Fact; 14] = [
+const INSTALLED: [Fact; 16] = [
     Fact::Lease,
     Fact::Root,
     Fact::WebhookCertificate,
@@ -124,6 +128,8 @@ const INSTALLED: [Fact; 14] = [
     Fact::Budget,
     Fact::NetworkPolicy,
     Fact::Routes,
+    Fact::GrpcRoutes,
+    Fact::Pools,
     Fact::AccessPolicies,
     Fact::InferencePolicies,
     Fact::Events,

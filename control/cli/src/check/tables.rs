@@ -285,7 +285,8 @@ fn of_workloads_each_thing_that_is_wrong_is_named() {
             "exit status 1",
         ),
         (with(shared), "identities", Warning, "team-a/p"),
-        (good.clone().list(Fact::Routes, route), "routes", Problem, "b/r: Why: because"),
+        (good.clone().list(Fact::Routes, route.clone()), "routes", Problem, "b/r: Why: because"),
+        (good.clone().list(Fact::Pools, route), "routes", Problem, "b/r: Why: because"),
         (policy("Accepted"), "policies", Problem, "AccessPolicy b/a: Why: because"),
         (policy("Programmed"), "policies in force", Warning, "AccessPolicy b/a"),
     ];

@@ -273,16 +273,21 @@ fn refused(conditions: &Value, kinds: &[&str]) -> Option<String> {
     })
 }
 
+/// Routes of both kinds, and the pools that they lead to.
+const ROUTES: [Fact; 3] = [Fact::Routes, Fact::GrpcRoutes, Fact::Pools];
+
 fn routes(facts: &Facts) -> Check {
     let check = "routes";
-    match facts.get(Fact::Routes) {
-        Answer::Found(_) => {}
-        Answer::Absent => return Check::ok(check, "no Gateway API, so none"),
-        other => return unknown(check, "httproutes", other),
+    if ROUTES.iter().all(|fact| matches!(facts.get(*fact), Answer::Absent)) {
+        return Check::ok(check, "no Gateway API, so none");
     }
-    let bad: Vec<String> = facts
-        .items(Fact::Routes)
-        .iter()
+    for fact in ROUTES {
+        if let other @ (Answer::Denied(_) | Answer::Failed(_)) = facts.get(fact) {
+            return unknown(check, "httproutes,grpcroutes,inferencepools", other);
+        }
+    }
+    let all = || ROUTES.iter().flat_map(|fact| facts.items(*fact));
+    let bad: Vec<String> = all()
         .filter_map(|route| {
             let parents = route.pointer("/status/parents").and_then(Value::as_array)?;
             let ours =
@@ -296,10 +301,11 @@ fn routes(facts: &Facts) -> Check {
     if bad.is_empty() {
         return Check::ok(
             check,
-            format!("{}, none refused", many(facts.items(Fact::Routes).len(), "HTTPRoute", "HTTPRoutes")),
+            format!("{}, none refused", many(all().count(), "route or pool", "routes and pools")),
         );
     }
-    let fix = "Correct what its status names: kubectl -n NAMESPACE describe httproute NAME";
+    let fix =
+        "Correct what its status names: kubectl -n NAMESPACE describe httproutes,grpcroutes,inferencepools";
     Check::bad(Verdict::Problem, check, format!("{} refused", many(bad.len(), "is", "are")), cut(bad), fix)
         .because("Its last good version is in force, or none.")
 }

@@ -10,7 +10,7 @@ const METADATA: [&str; 3] = ["managedFields", "resourceVersion", "selfLink"];
 /// Copies of the object in itself, by those who applied it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Of a pod's status what says whether it runs, and where.
-const STATUS: [&str; 3] = ["phase", "podIP", "podIPs"];
+const STATUS: [&str; 4] = ["conditions", "phase", "podIP", "podIPs"];
 /// Of a pod's specification.
 const SPEC: [&str; 5] = ["containers", "hostNetwork", "initContainers", "nodeName", "serviceAccountName"];
 /// Of a container what the mesh has to do with: ports, and what the kubelet asks.
@@ -34,8 +34,8 @@ pub(super) fn lean(kind: ObjectKind, object: &mut Value) {
     if let Some(status) = inner(object, "status") {
         let said = status.remove("conditions");
         status.retain(|key, _| STATUS.contains(&key.as_str()));
-        if let Some(said) = said.and_then(|said| contradiction(&said)) {
-            status.insert("conditions".to_owned(), said);
+        if let Some(said) = said {
+            status.insert("conditions".to_owned(), telling(&said));
         }
     }
     if let Some(spec) = inner(object, "spec") {
@@ -60,17 +60,18 @@ fn tells(container: &Value) -> bool {
     asked.iter().any(|key| container.get(key).is_some()) || container.get("name") == Some(&PROXY.into())
 }
 
-/// The two conditions of a pod that is not ready though all of its containers are: the only ones that tell more than its endpoint.
-fn contradiction(conditions: &Value) -> Option<Value> {
-    let of = |kind: &str| conditions.as_array()?.iter().find(|one| one["type"] == kind);
-    let (pod, containers) = (of("Ready")?, of("ContainersReady")?);
-    let differ = pod["status"] == "False" && containers["status"] == "True";
-    differ.then(|| {
-        [pod, containers]
+/// Of a pod's conditions, whether it is ready; and where it is not though all of its containers are, that, and why. When it was asked, and how
+/// it said so, changes more often than what it said.
+fn telling(conditions: &Value) -> Value {
+    let of = |kind: &str| conditions.as_array().and_then(|all| all.iter().find(|one| one["type"] == kind));
+    let Some(pod) = of("Ready") else { return json!([]) };
+    match of("ContainersReady") {
+        Some(containers) if pod["status"] == "False" && containers["status"] == "True" => [pod, containers]
             .map(|one| json!({"type": one["type"], "status": one["status"], "reason": one["reason"]}))
             .to_vec()
-            .into()
-    })
+            .into(),
+        _ => json!([{"type": "Ready", "status": pod["status"]}]),
+    }
 }
 
 fn inner<'a>(object: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Map<String, Value>> {
@@ -99,7 +100,9 @@ mod tests {
                     {"name": "asked", "image": "a", "startupProbe": {"exec": {}}},
                 ],
             },
-            "status": {"phase": "Running", "podIP": "10.0.0.7", "conditions": [{"type": "Ready"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.7", "conditions": [
+                {"type": "Ready", "status": "True", "lastProbeTime": null}, {"type": "Initialized"},
+            ]},
         });
         lean(ObjectKind::Pod, &mut pod);
         let kept = json!({
@@ -109,7 +112,10 @@ mod tests {
                 "containers": [{"name": "server", "ports": [{"containerPort": 8000}]}],
                 "initContainers": [{"name": "penstock-proxy"}, {"name": "asked", "startupProbe": {"exec": {}}}],
             },
-            "status": {"phase": "Running", "podIP": "10.0.0.7"},
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.7",
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
         });
         assert_eq!(pod, kept);
     }
@@ -125,6 +131,6 @@ mod tests {
             lean(ObjectKind::Pod, &mut pod);
             pod["status"]["conditions"].as_array().map_or(0, Vec::len)
         };
-        assert_eq!([kept("True", "True"), kept("False", "False"), kept("False", "True")], [0, 0, 2]);
+        assert_eq!([kept("True", "True"), kept("False", "False"), kept("False", "True")], [1, 1, 2]);
     }
 }

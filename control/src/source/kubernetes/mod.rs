@@ -8,8 +8,10 @@
 mod lean;
 mod outage;
 mod pace;
+mod statuses;
 mod store;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,8 +25,9 @@ use tokio::sync::{Notify, watch};
 
 use self::outage::Outage;
 pub(crate) use self::pace::pace;
+pub use self::statuses::{Known, Statuses};
 use self::store::{Change, Store};
-use crate::objects::{ObjectKind, ObjectSet};
+use crate::objects::{ObjectKind, ObjectSet, pool};
 
 /// Objects in one answer of a list: what is in memory twice while a large kind is read.
 const PAGE: u32 = 500;
@@ -43,7 +46,7 @@ pub struct Watched {
 }
 
 /// All that is read, and so all that control needs `get`, `list` and `watch` for.
-pub const WATCHED: [Watched; 7] = [
+pub const WATCHED: [Watched; 9] = [
     Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
     Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
     Watched {
@@ -58,6 +61,13 @@ pub const WATCHED: [Watched; 7] = [
         version: "v1",
         plural: "httproutes",
     },
+    Watched {
+        kind: ObjectKind::GRPCRoute,
+        group: "gateway.networking.k8s.io",
+        version: "v1",
+        plural: "grpcroutes",
+    },
+    Watched { kind: ObjectKind::InferencePool, group: pool::GROUP, version: "v1", plural: "inferencepools" },
     Watched {
         kind: ObjectKind::ReferenceGrant,
         group: "gateway.networking.k8s.io",
@@ -77,6 +87,27 @@ pub const WATCHED: [Watched; 7] = [
         plural: "accesspolicies",
     },
 ];
+
+impl Watched {
+    /// How a kind is watched.
+    pub fn of(kind: ObjectKind) -> Option<Self> {
+        WATCHED.into_iter().find(|watched| watched.kind == kind)
+    }
+
+    /// `gateway.networking.k8s.io/v1`
+    pub fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// As the client wants it.
+    pub fn resource(&self) -> ApiResource {
+        let gvk = GroupVersionKind::gvk(self.group, self.version, &format!("{:?}", self.kind));
+        ApiResource::from_gvk_with_plural(&gvk, self.plural)
+    }
+}
 
 /// Connects to the API of the cluster that this process runs in, or of a context of the kubeconfig (`KUBECONFIG`, else
 /// `~/.kube/config`).
@@ -98,14 +129,16 @@ pub async fn client(context: Option<&str>) -> Result<Client> {
 
 /// Watches until every receiver is gone. Returns when all kinds have been listed once, however long the API server takes to answer;
 /// what keeps it waiting is logged.
-pub async fn open(client: Client, debounce: Duration) -> Result<watch::Receiver<Arc<ObjectSet>>> {
+pub async fn open(client: Client, debounce: Duration) -> Result<(watch::Receiver<Arc<ObjectSet>>, Statuses)> {
+    let statuses = Statuses::default();
     let store = Arc::new(Mutex::new(Store::new(WATCHED.map(|watched| watched.kind))));
     let changed = Arc::new(Notify::new());
     let outage = Arc::new(Outage::default());
     let watches: Vec<_> = WATCHED
         .into_iter()
         .map(|watched| {
-            tokio::spawn(follow(watched, client.clone(), store.clone(), changed.clone(), outage.clone()))
+            let told = Telling { store: store.clone(), statuses: statuses.clone(), changed: changed.clone() };
+            tokio::spawn(follow(watched, client.clone(), told, outage.clone()))
         })
         .collect();
     let set = loop {
@@ -133,7 +166,14 @@ pub async fn open(client: Client, debounce: Duration) -> Result<watch::Receiver<
         }
         watches.iter().for_each(tokio::task::JoinHandle::abort);
     });
-    Ok(receiver)
+    Ok((receiver, statuses))
+}
+
+/// Who is told of what a watch says.
+struct Telling {
+    store: Arc<Mutex<Store>>,
+    statuses: Statuses,
+    changed: Arc<Notify>,
 }
 
 /// Held for some comparisons and moves, never across an await.
@@ -142,17 +182,11 @@ fn locked(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
 }
 
 /// One kind, for ever. Whatever happens to the connection, the watcher lists again and tells everything anew.
-async fn follow(
-    watched: Watched,
-    client: Client,
-    store: Arc<Mutex<Store>>,
-    changed: Arc<Notify>,
-    outage: Arc<Outage>,
-) {
-    let Watched { kind, group, version, plural } = watched;
-    let name = format!("{kind:?}");
-    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &name), plural);
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+async fn follow(watched: Watched, client: Client, told: Telling, outage: Arc<Outage>) {
+    let Watched { kind, group, plural, .. } = watched;
+    let Telling { store, statuses, changed } = told;
+    let api: Api<DynamicObject> = Api::all_with(client, &watched.resource());
+    let mut listed = HashSet::new();
     let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).backoff(pace()).boxed();
     // Looked for in vain is told once, not every half minute.
     let mut absent = false;
@@ -162,13 +196,33 @@ async fn follow(
             tracing::info!("the Kubernetes API answers again");
         }
         let change = match event {
-            Ok(watcher::Event::Init) => Change::Begin,
-            Ok(watcher::Event::InitApply(object)) => Change::Listed(Box::new(store::read(watched, object))),
-            Ok(watcher::Event::InitDone) => Change::End,
-            Ok(watcher::Event::Apply(object)) => Change::Put(Box::new(store::read(watched, object))),
-            Ok(watcher::Event::Delete(object)) => Change::Gone(store::id_of(kind, &object)),
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                Change::Begin
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                if kind.has_status() {
+                    listed.insert(store::id_of(kind, &object));
+                    statuses.put(kind, &object);
+                }
+                Change::Listed(Box::new(store::read(watched, object)))
+            }
+            Ok(watcher::Event::InitDone) => {
+                statuses.only(kind, &std::mem::take(&mut listed));
+                Change::End
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                statuses.put(kind, &object);
+                Change::Put(Box::new(store::read(watched, object)))
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                let id = store::id_of(kind, &object);
+                statuses.gone(&id);
+                Change::Gone(id)
+            }
             Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
                 outage.ends(plural);
+                statuses.only(kind, &HashSet::new());
                 if !std::mem::replace(&mut absent, true) {
                     tracing::info!(
                         "{plural}.{group} is not installed in this cluster; looked for now and then"
