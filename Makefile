@@ -182,6 +182,11 @@ test-gpu: ## kernels, copies and IPC on this machine's GPU, and their rates; ski
 	$(CARGO) build $(LOCKED) --release -p penstock-kernels --bin penstock-gpu-test
 	"$(TARGET)/release/penstock-gpu-test" $(ARGS)
 
+.PHONY: test-gpu-triton
+test-gpu-triton: tools ## a GPU and the real Triton: the sidecar's way through its memory, and what each way costs; skipped where there is none
+	$(CARGO) build $(LOCKED) --release -p penstock-proxy -p penstock-control --bins
+	$(CARGO) test $(LOCKED) --release -p penstock-tests --test gpu_triton -- --nocapture --test-threads=1
+
 .PHONY: test-gpu-standin
 test-gpu-standin: ## the same program on the STAND-IN driver, which runs kernels on the CPU: says nothing of a GPU
 	$(CARGO) build $(LOCKED) -p penstock-kernels -p penstock-standin-driver

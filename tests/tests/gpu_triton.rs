@@ -1,6 +1,6 @@
 //! A real GPU and the real Triton: tensors and photographs reach it through memory of the GPU, to the bit, also when it is killed; and
-//! what each way costs is printed. On a machine without a device every test says so and passes; `make test-gpu` runs them where there
-//! is one.
+//! what each way costs is printed. On a machine without a device every test says so and passes; `make test-gpu-triton` runs them
+//! where there is one.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
