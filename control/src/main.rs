@@ -60,7 +60,7 @@ struct Run {
     #[arg(long)]
     source: Source,
     /// Directory with keys and certificates; made on the first start. With a source of Kubernetes these are in Secrets, and the
-    /// directory has nothing that has to outlive the process
+    /// directory has the last good versions of objects alone
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// Where proxies connect: xDS, identity and fleet, TLS 1.3

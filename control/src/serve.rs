@@ -145,7 +145,7 @@ pub async fn start(
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_REQUEST))
-        .add_service(FleetServer::new(FleetService::new(fleet.clone(), stop.clone())))
+        .add_service(FleetServer::new(FleetService::new(fleet.clone(), published.clone(), stop.clone())))
         .add_service(ReplicasServer::new(ReplicasService::new(published.clone(), fleet.clone(), own.clone())))
         .add_service(
             IdentityServer::new(IdentityService::new(authority.clone(), tokens))

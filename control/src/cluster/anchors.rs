@@ -127,6 +127,8 @@ pub(super) async fn run(
             let (due, later) = written.due(&wanted, &bundle, Instant::now());
             next = later;
             let mut failure = None;
+            // Where nobody is due, what failed has not been tried again.
+            let tried = !due.is_empty();
             for name in due {
                 if !*leads.borrow() || stop.is_cancelled() {
                     break;
@@ -149,7 +151,8 @@ pub(super) async fn run(
             }
             match failure {
                 Some(error) => trouble.met(&error),
-                None => trouble.over(),
+                None if tried => trouble.over(),
+                None => {}
             }
         }
         let changed = tokio::select! {

@@ -77,6 +77,7 @@ pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()>
                 trouble.over();
                 EVERY
             }
+            Pass::Waits => EVERY,
             Pass::Refused(error) => {
                 trouble.met(&error);
                 EVERY
@@ -100,6 +101,8 @@ pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()>
 enum Pass {
     /// All that differed is written.
     Whole,
+    /// The same, but for what was tried a moment ago: of that nothing is known.
+    Waits,
     /// The API server wants some statuses not as they are; the last of them.
     Refused(anyhow::Error),
     /// The API server is away, and was asked no further.
@@ -127,6 +130,9 @@ async fn pass(facts: &mut Facts, attempts: &mut Attempts, stop: &CancellationTok
         };
         let words = matches!(wanted, Difference::Words(_));
         if !attempts.may(id, &known.version, words, Instant::now()) {
+            if matches!(pass, Pass::Whole) {
+                pass = Pass::Waits;
+            }
             continue;
         }
         if !*facts.leads.borrow() || stop.is_cancelled() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use penstock_api::v1::fleet_server::Fleet as FleetRpc;
 use penstock_api::v1::{ControlMessage, ProxyMessage, proxy_message};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Fleet;
-use crate::push::caller;
+use crate::push::{Published, caller};
 
 /// Messages to a proxy that it has not read yet: questions and taps, a handful at a time.
 const QUEUE: usize = 64;
@@ -24,13 +24,14 @@ const HELLO: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct FleetService {
     fleet: Arc<Fleet>,
+    published: watch::Receiver<Published>,
     stop: CancellationToken,
 }
 
 impl FleetService {
-    /// Keeps what proxies tell in `fleet`, until `stop`.
-    pub fn new(fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { fleet, stop }
+    /// Keeps what proxies tell in `fleet`, until `stop`; whose pods they are is known from what is `published`.
+    pub fn new(fleet: Arc<Fleet>, published: watch::Receiver<Published>, stop: CancellationToken) -> Self {
+        Self { fleet, published, stop }
     }
 }
 
@@ -45,12 +46,15 @@ impl FleetRpc for FleetService {
         let identity = caller::identity(request.extensions())?;
         let mut messages = request.into_inner();
         let (fleet, stop) = (self.fleet.clone(), self.stop.clone());
+        let published = self.published.clone();
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (ended, end) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let node = match tokio::time::timeout(HELLO, messages.message()).await {
                 Ok(Ok(Some(ProxyMessage { kind: Some(proxy_message::Kind::Hello(hello)) }))) => {
-                    match caller::authorize(&hello.node, &identity) {
+                    let own = caller::authorize(&hello.node, &identity)
+                        .and_then(|()| caller::runs_as(&hello.node, &identity, &published.borrow().snapshot));
+                    match own {
                         Ok(()) => hello.node,
                         Err(status) => return drop(ended.send(status)),
                     }

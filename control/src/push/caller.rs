@@ -1,9 +1,12 @@
 //! Who may open a stream, and under which node id.
 
-use penstock_api::SpiffeId;
+use penstock_api::resource::Kind;
+use penstock_api::{SpiffeId, v1};
+use prost::Message as _;
 use tonic::{Extensions, Status};
 
 use crate::identity::tls::Peer;
+use crate::snapshot::Snapshot;
 
 /// The longest name of a pod.
 const MAX_POD: usize = 253;
@@ -19,7 +22,7 @@ pub fn identity(extensions: &Extensions) -> Result<SpiffeId, Status> {
 }
 
 /// Whether `identity` may be the node `<namespace>/<pod>`: a certificate says which namespace and account a proxy
-/// belongs to, and the pod is its own word inside that namespace.
+/// belongs to, and the pod is its own word among those of the account, which [`runs_as`] sees to.
 #[allow(clippy::result_large_err, reason = "tonic's own error, made once a stream")]
 pub fn authorize(node: &str, identity: &SpiffeId) -> Result<(), Status> {
     let (_, proven, _) = identity.parts();
@@ -40,11 +43,40 @@ pub fn authorize(node: &str, identity: &SpiffeId) -> Result<(), Status> {
     }
 }
 
+/// Whether the pod `node` runs under the account that `identity` proves. A pod that `snapshot` has not, has nothing yet that could be taken.
+#[allow(clippy::result_large_err, reason = "tonic's own error, made once a stream")]
+pub fn runs_as(node: &str, identity: &SpiffeId, snapshot: &Snapshot) -> Result<(), Status> {
+    let (_, _, proven) = identity.parts();
+    let known = snapshot.get(Kind::Workload, node);
+    match known.and_then(|entry| v1::Workload::decode(&*entry.any.value).ok()) {
+        Some(workload) if workload.service_account != proven => Err(Status::permission_denied(format!(
+            "the pod {node} runs as the service account {}, but the certificate is for {identity}; \
+             start the proxy with its own pod's --node, or with its token",
+            workload.service_account
+        ))),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tonic::Code;
 
     use super::*;
+
+    #[test]
+    fn a_pod_belongs_to_its_account_alone() {
+        let mut snapshot = crate::snapshot::Builder::default();
+        let workload = v1::Workload { service_account: "resnet".into(), ..Default::default() };
+        snapshot.add(Kind::Workload, "team-a/resnet-0", &workload);
+        let snapshot = snapshot.build(Vec::new());
+        let of = |account: &str| SpiffeId::new("cluster.local", "team-a", account).unwrap();
+        assert!(runs_as("team-a/resnet-0", &of("resnet"), &snapshot).is_ok());
+        let refused = runs_as("team-a/resnet-0", &of("other"), &snapshot).unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("runs as the service account resnet"), "{refused}");
+        assert!(runs_as("team-a/not-yet", &of("other"), &snapshot).is_ok());
+    }
 
     #[test]
     fn a_node_belongs_to_the_namespace_that_its_certificate_proves() {

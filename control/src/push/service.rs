@@ -129,12 +129,13 @@ impl AdsService {
         // The node is guaranteed on the first request only.
         let node = first.node.as_ref().map(|node| node.id.clone()).unwrap_or_default();
         caller::authorize(&node, &identity)?;
+        caller::runs_as(&node, &identity, &self.published.borrow().snapshot)?;
         let now = Instant::now();
         let stream = Arc::new(Mutex::new(Stream::new(&node, now)));
         let session = self.fleet.configured(&node, &identity, stream.clone(), now);
         gauge!(metric::CONNECTED_PROXIES.name).increment(1.0);
         tracing::info!(%node, %identity, "proxy connected");
-        let end = self.pump(first, &node, &stream, &mut requests, &queue).await;
+        let end = self.pump(first, (&node, &identity), &stream, &mut requests, &queue).await;
         gauge!(metric::CONNECTED_PROXIES.name).decrement(1.0);
         self.fleet.unconfigured(&node, session, Instant::now());
         match &end {
@@ -147,7 +148,7 @@ impl AdsService {
     async fn pump(
         &mut self,
         first: DeltaDiscoveryRequest,
-        node: &str,
+        (node, identity): (&str, &penstock_api::SpiffeId),
         stream: &Mutex<Stream>,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
         queue: &mpsc::Sender<DeltaDiscoveryResponse>,
@@ -167,6 +168,8 @@ impl AdsService {
                 };
             }
             let published = self.published.borrow_and_update().clone();
+            // The pod may have come only now, or another of its name.
+            caller::runs_as(node, identity, &published.snapshot)?;
             for response in lock(stream).responses(&published, Instant::now()) {
                 record(&response, &published);
                 if queue.try_send(response).is_err() {

@@ -45,7 +45,7 @@ pub struct Watched {
     pub plural: &'static str,
 }
 
-/// All that is read, and so all that control needs `get`, `list` and `watch` for.
+/// All that is read, and so all that control needs `list` and `watch` for.
 pub const WATCHED: [Watched; 9] = [
     Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
     Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
