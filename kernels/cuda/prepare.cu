@@ -147,20 +147,21 @@ DEV void prepare_samples(const Prepare *job, Place thread, const Image *image, c
                          Strip *strip) {
     /* Read once: what is written to the strip could be anywhere, for all a compiler knows. */
     Image source = *image;
-    u32 unlike = (u32)source.planes[0] | source.strides[0];
+    /* What rows begin at a multiple of, by its lowest bits that are 0. */
+    u32 alignment = (u32)source.planes[0] | source.strides[0];
     UNROLL(unroll 1)
     for (u32 n = thread.y * TILE_X + thread.x; n < tile->rows * step->wides; n += TILE_X * TILE_Y) {
         u32 row = n / step->wides;
         u32 at = step->begin + 16 * (n - row * step->wides);
         u32 to = tile->top + row;
-        if (unlike % 16 == 0 && at + 16 <= source.row) {
+        if (alignment % 16 == 0 && at + 16 <= source.row) {
             strip->of[n] = sixteen_columns(&source, job->bounds, job->weights, to, at);
             continue;
         }
         u32 *words = strip->of[n].part;
         UNROLL(unroll 1)
         for (u32 end = at + 16; at < end; at += 4, words++) {
-            *words = four_columns(&source, job->bounds, job->weights, to, at, unlike % 4 == 0 && at + 4 <= source.row);
+            *words = four_columns(&source, job->bounds, job->weights, to, at, alignment % 4 == 0 && at + 4 <= source.row);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +20,7 @@ use penstock_api::view::{Certificate, Status};
 use penstock_control::identity::review::AUDIENCE;
 use penstock_control::objects::yaml;
 use penstock_tests::testkit::kubernetes::{
-    ApiServer, CONTEXT, account, apply, apply_status, installed_rights, token,
+    ApiServer, account, apply, apply_status, control, installed, token,
 };
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
@@ -30,33 +30,9 @@ use serde_json::{Value, json};
 
 const HOME: &str = "penstock-system";
 
-/// A replica of control, at `ip`.
-async fn control(name: &str, ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
-    let at = |port: u16| SocketAddr::new(ip.into(), port);
-    let api = at(port::CONTROL_API);
-    let args = [
-        "run".to_owned(),
-        format!("--source=kubernetes:{CONTEXT}"),
-        format!("--state={}", folder.join(name).display()),
-        format!("--listen={}", at(port::CONTROL)),
-        format!("--api={api}"),
-        "--leaf-lifetime=20s".to_owned(),
-    ];
-    let variables = [("KUBECONFIG", kubeconfig.display().to_string()), ("POD_NAME", name.to_owned())];
-    let mut process = Process::start_with(name, &program("penstock-control"), &args, &variables, folder);
-    wait_until("control answers", PATIENCE, async || {
-        assert!(process.runs(), "control ended at once: {}", process.said());
-        get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    process
-}
-
-/// A kubeconfig for control, with the rights that it is installed with and no others.
-async fn installed(server: &ApiServer, client: &Client, folder: &Path) -> PathBuf {
-    let kubeconfig = folder.join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(client).await)).unwrap();
-    kubeconfig
+/// A replica of control, at `ip`, whose certificates are short.
+async fn replica(name: &str, ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
+    control(name, ip, folder, kubeconfig, &["--leaf-lifetime=20s".to_owned()]).await
 }
 
 async fn holder(client: &Client) -> String {
@@ -90,10 +66,10 @@ async fn two_replicas_have_one_root_and_one_writer_and_who_dies_is_succeeded() {
         .unwrap();
     apply(&client, &injector, false).await.unwrap();
 
-    let mut first = control("control-a", own_ip(), folder.path(), &kubeconfig).await;
+    let mut first = replica("control-a", own_ip(), folder.path(), &kubeconfig).await;
     wait_until("the first holds the Lease", PATIENCE, async || holder(&client).await == "control-a").await;
     let made = root(&client).await.unwrap().data.unwrap();
-    let second = control("control-b", own_ip(), folder.path(), &kubeconfig).await;
+    let second = replica("control-b", own_ip(), folder.path(), &kubeconfig).await;
     assert_eq!(root(&client).await.unwrap().data.unwrap(), made, "there is one root");
 
     // Anchors: at home, and in a namespace as soon as it asks for sidecars.
@@ -227,9 +203,9 @@ async fn connected_sidecars_lack_nothing_while_the_root_is_rotated_and_its_holde
     let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}});
     apply(&client, &team, false).await.unwrap();
     let (at_a, at_b) = (own_ip(), own_ip());
-    let first = control("control-a", at_a, folder.path(), &kubeconfig).await;
+    let first = replica("control-a", at_a, folder.path(), &kubeconfig).await;
     wait_until("the first holds the Lease", PATIENCE, async || holder(&client).await == "control-a").await;
-    let second = control("control-b", at_b, folder.path(), &kubeconfig).await;
+    let second = replica("control-b", at_b, folder.path(), &kubeconfig).await;
     let pem = folder.path().join("anchors.pem");
     wait_until("the anchors are in the cluster", PATIENCE, async || {
         anchors(&client, HOME).await.is_some_and(|anchors| std::fs::write(&pem, anchors).is_ok())
@@ -277,7 +253,7 @@ async fn connected_sidecars_lack_nothing_while_the_root_is_rotated_and_its_holde
     wait_until("the other one holds the Lease", PATIENCE, async || holder(&client).await == "control-b")
         .await;
     drop(first);
-    let first = control("control-a", at_a, folder.path(), &kubeconfig).await;
+    let first = replica("control-a", at_a, folder.path(), &kubeconfig).await;
     wait_until("the rotation is over", PATIENCE * 4, async || !asking.runs()).await;
     let said = asking.said();
     for words in ["Both roots are announced", "The new root signs", "The root is another one"] {
@@ -336,7 +312,7 @@ async fn a_supplied_root_is_followed_with_overlap_and_its_data_never_written() {
     let kubeconfig = installed(&server, &client, folder.path()).await;
     apply(&client, &supplied("old"), false).await.unwrap();
     let old = root(&client).await.unwrap().data.unwrap();
-    let control = control("control-a", own_ip(), folder.path(), &kubeconfig).await;
+    let control = replica("control-a", own_ip(), folder.path(), &kubeconfig).await;
     let at_home = async || anchors(&client, HOME).await.unwrap_or_default();
     // Lines end differently here and there.
     let body = |text: &str| text.split_whitespace().collect::<String>();

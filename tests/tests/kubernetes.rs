@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
 use penstock_api::names::port;
@@ -14,9 +13,7 @@ use penstock_api::view::Status;
 use penstock_control::identity::review::{AUDIENCE, ApiReview};
 use penstock_control::identity::token::{TokenError, TokenReview};
 use penstock_control::objects::yaml;
-use penstock_tests::testkit::kubernetes::{
-    self, ApiServer, CONTEXT, ISSUER, account, installed_rights, token,
-};
+use penstock_tests::testkit::kubernetes::{self, ApiServer, CONTEXT, ISSUER, account, installed, token};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -76,35 +73,18 @@ fn slice(service: &str, pod: &str, ip: &str) -> Value {
 /// Control as a process that reads the API.
 struct Control {
     process: Process,
-    push: SocketAddr,
-    api: SocketAddr,
+    ip: Ipv4Addr,
 }
 
 impl Control {
     async fn start(folder: &Path, kubeconfig: &Path) -> Self {
         let ip = own_ip();
-        let (push, api) =
-            (SocketAddr::new(ip.into(), port::CONTROL), SocketAddr::new(ip.into(), port::CONTROL_API));
-        let args = [
-            "run".to_owned(),
-            format!("--source=kubernetes:{CONTEXT}"),
-            format!("--state={}", folder.join("state").display()),
-            format!("--listen={push}"),
-            format!("--api={api}"),
-        ];
-        let config = [("KUBECONFIG", kubeconfig.display().to_string())];
-        let process = Process::start_with("control", &program("penstock-control"), &args, &config, folder);
-        let mut control = Self { process, push, api };
-        wait_until("control answers", PATIENCE, async || {
-            assert!(control.process.runs(), "control ended at once: {}", control.process.said());
-            get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
-        control
+        let process = kubernetes::control("control", ip, folder, kubeconfig, &[]).await;
+        Self { process, ip }
     }
 
     async fn page(&self, path: &str) -> String {
-        get(self.api, path).await.unwrap().text()
+        get(SocketAddr::new(self.ip.into(), port::CONTROL_API), path).await.unwrap().text()
     }
 
     async fn says(&self, path: &str, words: &str) {
@@ -122,8 +102,7 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     let Some(mut server) = ApiServer::start().await else { return };
     let client = server.client().await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
     let ip = own_ip();
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
@@ -139,38 +118,9 @@ async fn what_the_api_has_is_what_sidecars_get_and_an_outage_changes_nothing() {
     control.says("/endpoints", "198.51.100.7:8000").await;
     assert_eq!(control.page("/problems").await.trim(), "[]");
 
-    // The anchors are where injected pods mount them.
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
-    let anchors_file = folder.path().join("anchors.pem");
-    wait_until("the anchors are in the cluster", PATIENCE, async || {
-        let Ok(map) = maps.get("penstock-anchors").await else { return false };
-        let Some(anchors) = map.data.and_then(|mut data| data.remove("anchors.pem")) else { return false };
-        std::fs::write(&anchors_file, anchors).unwrap();
-        true
-    })
-    .await;
-    // A sidecar proves itself with the token that the kubelet would project.
-    let token_file = folder.path().join("token");
-    std::fs::write(&token_file, token(&client, NAMESPACE, "client", AUDIENCE, Some("client")).await).unwrap();
-    let at = |port: u16| SocketAddr::new(ip.into(), port);
-    let args = [
-        "run".to_owned(),
-        format!("--control={}", control.push),
-        format!("--control-ca={}", anchors_file.display()),
-        format!("--token={}", token_file.display()),
-        format!("--node={NAMESPACE}/client"),
-        "--service-account=client".to_owned(),
-        format!("--outbound={}", at(port::OUTBOUND)),
-        format!("--inbound={}", at(port::INBOUND)),
-        format!("--admin={}", at(port::ADMIN)),
-        format!("--health={}", at(port::HEALTH)),
-    ];
-    let mut sidecar = Process::start("sidecar", &program("penstock-proxy"), &args, folder.path());
-    wait_until("the sidecar is ready", PATIENCE, async || {
-        assert!(sidecar.runs(), "the sidecar ended: {}", sidecar.said());
-        get(at(port::ADMIN), "/ready").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
+    // The anchors are where injected pods mount them, and a sidecar proves itself with the token that the kubelet would project.
+    let place = (NAMESPACE, "client");
+    let _sidecar = kubernetes::sidecar(&client, control.ip, place, (ip, AUDIENCE), folder.path()).await;
     wait_until("the sidecar has applied everything", PATIENCE, async || {
         let status = control.status().await;
         status.proxies.iter().any(|proxy| proxy.connected) && status.all_applied()

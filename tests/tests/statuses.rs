@@ -4,19 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::events::v1::Event;
 use kube::Client;
 use kube::api::{Api, ListParams};
 use penstock_api::names::port;
 use penstock_control::identity::review::AUDIENCE;
 use penstock_tests::testkit::kubernetes::{
-    self, ApiServer, CONTEXT, account, apply_status, install_definitions, installed_rights, read, token,
+    self, ApiServer, account, apply_status, control, install_definitions, installed, read, sidecar,
 };
-use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::{Wire, get};
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
 use rustix::process::Signal;
@@ -108,67 +105,6 @@ async fn says(client: &Client, object: &Value, expected: &[&str]) {
     assert!(waited.is_ok(), "{what}, and not {said:?}: {:#}", read(client, object).await["status"]);
 }
 
-/// Control as a process that reads the API, with the rights that it is installed with.
-async fn control(ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
-    replica("control", ip, folder, kubeconfig).await
-}
-
-/// A replica of it.
-async fn replica(name: &str, ip: Ipv4Addr, folder: &Path, kubeconfig: &Path) -> Process {
-    let at = |port: u16| SocketAddr::new(ip.into(), port);
-    let api = at(port::CONTROL_API);
-    let args = [
-        "run".to_owned(),
-        format!("--source=kubernetes:{CONTEXT}"),
-        format!("--state={}", folder.join(name).display()),
-        format!("--listen={}", at(port::CONTROL)),
-        format!("--api={api}"),
-    ];
-    let config = [("KUBECONFIG", kubeconfig.display().to_string()), ("POD_NAME", name.to_owned())];
-    let mut process = Process::start_with(name, &program("penstock-control"), &args, &config, folder);
-    wait_until("control answers", PATIENCE, async || {
-        assert!(process.runs(), "control ended at once: {}", process.said());
-        get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    process
-}
-
-/// The sidecar of the pod `client`, ready.
-async fn sidecar(client: &Client, control: Ipv4Addr, ip: Ipv4Addr, folder: &Path) -> Process {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
-    let anchors_file = folder.join("anchors.pem");
-    wait_until("the anchors are in the cluster", PATIENCE, async || {
-        let Ok(map) = maps.get("penstock-anchors").await else { return false };
-        let Some(anchors) = map.data.and_then(|mut data| data.remove("anchors.pem")) else { return false };
-        std::fs::write(&anchors_file, anchors).unwrap();
-        true
-    })
-    .await;
-    let token_file = folder.join("token");
-    std::fs::write(&token_file, token(client, NAMESPACE, "client", AUDIENCE, Some("client")).await).unwrap();
-    let at = |port: u16| SocketAddr::new(ip.into(), port);
-    let args = [
-        "run".to_owned(),
-        format!("--control={}", SocketAddr::new(control.into(), port::CONTROL)),
-        format!("--control-ca={}", anchors_file.display()),
-        format!("--token={}", token_file.display()),
-        format!("--node={NAMESPACE}/client"),
-        "--service-account=client".to_owned(),
-        format!("--outbound={}", at(port::OUTBOUND)),
-        format!("--inbound={}", at(port::INBOUND)),
-        format!("--admin={}", at(port::ADMIN)),
-        format!("--health={}", at(port::HEALTH)),
-    ];
-    let mut sidecar = Process::start("sidecar", &program("penstock-proxy"), &args, folder);
-    wait_until("the sidecar is ready", PATIENCE, async || {
-        assert!(sidecar.runs(), "the sidecar ended: {}", sidecar.said());
-        get(at(port::ADMIN), "/ready").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    sidecar
-}
-
 /// Has the application beside the sidecar call `resnet`, and waits until the sidecar has applied its routes.
 async fn calls(control: Ipv4Addr, ip: Ipv4Addr) {
     let mut wire = Wire::connect(SocketAddr::new(ip.into(), port::OUTBOUND)).await;
@@ -190,8 +126,7 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
     let client = server.client().await;
     install_definitions(&client).await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
     let ip = own_ip();
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
@@ -216,13 +151,13 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
     first["status"] = json!({"parents": [others]});
     apply(&client, &first).await;
 
-    let _control = control(ip, folder.path(), &kubeconfig).await;
+    let _control = control("control", ip, folder.path(), &kubeconfig, &[]).await;
     says(&client, &first, &IN_FORCE).await;
     let message = |found: &Value| found["status"]["parents"][1]["conditions"][2]["message"].clone();
     assert_eq!(message(&read(&client, &first).await), "no connected proxy is concerned");
 
     // A proxy that asks for the Service is concerned.
-    let sidecar = sidecar(&client, ip, ip, folder.path()).await;
+    let sidecar = sidecar(&client, ip, (NAMESPACE, "client"), (ip, AUDIENCE), folder.path()).await;
     calls(ip, ip).await;
     // It does not read what is pushed, and so has not applied it.
     sidecar.signal(Signal::STOP);
@@ -303,8 +238,7 @@ async fn policies_say_whether_they_are_in_force() {
     let client = server.client().await;
     install_definitions(&client).await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
     let access = |name: &str, spec: Value| json!({"apiVersion": "penstock.io/v1alpha1", "kind": "AccessPolicy", "metadata": named(name), "spec": spec});
     let inference = |name: &str, service: &str| {
         json!({
@@ -336,7 +270,7 @@ async fn policies_say_whether_they_are_in_force() {
     for (object, _) in &table {
         apply(&client, object).await;
     }
-    let _control = control(own_ip(), folder.path(), &kubeconfig).await;
+    let _control = control("control", own_ip(), folder.path(), &kubeconfig, &[]).await;
     for (object, expected) in &table {
         says(&client, object, expected).await;
         let found = read(&client, object).await;
@@ -354,8 +288,7 @@ async fn a_grpc_route_to_a_pool_is_in_force_and_both_say_so() {
     let client = server.client().await;
     install_definitions(&client).await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
     let pool = json!({
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": named("llama"),
         "spec": {
@@ -388,7 +321,7 @@ async fn a_grpc_route_to_a_pool_is_in_force_and_both_say_so() {
         apply(&client, &object).await;
     }
     let ip = own_ip();
-    let _control = control(ip, folder.path(), &kubeconfig).await;
+    let _control = control("control", ip, folder.path(), &kubeconfig, &[]).await;
     let nowhere =
         ["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound", "Programmed=True/Programmed"];
     says(&client, &route("mistral"), &nowhere).await;
@@ -421,8 +354,7 @@ async fn a_route_is_programmed_when_the_proxies_of_every_replica_have_it() {
     let client = server.client().await;
     install_definitions(&client).await;
     let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = folder.path().join("control.yaml");
-    std::fs::write(&kubeconfig, server.config(&installed_rights(&client).await)).unwrap();
+    let kubeconfig = installed(&server, &client, folder.path()).await;
     let (a, b, ip) = (own_ip(), own_ip(), own_ip());
     let of_control = |name: &str, ip: Ipv4Addr| {
         let mut pod = pod(name, &ip.to_string());
@@ -444,15 +376,15 @@ async fn a_route_is_programmed_when_the_proxies_of_every_replica_have_it() {
     ] {
         apply(&client, &object).await;
     }
-    let _writer = replica("control-a", a, folder.path(), &kubeconfig).await;
+    let _writer = control("control-a", a, folder.path(), &kubeconfig, &[]).await;
     let first = route(to("resnet"));
     let unheard = ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Programmed=Unknown/Pending"];
     says(&client, &first, &unheard).await;
-    let mut other = replica("control-b", b, folder.path(), &kubeconfig).await;
+    let mut other = control("control-b", b, folder.path(), &kubeconfig, &[]).await;
     says(&client, &first, &IN_FORCE).await;
 
     // The proxy is connected to the replica that does not write.
-    let sidecar = sidecar(&client, b, ip, folder.path()).await;
+    let sidecar = sidecar(&client, b, (NAMESPACE, "client"), (ip, AUDIENCE), folder.path()).await;
     calls(b, ip).await;
     sidecar.signal(Signal::STOP);
     let second = route(to("resnet-v2"));

@@ -14,7 +14,7 @@ use kube::Client;
 use kube::api::{Api, ListParams, PostParams};
 use penstock_api::names::port;
 use penstock_tests::testkit::certificates::{Authority, Leaf};
-use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER, apply, token};
+use penstock_tests::testkit::kubernetes::{ApiServer, ISSUER, apply, control, token};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
@@ -93,26 +93,13 @@ async fn shows(address: SocketAddr, authority: &Authority, leaf: &Leaf) -> bool 
     *shown == CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap()
 }
 
-async fn control(folder: &Path, ip: Ipv4Addr) -> Process {
-    let at = |port: u16| SocketAddr::new(ip.into(), port);
-    let args = [
-        "run".to_owned(),
-        format!("--source=kubernetes:{CONTEXT}"),
-        format!("--state={}", folder.join("state").display()),
-        format!("--listen={}", at(port::CONTROL)),
-        format!("--api={}", at(port::CONTROL_API)),
-        format!("--webhook={}", at(WEBHOOK)),
+async fn with_webhook(folder: &Path, ip: Ipv4Addr) -> Process {
+    let options = [
+        format!("--webhook={}", SocketAddr::new(ip.into(), WEBHOOK)),
         format!("--webhook-certificate={}", folder.display()),
         format!("--proxy-image={IMAGE}"),
     ];
-    let config = [("KUBECONFIG", folder.join("control.yaml").display().to_string())];
-    let mut process = Process::start_with("control", &program("penstock-control"), &args, &config, folder);
-    wait_until("control answers", PATIENCE, async || {
-        assert!(process.runs(), "control ended at once: {}", process.said());
-        get(at(port::CONTROL_API), "/healthz").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    process
+    control("control", ip, folder, &folder.join("control.yaml"), &options).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +119,7 @@ async fn pain_13_a_webhook_that_is_away_keeps_out_who_asked_and_nobody_else() {
     }
     let (none, yes, no) =
         (json!({}), json!({"penstock.io/inject": "enabled"}), json!({"penstock.io/inject": "disabled"}));
-    let mut running = control(folder, ip).await;
+    let mut running = with_webhook(folder, ip).await;
 
     // Labels in and out.
     let table =
@@ -196,6 +183,6 @@ async fn pain_13_a_webhook_that_is_away_keeps_out_who_asked_and_nobody_else() {
         let made = create(&client, space, pod("away", labels.clone(), false)).await.unwrap();
         assert!(!injected(&made), "{space} {labels}");
     }
-    let _again = control(folder, ip).await;
+    let _again = with_webhook(folder, ip).await;
     assert!(injected(&create(&client, "team-a", pod("back", none, false)).await.unwrap()));
 }

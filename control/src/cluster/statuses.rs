@@ -88,11 +88,11 @@ pub(super) async fn run(mut facts: Facts, stop: CancellationToken) -> Result<()>
             }
         };
         let snapshot = facts.published.borrow().snapshot.clone();
-        for event in told.due(&snapshot.outcomes, Instant::now()) {
-            if !facts.events.tell(event.clone()) {
+        for (complaint, event) in told.due(&snapshot.outcomes, Instant::now()) {
+            if !facts.events.tell(event) {
                 break;
             }
-            told.told(&event);
+            told.told(&complaint);
         }
     }
 }
@@ -199,14 +199,17 @@ impl Attempts {
     }
 }
 
+/// An object, and what it is refused for.
+type Complaint = (ObjectId, String);
+
 /// What objects are refused for, since when, and whether that was told. Pure.
 #[derive(Debug, Default)]
-struct Told(HashMap<(ObjectId, String), (Instant, bool)>);
+struct Told(HashMap<Complaint, (Instant, bool)>);
 
 impl Told {
     /// The Events that are due.
-    fn due(&mut self, outcomes: &Outcomes, now: Instant) -> Vec<Event> {
-        let refused: HashMap<(ObjectId, String), &str> = outcomes
+    fn due(&mut self, outcomes: &Outcomes, now: Instant) -> Vec<(Complaint, Event)> {
+        let refused: HashMap<Complaint, &str> = outcomes
             .iter()
             .filter(|(id, _)| written_by_people(id.kind))
             .filter_map(|(id, outcome)| {
@@ -219,20 +222,15 @@ impl Told {
             let (since, told) = *self.0.entry(key.clone()).or_insert((now, false));
             // Without the uid nobody knows which object of the name it was.
             if !told && !uid.is_empty() && now >= since + SETTLED {
-                due.extend(event(&key.0, uid, &key.1));
+                due.extend(event(&key.0, uid, &key.1).map(|event| (key, event)));
             }
         }
         due
     }
 
-    fn told(&mut self, event: &Event) {
-        let same = |id: &ObjectId| {
-            id.namespace == event.regarding.namespace
-                && id.name == event.regarding.name
-                && format!("{:?}", id.kind) == event.regarding.kind
-        };
-        for ((id, words), (_, told)) in &mut self.0 {
-            *told |= same(id) && *words == event.note;
+    fn told(&mut self, complaint: &Complaint) {
+        if let Some((_, told)) = self.0.get_mut(complaint) {
+            *told = true;
         }
     }
 }
@@ -297,8 +295,8 @@ mod tests {
         };
         let notes = |told: &mut Told, outcomes: &Outcomes| {
             let due = told.due(outcomes, Instant::now());
-            due.iter().for_each(|event| told.told(event));
-            due.into_iter().map(|event| event.note).collect::<Vec<_>>()
+            due.iter().for_each(|(complaint, _)| told.told(complaint));
+            due.into_iter().map(|(_, event)| event.note).collect::<Vec<_>>()
         };
         let (mut told, nothing) = (Told::default(), [""; 0]);
         let first = outcomes("a", ObjectKind::Service);

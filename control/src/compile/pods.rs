@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{self as core, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{self as core, Pod, PodCondition, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::annotation::{Ports, pod as of_pod};
@@ -83,12 +83,16 @@ pub(super) fn read<'a>(view: &View<'a>, trust_domain: &str, faults: &mut Faults)
     pods
 }
 
+fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
+    status.conditions.iter().flatten().find(|one| one.type_ == kind)
+}
+
 /// Whether a pod counts as not ready because its node has not been heard of, as after an outage of the API server: the kubelet's word, that all
 /// containers are ready, still stands. A gate that is closed says so itself.
 fn unheard(status: &PodStatus) -> bool {
-    let of = |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind);
-    let so = |kind: &str, value: &str| of(kind).is_some_and(|one| one.status == value);
-    let gate = of("Ready").and_then(|ready| ready.reason.as_deref()) == Some("ReadinessGatesNotReady");
+    let so = |kind: &str, value: &str| condition(status, kind).is_some_and(|one| one.status == value);
+    let gate = condition(status, "Ready").and_then(|ready| ready.reason.as_deref())
+        == Some("ReadinessGatesNotReady");
     so("Ready", "False") && so("ContainersReady", "True") && !gate
 }
 
@@ -127,7 +131,6 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             ports.insert(number, text(port.name.as_ref()));
         }
     }
-    let pending = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Pending"));
     let declared = Declared { object, injected, ports: &ports, past: &past };
     let probes = declared.probes(spec, faults);
     let mut ips: Vec<IpAddr> = Vec::new();
@@ -139,10 +142,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
             }
         }
     }
-    let said = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready"));
+    let said = pod.status.as_ref().and_then(|status| condition(status, "Ready"));
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     PodModel {
         object,
@@ -161,7 +161,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         past,
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
-        pending,
+        pending: phase == Some("Pending"),
         unheard: pod.status.as_ref().is_some_and(unheard),
         ips,
         ports,

@@ -3,6 +3,7 @@
 //! A route wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
 //! of its own that does what would happen without routes: the proxy refuses what no rule matches.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use gateway_api::experimental::grpcroutes::{GRPCRoute, GrpcRouteRulesMatches};
@@ -38,7 +39,7 @@ struct Route<'a> {
     created: Option<Timestamp>,
     parents: Vec<HttpRouteParentRefs>,
     hostnames: &'a [String],
-    rules: Vec<(HttpRouteRules, Matches<'a>)>,
+    rules: Vec<(Cow<'a, HttpRouteRules>, Matches<'a>)>,
 }
 
 /// What a rule matches.
@@ -59,7 +60,7 @@ impl<'a> Route<'a> {
             created: route.metadata.creation_timestamp.as_ref().map(|time| time.0),
             parents: route.spec.parent_refs.clone().unwrap_or_default(),
             hostnames: route.spec.hostnames.as_deref().unwrap_or_default(),
-            rules: rules.map(|rule| (rule.clone(), Matches::OfHttp)).collect(),
+            rules: rules.map(|rule| (Cow::Borrowed(rule), Matches::OfHttp)).collect(),
         }
     }
 
@@ -74,7 +75,10 @@ impl<'a> Route<'a> {
         let mut rules = Vec::new();
         for (index, rule) in route.spec.rules.iter().flatten().enumerate() {
             match grpc::as_http(rule) {
-                Ok(read) => rules.push((read, Matches::OfGrpc(rule.matches.as_deref().unwrap_or_default()))),
+                Ok(read) => {
+                    let matches = Matches::OfGrpc(rule.matches.as_deref().unwrap_or_default());
+                    rules.push((Cow::Owned(read), matches));
+                }
                 Err((_, error)) => faults.refuse(object, format!("/spec/rules/{index}"), error),
             }
         }

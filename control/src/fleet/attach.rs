@@ -52,9 +52,7 @@ impl FleetRpc for FleetService {
         tokio::spawn(async move {
             let node = match tokio::time::timeout(HELLO, messages.message()).await {
                 Ok(Ok(Some(ProxyMessage { kind: Some(proxy_message::Kind::Hello(hello)) }))) => {
-                    let own = caller::authorize(&hello.node, &identity)
-                        .and_then(|()| caller::runs_as(&hello.node, &identity, &published.borrow().snapshot));
-                    match own {
+                    match caller::authorize(&hello.node, &identity, &published.borrow().snapshot) {
                         Ok(()) => hello.node,
                         Err(status) => return drop(ended.send(status)),
                     }

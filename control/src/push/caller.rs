@@ -21,17 +21,17 @@ pub fn identity(extensions: &Extensions) -> Result<SpiffeId, Status> {
     })
 }
 
-/// Whether `identity` may be the node `<namespace>/<pod>`: a certificate says which namespace and account a proxy
-/// belongs to, and the pod is its own word among those of the account, which [`runs_as`] sees to.
+/// Whether `identity` may be the node `<namespace>/<pod>` of `snapshot`: a certificate says which namespace and account a proxy
+/// belongs to, and which of the account's pods it is, is its own word.
 #[allow(clippy::result_large_err, reason = "tonic's own error, made once a stream")]
-pub fn authorize(node: &str, identity: &SpiffeId) -> Result<(), Status> {
+pub fn authorize(node: &str, identity: &SpiffeId, snapshot: &Snapshot) -> Result<(), Status> {
     let (_, proven, _) = identity.parts();
     let sound = |pod: &str| {
         (1..=MAX_POD).contains(&pod.len())
             && pod.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
     };
     match node.split_once('/') {
-        Some((namespace, pod)) if namespace == proven && sound(pod) => Ok(()),
+        Some((namespace, pod)) if namespace == proven && sound(pod) => runs_as(node, identity, snapshot),
         Some((namespace, pod)) if sound(pod) => Err(Status::permission_denied(format!(
             "node {node} is in the namespace {namespace}, but its certificate is for {identity}; \
              start the proxy with --node {proven}/{pod} or a token of {namespace}"
@@ -43,7 +43,8 @@ pub fn authorize(node: &str, identity: &SpiffeId) -> Result<(), Status> {
     }
 }
 
-/// Whether the pod `node` runs under the account that `identity` proves. A pod that `snapshot` has not, has nothing yet that could be taken.
+/// The same of a node whose name was looked at: whether it runs under the account that `identity` proves. A pod that `snapshot` does
+/// not have has nothing yet that could be taken.
 #[allow(clippy::result_large_err, reason = "tonic's own error, made once a stream")]
 pub fn runs_as(node: &str, identity: &SpiffeId, snapshot: &Snapshot) -> Result<(), Status> {
     let (_, _, proven) = identity.parts();
@@ -90,7 +91,11 @@ mod tests {
             ("", Some(Code::InvalidArgument)),
         ];
         for (node, expected) in table {
-            assert_eq!(authorize(node, &identity).err().map(|status| status.code()), expected, "{node}");
+            assert_eq!(
+                authorize(node, &identity, &Snapshot::default()).err().map(|status| status.code()),
+                expected,
+                "{node}"
+            );
         }
     }
 }

@@ -128,8 +128,7 @@ impl AdsService {
         };
         // The node is guaranteed on the first request only.
         let node = first.node.as_ref().map(|node| node.id.clone()).unwrap_or_default();
-        caller::authorize(&node, &identity)?;
-        caller::runs_as(&node, &identity, &self.published.borrow().snapshot)?;
+        caller::authorize(&node, &identity, &self.published.borrow().snapshot)?;
         let now = Instant::now();
         let stream = Arc::new(Mutex::new(Stream::new(&node, now)));
         let session = self.fleet.configured(&node, &identity, stream.clone(), now);
@@ -155,6 +154,7 @@ impl AdsService {
     ) -> End {
         let mut check = tokio::time::interval(STALLED / 4);
         let mut request = Some(first);
+        let mut looked_at = 0;
         loop {
             // Whatever else has arrived already is taken first: a client that subscribes to all types of a
             // Service is answered in the order of the types, not of its requests.
@@ -168,8 +168,11 @@ impl AdsService {
                 };
             }
             let published = self.published.borrow_and_update().clone();
-            // The pod may have come only now, or another of its name.
-            caller::runs_as(node, identity, &published.snapshot)?;
+            if looked_at != published.sequence {
+                looked_at = published.sequence;
+                // The pod may have come only now, or another of its name.
+                caller::runs_as(node, identity, &published.snapshot)?;
+            }
             for response in lock(stream).responses(&published, Instant::now()) {
                 record(&response, &published);
                 if queue.try_send(response).is_err() {

@@ -106,14 +106,7 @@ func serve(address string) {
 
 func get(url string, file []string) {
 	client := http.Client{Timeout: 10 * time.Second}
-	body := posted(file)
-	var answer *http.Response
-	var err error
-	if body == "" {
-		answer, err = client.Get(url)
-	} else {
-		answer, err = client.Post(url, "application/json", strings.NewReader(body))
-	}
+	answer, err := send(&client, url, posted(file))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -213,14 +206,16 @@ func load(url string, seconds, rate int, file []string) {
 	}
 }
 
-func ask(client *http.Client, url, body string) (string, string) {
-	var answer *http.Response
-	var err error
+// send posts the body; without one it gets.
+func send(client *http.Client, url, body string) (*http.Response, error) {
 	if body == "" {
-		answer, err = client.Get(url)
-	} else {
-		answer, err = client.Post(url, "application/json", strings.NewReader(body))
+		return client.Get(url)
 	}
+	return client.Post(url, "application/json", strings.NewReader(body))
+}
+
+func ask(client *http.Client, url, body string) (string, string) {
+	answer, err := send(client, url, body)
 	if err != nil {
 		return "", err.Error()
 	}

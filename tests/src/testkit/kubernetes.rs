@@ -1,20 +1,22 @@
 //! A Kubernetes API: the real API server with etcd, on an address of their own. No controllers, no kubelet: what is in it is what a test
 //! puts there.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use penstock_api::names::port;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::peers::{gateway_definitions, kube_apiserver};
-use super::process::Process;
+use super::process::{Process, program};
+use super::wire::get;
 use super::{PATIENCE, own_ip, wait_until};
 
 /// The context of the kubeconfig.
@@ -215,8 +217,8 @@ pub fn account(namespace: &str, name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})
 }
 
-/// Installs control's account with the rights that `manifests/install` gives it and no others, in its namespace; its token.
-pub async fn installed_rights(client: &Client) -> String {
+/// Installs control's account with the rights that `manifests/install` gives it and no others, in its namespace; its kubeconfig, in `folder`.
+pub async fn installed(server: &ApiServer, client: &Client, folder: &Path) -> PathBuf {
     let home = "penstock-system";
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}});
     apply(client, &namespace, false).await.unwrap();
@@ -224,5 +226,77 @@ pub async fn installed_rights(client: &Client) -> String {
     for document in std::fs::read_to_string(rbac).unwrap().split("---\n") {
         apply(client, &serde_saphyr::from_str(document).unwrap(), false).await.unwrap();
     }
-    token(client, home, "penstock-control", ISSUER, None).await
+    let kubeconfig = folder.join("control.yaml");
+    let token = token(client, home, "penstock-control", ISSUER, None).await;
+    std::fs::write(&kubeconfig, server.config(&token)).unwrap();
+    kubeconfig
+}
+
+/// A replica of control, as a process that reads the API, at `ip` on the usual ports, with further `options`; it answers.
+pub async fn control(
+    name: &str,
+    ip: Ipv4Addr,
+    folder: &Path,
+    kubeconfig: &Path,
+    options: &[String],
+) -> Process {
+    let at = |port: u16| SocketAddr::new(ip.into(), port);
+    let api = at(port::CONTROL_API);
+    let args = [
+        "run".to_owned(),
+        format!("--source=kubernetes:{CONTEXT}"),
+        format!("--state={}", folder.join(name).display()),
+        format!("--listen={}", at(port::CONTROL)),
+        format!("--api={api}"),
+    ];
+    let args = [&args, options].concat();
+    let variables = [("KUBECONFIG", kubeconfig.display().to_string()), ("POD_NAME", name.to_owned())];
+    let mut process = Process::start_with(name, &program("penstock-control"), &args, &variables, folder);
+    wait_until("control answers", PATIENCE, async || {
+        assert!(process.runs(), "control ended at once: {}", process.said());
+        get(api, "/healthz").await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    process
+}
+
+/// The sidecar of a pod at `ip`, with the anchors and the token that injection would mount; it is ready. Pod and account have one name.
+pub async fn sidecar(
+    client: &Client,
+    control: Ipv4Addr,
+    (namespace, pod): (&str, &str),
+    (ip, audience): (Ipv4Addr, &str),
+    folder: &Path,
+) -> Process {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "penstock-system");
+    let anchors_file = folder.join("anchors.pem");
+    wait_until("the anchors are in the cluster", PATIENCE, async || {
+        let Ok(map) = maps.get("penstock-anchors").await else { return false };
+        let Some(anchors) = map.data.and_then(|mut data| data.remove("anchors.pem")) else { return false };
+        std::fs::write(&anchors_file, anchors).unwrap();
+        true
+    })
+    .await;
+    let token_file = folder.join("token");
+    std::fs::write(&token_file, token(client, namespace, pod, audience, Some(pod)).await).unwrap();
+    let at = |port: u16| SocketAddr::new(ip.into(), port);
+    let args = [
+        "run".to_owned(),
+        format!("--control={}", SocketAddr::new(control.into(), port::CONTROL)),
+        format!("--control-ca={}", anchors_file.display()),
+        format!("--token={}", token_file.display()),
+        format!("--node={namespace}/{pod}"),
+        format!("--service-account={pod}"),
+        format!("--outbound={}", at(port::OUTBOUND)),
+        format!("--inbound={}", at(port::INBOUND)),
+        format!("--admin={}", at(port::ADMIN)),
+        format!("--health={}", at(port::HEALTH)),
+    ];
+    let mut sidecar = Process::start("sidecar", &program("penstock-proxy"), &args, folder);
+    wait_until("the sidecar is ready", PATIENCE, async || {
+        assert!(sidecar.runs(), "the sidecar ended: {}", sidecar.said());
+        get(at(port::ADMIN), "/ready").await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    sidecar
 }
