@@ -182,7 +182,9 @@ fn gateway(facts: &Facts) -> Check {
     let check = "Gateway API";
     match served(facts, "gateway.networking.k8s.io", "v1") {
         None => unknown(check, "the API's groups", facts.get(Fact::Groups)),
-        Some(true) => Check::ok(check, "v1, so HTTPRoutes with a Service as parent are followed"),
+        Some(true) => {
+            Check::ok(check, "v1, so HTTPRoutes and GRPCRoutes with a Service as parent are followed")
+        }
         // Nothing is wrong without it, and control takes it up when it comes.
         Some(false) => Check::ok(
             check,
