@@ -14,9 +14,9 @@ use hyper_util::rt::TokioIo;
 use penstock_api::SpiffeId;
 use penstock_api::v1::replicas_client::ReplicasClient;
 use penstock_api::v1::replicas_server::Replicas;
-use penstock_api::v1::{ReachReply, ReachRequest, Reached};
+use penstock_api::v1::{ReachReply, ReachRequest, Reached, SeenReply, SeenRequest};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
@@ -31,6 +31,8 @@ use crate::push::{Published, caller};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// An object is some hundred bytes of an answer, and a hundred thousand of them no mesh.
 const MAX_REPLY: usize = 16 << 20;
+/// Of one question.
+const MAX_WINDOWS: usize = 16;
 
 /// Answers other replicas.
 #[derive(Clone, Debug)]
@@ -45,15 +47,22 @@ impl ReplicasService {
     pub fn new(published: watch::Receiver<Published>, fleet: Arc<Fleet>, own: SpiffeId) -> Self {
         Self { published, fleet, own }
     }
+
+    fn permits<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = caller::identity(request.extensions())?;
+        match caller == self.own {
+            true => Ok(()),
+            false => {
+                Err(Status::permission_denied(format!("this is told to control alone, not to {caller}")))
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl Replicas for ReplicasService {
     async fn reach(&self, request: Request<ReachRequest>) -> Result<Response<ReachReply>, Status> {
-        let caller = caller::identity(request.extensions())?;
-        if caller != self.own {
-            return Err(Status::permission_denied(format!("this is told to control alone, not to {caller}")));
-        }
+        self.permits(&request)?;
         let snapshot = self.published.borrow().snapshot.clone();
         let mut tallies = self.fleet.tally(&snapshot);
         let of = snapshot.outcomes.iter().filter(|(id, _)| id.kind.has_status());
@@ -70,6 +79,14 @@ impl Replicas for ReplicasService {
             }
         });
         Ok(Response::new(ReachReply { rows: rows.collect() }))
+    }
+
+    async fn seen(&self, request: Request<SeenRequest>) -> Result<Response<SeenReply>, Status> {
+        self.permits(&request)?;
+        let SeenRequest { services, windows_ms } = request.into_inner();
+        let now = Instant::now();
+        let of = |ms: &u64| self.fleet.seen(&services, Duration::from_millis(*ms), now).wire(&services);
+        Ok(Response::new(SeenReply { windows: windows_ms.iter().take(MAX_WINDOWS).map(of).collect() }))
     }
 }
 

@@ -265,7 +265,8 @@ fn add_weights(
         builder.leads_to(parent.as_str(), &backend.service);
     }
     let name = weights_name(parent, route, rule);
-    builder.add(Kind::Weights, name.as_str(), &v1::Weights { route: route.to_owned(), rule, backends });
+    let weights = v1::Weights { route: route.to_owned(), rule, backends, mirrors: Vec::new() };
+    builder.add(Kind::Weights, name.as_str(), &weights);
     name
 }
 
