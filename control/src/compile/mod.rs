@@ -6,6 +6,7 @@
 
 mod access;
 pub mod annotations;
+mod canary;
 mod driver;
 mod endpoints;
 mod faults;
