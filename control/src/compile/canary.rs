@@ -15,6 +15,7 @@ use super::annotations::{self, header_name};
 use super::faults::Faults;
 use super::services::{ServiceModel, Services};
 use super::view::View;
+use crate::canary::Plan;
 use crate::objects::Object;
 use crate::objects::canary::{Canary, Course};
 use crate::outcome::Reason;
@@ -75,6 +76,11 @@ fn overlay<'a>(
     faults: &mut Faults,
 ) -> Option<Overlay<'a>> {
     let spec = &canary.spec;
+    if let Err(wrong) = Plan::read(&object.id.namespace, spec) {
+        for (pointer, message) in wrong {
+            faults.refuse(object, format!("/spec{pointer}"), message);
+        }
+    }
     let of = |field: &str, name: &str, faults: &mut Faults| {
         let found = ServiceName::new(&object.id.namespace, name).ok().and_then(|name| services.get(&name));
         if found.is_none() {
@@ -168,6 +174,7 @@ impl<'a> Canaries<'a> {
             overlay.and_then(|one| one.divide(&weights.backends).map(|divided| (one, divided)))
         {
             builder.part_of(&overlay.object.id, Kind::Weights, name);
+            builder.takes(&overlay.object.id, &overlay.course);
             let matched = divided.matched.map(|backends| {
                 let route = format!("{}:matched", weights.route);
                 let name = weights_name(parent, &route, weights.rule);
