@@ -11,7 +11,7 @@ use crate::objects::{ObjectId, ObjectKind};
 
 /// The canaries, as a list of objects.
 pub(super) async fn page(State(facts): State<Facts>) -> Json<Value> {
-    Json(json!({"items": *facts.canaries.borrow().clone()}))
+    Json(json!({"items": *facts.canaries.borrow().clone(), "commands": facts.commands.is_some()}))
 }
 
 /// Takes a command for one of them.
