@@ -25,14 +25,21 @@
 //! Another run (another Service, other steps, another `run`) begins at Waiting or Progressing, wherever the one before was.
 
 mod bounds;
+mod checks;
+mod desk;
 mod diary;
 mod judge;
+mod local;
 mod read;
+mod task;
 #[cfg(test)]
 mod tests;
 mod walk;
 
 pub use self::bounds::{Bounds, Check, CheckKind, Latency, Plan, Shadow, Step, Wrong};
+pub use self::desk::{Command, Commands, Shown};
 pub use self::diary::{Answered, Diary, Entry, Moment, Observed, Phase, ShadowObserved};
 pub use self::judge::{Missing, Verdict, judge};
+pub use self::local::Local;
+pub use self::task::{Home, Sight, run};
 pub use self::walk::{Checked, Facts, Reached, refused, walk, windows};

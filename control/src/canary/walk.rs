@@ -35,7 +35,7 @@ pub struct Facts {
     pub now: Timestamp,
     /// The newest version of the object.
     pub generation: Option<i64>,
-    /// Why the newest version of the object is refused, if it is, so that the plan is that of an earlier one; empty otherwise.
+    /// Why the newest version of the object is refused, if it is; empty otherwise. Then nothing moves but back, and no other run begins.
     pub refused: Vec<Wrong>,
     /// Services of the plan that do not exist, `<namespace>/<name>`.
     pub missing: Vec<String>,
@@ -91,6 +91,10 @@ pub fn windows(diary: &Diary, now: Timestamp) -> [Duration; 3] {
 
 /// The diary as it should be. With the same facts, what it answers is what it answers again.
 pub fn walk(plan: &Plan, diary: &Diary, facts: &Facts) -> Diary {
+    if !facts.refused.is_empty() && diary.course.as_ref().is_none_or(|course| course.run != plan.run) {
+        // No run begins with what is not in force, and none ends for it.
+        return refused(diary, facts.generation, &facts.refused, facts.now);
+    }
     let mut walker = Walker { plan, facts, diary: diary.clone() };
     walker.begin();
     walker.commands();
@@ -222,6 +226,9 @@ impl Walker<'_> {
 
     fn waits_to_begin(&self) -> Option<String> {
         let Self { plan, facts, .. } = self;
+        if !facts.refused.is_empty() {
+            return Some(format!("waits to be mended: {}", told(&facts.refused)));
+        }
         match (facts.missing.is_empty(), facts.ready, plan.paused) {
             (false, ..) => Some(missing_services(&facts.missing)),
             (true, 0, _) => Some(format!("waits for a ready endpoint of {}", plan.candidate)),
@@ -348,6 +355,9 @@ impl Walker<'_> {
         if !facts.missing.is_empty() {
             // To go on would be wrong, and to go back would be to what is not there.
             return Wait::Person(missing_services(&facts.missing));
+        }
+        if !facts.refused.is_empty() {
+            return Wait::Person(format!("waits to be mended: {}", told(&facts.refused)));
         }
         if plan.paused {
             return Wait::Person("paused by spec.paused".to_owned());

@@ -164,7 +164,7 @@ fn a_step_with_a_pause_waits_for_a_person_however_long_he_sleeps() {
     assert_eq!(world.diary.message, "step 1 of 2: waits for `penstock canary promote`");
     // A quiet night.
     world.rate = 0.0;
-    world.run(3600);
+    world.run(1200);
     assert_eq!(world.told(), ["Progressing 0 10", "Paused 0 10"]);
     world.promote = world.command("alice");
     world.run(60);
@@ -222,8 +222,11 @@ fn a_person_aborts_at_any_time_before_the_end() {
         assert_eq!(world.diary.phase, phase);
         world.abort = world.command("x");
         world.look();
-        assert_eq!((world.diary.phase, world.weight()), (Phase::RollingBack, 0), "{phase:?}");
-        world.until(Phase::RolledBack, 5);
+        // Where every proxy has no weight already, there is nothing to wait for.
+        let expected = if phase == Phase::Waiting { Phase::RolledBack } else { Phase::RollingBack };
+        assert_eq!((world.diary.phase, world.weight()), (expected, 0), "{phase:?}");
+        world.run(2);
+        assert_eq!(world.diary.phase, Phase::RolledBack);
         assert_eq!(world.diary.message, "aborted by a person");
     }
     // One for another run is not for this.
@@ -364,7 +367,7 @@ fn an_a_b_test_sends_those_that_match_and_is_judged_by_them() {
     let mut world = World::of(spec.clone());
     world.matching = 5.0;
     world.until(Phase::Paused, 20);
-    world.run(7200);
+    world.run(1200);
     assert_eq!((world.diary.phase, world.weight()), (Phase::Paused, 0));
     assert!(
         world.diary.course.as_ref().unwrap().matching && world.diary.candidate.as_ref().unwrap().requests > 0

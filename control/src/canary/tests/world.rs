@@ -1,9 +1,11 @@
 //! A mesh that does what it is told, after a while, and reports each second.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use penstock_api::latency::bucket_of;
+use penstock_api::v1::SeenWindow;
 use serde_json::{Value, json};
 
 use crate::canary::{Checked, Diary, Facts, Phase, Plan, Reached, walk, windows};
@@ -38,7 +40,7 @@ pub(super) struct World {
     /// What proxies do: the course that they have, once they have it.
     course: Option<Course>,
     looks: usize,
-    reports: Vec<(Timestamp, Seen)>,
+    reports: VecDeque<(Timestamp, SeenWindow)>,
     /// Not yet reported.
     seen: Seen,
     /// Requests a second, and of those, how many match.
@@ -70,7 +72,7 @@ impl World {
             diary: Diary::default(),
             course: None,
             looks: 0,
-            reports: Vec::new(),
+            reports: VecDeque::new(),
             seen: Seen::default(),
             rate: 100.0,
             matching: 0.0,
@@ -152,17 +154,21 @@ impl World {
         self.now += SignedDuration::try_from(LOOK).unwrap();
         self.looks += 1;
         if self.looks.is_multiple_of(REPORT) {
-            self.reports.push((self.now, std::mem::take(&mut self.seen)));
+            let told = std::mem::take(&mut self.seen).wire(&["team-a/resnet".to_owned()]);
+            self.reports.push_back((self.now, told));
+            if self.reports.len() > 300 {
+                self.reports.pop_front();
+            }
         }
     }
 
     /// As the fleet sums up what proxies told in a window.
     fn seen(&self, window: Duration) -> Seen {
         let mut sum = Seen::default();
-        for (_, seen) in
-            self.reports.iter().filter(|(at, _)| self.now.duration_since(*at).unsigned_abs() < window)
-        {
-            sum.add(seen.wire(&["team-a/resnet".to_owned()]));
+        let recent =
+            |(at, _): &&(Timestamp, SeenWindow)| self.now.duration_since(*at).unsigned_abs() < window;
+        for (_, told) in self.reports.iter().rev().take_while(recent) {
+            sum.add(told.clone());
         }
         sum
     }
