@@ -1,11 +1,6 @@
-//! What a Canary asks for, read and checked.
-//!
-//! In: its `spec`. Out: a [`Plan`], in which durations are durations and what was left open has its default, or all that is wrong with it, each at
-//! its field. `sticky` is not looked at: the compiler reads it, as it does the annotation's.
+//! What a Canary asks for, checked: durations are durations, shares are shares, and what was left open has its default. `read` makes it.
 
 use std::time::Duration;
-
-use crate::objects::canary::Spec;
 
 /// A Canary that makes sense.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,17 +111,21 @@ pub struct Shadow {
 /// Something that is wrong: a JSON pointer, and what and what to do.
 pub type Wrong = (String, String);
 
-impl Plan {
-    /// Reads the `spec` of a Canary in `namespace`; all that is wrong with it, if anything is.
-    pub fn read(namespace: &str, spec: &Spec) -> Result<Self, Vec<Wrong>> {
-        let _ = (namespace, spec);
-        Err(Vec::new())
-    }
-}
-
 impl CheckKind {
     /// Whether a query's result is within its bounds, in words either way. A webhook has no result: its status decides.
     pub fn holds(&self, value: f64) -> Result<String, String> {
-        Ok(format!("{value}"))
+        let Self::Prometheus { min, max, .. } = self else { return Ok(value.to_string()) };
+        // What is not a number is within nothing.
+        let holds =
+            min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max) && !value.is_nan();
+        let bounds = [min.map(|min| format!("at least {min}")), max.map(|max| format!("at most {max}"))];
+        let bounds: Vec<String> = bounds.into_iter().flatten().collect();
+        let told = format!("{value}, {} is wanted", bounds.join(" and "));
+        if holds { Ok(told) } else { Err(told) }
     }
+}
+
+/// A duration as people write it.
+pub(super) fn words(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
 }

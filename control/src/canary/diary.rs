@@ -2,12 +2,19 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::judge::round;
+use crate::fleet::Total;
+use crate::fleet::seen::{Backend, Shadow};
 use crate::objects::canary::Course;
+
+/// Transitions that are kept: what a person scrolls through.
+const HISTORY: usize = 20;
 
 /// The status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -168,12 +175,17 @@ pub struct Moment(Timestamp);
 impl Moment {
     /// The whole millisecond before `at`.
     pub fn of(at: Timestamp) -> Self {
-        Self(Timestamp::from_millisecond(at.as_millisecond().div_euclid(1)).unwrap_or(at))
+        Self(Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at))
     }
 
     /// The time.
     pub fn time(self) -> Timestamp {
         self.0
+    }
+
+    /// How long it was ago; nothing if it is yet to come, because another replica's clock is ahead.
+    pub fn until(self, now: Timestamp) -> Duration {
+        now.duration_since(self.0).try_into().unwrap_or_default()
     }
 }
 
@@ -199,6 +211,80 @@ impl<'de> Deserialize<'de> for Moment {
 impl Diary {
     /// Whether `other` says the same but for numbers that change by themselves: such a diary may wait before it is written.
     pub fn same_but_for_numbers(&self, other: &Self) -> bool {
-        self == other
+        self.without_numbers() == other.without_numbers()
     }
+
+    fn without_numbers(&self) -> Self {
+        let conditions = self.conditions.iter().cloned().map(|mut one| {
+            if let Some(entries) = one.as_object_mut() {
+                entries.remove("message");
+            }
+            one
+        });
+        Self {
+            applied: 0,
+            concerned: 0,
+            candidate: None,
+            stable: None,
+            shadow: None,
+            conditions: conditions.collect(),
+            ..self.clone()
+        }
+    }
+
+    /// Writes a transition down.
+    pub(super) fn note(&mut self, now: Timestamp) {
+        let weight = self.course.as_ref().map_or(0, |course| course.weight);
+        let Self { phase, step, .. } = *self;
+        self.history.push(Entry { at: Moment::of(now), phase, step, weight, message: self.message.clone() });
+        let old = self.history.len().saturating_sub(HISTORY);
+        self.history.drain(..old);
+    }
+}
+
+impl Phase {
+    /// Whether a step is being judged.
+    pub fn judged(self) -> bool {
+        matches!(self, Self::Progressing | Self::Paused | Self::Promoting)
+    }
+}
+
+impl Observed {
+    pub(super) fn of(seen: &Backend) -> Self {
+        let Total { requests, failures, latency, .. } = &seen.total;
+        let ms = |quantile| Some(round(latency.quantile(quantile)?.as_secs_f64() * 1e3, 2));
+        Self {
+            requests: *requests,
+            success_rate: share(requests.saturating_sub(*failures), *requests),
+            p50_ms: ms(0.5),
+            p99_ms: ms(0.99),
+            load: seen.load().map(|load| round(load, 2)),
+        }
+    }
+}
+
+impl ShadowObserved {
+    pub(super) fn of(seen: &Shadow) -> Self {
+        let medians = seen.latency.quantile(0.5).zip(seen.client_latency.quantile(0.5));
+        let ratio = |mine: f64, theirs: f64| Some(round(mine / theirs, 2)).filter(|ratio| ratio.is_finite());
+        // Of a difference the places before its first digit matter as much as that.
+        let digits =
+            |number: f64| format!("{number:.2e}").parse().ok().filter(|number: &f64| number.is_finite());
+        Self {
+            sent: seen.sent,
+            dropped: seen.dropped,
+            compared: seen.compared,
+            success_rate: share(seen.sent.saturating_sub(seen.failures), seen.sent),
+            agreement: share(seen.agreed, seen.compared),
+            same_top: share(seen.same_top, seen.ranked),
+            largest_difference: Some(seen.largest_difference).filter(|_| seen.compared > 0).and_then(digits),
+            latency_ratio: medians.and_then(|(mine, theirs)| ratio(mine.as_secs_f64(), theirs.as_secs_f64())),
+            size_ratio: ratio(seen.bytes as f64, seen.client_bytes as f64),
+        }
+    }
+}
+
+/// In percent; `None` of none.
+fn share(good: u64, of: u64) -> Option<f64> {
+    (of > 0).then(|| round(100.0 * good as f64 / of as f64, 2))
 }

@@ -78,7 +78,7 @@ fn overlay<'a>(
     let spec = &canary.spec;
     if let Err(wrong) = Plan::read(&object.id.namespace, spec) {
         for (pointer, message) in wrong {
-            faults.refuse(object, format!("/spec{pointer}"), message);
+            faults.refuse(object, pointer, message);
         }
     }
     let of = |field: &str, name: &str, faults: &mut Faults| {
