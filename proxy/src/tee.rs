@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
 
 use crate::headers;
 
@@ -106,6 +107,7 @@ pub struct Queue {
     /// Nobody reads any more.
     left: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    broke: Notify,
 }
 
 impl Queue {
@@ -116,12 +118,20 @@ impl Queue {
             end: Cell::new(None),
             left: Cell::new(false),
             waker: RefCell::default(),
+            broke: Notify::new(),
         })
     }
 
     /// How the body ended, if it has.
     pub fn end(&self) -> Option<End> {
         self.end.get()
+    }
+
+    /// Returns once it has broken off: whoever is stuck in writing what came before learns it only so.
+    pub async fn broken(&self) {
+        while !self.end.get().is_some_and(|end| end != End::Whole) {
+            self.broke.notified().await;
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -146,6 +156,7 @@ impl Queue {
         self.end.set(Some(end));
         if end != End::Whole {
             self.let_go();
+            self.broke.notify_one();
         }
         self.wake();
     }

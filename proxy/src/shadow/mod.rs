@@ -247,7 +247,17 @@ impl Planned {
         let body = body.map_or(RequestBody::Empty, |body| RequestBody::Copy(body, Rc::clone(&exchange)));
         let outgoing = Box::new(Outgoing { request: head.map(|()| body), authority, spoken, upgrade: false });
         let sent = ask(exchange, &rule, &rule.mirrors[index], work, outgoing, &pair);
-        let ended = tokio::time::timeout(limits::COPY_TIME, sent).await.unwrap_or(Ended::Failed);
+        let broken = async {
+            match &queue {
+                Some(queue) => queue.broken().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = sent => ended,
+            () = broken => Ended::Lost,
+            () = tokio::time::sleep(limits::COPY_TIME) => Ended::Failed,
+        };
         let (count, ended) = match queue.as_deref().and_then(Queue::end) {
             Some(End::Dropped) => (Count::Dropped, Ended::Lost),
             Some(End::Broken) => (Count::Abandoned, Ended::Lost),
