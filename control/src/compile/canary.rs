@@ -191,6 +191,9 @@ impl<'a> Canaries<'a> {
         for backend in weights.backends.iter().filter(|backend| backend.invalid.is_empty()) {
             builder.leads_to(parent.as_str(), &backend.service);
         }
+        for mirror in weights.mirrors.iter().filter(|mirror| mirror.invalid.is_empty()) {
+            builder.leads_to(parent.as_str(), &mirror.service);
+        }
         builder.add(Kind::Weights, name, &weights);
     }
 
