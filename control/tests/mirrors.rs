@@ -54,7 +54,9 @@ fn mirror(to: &str, more: &str) -> String {
 fn weights(snapshot: &Snapshot, kind: &str) -> v1::Weights {
     let route = if kind == "GRPCRoute" { "r:grpc" } else { "r" };
     let entry = snapshot.get(Kind::Weights, &format!("default/shop/default/{route}/0")).unwrap();
-    let Payload::Weights(weights) = Payload::decode(Kind::Weights, &entry.any.value).unwrap() else { panic!() };
+    let Payload::Weights(weights) = Payload::decode(Kind::Weights, &entry.any.value).unwrap() else {
+        panic!()
+    };
     weights
 }
 
@@ -79,8 +81,7 @@ fn a_rule_may_have_several_mirrors_each_with_its_share() {
         ];
         let snapshot = with(kind, &filters.concat(), "");
         assert_eq!(messages(&snapshot), Vec::<String>::new());
-        let expected =
-            ["default/shop-v2:80=1000000", "default/shop-v2:80=100000", "default/shop:80=1000"];
+        let expected = ["default/shop-v2:80=1000000", "default/shop-v2:80=100000", "default/shop:80=1000"];
         assert_eq!(mirrors(&snapshot, kind), expected, "{kind}");
         let known: Vec<_> =
             snapshot.expand(Kind::Endpoints, "default/shop").iter().map(|(name, _)| *name).collect();
@@ -91,8 +92,18 @@ fn a_rule_may_have_several_mirrors_each_with_its_share() {
 #[test]
 fn a_mirror_that_is_not_there_is_told_and_requests_go_on() {
     let table = [
-        (mirror("name: gone, port: 80", ""), "!default/gone:80=1000000", "does not exist", Reason::BackendNotFound),
-        (mirror("name: shop-v2, port: 81", ""), "!default/shop-v2:81=1000000", "no port 81", Reason::BackendNotFound),
+        (
+            mirror("name: gone, port: 80", ""),
+            "!default/gone:80=1000000",
+            "does not exist",
+            Reason::BackendNotFound,
+        ),
+        (
+            mirror("name: shop-v2, port: 81", ""),
+            "!default/shop-v2:81=1000000",
+            "no port 81",
+            Reason::BackendNotFound,
+        ),
         (mirror("name: shop-v2", ""), "!default/shop-v2:0=1000000", "no port said", Reason::BackendNotFound),
         (
             mirror("name: x, kind: Bucket, group: x.io", ""),
@@ -131,7 +142,8 @@ spec:
   from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: default}]
   to: [{group: "", kind: Service}]
 "#;
-    let snapshot = with("HTTPRoute", &mirror("name: shop, namespace: other, port: 80", ", percent: 1"), grant);
+    let snapshot =
+        with("HTTPRoute", &mirror("name: shop, namespace: other, port: 80", ", percent: 1"), grant);
     assert_eq!(messages(&snapshot), Vec::<String>::new());
     assert_eq!(mirrors(&snapshot, "HTTPRoute"), ["other/shop:80=10000"]);
 }

@@ -188,7 +188,8 @@ impl<B: Body<Data = Bytes>> Teed<B> {
     pub fn new(body: B, copies: usize, budget: &Rc<Budget>, each: u64, grpc: bool) -> (Self, Vec<Copied>) {
         let queues: Vec<_> = (0..copies).map(|_| Queue::new(Claim::new(budget, each))).collect();
         let whole = body.size_hint();
-        let copied = queues.iter().map(|queue| Copied { queue: Rc::clone(queue), whole: Some(whole.clone()) });
+        let copied =
+            queues.iter().map(|queue| Copied { queue: Rc::clone(queue), whole: Some(whole.clone()) });
         let copied = copied.collect();
         let messages = grpc.then(|| Messages { most: each, ..Messages::default() });
         (Self { body, queues, messages }, copied)
@@ -392,7 +393,8 @@ mod tests {
         drop(body);
         assert_eq!(copy(&mut copies[0]).await, Err(End::Broken));
         // hyper asks a body of known length for no frame after the last.
-        let (mut body, mut copies) = Teed::new(Full::new(Bytes::from_static(b"abc")), 1, &budget, 5_000, false);
+        let (mut body, mut copies) =
+            Teed::new(Full::new(Bytes::from_static(b"abc")), 1, &budget, 5_000, false);
         assert_eq!(copies[0].size_hint().exact(), Some(3));
         assert!(poll_fn(|cx| body.poll_frame(cx)).await.is_some());
         drop(body);
@@ -403,7 +405,8 @@ mod tests {
     async fn trailers_are_copied() {
         let mut trailers = http::HeaderMap::new();
         trailers.insert("x", http::HeaderValue::from_static("y"));
-        let body = Full::new(Bytes::from_static(b"abc")).with_trailers(std::future::ready(Some(Ok(trailers))));
+        let body =
+            Full::new(Bytes::from_static(b"abc")).with_trailers(std::future::ready(Some(Ok(trailers))));
         let (mut body, mut copies) = Teed::new(Box::pin(body), 1, &Budget::new(5_000), 5_000, false);
         assert_eq!(read(&mut body).await, 3);
         let mut seen = Vec::new();
@@ -424,8 +427,10 @@ mod tests {
         for (messages, expected) in table {
             let sent: Vec<u8> = messages.concat();
             // Cut anywhere, within heads too.
-            let frames: Vec<_> =
-                sent.chunks(3).map(|cut| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(cut)))).collect();
+            let frames: Vec<_> = sent
+                .chunks(3)
+                .map(|cut| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(cut))))
+                .collect();
             let (budget, body) = (Budget::new(1 << 20), StreamBody::new(tokio_stream::iter(frames)));
             let (mut body, mut copies) = Teed::new(body, 1, &budget, 1_000, true);
             while let Some(Ok(_)) = poll_fn(|cx| body.poll_frame(cx)).await {

@@ -99,8 +99,7 @@ const GET: &str = "GET /x?y=1 HTTP/1.1\r\nhost: shop.test\r\nx-own: me\r\nexpect
 
 /// What the client's sidecar says became of copies.
 async fn copies(mesh: &Mesh, outcome: &str) -> f64 {
-    let labels =
-        ["service=\"test/shop\"", "mirror=\"test/shop-v2\"", &format!("outcome=\"{outcome}\"")];
+    let labels = ["service=\"test/shop\"", "mirror=\"test/shop-v2\"", &format!("outcome=\"{outcome}\"")];
     metric(mesh.admin("client"), "penstock_mirror_requests_total", &labels).await
 }
 
@@ -136,7 +135,10 @@ async fn copies_go_to_the_mirror_as_the_share_says_and_look_like_the_request() {
     // Inbound they are ordinary requests; outbound they are counted for themselves.
     counts_are_told().await;
     let outbound = ["direction=\"outbound\""];
-    assert_eq!(metric(mesh.admin("client"), "penstock_requests_total", &outbound).await, before as f64 + 50.0);
+    assert_eq!(
+        metric(mesh.admin("client"), "penstock_requests_total", &outbound).await,
+        before as f64 + 50.0
+    );
     assert_eq!(copies(&mesh, "answered").await, before as f64 + 50.0);
     assert!(metric(mesh.admin("b"), "penstock_requests_total", &["direction=\"inbound\""]).await >= 50.0);
 
@@ -249,7 +251,8 @@ async fn a_mirror_that_fails_hangs_resets_or_does_not_listen_touches_no_client()
     }
     counts_are_told().await;
     let client = mesh.admin("client");
-    for name in ["penstock_request_failures_total", "penstock_request_errors_total", "penstock_retries_total"] {
+    for name in ["penstock_request_failures_total", "penstock_request_errors_total", "penstock_retries_total"]
+    {
         assert_eq!(metric(client, name, &["direction=\"outbound\""]).await, 0.0, "{name}");
     }
     // Nor has a mirror lost its good name with those who ask it themselves.
@@ -267,7 +270,10 @@ async fn where_there_is_no_such_mirror_requests_are_served_and_control_says_what
     mesh.reaches("client", "shop").await;
     assert_eq!(mesh.client("client").await.ask(GET).await.unwrap().text(), "a");
     let problems = mesh.status().await.problems;
-    assert!(problems.iter().any(|problem| problem.message.contains("test/nothing does not exist")), "{problems:?}");
+    assert!(
+        problems.iter().any(|problem| problem.message.contains("test/nothing does not exist")),
+        "{problems:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -351,8 +357,7 @@ impl World {
             compare: self.compare.clone(),
             invalid: String::new(),
         };
-        let message =
-            v1::Weights { backends: vec![backend], mirrors: vec![mirror], ..Default::default() };
+        let message = v1::Weights { backends: vec![backend], mirrors: vec![mirror], ..Default::default() };
         builder.add(Kind::Weights, weights, &message);
         Arc::new(builder.build(Vec::new()))
     }
@@ -438,10 +443,8 @@ impl Alone {
     }
 
     async fn compared(&self, count: u64) -> v1::Shadow {
-        wait_until(&format!("{count} pairs are compared"), PATIENCE, async || {
-            self.told().compared >= count
-        })
-        .await;
+        wait_until(&format!("{count} pairs are compared"), PATIENCE, async || self.told().compared >= count)
+            .await;
         self.told()
     }
 }
@@ -450,9 +453,9 @@ fn tensors(values: &[f32], binary: bool) -> Vec<u8> {
     let outputs = vec![Tensor::fp32("y", vec![1, values.len() as u64], values.iter().copied())];
     let response = InferResponse { model_name: "m".into(), outputs, ..InferResponse::default() };
     let body = rest::encode_response(&response, |_| binary).unwrap();
-    let header = body.header_length.map_or_else(String::new, |length| {
-        format!("inference-header-content-length: {length}\r\n")
-    });
+    let header = body
+        .header_length
+        .map_or_else(String::new, |length| format!("inference-header-content-length: {length}\r\n"));
     let whole = body.into_bytes();
     let head = format!("HTTP/1.1 200 OK\r\n{header}content-length: {}\r\n\r\n", whole.len());
     [head.as_bytes(), &whole].concat()

@@ -187,8 +187,7 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
         ["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound", "Programmed=False/Invalid"];
     says(&client, &nowhere, &expected).await;
     let mut rule = to("resnet");
-    rule["filters"] =
-        json!([{"type": "ExtensionRef", "extensionRef": {"group": "example.com", "kind": "Other", "name": "x"}}]);
+    rule["filters"] = json!([{"type": "ExtensionRef", "extensionRef": {"group": "example.com", "kind": "Other", "name": "x"}}]);
     let unsupported = route(rule);
     apply(&client, &unsupported).await;
     let expected =

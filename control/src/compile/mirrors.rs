@@ -94,7 +94,10 @@ mod tests {
         ];
         for (more, field, words) in table {
             let (at, error) = read(&filter(more)).unwrap_err();
-            assert!(at == format!("/requestMirror/{field}") && error.contains(words), "{more}: {at}: {error}");
+            assert!(
+                at == format!("/requestMirror/{field}") && error.contains(words),
+                "{more}: {at}: {error}"
+            );
         }
         let nothing = serde_saphyr::from_str("{type: RequestMirror}").unwrap();
         assert!(read(&nothing).unwrap_err().1.contains("needs the field requestMirror"));

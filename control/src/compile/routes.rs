@@ -449,8 +449,11 @@ impl RuleReader<'_> {
     /// Reads the backends. `broken`: why none of them may be reached.
     fn backends(mut self, from: &HttpRouteRules, broken: Option<String>) -> Vec<v1::Backend> {
         let refs = from.backend_refs.as_deref().unwrap_or_default();
-        let mut read: Vec<_> =
-            refs.iter().enumerate().map(|(index, to)| self.backend(&format!("/backendRefs/{index}"), to)).collect();
+        let mut read: Vec<_> = refs
+            .iter()
+            .enumerate()
+            .map(|(index, to)| self.backend(&format!("/backendRefs/{index}"), to))
+            .collect();
         if refs.is_empty() {
             let invalid = "the rule has no backends".to_owned();
             if broken.is_none() {

@@ -105,12 +105,14 @@ impl Pages {
         for cluster in live(&self.store.snapshot()) {
             for endpoint in cluster.endpoints().iter() {
                 let told = endpoint.state.last_told(now).filter(|(_, age)| *age < REPORT_EXPIRY);
-                let Some((age, share)) = told.and_then(|(report, age)| Some((age, report.utilization?))) else {
+                let Some((age, share)) = told.and_then(|(report, age)| Some((age, report.utilization?)))
+                else {
                     continue;
                 };
                 let heard = (age, (f64::from(share) * 1e3).round() as u32);
                 // Each port of a Service has heard for itself.
-                let known = newest.entry((cluster.service.clone(), Arc::clone(&endpoint.name))).or_insert(heard);
+                let known =
+                    newest.entry((cluster.service.clone(), Arc::clone(&endpoint.name))).or_insert(heard);
                 if age < known.0 {
                     *known = heard;
                 }

@@ -346,7 +346,11 @@ mod tests {
         for (copy, client, absolute, relative, agrees, same_top, largest_difference) in table {
             let verdict = held(fp32(copy), fp32(client), &rules(*absolute, *relative));
             let (agrees, same_top, largest_difference) = (*agrees, *same_top, *largest_difference);
-            assert_eq!(verdict, Verdict { agrees, same_top, largest_difference }, "{copy:?} against {client:?}");
+            assert_eq!(
+                verdict,
+                Verdict { agrees, same_top, largest_difference },
+                "{copy:?} against {client:?}"
+            );
         }
     }
 
@@ -390,7 +394,10 @@ mod tests {
         assert_eq!(top(&[5, 5, 1, 1], &[7, 7, 2, 2]), Some(true), "the first of equals");
         assert_eq!(top(&[1, 2], &[2, 1]), None, "rows of one number");
         let strings = |text: &[u8]| vec![Tensor::bytes("s", vec![1, 2], [text, b"x"])];
-        assert_eq!(held(strings(b"a"), strings(b"a"), &rules(0.0, 0.0)), Verdict { agrees: true, ..Verdict::default() });
+        assert_eq!(
+            held(strings(b"a"), strings(b"a"), &rules(0.0, 0.0)),
+            Verdict { agrees: true, ..Verdict::default() }
+        );
         assert_eq!(held(strings(b"a"), strings(b"b"), &rules(9.0, 9.0)), Verdict::default());
     }
 
@@ -439,7 +446,10 @@ mod tests {
         };
         let (copy, client) = (call(&copy, grpc::Contents::Raw), call(&client, grpc::Contents::Typed));
         assert!(compare(Wire::Infer, &copy, &client, &near).unwrap().agrees);
-        assert!(!compare(Wire::Grpc, &copy, &client, &near).unwrap().agrees, "another method is compared by bytes");
+        assert!(
+            !compare(Wire::Grpc, &copy, &client, &near).unwrap().agrees,
+            "another method is compared by bytes"
+        );
         let packed = Answer { body: vec![Bytes::from_static(&[1, 0, 0, 0, 0])], ..client.clone() };
         assert_eq!(compare(Wire::Infer, &copy, &packed, &near), None);
         let refused = Answer { grpc: Some(HeaderValue::from_static("3")), ..client.clone() };
@@ -459,19 +469,22 @@ mod tests {
         for wire in [Wire::Rest, Wire::Other] {
             for (copy, client, agrees) in &table {
                 let verdict = compare(wire, copy, client, &exact).unwrap();
-                assert_eq!(verdict, Verdict { agrees: *agrees, ..Verdict::default() }, "{copy:?}, {client:?}");
+                assert_eq!(
+                    verdict,
+                    Verdict { agrees: *agrees, ..Verdict::default() },
+                    "{copy:?}, {client:?}"
+                );
             }
         }
-        let pieces = Answer { body: vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")], ..answer(200, "") };
+        let pieces =
+            Answer { body: vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")], ..answer(200, "") };
         assert!(compare(Wire::Other, &pieces, &answer(200, "ab"), &exact).unwrap().agrees);
     }
 
     #[test]
     fn what_a_server_says_of_itself_is_a_failure_in_both_protocols() {
-        let grpc = |status: &'static str| Answer {
-            grpc: Some(HeaderValue::from_static(status)),
-            ..answer(200, "")
-        };
+        let grpc =
+            |status: &'static str| Answer { grpc: Some(HeaderValue::from_static(status)), ..answer(200, "") };
         for (answer, failed) in
             [(answer(500, ""), true), (answer(404, ""), false), (grpc("13"), true), (grpc("3"), false)]
         {

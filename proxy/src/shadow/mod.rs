@@ -132,7 +132,8 @@ pub fn begin(
         return None;
     }
     let mut bodies = tee(worker, request, sent.len()).into_iter();
-    let mut copies = Copies { planned: Vec::with_capacity(sent.len()), pairs: Vec::with_capacity(sent.len()) };
+    let mut copies =
+        Copies { planned: Vec::with_capacity(sent.len()), pairs: Vec::with_capacity(sent.len()) };
     for (index, cell, slot) in sent {
         let Mirror { compare, .. } = &rule.mirrors[index];
         let wire = Wire::of(request);
