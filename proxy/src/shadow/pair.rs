@@ -168,17 +168,13 @@ impl Pair {
                     of_copy == Ended::Failed || copy.answer.has_failed(),
                     of_client == Ended::Failed || client.answer.has_failed(),
                 ];
-                let bytes = [copy.bytes, client.bytes];
+                let kept =
+                    of_copy == Ended::Whole && of_client == Ended::Whole && !copy.unkept && !client.unkept;
+                // Whatever comes of it, nothing is held here any more.
+                let (bytes, answers) = ([copy.bytes, client.bytes], [copy.take(), client.take()]);
                 if failed[0] != failed[1] {
-                    copy.let_go();
-                    client.let_go();
                     tell(&self.cell, bytes, &Verdict::default());
-                } else if of_copy == Ended::Whole
-                    && of_client == Ended::Whole
-                    && !copy.unkept
-                    && !client.unkept
-                {
-                    let answers = [copy.take(), client.take()];
+                } else if kept {
                     self.judge(rules, answers, bytes);
                 }
                 // Two that have no answer say nothing of each other.
