@@ -28,7 +28,7 @@ use crate::objects::{ObjectId, ObjectSet};
 use crate::push::{Published, caller};
 
 /// A replica that has not answered by then is asked again at the next look.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// An object is some hundred bytes of an answer, and a hundred thousand of them no mesh.
 const MAX_REPLY: usize = 16 << 20;
 /// Of one question.
@@ -100,6 +100,7 @@ pub(super) struct Others {
     authority: Arc<Authority>,
     own: SpiffeId,
     port: u16,
+    patience: Duration,
     /// By address, as long as they answer.
     channels: BTreeMap<SocketAddr, Channel>,
 }
@@ -117,8 +118,9 @@ impl Others {
         authority: Arc<Authority>,
         own: SpiffeId,
         port: u16,
+        patience: Duration,
     ) -> Self {
-        Self { place, objects, authority, own, port, channels: BTreeMap::new() }
+        Self { place, objects, authority, own, port, patience, channels: BTreeMap::new() }
     }
 
     /// Asks all of them at once.
@@ -128,7 +130,7 @@ impl Others {
         let asked = others.iter().map(|address| async {
             let Some(address) = address else { return (None, None) };
             let known = self.channels.get(address).cloned();
-            match timeout(PATIENCE, self.one(*address, known)).await {
+            match timeout(self.patience, self.one(*address, known)).await {
                 Ok(Ok((channel, reply))) => (Some((*address, channel)), Some(reply)),
                 Ok(Err(error)) => {
                     tracing::debug!(%address, "a replica does not say what its proxies have: {error:#}");
@@ -141,6 +143,17 @@ impl Others {
             futures_util::future::join_all(asked).await.into_iter().unzip();
         self.channels = channels.into_iter().flatten().collect();
         answers.into_iter().map(|reply| reply.map(by_object)).collect()
+    }
+
+    /// Asks those that have answered lately what their proxies saw.
+    pub(super) async fn seen(&self, request: SeenRequest) -> Vec<SeenReply> {
+        let asked = self.channels.values().map(|channel| {
+            let mut client = ReplicasClient::new(channel.clone()).max_decoding_message_size(MAX_REPLY);
+            let request = request.clone();
+            async move { timeout(self.patience, client.seen(request)).await.ok()?.ok() }
+        });
+        let answers = futures_util::future::join_all(asked).await;
+        answers.into_iter().flatten().map(Response::into_inner).collect()
     }
 
     async fn one(&self, address: SocketAddr, known: Option<Channel>) -> Result<(Channel, ReachReply)> {

@@ -18,6 +18,7 @@ use penstock_api::resource::{Kind, weights_name};
 use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
+use super::canary::{self, Canaries};
 use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
 use super::grpc;
@@ -97,17 +98,19 @@ impl<'a> Route<'a> {
 /// Adds routes and weights.
 pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
+    let mut canaries = canary::read(view, services, faults);
     let http: Vec<_> = view.routes.iter().map(|(object, route)| Route::of_http(object, route)).collect();
     let grpc = view.grpc_routes.iter();
     let grpc: Vec<_> = grpc.map(|(object, route)| Route::of_grpc(object, route, faults)).collect();
     for route in http.iter().chain(&grpc) {
-        attach(route, view, services, &mut attached, builder, faults);
+        attach(route, view, services, &mut attached, &mut canaries, builder, faults);
     }
     for (name, service) in services {
         let mut rules = attached.remove(name).unwrap_or_default();
         rules.sort_by(|a, b| a.0.cmp(&b.0));
         let mut rules: Vec<_> = rules.into_iter().map(|(_, rule)| rule).collect();
-        rest(service, services, &mut rules, builder, faults);
+        rest(service, services, &mut rules, &mut canaries, builder, faults);
+        let rules = canaries.finish(name, rules);
         if !rules.is_empty() {
             builder.add(Kind::Routes, name.as_str(), &v1::Routes { rules });
         }
@@ -120,6 +123,7 @@ fn attach(
     view: &View<'_>,
     services: &Services<'_>,
     attached: &mut BTreeMap<ServiceName, Attached>,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
@@ -153,7 +157,9 @@ fn attach(
                         builder.routes_to(parent, &pool.object.id);
                     }
                 }
-                rule.weights = add_weights(parent, name, number, backends, mirrors.clone(), builder);
+                let weights =
+                    v1::Weights { route: name.clone(), rule: number, backends, mirrors: mirrors.clone() };
+                rule.weights = add_weights(parent, weights, canaries, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let rules = attached.entry(parent.clone()).or_default();
@@ -254,24 +260,15 @@ fn parents(
 /// Makes the weights of a rule; returns their name.
 fn add_weights(
     parent: &ServiceName,
-    route: &str,
-    rule: u32,
-    mut backends: Vec<v1::Backend>,
-    mirrors: Vec<v1::Mirror>,
+    mut weights: v1::Weights,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
 ) -> String {
-    for unnamed in backends.iter_mut().filter(|backend| backend.service.is_empty()) {
+    for unnamed in weights.backends.iter_mut().filter(|backend| backend.service.is_empty()) {
         unnamed.service = parent.to_string();
     }
-    for backend in backends.iter().filter(|backend| backend.invalid.is_empty()) {
-        builder.leads_to(parent.as_str(), &backend.service);
-    }
-    for mirror in mirrors.iter().filter(|mirror| mirror.invalid.is_empty()) {
-        builder.leads_to(parent.as_str(), &mirror.service);
-    }
-    let name = weights_name(parent, route, rule);
-    let weights = v1::Weights { route: route.to_owned(), rule, backends, mirrors };
-    builder.add(Kind::Weights, name.as_str(), &weights);
+    let name = weights_name(parent, &weights.route, weights.rule);
+    canaries.weigh(parent, &name, weights, builder);
     name
 }
 
@@ -561,11 +558,14 @@ fn rest(
     service: &ServiceModel<'_>,
     services: &Services<'_>,
     rules: &mut Vec<v1::Rule>,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
     let routed = !rules.is_empty();
-    if rules.iter().any(|rule| rule.port == 0) || (!routed && service.split.is_none()) {
+    if rules.iter().any(|rule| rule.port == 0)
+        || (!routed && service.split.is_none() && !canaries.has(&service.name))
+    {
         return;
     }
     let route = service.name.to_string();
@@ -587,13 +587,14 @@ fn rest(
                 ..v1::Backend::default()
             }],
         };
-        let weights = add_weights(&service.name, &route, index, backends, Vec::new(), builder);
+        let weights = v1::Weights { route: route.clone(), rule: index, backends, mirrors: Vec::new() };
+        let weights = add_weights(&service.name, weights, canaries, builder);
         let port = if one { 0 } else { port.port };
         rules.push(v1::Rule { route: route.clone(), index, port, weights, ..v1::Rule::default() });
     }
 }
 
-/// A backend of the traffic-split annotation: the port of the same number, else of the same name, else the only one.
+/// A backend of the traffic-split annotation.
 fn split_backend(
     service: &ServiceModel<'_>,
     port: &v1::ServicePort,
@@ -606,13 +607,7 @@ fn split_backend(
     let mut backend =
         v1::Backend { service: format!("{namespace}/{name}"), weight, ..v1::Backend::default() };
     let found = ServiceName::new(namespace, name).ok().and_then(|name| services.get(&name));
-    let target = found.and_then(|target| {
-        let ports = &target.ports;
-        let same_number = ports.iter().find(|known| known.port == port.port);
-        let same_name = || ports.iter().find(|known| !known.name.is_empty() && known.name == port.name);
-        let only = || ports.first().filter(|_| ports.len() == 1);
-        same_number.or_else(same_name).or_else(only)
-    });
+    let target = found.and_then(|target| target.port_for(port));
     match (found, target) {
         (_, Some(target)) => backend.port = target.port,
         (None, None) => backend.invalid = format!("the backend {} does not exist", backend.service),

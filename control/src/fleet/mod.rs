@@ -5,7 +5,7 @@
 //! the older belongs to a connection that died unnoticed. A proxy that has been gone for ten minutes is forgotten.
 
 mod attach;
-mod seen;
+pub mod seen;
 mod tally;
 mod tap;
 mod window;

@@ -45,7 +45,7 @@ fn weights(builder: &mut Builder, parent: &str, rule: u32, backends: &[(&str, u3
     builder.add(
         Kind::Weights,
         &*name,
-        &v1::Weights { route: parent.into(), rule, backends, mirrors: Vec::new() },
+        &v1::Weights { route: parent.into(), rule, backends, ..Default::default() },
     );
     name
 }
