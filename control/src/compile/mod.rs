@@ -6,6 +6,7 @@
 
 mod access;
 pub mod annotations;
+mod consumers;
 mod driver;
 mod endpoints;
 mod faults;
