@@ -1,8 +1,8 @@
-"""The Gateway API's own conformance suite, on a cluster with Penstock: python3 conformance.py [--name NAME] [--bins DIR] [--only TEST]
+"""The Gateway API's own conformance suite, on a cluster with Penstock: python3 conformance.py [--name NAME] [--bins DIR] [--out DIR] [--only TEST]
 
 On a cluster that is up and has Penstock's images (cluster.py up, cluster.py images; `make conformance` does all of it). Installs
 Penstock if it is not there, runs the suite's mesh profiles, prints a line for each test that ran, and writes what the suite reports,
-and a table of its tests, into docs/conformance. Exit status 1 if a test failed; the suite's whole output is kept then.
+and a table of its tests, into docs/conformance (or --out). Exit status 1 if a test failed; the suite's whole output is kept then.
 
 --only TEST runs one test and writes nothing.
 """
@@ -28,6 +28,7 @@ from world import SYSTEM, Failure, World, version
 
 GATEWAY_API, ISTIO = "sigs.k8s.io/gateway-api", "istio.io/istio"
 DOCS = HERE.parent.parent / "docs/conformance"
+INJECT = "penstock.io/inject=enabled"
 PROFILES = ["MESH-HTTP", "MESH-GRPC"]
 # All that the profiles call extended, and what tests of the mesh want beside it: these two are features of HTTPRoute, which the
 # profiles do not count.
@@ -44,8 +45,10 @@ FEATURES = [
     "HTTPRouteResponseHeaderModification",
     "HTTPRouteParentRefPort",
 ]
-# The suite gives up on a test after 30 s; it has about 20.
-PATIENCE = 1200
+# Of these, the profiles count the first.
+EXTENDED = 9
+# A run that passes takes half a minute; the suite gives up on each request of each test after 30 s.
+PATIENCE = 300
 
 
 def module(name, at):
@@ -88,10 +91,14 @@ def suite(out):
     print(f"built {out.name} in {time.monotonic() - began:.0f} s: {out}", flush=True)
 
 
+def manifests():
+    """The suite's own pods and Services."""
+    return (module(GATEWAY_API, HERE) / "conformance/mesh/manifests.yaml").read_text(encoding="utf-8")
+
+
 def load_image(cluster, programs):
     """The image that the suite's pods name, of the programs that it is made of (Istio's echo, with a certificate of its tests)."""
-    manifests = (module(GATEWAY_API, HERE) / "conformance/mesh/manifests.yaml").read_text(encoding="utf-8")
-    names = sorted(set(re.findall(r"image: (\S+)", manifests)))
+    names = sorted(set(re.findall(r"image: (\S+)", manifests())))
     certificates = module(ISTIO, HERE / "echo") / "tests/testdata/certs/dns"
     extra = {"cert.crt": certificates / "cert-chain.pem", "cert.key": certificates / "key.pem"}
     for name in names:
@@ -105,12 +112,27 @@ def installed(world):
         begin.it_is_installed_by_two_commands(world)
 
 
+def prepare(world):
+    """Brings the suite's pods up before it does. By itself it waits until all pods that there are are ready, also where there are none
+    yet, and its first tests fail then."""
+    named = r"(kind: Namespace\nmetadata:\n  name: (\S+)\n  labels:\n)"
+    labelled, spaces = re.sub(named, rf"\1    {INJECT.replace('=', ': ')}\n", manifests()), re.findall(named, manifests())
+    # After an earlier run its namespaces may be on their way out still.
+    world.until("the suite's pods are made", lambda: world.kubectl("apply", "-f", "-", stdin=labelled))
+    for _, space in spaces:
+        names = [f"deployment/{one['metadata']['name']}" for one in world.get("deployments", space=space)["items"]]
+        world.rolled_out(*names, space=space)
+        for pod in world.pods("app=echo", space):
+            if pod["metadata"].get("labels", {}).get("penstock.io/injected") != "true":
+                raise Failure(f"{space}/{pod['metadata']['name']} has no sidecar")
+
+
 def ran(world, programs, report, only):
     """Runs the suite, and answers all that it says."""
     options = {
         "supported-features": ",".join(FEATURES),
         "conformance-profiles": ",".join(PROFILES),
-        "namespace-labels": "penstock.io/inject=enabled",
+        "namespace-labels": INJECT,
         "mode": "default",
         "organization": "penstock",
         "project": "penstock",
@@ -128,46 +150,63 @@ def ran(world, programs, report, only):
     return run.returncode, run.stdout
 
 
-Test = collections.namedtuple("Test", "name verdict seconds why")
+Test = collections.namedtuple("Test", "name verdict features why")
 
 
 def tests(said):
-    """Each test of the suite, how it ended, how long it took, and why it did not run."""
+    """Each test of the suite, how it ended, which features it needs, and why it did not run."""
     why = dict(re.findall(r"Skipping (\w+): (.+)$", said, re.MULTILINE))
-    found = re.findall(r"^    --- (PASS|FAIL|SKIP): TestConformance/(\w+) \((\d+\.\d+)s\)$", said, re.MULTILINE)
-    return [Test(name, verdict, float(seconds), why.get(name, "")) for verdict, name, seconds in found]
+    needs = dict(re.findall(r"Running (\w+), relying on the following features: (.+)$", said, re.MULTILINE))
+    found = re.findall(r"^    --- (PASS|FAIL|SKIP): TestConformance/(\w+) ", said, re.MULTILINE)
+    # "Mesh-standard, HTTPRoute-standard"
+    features = lambda name: [word.rsplit("-", 1)[0] for word in needs.get(name, "").split(", ")]
+    return [Test(name, verdict, features(name), why.get(name, "")) for verdict, name in found]
 
 
-def table(all_tests, profiles):
-    """What ran and what did not, as a page of the documentation."""
-    lines = ["| Test | | Of a profile's report |", "|---|---|---|"]
+def page(all_tests):
+    """What ran and what did not, for the documentation."""
+    lines = [
+        "# Each test of the suite",
+        "",
+        f"Written by `make conformance`: version {required(GATEWAY_API, HERE)} of the suite. What each line means is in [README.md](README.md).",
+        "",
+        "| Test | | Beside Mesh it needs | Counts for |",
+        "|---|---|---|---|",
+    ]
     for test in all_tests:
         if test.verdict != "SKIP":
-            lines.append(f"| {test.name} | {'passed' if test.verdict == 'PASS' else '**failed**'} | {profiles(test.name)} |")
-    skipped = collections.Counter(test.why for test in all_tests if test.verdict == "SKIP")
-    lines += ["", "Did not run:", ""]
-    lines += [f"- {count} tests: {why}" for why, count in sorted(skipped.items(), key=lambda item: -item[1])]
-    return "\n".join(lines)
+            needs = [name for name in test.features if name != "Mesh"]
+            counts = [f"MESH-{kind}" for kind in ("HTTP", "GRPC") if set(needs) <= set(FEATURES[:EXTENDED] + [f"{kind}Route"])]
+            verdict = "passed" if test.verdict == "PASS" else "**failed**"
+            lines.append(f"| {test.name} | {verdict} | {', '.join(needs) or '-'} | {', '.join(counts) or 'no profile'} |")
+    lines += ["", "Did not run, as the suite says:", ""]
+    skipped = sorted({test.why for test in all_tests if test.verdict == "SKIP"})
+    for why in skipped:
+        names = [test.name for test in all_tests if test.why == why]
+        lines.append(f"- {why} ({len(names)}): {', '.join(names)}")
+    return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="conf", help="the cluster's")
     parser.add_argument("--bins", default="target/debug", help="where `penstock` is")
+    parser.add_argument("--out", type=pathlib.Path, default=DOCS, help="where the report goes")
     parser.add_argument("--only", metavar="TEST", help="this one alone")
     chosen = parser.parse_args()
     programs, cluster = built(), Cluster(chosen.name)
     world = World(cluster, chosen.bins)
     load_image(cluster, programs)
     installed(world)
-    DOCS.mkdir(parents=True, exist_ok=True)
-    report = DOCS / f"standard-{version()}-default-report.yaml"
+    prepare(world)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    report = chosen.out.resolve() / f"standard-{version()}-default-report.yaml"
     began = time.monotonic()
     status, said = ran(world, programs, report, chosen.only)
     all_tests = tests(said)
     for test in all_tests:
         if test.verdict != "SKIP":
-            print(f"{'ok    ' if test.verdict == 'PASS' else 'FAILED'}  {test.name}, {test.seconds:.1f} s", flush=True)
+            print(f"{'ok    ' if test.verdict == 'PASS' else 'FAILED'}  {test.name}", flush=True)
     count = collections.Counter(test.verdict for test in all_tests)
     print(f"conformance: {count['PASS']} passed, {count['FAIL']} failed, {count['SKIP']} not for a mesh, {time.monotonic() - began:.0f} s")
     if status != 0 or count["PASS"] == 0:
@@ -175,6 +214,11 @@ def main():
         kept.write_text(said + world.last_words(), encoding="utf-8")
         print(f"all that was said: {kept}", file=sys.stderr)
         return 1
+    if not chosen.only:
+        # The suite lets nobody but its user read it.
+        report.chmod(0o644)
+        (chosen.out / "tests.md").write_text(page(all_tests), encoding="utf-8")
+        print(f"the report: {report}")
     return 0
 
 
