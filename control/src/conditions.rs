@@ -30,15 +30,15 @@ pub struct Reach {
 
 /// One condition, as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Condition {
-    kind: &'static str,
-    status: &'static str,
-    reason: &'static str,
-    message: String,
+pub(crate) struct Condition {
+    pub(crate) kind: &'static str,
+    pub(crate) status: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
 }
 
 impl Condition {
-    fn of(kind: &'static str, holds: bool, reason: &'static str, message: String) -> Self {
+    pub(crate) fn of(kind: &'static str, holds: bool, reason: &'static str, message: String) -> Self {
         Self { kind, status: if holds { "True" } else { "False" }, reason, message }
     }
 }
@@ -77,14 +77,14 @@ pub fn difference(
 }
 
 /// What the conditions of a status have to do with.
-struct Settle {
-    generation: Option<i64>,
-    now: Timestamp,
+pub(crate) struct Settle {
+    pub(crate) generation: Option<i64>,
+    pub(crate) now: Timestamp,
 }
 
 impl Settle {
     /// These conditions in the place of those of the same types; the time of one that says the same as before stays.
-    fn conditions(&self, known: Option<&Value>, wanted: &[Condition]) -> Value {
+    pub(crate) fn conditions(&self, known: Option<&Value>, wanted: &[Condition]) -> Value {
         let mut all = known.and_then(Value::as_array).cloned().unwrap_or_default();
         for condition in wanted {
             let at = all.iter().position(|one| one["type"] == condition.kind);
@@ -238,7 +238,7 @@ fn words(findings: &[&Finding]) -> String {
     cut(all.join("; "))
 }
 
-fn cut(mut text: String) -> String {
+pub(crate) fn cut(mut text: String) -> String {
     if text.len() > MESSAGE {
         let end = (0..=MESSAGE - 3).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);

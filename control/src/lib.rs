@@ -2,6 +2,7 @@
 //! parts of it; identities are signed; what proxies report is kept for the command line.
 
 pub mod api;
+pub mod canary;
 pub mod cluster;
 pub mod compile;
 pub mod conditions;

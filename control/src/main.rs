@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
+use penstock_control::canary::Local;
 use penstock_control::cluster::{Cluster, Place, Told};
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
@@ -197,6 +198,14 @@ async fn serve(run: Run) -> Result<()> {
     };
     let Opened { objects, review, client, statuses } = run.source.open(run.debounce).await?;
     let pods = objects.clone();
+    // Of a cluster's canaries the objects say where they are.
+    let (objects, canaries) = match &client {
+        Some(_) => (objects, None),
+        None => {
+            let (local, joined) = Local::open(run.state.join("canaries.json"), objects.clone())?;
+            (joined, Some((local, objects)))
+        }
+    };
     let namespaces = client.clone().map(|client| Namespaces::follow(client, stop.clone()));
     let variable = |name: &str| std::env::var(name).ok();
     let cluster = client.clone().zip(namespaces.clone()).map(|(client, namespaces)| Cluster {
@@ -217,6 +226,7 @@ async fn serve(run: Run) -> Result<()> {
         leaf_lifetime: run.leaf_lifetime,
         review,
         cluster,
+        canaries,
     };
     let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;
     if let Some(listening) = listening {

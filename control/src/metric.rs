@@ -37,6 +37,8 @@ penstock_api::metrics! {
         "Pods that ask for a sidecar and have none.";
     STATUSES Counter "penstock_control_statuses_total" ["outcome"]
         "Statuses of objects: written, overtaken (somebody else wrote in between, looked at again), failed (tried again).";
+    CANARIES Counter "penstock_control_canary_transitions_total" ["phase"]
+        "Canaries that came to a phase: Waiting, Progressing, Paused, Promoting, Succeeded, RollingBack, RolledBack, Invalid.";
     EVENTS Counter "penstock_control_events_total" ["outcome"]
         "Events on objects of the cluster: sent, known (told before), refused, failed (tried again), full (too many waited).";
 }

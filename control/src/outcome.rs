@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use penstock_api::resource::Kind;
 
 use crate::objects::ObjectId;
+use crate::objects::canary::Course;
 
 /// All of which something is to be told.
 pub type Outcomes = BTreeMap<ObjectId, Outcome>;
@@ -26,6 +27,8 @@ pub struct Outcome {
     pub parents: Vec<Parent>,
     /// The resources that it is part of.
     pub resources: BTreeSet<(Kind, String)>,
+    /// Of a Canary, where requests go by what is compiled.
+    pub course: Option<Course>,
 }
 
 /// A parent of an object, as the object names it.

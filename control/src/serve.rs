@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api;
+use crate::canary::{self, Local, Sight};
 use crate::cluster::{Acknowledged, Cluster, Pushed, ReplicasService, State, Told};
 use crate::compile::TrustAnchors;
 use crate::fleet::{Fleet, FleetService};
@@ -36,6 +37,7 @@ use crate::identity::state::StateDir;
 use crate::identity::tls::{self, Serving};
 use crate::identity::token::{TokenKey, TokenReview};
 use crate::identity::{Authority, IdentityService, Trust, epoch};
+use crate::objects::ObjectSet;
 use crate::push::{AdsService, Published, publish};
 use crate::snapshot::Snapshot;
 
@@ -65,6 +67,8 @@ pub struct Options {
     pub review: Option<Arc<dyn TokenReview>>,
     /// The cluster that has the root, in a Secret; `None`: it lies in the state directory.
     pub cluster: Option<Cluster>,
+    /// What is known of canaries where no cluster has it, and the objects that it is about.
+    pub canaries: Option<(Local, watch::Receiver<Arc<ObjectSet>>)>,
 }
 
 /// A control that is running.
@@ -112,7 +116,7 @@ pub async fn start(
     metrics: Option<PrometheusHandle>,
     stop: CancellationToken,
 ) -> Result<Control> {
-    let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster } = options;
+    let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster, canaries } = options;
     let state = StateDir::open(state)?;
     let own = SpiffeId::new(&trust_domain, SYSTEM_NAMESPACE, "penstock-control")?;
     let tokens: Arc<dyn TokenReview> = match review {
@@ -155,9 +159,18 @@ pub async fn start(
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) });
 
+    let (shown, known) = watch::channel(Arc::default());
+    let commands = canaries.as_ref().map(|(local, _)| local.commands());
+    if let Some((local, objects)) = canaries {
+        let (published, fleet, shown) = (published.clone(), fleet.clone(), shown.clone());
+        let sight = Sight { objects, published, fleet, shown };
+        tasks.spawn(canary::run(sight, local, stop.clone()));
+    }
     let facts = api::Facts {
         published: published.clone(),
         fleet: fleet.clone(),
+        canaries: known,
+        commands,
         metrics: metrics.clone(),
         started: Instant::now(),
         stop: stop.clone(),
@@ -174,6 +187,7 @@ pub async fn start(
             acknowledged: known,
             own: own.clone(),
             port: address.port(),
+            canaries: shown,
         };
         kept.keep(pushed, &mut tasks, &stop)
     });

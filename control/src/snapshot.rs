@@ -13,6 +13,7 @@ use penstock_api::view::Problem;
 use prost::Message;
 
 use crate::objects::ObjectId;
+use crate::objects::canary::Course;
 use crate::outcome::{Outcome, Outcomes};
 
 /// A resource, packed for the wire.
@@ -57,6 +58,7 @@ pub struct Builder {
     consumers: HashMap<String, BTreeMap<String, Consumer>>,
     parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
     routed: BTreeMap<ObjectId, BTreeSet<ServiceName>>,
+    courses: BTreeMap<ObjectId, Course>,
 }
 
 impl Builder {
@@ -93,6 +95,16 @@ impl Builder {
     /// The resources that an object is part of.
     pub fn parts(&self, object: &ObjectId) -> BTreeSet<(Kind, String)> {
         self.parts.get(object).cloned().unwrap_or_default()
+    }
+
+    /// Records where requests go by a Canary.
+    pub fn takes(&mut self, canary: &ObjectId, course: &Course) {
+        self.courses.insert(canary.clone(), course.clone());
+    }
+
+    /// Where they go.
+    pub fn course(&self, canary: &ObjectId) -> Option<Course> {
+        self.courses.get(canary).cloned()
     }
 
     /// Records that a route of the Service `parent` leads to a pool.

@@ -48,7 +48,12 @@ impl World {
     fn snapshot(&self, trust: &TrustAnchors) -> Arc<Snapshot> {
         let mut builder = Builder::default();
         builder.add(Kind::TrustBundle, DOMAIN, &v1::TrustBundle { anchors: trust.anchors.clone() });
-        let client = v1::Workload { namespace: "test".into(), name: "client".into(), ..Default::default() };
+        let client = v1::Workload {
+            namespace: "test".into(),
+            name: "client".into(),
+            service_account: "client".into(),
+            ..Default::default()
+        };
         builder.add(Kind::Workload, "test/client", &client);
         for (name, full) in [("good", "test/good"), ("bad", "test/bad")] {
             let mut filters = Vec::new();
@@ -106,6 +111,7 @@ async fn control(folder: &Path, world: watch::Receiver<World>) -> Control {
         leaf_lifetime: Duration::from_secs(3_600),
         review: None,
         cluster: None,
+        canaries: None,
     };
     start(options, snapshots, None, CancellationToken::new()).await.unwrap()
 }

@@ -113,6 +113,10 @@ pub mod annotation {
     pub const PROXY_CPU: &str = "penstock.io/proxy-cpu";
     /// Pod: the memory that its injected proxy asks for and is limited to, `512Mi`.
     pub const PROXY_MEMORY: &str = "penstock.io/proxy-memory";
+    /// Canary, written by `penstock canary promote`: `<run>/<anything>` lets the step go that it is at.
+    pub const PROMOTE: &str = "penstock.io/promote";
+    /// Canary, written by `penstock canary abort`: `<run>/<anything>` has it go back.
+    pub const ABORT: &str = "penstock.io/abort";
     /// Pod, written by the injector: the version that injected it.
     pub const INJECTED_BY: &str = "penstock.io/injected-by";
     /// Pod, written by the injector: what `penstock uninject` has to undo besides what it finds by name.

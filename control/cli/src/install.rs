@@ -23,8 +23,9 @@ const IMAGES: &str = "penstock.io";
 const REPLICAS: u32 = 2;
 
 const NAMESPACES: &str = include_str!("../../../manifests/install/namespace.yaml");
-const CRDS: [&str; 2] = [
+const CRDS: [&str; 3] = [
     include_str!("../../../manifests/install/crd-accesspolicies.yaml"),
+    include_str!("../../../manifests/install/crd-canaries.yaml"),
     include_str!("../../../manifests/install/crd-inferencepolicies.yaml"),
 ];
 const RBAC: &str = include_str!("../../../manifests/install/rbac.yaml");

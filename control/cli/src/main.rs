@@ -4,6 +4,7 @@
 //! JSON or YAML; progress and errors go to standard error; the exit status says how it went.
 
 mod authz;
+mod canary;
 mod check;
 mod cluster;
 mod connection;
@@ -109,6 +110,11 @@ enum Command {
         after_help = "Example (with `penstock demo --stay` running):\n  penstock authz digits-v1-a --from spiffe://cluster.local/ns/demo/sa/client --path /v2/health/ready"
     )]
     Authz(authz::Args),
+    /// Show canaries, and promote, pause or abort one
+    #[command(
+        after_help = "Examples:\n  penstock canary list\n  penstock canary watch demo/digits && echo promoted"
+    )]
+    Canary(canary::Args),
     /// Print what a cluster needs, for kubectl apply
     #[command(
         after_help = "Examples:\n  penstock install --crds-only | kubectl apply -f -\n  penstock install --replicas 3 | kubectl apply -f -"
@@ -174,6 +180,7 @@ async fn run(cli: Cli, output: Output) -> Result<u8, Failure> {
         Command::Endpoints(args) => endpoints::run(args, &mut control, output).await,
         Command::Tap(args) => tap::run(args, &mut control, output).await,
         Command::Authz(args) => authz::run(args, &mut control, output).await,
+        Command::Canary(args) => canary::run(args, &mut control, output).await,
         Command::Install(args) => install::run(&args, output),
         Command::Uninstall(args) => install::remove(&args, output).await,
         Command::Check(args) => check::run(args, &mut control, output).await,

@@ -5,6 +5,7 @@
 //! `{"error": "<what happened and what to do>"}`.
 
 mod authz;
+mod canaries;
 mod endpoints;
 mod routes;
 mod stat;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::canary::{Commands, Shown};
 use crate::fleet::{AskError, Fleet, Question, TapFilter};
 use crate::push::Published;
 
@@ -37,7 +39,7 @@ const RENEWAL_PATIENCE: Duration = Duration::from_secs(15);
 /// How far back proxies' outcomes are kept.
 const MAX_WINDOW: Duration = Duration::from_secs(300);
 
-const PAGES: &str = "/status, /stat?window=10s, /routes, /endpoints, /authz?pod=, /certs, /problems, /tap, /renew (POST), /healthz and /metrics";
+const PAGES: &str = "/status, /stat?window=10s, /routes, /endpoints, /authz?pod=, /certs, /problems, /canaries, /tap, /renew (POST), /canaries/NAMESPACE/NAME/{promote,pause,resume,abort} (POST), /healthz and /metrics";
 
 /// What the pages are made of.
 #[derive(Clone)]
@@ -48,6 +50,10 @@ pub struct Facts {
     pub fleet: Arc<Fleet>,
     /// Renders `/metrics`; `None` when this process records none.
     pub metrics: Option<PrometheusHandle>,
+    /// Where canaries are.
+    pub canaries: watch::Receiver<Arc<Vec<Shown>>>,
+    /// Takes commands for them; `None` in a cluster, where their objects do.
+    pub commands: Option<Commands>,
     /// When control started.
     pub started: Instant,
     /// Ends streams.
@@ -74,6 +80,8 @@ pub fn router(facts: Facts) -> Router {
         .route("/authz", get(authz_page))
         .route("/certs", get(certificates))
         .route("/problems", get(problems))
+        .route("/canaries", get(canaries::page))
+        .route("/canaries/{namespace}/{name}/{verb}", post(canaries::command))
         .route("/tap", get(tap))
         .route("/renew", post(renew))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -82,7 +90,9 @@ pub fn router(facts: Facts) -> Router {
             ApiError(StatusCode::NOT_FOUND, format!("there is no such page; the pages are {PAGES}"))
         })
         .method_not_allowed_fallback(|| async {
-            let error = "pages are read with GET; only /renew is asked for with POST".to_owned();
+            let error =
+                "pages are read with GET; only /renew and commands to canaries are asked for with POST"
+                    .to_owned();
             ApiError(StatusCode::METHOD_NOT_ALLOWED, error)
         })
         .with_state(facts)

@@ -7,6 +7,7 @@
 //! what is known stays in force; a Secret makes no sense, which is an error at the start and a line in the log later.
 
 mod anchors;
+mod canaries;
 mod lease;
 mod peers;
 mod replicas;
@@ -17,6 +18,7 @@ mod statuses;
 mod webhook_certificate;
 mod webhook_secret;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +31,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::canaries::InCluster;
 use self::replicas::Others;
 pub use self::replicas::ReplicasService;
 pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
+use crate::canary::{self, Shown, Sight};
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::identity::Authority;
@@ -116,6 +120,8 @@ pub struct Pushed {
     pub own: SpiffeId,
     /// Where each replica listens for proxies.
     pub port: u16,
+    /// Where canaries are shown.
+    pub canaries: watch::Sender<Arc<Vec<Shown>>>,
 }
 
 /// What the tasks that keep it up tell.
@@ -146,13 +152,33 @@ impl State {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
         let Cluster { place, objects, statuses, namespaces, certifies_webhook } = self.cluster;
-        let Pushed { published, fleet, acknowledged, own, port } = pushed;
+        let Pushed { published, fleet, acknowledged, own, port, canaries } = pushed;
         let events = Events::start(place.client.clone(), place.replica.clone(), leads.clone(), stop.clone());
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
         let writing = leads.clone();
         tasks.spawn(anchors::run(place.clone(), trust, objects.clone(), namespaces, writing, stop.clone()));
-        let others = Others::new(place.clone(), objects.clone(), self.root.authority(), own, port);
+        let others = |patience| {
+            let (own, objects) = (own.clone(), objects.clone());
+            Others::new(place.clone(), objects, self.root.authority(), own, port, patience)
+        };
+        let sight = Sight {
+            objects: objects.clone(),
+            published: published.clone(),
+            fleet: fleet.clone(),
+            shown: canaries,
+        };
+        let in_cluster = InCluster {
+            place: place.clone(),
+            statuses: statuses.clone(),
+            others: others(canaries::PATIENCE),
+            events: events.clone(),
+            leads: leads.clone(),
+            answers: Vec::new(),
+            written: BTreeMap::new(),
+        };
+        tasks.spawn(canary::run(sight, in_cluster, stop.clone()));
+        let others = others(replicas::PATIENCE);
         let facts = statuses::Facts {
             place: place.clone(),
             others,

@@ -14,9 +14,9 @@ use hyper_util::rt::TokioIo;
 use penstock_api::SpiffeId;
 use penstock_api::v1::replicas_client::ReplicasClient;
 use penstock_api::v1::replicas_server::Replicas;
-use penstock_api::v1::{ReachReply, ReachRequest, Reached};
+use penstock_api::v1::{ReachReply, ReachRequest, Reached, SeenReply, SeenRequest};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
@@ -28,9 +28,11 @@ use crate::objects::{ObjectId, ObjectSet};
 use crate::push::{Published, caller};
 
 /// A replica that has not answered by then is asked again at the next look.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// An object is some hundred bytes of an answer, and a hundred thousand of them no mesh.
 const MAX_REPLY: usize = 16 << 20;
+/// Of one question.
+const MAX_WINDOWS: usize = 16;
 
 /// Answers other replicas.
 #[derive(Clone, Debug)]
@@ -45,15 +47,22 @@ impl ReplicasService {
     pub fn new(published: watch::Receiver<Published>, fleet: Arc<Fleet>, own: SpiffeId) -> Self {
         Self { published, fleet, own }
     }
+
+    fn permits<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = caller::identity(request.extensions())?;
+        match caller == self.own {
+            true => Ok(()),
+            false => {
+                Err(Status::permission_denied(format!("this is told to control alone, not to {caller}")))
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl Replicas for ReplicasService {
     async fn reach(&self, request: Request<ReachRequest>) -> Result<Response<ReachReply>, Status> {
-        let caller = caller::identity(request.extensions())?;
-        if caller != self.own {
-            return Err(Status::permission_denied(format!("this is told to control alone, not to {caller}")));
-        }
+        self.permits(&request)?;
         let snapshot = self.published.borrow().snapshot.clone();
         let mut tallies = self.fleet.tally(&snapshot);
         let of = snapshot.outcomes.iter().filter(|(id, _)| id.kind.has_status());
@@ -71,6 +80,14 @@ impl Replicas for ReplicasService {
         });
         Ok(Response::new(ReachReply { rows: rows.collect() }))
     }
+
+    async fn seen(&self, request: Request<SeenRequest>) -> Result<Response<SeenReply>, Status> {
+        self.permits(&request)?;
+        let SeenRequest { services, windows_ms } = request.into_inner();
+        let now = Instant::now();
+        let of = |ms: &u64| self.fleet.seen(&services, Duration::from_millis(*ms), now).wire(&services);
+        Ok(Response::new(SeenReply { windows: windows_ms.iter().take(MAX_WINDOWS).map(of).collect() }))
+    }
 }
 
 /// What one replica said; `None`: it has not answered.
@@ -83,6 +100,7 @@ pub(super) struct Others {
     authority: Arc<Authority>,
     own: SpiffeId,
     port: u16,
+    patience: Duration,
     /// By address, as long as they answer.
     channels: BTreeMap<SocketAddr, Channel>,
 }
@@ -100,8 +118,9 @@ impl Others {
         authority: Arc<Authority>,
         own: SpiffeId,
         port: u16,
+        patience: Duration,
     ) -> Self {
-        Self { place, objects, authority, own, port, channels: BTreeMap::new() }
+        Self { place, objects, authority, own, port, patience, channels: BTreeMap::new() }
     }
 
     /// Asks all of them at once.
@@ -111,7 +130,7 @@ impl Others {
         let asked = others.iter().map(|address| async {
             let Some(address) = address else { return (None, None) };
             let known = self.channels.get(address).cloned();
-            match timeout(PATIENCE, self.one(*address, known)).await {
+            match timeout(self.patience, self.one(*address, known)).await {
                 Ok(Ok((channel, reply))) => (Some((*address, channel)), Some(reply)),
                 Ok(Err(error)) => {
                     tracing::debug!(%address, "a replica does not say what its proxies have: {error:#}");
@@ -124,6 +143,17 @@ impl Others {
             futures_util::future::join_all(asked).await.into_iter().unzip();
         self.channels = channels.into_iter().flatten().collect();
         answers.into_iter().map(|reply| reply.map(by_object)).collect()
+    }
+
+    /// Asks those that have answered lately what their proxies saw.
+    pub(super) async fn seen(&self, request: SeenRequest) -> Vec<SeenReply> {
+        let asked = self.channels.values().map(|channel| {
+            let mut client = ReplicasClient::new(channel.clone()).max_decoding_message_size(MAX_REPLY);
+            let request = request.clone();
+            async move { timeout(self.patience, client.seen(request)).await.ok()?.ok() }
+        });
+        let answers = futures_util::future::join_all(asked).await;
+        answers.into_iter().flatten().map(Response::into_inner).collect()
     }
 
     async fn one(&self, address: SocketAddr, known: Option<Channel>) -> Result<(Channel, ReachReply)> {

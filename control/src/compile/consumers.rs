@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 
-use penstock_api::v1;
+use penstock_api::{ServiceName, v1};
 
 use super::services::ServiceModel;
+use crate::snapshot::Builder;
 
 /// The namespace's own rules, and everybody's for the ports of which these say nothing.
 pub(super) fn seen(own: Vec<v1::Rule>, everybodys: &[v1::Rule], service: &ServiceModel<'_>) -> Vec<v1::Rule> {
@@ -32,4 +33,14 @@ pub(super) fn seen(own: Vec<v1::Rule>, everybodys: &[v1::Rule], service: &Servic
         }
     }
     seen
+}
+
+/// Records that a route of `parent`, `<namespace>/<name>`, leads to `backend`: for everybody, or for the clients in its namespace.
+pub(super) fn leads_to(parent: &ServiceName, route: &str, backend: &str, builder: &mut Builder) {
+    match route.split('/').next() {
+        Some(namespace) if namespace != parent.namespace() => {
+            builder.leads_to_for(namespace, parent.as_str(), backend);
+        }
+        _ => builder.leads_to(parent.as_str(), backend),
+    }
 }

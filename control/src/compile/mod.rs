@@ -6,6 +6,7 @@
 
 mod access;
 pub mod annotations;
+mod canary;
 mod consumers;
 mod driver;
 mod endpoints;
@@ -167,6 +168,7 @@ fn outcomes(
             last_good: replaced.contains(id) || candidate.is_some_and(|candidate| candidate.held),
             parents: newest.map(|object| parents(object, builder)).unwrap_or_default(),
             resources: builder.parts(id),
+            course: builder.course(id),
         }
     };
     all.into_iter().map(|id| (id.clone(), of(id))).collect()

@@ -20,6 +20,7 @@ use penstock_api::resource::{Kind, weights_name};
 use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
+use super::canary::{self, Canaries};
 use super::consumers;
 use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
@@ -108,20 +109,22 @@ impl<'a> Route<'a> {
 /// Adds routes and weights.
 pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
+    let mut canaries = canary::read(view, services, faults);
     let http: Vec<_> = view.routes.iter().map(|(object, route)| Route::of_http(object, route)).collect();
     let grpc = view.grpc_routes.iter();
     let grpc: Vec<_> = grpc.map(|(object, route)| Route::of_grpc(object, route, faults)).collect();
     for route in http.iter().chain(&grpc) {
-        attach(route, view, services, &mut attached, builder, faults);
+        attach(route, view, services, &mut attached, &mut canaries, builder, faults);
     }
     for (name, service) in services {
         let Attached { everybodys, consumers } = attached.remove(name).unwrap_or_default();
         let mut rules = in_order(everybodys);
-        rest(service, services, &mut rules, builder, faults);
+        rest(service, services, &mut rules, &mut canaries, builder, faults);
         for (namespace, own) in consumers {
-            let rules = consumers::seen(in_order(own), &rules, service);
-            builder.add_for(&namespace, name.as_str(), &v1::Routes { rules });
+            let seen = consumers::seen(in_order(own), &rules, service);
+            builder.add_for(&namespace, name.as_str(), &v1::Routes { rules: canaries.finish(name, seen) });
         }
+        let rules = canaries.finish(name, rules);
         if !rules.is_empty() {
             builder.add(Kind::Routes, name.as_str(), &v1::Routes { rules });
         }
@@ -139,6 +142,7 @@ fn attach(
     view: &View<'_>,
     services: &Services<'_>,
     attached: &mut BTreeMap<ServiceName, Attached>,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
@@ -173,7 +177,7 @@ fn attach(
                         builder.routes_to(parent, &pool.object.id);
                     }
                 }
-                rule.weights = add_weights(parent, name, number, backends, builder);
+                rule.weights = add_weights(parent, name, number, backends, canaries, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let of_parent = attached.entry(parent.clone()).or_default();
@@ -275,20 +279,15 @@ fn add_weights(
     route: &str,
     rule: u32,
     mut backends: Vec<v1::Backend>,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
 ) -> String {
     for unnamed in backends.iter_mut().filter(|backend| backend.service.is_empty()) {
         unnamed.service = parent.to_string();
     }
-    let of = route.split('/').next().unwrap_or_default();
-    for backend in backends.iter().filter(|backend| backend.invalid.is_empty()) {
-        match of == parent.namespace() {
-            true => builder.leads_to(parent.as_str(), &backend.service),
-            false => builder.leads_to_for(of, parent.as_str(), &backend.service),
-        }
-    }
     let name = weights_name(parent, route, rule);
-    builder.add(Kind::Weights, name.as_str(), &v1::Weights { route: route.to_owned(), rule, backends });
+    let weights = v1::Weights { route: route.to_owned(), rule, backends, mirrors: Vec::new() };
+    canaries.weigh(parent, &name, weights, builder);
     name
 }
 
@@ -560,11 +559,14 @@ fn rest(
     service: &ServiceModel<'_>,
     services: &Services<'_>,
     rules: &mut Vec<v1::Rule>,
+    canaries: &mut Canaries<'_>,
     builder: &mut Builder,
     faults: &mut Faults,
 ) {
     let routed = !rules.is_empty();
-    if rules.iter().any(|rule| rule.port == 0) || (!routed && service.split.is_none()) {
+    if rules.iter().any(|rule| rule.port == 0)
+        || (!routed && service.split.is_none() && !canaries.has(&service.name))
+    {
         return;
     }
     let route = service.name.to_string();
@@ -586,13 +588,13 @@ fn rest(
                 ..v1::Backend::default()
             }],
         };
-        let weights = add_weights(&service.name, &route, index, backends, builder);
+        let weights = add_weights(&service.name, &route, index, backends, canaries, builder);
         let port = if one { 0 } else { port.port };
         rules.push(v1::Rule { route: route.clone(), index, port, weights, ..v1::Rule::default() });
     }
 }
 
-/// A backend of the traffic-split annotation: the port of the same number, else of the same name, else the only one.
+/// A backend of the traffic-split annotation.
 fn split_backend(
     service: &ServiceModel<'_>,
     port: &v1::ServicePort,
@@ -605,13 +607,7 @@ fn split_backend(
     let mut backend =
         v1::Backend { service: format!("{namespace}/{name}"), weight, ..v1::Backend::default() };
     let found = ServiceName::new(namespace, name).ok().and_then(|name| services.get(&name));
-    let target = found.and_then(|target| {
-        let ports = &target.ports;
-        let same_number = ports.iter().find(|known| known.port == port.port);
-        let same_name = || ports.iter().find(|known| !known.name.is_empty() && known.name == port.name);
-        let only = || ports.first().filter(|_| ports.len() == 1);
-        same_number.or_else(same_name).or_else(only)
-    });
+    let target = found.and_then(|target| target.port_for(port));
     match (found, target) {
         (_, Some(target)) => backend.port = target.port,
         (None, None) => backend.invalid = format!("the backend {} does not exist", backend.service),

@@ -40,6 +40,14 @@ impl ServiceModel<'_> {
         self.ports.iter().any(|port| port.port == number)
     }
 
+    /// Its port for what comes to `port` of another Service: that of the same number, else of the same name, else the only one.
+    pub(super) fn port_for(&self, port: &v1::ServicePort) -> Option<&v1::ServicePort> {
+        let same_number = self.ports.iter().find(|known| known.port == port.port);
+        let same_name = || self.ports.iter().find(|known| !known.name.is_empty() && known.name == port.name);
+        let only = || self.ports.first().filter(|_| self.ports.len() == 1);
+        same_number.or_else(same_name).or_else(only)
+    }
+
     /// Its ports, in words.
     pub(super) fn ports_in_words(&self) -> String {
         match self.ports.is_empty() {

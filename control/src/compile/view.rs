@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::objects::access::AccessPolicy;
+use crate::objects::canary::Canary;
 use crate::objects::inference::InferencePolicy;
 use crate::objects::pool::InferencePool;
 use crate::objects::{Body, Object, ObjectId};
@@ -29,6 +30,7 @@ pub(super) struct View<'a> {
     pub grants: Vec<Of<'a, ReferenceGrant>>,
     pub inference: Vec<Of<'a, InferencePolicy>>,
     pub access: Vec<Of<'a, AccessPolicy>>,
+    pub canaries: Vec<Of<'a, Canary>>,
 }
 
 impl<'a> View<'a> {
@@ -45,6 +47,7 @@ impl<'a> View<'a> {
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),
                 Body::InferencePolicy(body) => view.inference.push((object, body)),
                 Body::AccessPolicy(body) => view.access.push((object, body)),
+                Body::Canary(body) => view.canaries.push((object, body)),
             }
         }
         view

@@ -5,6 +5,7 @@
 //! the older belongs to a connection that died unnoticed. A proxy that has been gone for ten minutes is forgotten.
 
 mod attach;
+pub mod seen;
 mod tally;
 mod tap;
 mod window;
@@ -25,6 +26,7 @@ use crate::push::{Published, Stream};
 use crate::snapshot::Snapshot;
 
 pub use attach::FleetService;
+pub use seen::{Pair, Seen};
 pub use tally::{Tallies, Tally};
 use tap::Taps;
 pub use tap::{Tap, TapFilter};
@@ -327,6 +329,15 @@ impl Fleet {
             covered = covered.max(proxy.window.sum_into(&mut totals, window, now));
         }
         (totals, covered.min(window))
+    }
+
+    /// What clients' proxies saw of some Services in the last `window`, of which five minutes are known.
+    pub fn seen(&self, services: &[String], window: Duration, now: Instant) -> Seen {
+        let mut seen = Seen::default();
+        for proxy in lock(&self.proxies).values() {
+            proxy.window.see_into(&mut seen, services, window, now);
+        }
+        seen
     }
 
     fn tapped(&self, node: &str, event: v1::TapEvent) {

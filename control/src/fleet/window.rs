@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_api::latency::Histogram;
-use penstock_api::v1::{Outcome, Outcomes};
+use penstock_api::v1::{Direction, Outcome, Outcomes, Shadow};
 use tokio::time::Instant;
+
+use super::seen::Seen;
 
 /// Five minutes of seconds.
 const SECONDS: usize = 300;
@@ -31,6 +33,7 @@ struct Row {
     key: Arc<Key>,
     counts: Counts,
     latency: Box<[(u16, u32)]>,
+    load_permille: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +49,7 @@ struct Second {
     at: Instant,
     span: Duration,
     rows: Vec<Row>,
+    shadows: Box<[Shadow]>,
 }
 
 /// One proxy's last minutes.
@@ -75,11 +79,24 @@ pub struct Total {
 #[derive(Clone, Debug, Default)]
 pub struct Totals(pub BTreeMap<(i32, String, String), Total>);
 
+impl Row {
+    fn sum_into(&self, total: &mut Total) {
+        total.requests += self.counts.requests;
+        total.failures += self.counts.failures;
+        total.mtls += self.counts.mtls;
+        total.retries += self.counts.retries;
+        for (bucket, count) in &self.latency {
+            total.latency.add(usize::from(*bucket), u64::from(*count));
+        }
+    }
+}
+
 impl Window {
     pub(super) fn add(&mut self, outcomes: Outcomes, now: Instant) {
         let span = Duration::from_millis(outcomes.interval_ms.clamp(1, LONGEST));
         let rows = outcomes.rows.into_iter().take(ROWS).map(|row| self.row(row)).collect();
-        self.seconds.push_back(Second { at: now, span, rows });
+        let shadows = outcomes.shadows.into_iter().take(ROWS).collect();
+        self.seconds.push_back(Second { at: now, span, rows, shadows });
         if self.seconds.len() > SECONDS {
             self.seconds.pop_front();
             // A name that no second uses any more is held by the set alone.
@@ -89,7 +106,17 @@ impl Window {
 
     fn row(&mut self, row: Outcome) -> Row {
         let Outcome {
-            direction, service, backend, endpoint, route, requests, failures, mtls, retries, ..
+            direction,
+            service,
+            backend,
+            endpoint,
+            route,
+            requests,
+            failures,
+            mtls,
+            retries,
+            load_permille,
+            ..
         } = row;
         let key = Key { direction, service, backend, endpoint, route };
         let key = match self.keys.get_key_value(&key) {
@@ -104,7 +131,7 @@ impl Window {
             (u16::try_from(b.index).unwrap_or(u16::MAX), u32::try_from(b.count).unwrap_or(u32::MAX))
         };
         let latency = row.latency.into_iter().take(penstock_api::latency::BUCKETS).map(bucket).collect();
-        Row { key, counts: Counts { requests, failures, mtls, retries }, latency }
+        Row { key, counts: Counts { requests, failures, mtls, retries }, latency, load_permille }
     }
 
     /// Adds what the proxy saw in the last `window`; answers how much of it the proxy was there for.
@@ -116,16 +143,32 @@ impl Window {
             for row in &second.rows {
                 let key = (row.key.direction, row.key.service.clone(), row.key.backend.clone());
                 let total = totals.0.entry(key).or_default();
-                total.requests += row.counts.requests;
-                total.failures += row.counts.failures;
-                total.mtls += row.counts.mtls;
-                total.retries += row.counts.retries;
-                for (bucket, count) in &row.latency {
-                    total.latency.add(usize::from(*bucket), u64::from(*count));
-                }
+                row.sum_into(total);
             }
         }
         covered
+    }
+
+    /// Adds what the proxy saw of `services` as their client in the last `window`.
+    pub(super) fn see_into(&self, seen: &mut Seen, services: &[String], window: Duration, now: Instant) {
+        let recent = |second: &&Second| now.saturating_duration_since(second.at) < window;
+        for second in self.seconds.iter().rev().take_while(recent) {
+            let outbound = |row: &&Row| row.key.direction == i32::from(Direction::Outbound);
+            let rows = second.rows.iter().filter(outbound);
+            for row in rows.filter(|row| services.contains(&row.key.service)) {
+                let pair = (row.key.service.clone(), row.key.backend.clone());
+                let backend = seen.backends.entry(pair).or_default();
+                row.sum_into(&mut backend.total);
+                if let Some(permille) = row.load_permille {
+                    backend.load_permille += u64::from(permille);
+                    backend.reports += 1;
+                }
+            }
+            for shadow in second.shadows.iter().filter(|shadow| services.contains(&shadow.service)) {
+                let pair = (shadow.service.clone(), shadow.mirror.clone());
+                seen.shadows.entry(pair).or_default().add(shadow);
+            }
+        }
     }
 }
 
@@ -142,7 +185,7 @@ mod tests {
             latency: vec![penstock_api::v1::Bucket { index: 40, count: requests }],
             ..Outcome::default()
         };
-        Outcomes { interval_ms: 1_000, rows: vec![row("a/p0"), row("a/p1")] }
+        Outcomes { interval_ms: 1_000, rows: vec![row("a/p0"), row("a/p1")], shadows: Vec::new() }
     }
 
     #[test]

@@ -67,9 +67,10 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("gateway.networking.k8s.io", "ReferenceGrant") => ObjectKind::ReferenceGrant,
         ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
         ("penstock.io", "AccessPolicy") => ObjectKind::AccessPolicy,
+        ("penstock.io", "Canary") => ObjectKind::Canary,
         ("penstock.io", unknown) => {
             let message =
-                format!("{unknown} is no kind of penstock.io; write InferencePolicy or AccessPolicy");
+                format!("{unknown} is no kind of penstock.io; write InferencePolicy, AccessPolicy or Canary");
             return Err(broken(document.line_of("/kind"), Scope::File, message));
         }
         _ => {
@@ -136,6 +137,7 @@ fn body(kind: ObjectKind, json: &Value) -> Result<Body, (String, String)> {
         ObjectKind::ReferenceGrant => Body::ReferenceGrant(typed(json)?),
         ObjectKind::InferencePolicy => Body::InferencePolicy(typed(json)?),
         ObjectKind::AccessPolicy => Body::AccessPolicy(typed(json)?),
+        ObjectKind::Canary => Body::Canary(typed(json)?),
     })
 }
 
@@ -151,6 +153,7 @@ fn known(body: &Body) -> Value {
         Body::ReferenceGrant(object) => serde_json::to_value(object),
         Body::InferencePolicy(object) => serde_json::to_value(object),
         Body::AccessPolicy(object) => serde_json::to_value(object),
+        Body::Canary(object) => serde_json::to_value(object),
     }
     .unwrap_or_default()
 }

@@ -4,6 +4,7 @@
 //! [`Broken`], so that the compiler can keep the last good version in force and say why.
 
 pub mod access;
+pub mod canary;
 pub mod decode;
 pub mod inference;
 pub mod pool;
@@ -21,6 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
+use self::canary::Canary;
 use self::inference::InferencePolicy;
 use self::pool::InferencePool;
 use self::yaml::Node;
@@ -69,6 +71,7 @@ pub enum ObjectKind {
     InferencePool,
     HTTPRoute,
     GRPCRoute,
+    Canary,
     AccessPolicy,
 }
 
@@ -80,6 +83,7 @@ impl ObjectKind {
             Self::InferencePool
                 | Self::HTTPRoute
                 | Self::GRPCRoute
+                | Self::Canary
                 | Self::InferencePolicy
                 | Self::AccessPolicy
         )
@@ -110,6 +114,7 @@ pub enum Body {
     ReferenceGrant(Box<ReferenceGrant>),
     InferencePolicy(Box<InferencePolicy>),
     AccessPolicy(Box<AccessPolicy>),
+    Canary(Box<Canary>),
 }
 
 /// Something that could not be read.
@@ -152,6 +157,7 @@ impl Object {
             Body::ReferenceGrant(object) => &object.metadata,
             Body::InferencePolicy(object) => &object.metadata,
             Body::AccessPolicy(object) => &object.metadata,
+            Body::Canary(object) => &object.metadata,
         }
     }
 

@@ -42,7 +42,11 @@ fn weights(builder: &mut Builder, parent: &str, rule: u32, backends: &[(&str, u3
         v1::Backend { service: (*service).into(), weight: *weight, ..v1::Backend::default() }
     };
     let backends = backends.iter().map(backend).collect();
-    builder.add(Kind::Weights, &*name, &v1::Weights { route: parent.into(), rule, backends });
+    builder.add(
+        Kind::Weights,
+        &*name,
+        &v1::Weights { route: parent.into(), rule, backends, ..Default::default() },
+    );
     name
 }
 

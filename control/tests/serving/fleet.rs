@@ -79,7 +79,11 @@ async fn outcomes_of_all_proxies_add_up() {
         ..Outcome::default()
     };
     for proxy in &proxies {
-        let outcomes = Outcomes { interval_ms: 1_000, rows: vec![row("a/v1", 30), row("a/v2", 10)] };
+        let outcomes = Outcomes {
+            interval_ms: 1_000,
+            rows: vec![row("a/v1", 30), row("a/v2", 10)],
+            ..Default::default()
+        };
         proxy.say(proxy_message::Kind::Outcomes(outcomes)).await;
     }
     let stat = || async { mesh.json::<view::Stat>("/stat?window=10s").await };

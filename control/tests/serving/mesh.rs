@@ -82,6 +82,7 @@ impl Mesh {
             leaf_lifetime,
             review: None,
             cluster: None,
+            canaries: None,
         };
         let stop = CancellationToken::new();
         let control = start(options, snapshots, None, stop.clone()).await.unwrap();

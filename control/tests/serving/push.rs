@@ -27,7 +27,11 @@ fn canary(v2: u32) -> impl Fn(&mut Builder) {
         let rule = v1::Rule { route: "a/s".into(), weights: WEIGHTS.into(), ..v1::Rule::default() };
         builder.add(Kind::Routes, "a/s", &v1::Routes { rules: vec![rule] });
         let backends = vec![backend("a/v1", 100 - v2), backend("a/v2", v2)];
-        builder.add(Kind::Weights, WEIGHTS, &v1::Weights { route: "a/s".into(), rule: 0, backends });
+        builder.add(
+            Kind::Weights,
+            WEIGHTS,
+            &v1::Weights { route: "a/s".into(), rule: 0, backends, ..Default::default() },
+        );
     }
 }
 

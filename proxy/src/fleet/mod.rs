@@ -162,7 +162,11 @@ impl Attached<'_> {
         // The first empty message says that nothing is in flight any more; further ones would say nothing.
         let empty = rows.is_empty();
         if !(empty && self.was_empty) {
-            permit.send(message(proxy_message::Kind::Outcomes(Outcomes { interval_ms, rows })));
+            permit.send(message(proxy_message::Kind::Outcomes(Outcomes {
+                interval_ms,
+                rows,
+                ..Outcomes::default()
+            })));
         }
         self.was_empty = empty;
     }
@@ -248,6 +252,7 @@ fn outcome(row: &Row) -> Outcome {
         request_bytes: counts.request_bytes,
         response_bytes: counts.response_bytes,
         in_flight: counts.in_flight,
+        load_permille: None,
     }
 }
 

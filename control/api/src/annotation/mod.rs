@@ -32,6 +32,8 @@ pub enum On {
     InjectedPod,
     /// Services.
     Service,
+    /// Canaries, and a command writes it.
+    Canary,
 }
 
 impl On {
@@ -42,6 +44,7 @@ impl On {
             Self::Pod => "pod",
             Self::InjectedPod => "pod, written by the injector",
             Self::Service => "Service",
+            Self::Canary => "Canary, written by `penstock canary`",
         }
     }
 }
@@ -65,7 +68,7 @@ pub struct Annotation {
 }
 
 /// All annotations.
-pub const ALL: [Annotation; 24] = [
+pub const ALL: [Annotation; 26] = [
     Annotation {
         name: annotation::INJECT,
         on: On::PodAndNamespace,
@@ -269,6 +272,22 @@ pub const ALL: [Annotation; 24] = [
         examples: &[],
         without: "not injected",
         meaning: "what `penstock uninject` has to undo besides what it finds by name",
+    },
+    Annotation {
+        name: annotation::PROMOTE,
+        on: On::Canary,
+        form: "<run>/<anything>",
+        examples: &[],
+        without: "a step that waits for a person waits",
+        meaning: "the step that it is at has been held long enough; each text is heard once",
+    },
+    Annotation {
+        name: annotation::ABORT,
+        on: On::Canary,
+        form: "<run>/<anything>",
+        examples: &[],
+        without: "it goes back when analysis fails",
+        meaning: "it goes back now; each text is heard once",
     },
 ];
 

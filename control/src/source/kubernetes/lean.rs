@@ -26,10 +26,20 @@ pub(super) fn lean(kind: ObjectKind, object: &mut Value) {
             annotations.remove(LAST_APPLIED);
         }
     }
-    if kind != ObjectKind::Pod {
+    match kind {
+        ObjectKind::Pod => {}
+        // Where requests go, and none of the numbers beside it.
+        ObjectKind::Canary => {
+            if let Some(status) = inner(object, "status") {
+                status.retain(|key, _| key == "course");
+            }
+            return;
+        }
         // What others say of a route or a Service is nothing that it is compiled from.
-        object.remove("status");
-        return;
+        _ => {
+            object.remove("status");
+            return;
+        }
     }
     if let Some(status) = inner(object, "status") {
         let said = status.remove("conditions");

@@ -1,0 +1,45 @@
+//! What moves a canary. Pure: what was seen, what was asked and the time are arguments.
+//!
+//! In: a [`Plan`], read from the object's `spec` (`read`), the [`Diary`], which is its `status`, and the [`Facts`] of the moment. Out: the diary as it
+//! should be ([`walk`]), whose [`Course`](crate::objects::canary::Course) is all that moves requests. It is level-triggered: whoever reads the object
+//! and the facts comes to the same diary, so a replica that dies at any moment is followed by one that goes on from what is written.
+//!
+//! ```text
+//!                        services and endpoints are there
+//!     Invalid <-> Waiting ------------------------------+
+//!                    |                                  v
+//!                    |      +--------------------> Progressing <-----------+  each step: weight applied everywhere,
+//!                    |      |  a person lets go         |  |               |  held, analysis passed
+//!                    |      |                           |  +---------------+
+//!                    |   Paused <-----------------------+
+//!                    |    | |   a person is waited for  |
+//!                    |    | +------------+--------------+  after the last step
+//!                    |    |              v
+//!                    |    |          Promoting ---------------> Succeeded      weight 100 applied everywhere
+//!                    |    |              |
+//!                    |    |              |  analysis fails, the deadline passes, endpoints vanish, abort
+//!                    +----+--------------+---> RollingBack ---> RolledBack     weight 0 applied everywhere
+//!                                              (from Progressing too)
+//! ```
+//!
+//! Another run (another Service, other steps, another `run`) begins at Waiting or Progressing, wherever the one before was.
+
+mod bounds;
+mod checks;
+mod desk;
+mod diary;
+mod judge;
+mod local;
+mod read;
+mod task;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use self::bounds::{Bounds, Check, CheckKind, Latency, Plan, Shadow, Step, Wrong};
+pub use self::desk::{Command, Commands, Shown};
+pub use self::diary::{Answered, Diary, Entry, Moment, Observed, Phase, ShadowObserved};
+pub use self::judge::{Missing, Verdict, judge};
+pub use self::local::Local;
+pub use self::task::{Home, Sight, run};
+pub use self::walk::{Checked, Facts, Reached, refused, walk, windows};

@@ -1,0 +1,518 @@
+//! One look at a Canary: from its diary and the facts of the moment to its diary.
+//!
+//! Where requests go is a function of the phase and the step alone (`course`), so no weight outlives what it was for. A run begins at
+//! once with the weight of its first step, without a course of 0 before it: what was compiled until then, of a course of another run, is a
+//! weight of 0 already, and that is no dip either, because the Service that is `stable` now is what served. Everything that a look does it
+//! does until nothing moves, so that the next one with the same facts finds nothing to do.
+//!
+//! Can go wrong: nothing. A diary that somebody has changed by hand is gone on from as far as it makes sense.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use super::bounds::{Plan, Wrong, words};
+use super::diary::{Diary, Moment, Observed, Phase, ShadowObserved};
+use super::judge::{Missing, Verdict, judge, looks};
+use crate::conditions::{Condition, Settle, cut};
+use crate::fleet::Seen;
+use crate::objects::canary::Course;
+use crate::objects::decode::dotted;
+
+/// The windows that end now.
+const SHORT: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(10);
+/// Of the window that begins when a step is applied: more is not kept of what proxies saw.
+const STEP: Duration = Duration::from_secs(300);
+/// What a proxy tells is of the second before. Of the first second of a run it may be about the run before, or about another candidate.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// What is true at the moment.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// When.
+    pub now: Timestamp,
+    /// The newest version of the object.
+    pub generation: Option<i64>,
+    /// Why the newest version of the object is refused, if it is; empty otherwise. Then nothing moves but back, and no other run begins.
+    pub refused: Vec<Wrong>,
+    /// Services of the plan that do not exist, `<namespace>/<name>`.
+    pub missing: Vec<String>,
+    /// Ready endpoints of the candidate.
+    pub ready: usize,
+    /// How far the course has come.
+    pub reach: Reached,
+    /// What clients' proxies saw of the plan's `service`, over the times that [`windows`] asks for: two seconds, ten, and since the step was
+    /// applied everywhere.
+    pub windows: [(Duration, Seen); 3],
+    /// What those outside said.
+    pub checks: Vec<Checked>,
+    /// The newest command to go on, `<run>/<anything>`.
+    pub promote: Option<String>,
+    /// The newest command to go back, likewise.
+    pub abort: Option<String>,
+}
+
+/// How far a course has come with the proxies of all replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// The course that the snapshot in force was compiled from. Counts about any other than the diary's say nothing.
+    pub of: Option<Course>,
+    /// Connected proxies that it concerns.
+    pub concerned: usize,
+    /// Of these, those that have applied it.
+    pub applied: usize,
+    /// Replicas of control that have not said how far theirs are.
+    pub unheard: usize,
+    /// One that refused it, and why.
+    pub refused: Option<String>,
+}
+
+/// What somebody outside said last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The check's name.
+    pub name: String,
+    /// When it answered.
+    pub at: Timestamp,
+    /// Yes or no, in words: `0.97, at least 0.99 is wanted`.
+    pub answer: Result<String, String>,
+    /// How often it was no, one after the other, until now.
+    pub failures_in_a_row: u32,
+}
+
+/// The windows to look through at `now`: none reaches back to before the run, and the last not to before the step. Zero: it is too early.
+pub fn windows(diary: &Diary, now: Timestamp) -> [Duration; 3] {
+    let run = diary.since.map(|since| since.until(now).saturating_sub(TOLD)).unwrap_or_default();
+    let step = diary.applied_since.map(|since| since.until(now)).unwrap_or_default();
+    [SHORT.min(run), LONG.min(run), STEP.min(step)]
+}
+
+/// The diary as it should be. With the same facts, what it answers is what it answers again.
+pub fn walk(plan: &Plan, diary: &Diary, facts: &Facts) -> Diary {
+    if !facts.refused.is_empty() && diary.course.as_ref().is_none_or(|course| course.run != plan.run) {
+        // No run begins with what is not in force, and none ends for it.
+        return refused(diary, facts.generation, &facts.refused, facts.now);
+    }
+    let mut walker = Walker { plan, facts, diary: diary.clone() };
+    walker.begin();
+    walker.commands();
+    // Each round leaves a step or a phase; a plan is as long as it is, and a round more finds nothing to do.
+    for _ in 0..2 * plan.steps.len() + 4 {
+        let before = walker.diary.clone();
+        walker.advance();
+        if walker.diary == before {
+            break;
+        }
+    }
+    walker.tell();
+    walker.diary
+}
+
+/// The diary of an object of which no version makes sense: where requests go, and what has become of its run, stays as it is.
+pub fn refused(diary: &Diary, generation: Option<i64>, wrong: &[Wrong], now: Timestamp) -> Diary {
+    let mut next = diary.clone();
+    let why = told(wrong);
+    if matches!(diary.phase, Phase::Waiting | Phase::Invalid) {
+        let changed = diary.phase != Phase::Invalid;
+        (next.phase, next.message) = (Phase::Invalid, why.clone());
+        if changed {
+            next.note(now);
+        }
+    }
+    let wanted = [Condition::of("Accepted", false, "Invalid", why)];
+    settle(&mut next, generation, now, &wanted);
+    next
+}
+
+struct Walker<'a> {
+    plan: &'a Plan,
+    facts: &'a Facts,
+    diary: Diary,
+}
+
+/// What a step waits for.
+enum Wait {
+    /// Time, proxies, or numbers.
+    For(Vec<Missing>),
+    /// A person.
+    Person(String),
+    /// Nothing.
+    Nothing,
+}
+
+impl Walker<'_> {
+    fn now(&self) -> Moment {
+        Moment::of(self.facts.now)
+    }
+
+    /// Begins anew, if this is another run than the diary's.
+    fn begin(&mut self) {
+        let Self { plan, facts, diary } = self;
+        diary.steps = plan.steps.len();
+        diary.step = diary.step.min(plan.steps.len().saturating_sub(1));
+        if diary.course.as_ref().is_some_and(|course| course.run == plan.run) {
+            return;
+        }
+        // What was told before there was such a run was not told to it, but to one before it of the same name.
+        let stale = |command: &Option<String>| command.clone().filter(|text| of_run(text, &plan.run));
+        let mut answered = diary.answered.clone();
+        answered.promote = stale(&facts.promote).or(answered.promote);
+        answered.abort = stale(&facts.abort).or(answered.abort);
+        *diary = Diary {
+            steps: diary.steps,
+            since: Some(Moment::of(facts.now)),
+            answered,
+            history: std::mem::take(&mut diary.history),
+            conditions: std::mem::take(&mut diary.conditions),
+            ..Diary::default()
+        };
+        diary.course = Some(course(plan, Phase::Waiting, 0));
+        if self.waits_to_begin().is_some() {
+            self.wait_to_begin();
+            self.diary.note(self.facts.now);
+        }
+    }
+
+    /// Does what people have told since, each once.
+    fn commands(&mut self) {
+        let Self { plan, facts, diary } = self;
+        let fresh = |command: &Option<String>, answered: &Option<String>| {
+            command.clone().filter(|text| of_run(text, &plan.run) && Some(text) != answered.as_ref())
+        };
+        let promote = fresh(&facts.promote, &diary.answered.promote);
+        let abort = fresh(&facts.abort, &diary.answered.abort);
+        if promote.is_some() {
+            diary.promoted |= matches!(diary.phase, Phase::Progressing | Phase::Paused);
+            diary.answered.promote = promote;
+        }
+        if abort.is_some() {
+            diary.answered.abort = abort;
+            if diary.phase.judged() || diary.phase == Phase::Waiting {
+                self.back("aborted by a person".to_owned());
+            }
+        }
+    }
+
+    /// One round.
+    fn advance(&mut self) {
+        let Self { plan, diary, .. } = self;
+        // Whatever somebody wrote there: see `course`.
+        let wanted = course(plan, diary.phase, diary.step);
+        if diary.course.as_ref() != Some(&wanted) {
+            diary.course = Some(wanted);
+            diary.applied_since = None;
+        }
+        if self.applied() && self.diary.applied_since.is_none() {
+            self.diary.applied_since = Some(self.now());
+        }
+        match self.diary.phase {
+            Phase::Waiting | Phase::Invalid => self.wait_to_begin(),
+            Phase::Progressing | Phase::Paused | Phase::Promoting => self.judged(),
+            Phase::RollingBack if self.applied() => {
+                let why = self.diary.message.clone();
+                self.enter(Phase::RolledBack, why);
+            }
+            Phase::RollingBack | Phase::Succeeded | Phase::RolledBack => {}
+        }
+    }
+
+    /// Whether every proxy has the course: told by all replicas, and about this one.
+    fn applied(&self) -> bool {
+        let Reached { of, concerned, applied, unheard, .. } = &self.facts.reach;
+        *of == self.diary.course && of.is_some() && applied == concerned && *unheard == 0
+    }
+
+    fn waits_to_begin(&self) -> Option<String> {
+        let Self { plan, facts, .. } = self;
+        if !facts.refused.is_empty() {
+            return Some(format!("waits to be mended: {}", told(&facts.refused)));
+        }
+        match (facts.missing.is_empty(), facts.ready, plan.paused) {
+            (false, ..) => Some(missing_services(&facts.missing)),
+            (true, 0, _) => Some(format!("waits for a ready endpoint of {}", plan.candidate)),
+            (true, _, true) => Some("waits to begin until spec.paused is no longer true".to_owned()),
+            (true, _, false) => None,
+        }
+    }
+
+    fn wait_to_begin(&mut self) {
+        let waits = self.waits_to_begin();
+        if self.diary.phase == Phase::Invalid {
+            return self.enter(Phase::Waiting, waits.unwrap_or_else(|| "it makes sense again".to_owned()));
+        }
+        match waits {
+            None => self.step(0),
+            Some(why) => self.diary.message = cut(why),
+        }
+    }
+
+    /// Goes into a phase with its course.
+    fn enter(&mut self, phase: Phase, message: String) {
+        let Self { plan, facts, diary } = self;
+        let now = Moment::of(facts.now);
+        diary.phase = phase;
+        diary.message = cut(message);
+        let wanted = course(plan, phase, diary.step);
+        if diary.course.as_ref() != Some(&wanted) {
+            diary.course = Some(wanted);
+            diary.applied_since = None;
+        }
+        diary.step_since = Some(now);
+        diary.deadline_since = phase.judged().then_some(now);
+        diary.promoted = false;
+        diary.note(facts.now);
+    }
+
+    /// Goes to a step.
+    fn step(&mut self, index: usize) {
+        let Some(step) = self.plan.steps.get(index) else { return };
+        let shadow = match step.shadow {
+            0 => String::new(),
+            percent => format!(", copies of {percent} %"),
+        };
+        let message = format!("{}: {} %{shadow}", self.place(index), step.weight);
+        self.diary.step = index;
+        // Its own even if the step before had the same course: what a step asks for is seen in the step.
+        self.diary.applied_since = None;
+        self.enter(Phase::Progressing, message);
+    }
+
+    fn place(&self, index: usize) -> String {
+        format!("step {} of {}", index + 1, self.plan.steps.len())
+    }
+
+    fn back(&mut self, why: String) {
+        self.enter(Phase::RollingBack, why);
+    }
+
+    /// A step, or the promotion: back, if anything is wrong; on, if nothing is missing.
+    fn judged(&mut self) {
+        self.observe();
+        let Self { plan, facts, diary } = self;
+        if facts.ready == 0 {
+            let why = format!("no endpoint of {} is ready any more", plan.candidate);
+            return self.back(why);
+        }
+        let verdict = judge(plan, diary, facts);
+        if let Verdict::Fails(why) = verdict {
+            return self.back(why);
+        }
+        match diary.phase {
+            Phase::Promoting => self.promotion(),
+            _ => self.step_on(verdict),
+        }
+    }
+
+    fn promotion(&mut self) {
+        if self.applied() {
+            let message = format!("all requests go to {}", self.plan.candidate);
+            return self.enter(Phase::Succeeded, message);
+        }
+        let missing = self.unapplied();
+        self.diary.message = format!("promotion: waits for {}", missing.what);
+        self.due("the promotion", &[missing]);
+    }
+
+    /// Decides whether a step goes on, and says what it waits for.
+    fn step_on(&mut self, verdict: Verdict) {
+        let place = self.place(self.diary.step);
+        match self.wait(verdict) {
+            Wait::Nothing if self.diary.step + 1 < self.plan.steps.len() => self.step(self.diary.step + 1),
+            Wait::Nothing => {
+                let message = format!("promotion: all requests are to go to {}", self.plan.candidate);
+                self.enter(Phase::Promoting, message);
+            }
+            Wait::Person(what) => {
+                let changed = self.diary.phase != Phase::Paused;
+                self.diary.message = cut(format!("{place}: {what}"));
+                self.diary.phase = Phase::Paused;
+                self.diary.deadline_since = None;
+                if changed {
+                    self.diary.note(self.facts.now);
+                }
+            }
+            Wait::For(missing) => {
+                let changed = self.diary.phase != Phase::Progressing;
+                let what: Vec<&str> = missing.iter().map(|one| one.what.as_str()).collect();
+                self.diary.message = cut(format!("{place}: waits for {}", what.join("; ")));
+                self.diary.phase = Phase::Progressing;
+                if changed || self.diary.deadline_since.is_none() {
+                    self.diary.deadline_since = Some(self.now());
+                }
+                if changed {
+                    self.diary.note(self.facts.now);
+                }
+                self.due(&place, &missing);
+            }
+        }
+    }
+
+    fn wait(&self, verdict: Verdict) -> Wait {
+        let Self { plan, facts, diary } = self;
+        let Some(step) = plan.steps.get(diary.step) else { return Wait::Nothing };
+        if !facts.missing.is_empty() {
+            // To go on would be wrong, and to go back would be to what is not there.
+            return Wait::Person(missing_services(&facts.missing));
+        }
+        if !facts.refused.is_empty() {
+            return Wait::Person(format!("waits to be mended: {}", told(&facts.refused)));
+        }
+        if plan.paused {
+            return Wait::Person("paused by spec.paused".to_owned());
+        }
+        let held = diary.applied_since.is_some_and(|since| since.until(facts.now) >= step.hold);
+        let asks = step.pause && !diary.promoted;
+        let lets_go = || Wait::Person("waits for `penstock canary promote`".to_owned());
+        // Once it has asked it goes on asking, also when nights are quiet.
+        if asks && held && diary.phase == Phase::Paused {
+            return lets_go();
+        }
+        if !self.applied() {
+            return Wait::For(vec![self.unapplied()]);
+        }
+        if !held && !diary.promoted {
+            let what = format!("{} to pass", words(step.hold));
+            return Wait::For(vec![Missing { what, so_far: String::new() }]);
+        }
+        match verdict {
+            Verdict::Undecided(missing) => Wait::For(missing),
+            _ if asks => lets_go(),
+            _ => Wait::Nothing,
+        }
+    }
+
+    /// What to say while not every proxy has the course.
+    fn unapplied(&self) -> Missing {
+        let Reached { of, concerned, applied, unheard, refused } = &self.facts.reach;
+        let what = "every proxy to have it".to_owned();
+        let so_far = match (refused, unheard) {
+            _ if *of != self.diary.course => "it is not compiled yet".to_owned(),
+            (Some(why), _) => format!("{applied} of {concerned} so far; {why}"),
+            (None, 0) => format!("{applied} of {concerned} so far"),
+            (None, _) => {
+                format!(
+                    "{applied} of {concerned} so far; {unheard} of control's replicas have not said how far theirs are"
+                )
+            }
+        };
+        Missing { what, so_far }
+    }
+
+    /// Goes back if the time is over.
+    fn due(&mut self, place: &str, missing: &[Missing]) {
+        let Self { plan, facts, diary } = self;
+        if diary.deadline_since.is_none_or(|since| since.until(facts.now) < plan.deadline) {
+            return;
+        }
+        let lacked = missing.iter().map(|Missing { what, so_far }| match so_far.as_str() {
+            "" => what.clone(),
+            so_far => format!("{what} ({so_far})"),
+        });
+        let lacked: Vec<String> = lacked.collect();
+        let deadline = words(plan.deadline);
+        self.back(format!("{place} has not passed within {deadline}; it waited for {}", lacked.join("; ")));
+    }
+
+    /// Writes down what is seen of the two.
+    fn observe(&mut self) {
+        let Self { plan, facts, diary } = self;
+        let [_, long, step] = looks(plan, diary, facts);
+        let look = step.or(long).unwrap_or_default();
+        let shadow = look.shadow.filter(|_| diary.course.as_ref().is_some_and(|course| course.shadow > 0));
+        diary.candidate = look.candidate.map(Observed::of);
+        diary.stable = look.stable.map(Observed::of);
+        diary.shadow = shadow.map(ShadowObserved::of);
+    }
+
+    /// Fills in what follows from where it is.
+    fn tell(&mut self) {
+        let Self { facts, diary, .. } = self;
+        diary.concerned = facts.reach.concerned;
+        diary.applied = if facts.reach.of == diary.course { facts.reach.applied } else { 0 };
+        // Of a run that is over, what was seen last stays.
+        if self.diary.phase.judged() {
+            self.observe();
+        }
+        let applied = self.applied();
+        let wanted = conditions(&self.diary, self.facts, applied);
+        settle(&mut self.diary, self.facts.generation, self.facts.now, &wanted);
+    }
+}
+
+/// Where requests go in a phase, at a step.
+fn course(plan: &Plan, phase: Phase, step: usize) -> Course {
+    let (weight, shadow, matching) = match (phase, plan.steps.get(step)) {
+        (Phase::Progressing | Phase::Paused, Some(step)) => (step.weight, step.shadow, plan.matching),
+        (Phase::Promoting | Phase::Succeeded, _) => (100, 0, plan.matching),
+        _ => (0, 0, false),
+    };
+    Course { run: plan.run.clone(), weight, shadow, matching }
+}
+
+/// Whether a command is for a run.
+fn of_run(command: &str, run: &str) -> bool {
+    command.split_once('/').is_some_and(|(of, _)| of == run)
+}
+
+fn missing_services(names: &[String]) -> String {
+    match names {
+        [name] => format!("there is no Service {name}"),
+        names => format!("there are no Services {}", names.join(", ")),
+    }
+}
+
+/// What is wrong, each at its field.
+fn told(wrong: &[Wrong]) -> String {
+    let each = wrong.iter().map(|(pointer, message)| match pointer.as_str() {
+        "" => message.clone(),
+        pointer => format!("{}: {message}", dotted(pointer)),
+    });
+    cut(each.collect::<Vec<_>>().join("; "))
+}
+
+fn conditions(diary: &Diary, facts: &Facts, applied: bool) -> [Condition; 3] {
+    let accepted = match facts.refused.as_slice() {
+        [] => Condition::of("Accepted", true, "Accepted", String::new()),
+        wrong => {
+            let message = format!("{} (its last good version is in force)", told(wrong));
+            Condition::of("Accepted", false, "Invalid", cut(message))
+        }
+    };
+    let Reached { of, concerned, applied: have, unheard, refused } = &facts.reach;
+    let counted = match concerned {
+        _ if *of != diary.course => "it is not compiled yet".to_owned(),
+        0 => "no connected proxy is concerned".to_owned(),
+        _ => format!("applied by {have} of {concerned} connected proxies that it concerns"),
+    };
+    let (status, reason, message) = match (applied, refused, unheard) {
+        (true, ..) => ("True", "Programmed", counted),
+        (false, Some(why), _) => ("False", "Pending", format!("{counted}; {why}")),
+        (false, None, 1..) if *of == diary.course && have == concerned => {
+            let silent = format!("{unheard} of control's replicas have not said how far theirs are");
+            ("Unknown", "Pending", format!("{counted}; {silent}"))
+        }
+        (false, None, _) => ("False", "Pending", counted),
+    };
+    let programmed = Condition { kind: "Programmed", status, reason, message: cut(message) };
+    let (status, reason) = match diary.phase {
+        Phase::Succeeded => ("True", "Succeeded"),
+        Phase::RolledBack => ("False", "RolledBack"),
+        Phase::RollingBack => ("False", "RollingBack"),
+        Phase::Waiting | Phase::Invalid => ("Unknown", "Waiting"),
+        Phase::Progressing => ("Unknown", "Progressing"),
+        Phase::Paused => ("Unknown", "Paused"),
+        Phase::Promoting => ("Unknown", "Promoting"),
+    };
+    let succeeded = Condition { kind: "Succeeded", status, reason, message: diary.message.clone() };
+    [accepted, programmed, succeeded]
+}
+
+fn settle(diary: &mut Diary, generation: Option<i64>, now: Timestamp, wanted: &[Condition]) {
+    diary.observed_generation = generation;
+    let known = Value::Array(std::mem::take(&mut diary.conditions));
+    if let Value::Array(all) = (Settle { generation, now }).conditions(Some(&known), wanted) {
+        diary.conditions = all;
+    }
+}

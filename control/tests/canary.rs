@@ -1,0 +1,185 @@
+//! What a Canary makes of the rules of its Service, as its course says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests, which clippy doesn't see as such"
+)]
+
+mod common;
+
+use penstock_api::resource::{Kind, Payload};
+use penstock_api::v1;
+use penstock_control::objects::{Body, ObjectSet, decode};
+use penstock_control::snapshot::Snapshot;
+
+use common::{compiled, messages};
+
+const SERVICES: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: resnet}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: resnet-v1}
+spec: {ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: resnet-v2}
+spec: {ports: [{name: http, port: 9090}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other}
+spec: {ports: [{port: 80}]}
+"#;
+
+const CANARY: &str = r#"
+---
+apiVersion: penstock.io/v1alpha1
+kind: Canary
+metadata: {name: resnet}
+spec:
+  service: resnet
+  stable: resnet-v1
+  candidate: resnet-v2
+  steps: [{weight: 5}]
+  sticky: header:x-user
+  match: [{headers: [{name: X-Tester, value: "yes"}]}]
+  shadow: {}
+"#;
+
+fn route(backends: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec:\n  \
+         parentRefs: [{{group: \"\", kind: Service, name: resnet}}]\n  rules:\n    \
+         - matches: [{{path: {{type: PathPrefix, value: /v2}}}}]\n      backendRefs: [{backends}]\n"
+    )
+}
+
+/// The objects, with the course that the canary's status would have.
+fn set(text: &str, weight: u32, shadow: u32, matching: bool) -> ObjectSet {
+    let mut set = decode::file(&"mesh.yaml".into(), text);
+    for object in &mut set.objects {
+        let mut changed = (**object).clone();
+        if let Body::Canary(canary) = &mut changed.body {
+            let run = canary.spec.run_id();
+            let course =
+                serde_json::json!({"run": run, "weight": weight, "shadow": shadow, "matching": matching});
+            canary.status.course = Some(serde_json::from_value(course).unwrap());
+        }
+        *object = changed.into();
+    }
+    set
+}
+
+/// `service:port=weight` of each backend of all weights of `resnet`, and `~service=share` of each mirror.
+fn weights(snapshot: &Snapshot) -> Vec<String> {
+    let of = |(name, entry): (&str, &penstock_control::snapshot::Entry)| {
+        let Payload::Weights(weights) = Payload::decode(Kind::Weights, &entry.any.value).unwrap() else {
+            panic!()
+        };
+        let backend = |one: &v1::Backend| format!("{}:{}={}", one.service, one.port, one.weight);
+        let mirror = |one: &v1::Mirror| format!("~{}:{}={}", one.service, one.port, one.share_ppm);
+        let all: Vec<_> =
+            weights.backends.iter().map(backend).chain(weights.mirrors.iter().map(mirror)).collect();
+        format!("{name} {}", all.join(" "))
+    };
+    snapshot.all(Kind::Weights).map(of).collect()
+}
+
+fn rules(snapshot: &Snapshot) -> Vec<v1::Rule> {
+    let entry = snapshot.get(Kind::Routes, "default/resnet").unwrap();
+    let Payload::Routes(routes) = Payload::decode(Kind::Routes, &entry.any.value).unwrap() else { panic!() };
+    routes.rules
+}
+
+#[test]
+fn the_service_itself_is_divided_where_nothing_else_is_said() {
+    let text = format!("{SERVICES}{CANARY}");
+    let divided = |weight, shadow| weights(&compiled(&set(&text, weight, shadow, false)));
+    let name = "default/resnet/default/resnet/0";
+    assert_eq!(divided(0, 0), [format!("{name} default/resnet-v1:8080=100 default/resnet-v2:9090=0")]);
+    assert_eq!(divided(5, 0), [format!("{name} default/resnet-v1:8080=95 default/resnet-v2:9090=5")]);
+    let copied =
+        format!("{name} default/resnet-v1:8080=100 default/resnet-v2:9090=0 ~default/resnet-v2:9090=100000");
+    assert_eq!(divided(0, 10), [copied]);
+    // The candidate's endpoints are known before the first request goes to it.
+    let snapshot = compiled(&set(&text, 0, 0, false));
+    let known = snapshot.expand(Kind::Service, "default/resnet");
+    assert_eq!(known.len(), 3, "{known:?}");
+    assert_eq!(messages(&snapshot), [""; 0]);
+    assert_eq!(
+        rules(&snapshot)[0].sticky,
+        Some(v1::Sticky { key: Some(v1::sticky::Key::Header("x-user".into())) })
+    );
+}
+
+#[test]
+fn what_a_route_sends_to_both_versions_is_divided_and_the_rest_stays() {
+    let backends = "{name: resnet-v1, port: 8080, weight: 6}, {name: resnet-v2, port: 9090, weight: 2}, \
+                    {name: other, port: 80, weight: 2}";
+    let text = format!("{SERVICES}{}{CANARY}", route(backends));
+    let snapshot = compiled(&set(&text, 25, 0, false));
+    let expected = "default/resnet/default/r/0 default/resnet-v1:8080=600 default/resnet-v2:9090=200 default/other:80=200";
+    assert_eq!(weights(&snapshot), [expected]);
+
+    let text = format!("{SERVICES}{}{CANARY}", route("{name: other, port: 80}"));
+    let snapshot = compiled(&set(&text, 25, 0, true));
+    assert_eq!(weights(&snapshot), ["default/resnet/default/r/0 default/other:80=1"]);
+    assert_eq!(rules(&snapshot).len(), 1);
+}
+
+#[test]
+fn whoever_fits_has_a_rule_of_his_own_before_the_one_that_all_have() {
+    let text = format!("{SERVICES}{}{CANARY}", route("{name: resnet-v1, port: 8080}"));
+    let snapshot = compiled(&set(&text, 0, 0, true));
+    let rules = rules(&snapshot);
+    let [matched, all] = &rules[..] else { panic!("{rules:?}") };
+    assert_eq!(
+        (&*matched.weights, &*all.weights),
+        ("default/resnet/default/r:matched/0", "default/resnet/default/r/0")
+    );
+    let [only] = &matched.matches[..] else { panic!("{matched:?}") };
+    assert_eq!(only.path, all.matches[0].path, "the exception is one of the same requests");
+    assert_eq!(only.headers[0].name, "x-tester");
+    let expected = [
+        "default/resnet/default/r/0 default/resnet-v1:8080=100 default/resnet-v2:9090=0",
+        "default/resnet/default/r:matched/0 default/resnet-v2:9090=1",
+    ];
+    assert_eq!(weights(&snapshot), expected);
+}
+
+#[test]
+fn a_course_of_another_run_moves_nothing_and_what_is_wrong_is_told() {
+    let text = format!("{SERVICES}{CANARY}");
+    let mut other = set(&text, 50, 0, false);
+    for object in &mut other.objects {
+        let mut changed = (**object).clone();
+        if let Body::Canary(canary) = &mut changed.body {
+            canary.spec.run = Some("again".into());
+        }
+        *object = changed.into();
+    }
+    assert!(weights(&compiled(&other))[0].ends_with("resnet-v1:8080=100 default/resnet-v2:9090=0"));
+
+    let table = [
+        (
+            CANARY.replace("candidate: resnet-v2", "candidate: resnet-v3"),
+            "the Service default/resnet-v3 does not exist",
+        ),
+        (CANARY.replace("header:x-user", "user"), "write header:<name> or cookie:<name>"),
+        (
+            format!("{CANARY}{}", CANARY.replace("{name: resnet}", "{name: second}")),
+            "is about the Service default/resnet already",
+        ),
+        (CANARY.replace("X-Tester", "a b"), "is not a header name"),
+    ];
+    for (canary, words) in table {
+        let snapshot = compiled(&decode::file(&"mesh.yaml".into(), &format!("{SERVICES}{canary}")));
+        let told = messages(&snapshot);
+        assert!(told.iter().any(|one| one.contains(words)), "{words}: {told:?}");
+    }
+}
