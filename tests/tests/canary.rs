@@ -118,12 +118,8 @@ fn phase(name: &'static str) -> impl Fn(&Value) -> bool {
 }
 
 fn weights(status: &Value) -> Vec<u64> {
-    let mut weights: Vec<u64> = status["history"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|entry| entry["weight"].as_u64().unwrap())
-        .collect();
+    let mut weights: Vec<u64> =
+        status["history"].as_array().unwrap().iter().map(|entry| entry["weight"].as_u64().unwrap()).collect();
     weights.dedup();
     weights
 }
@@ -155,11 +151,16 @@ async fn a_candidate_that_is_well_takes_over_step_by_step_though_control_is_kill
 async fn a_candidate_that_fails_a_fifth_of_its_requests_is_sent_none_within_three_seconds() {
     let stage = Stage::set(&canary("{weight: 50, hold: 1m}", "")).await;
     let load = stage.load();
-    stage.reaches("was seen for a while", |status| status["candidate"]["requests"].as_u64() > Some(150)).await;
+    stage
+        .reaches("was seen for a while", |status| status["candidate"]["requests"].as_u64() > Some(150))
+        .await;
     let watching = {
         let api = format!("http://{}", stage.mesh.api());
         std::thread::spawn(move || {
-            Command::new(program("penstock")).args(["canary", "watch", "shop", "--control", &api]).output().unwrap()
+            Command::new(program("penstock"))
+                .args(["canary", "watch", "shop", "--control", &api])
+                .output()
+                .unwrap()
         })
     };
     stage.failing.store(20, Ordering::Relaxed);
@@ -185,7 +186,11 @@ async fn a_candidate_that_fails_a_fifth_of_its_requests_is_sent_none_within_thre
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_lets_go_holds_and_sends_back() {
-    let stage = Stage::set(&canary("{weight: 0, hold: 0s, pause: true}, {weight: 30, hold: 1h}", "  match: [{headers: [{name: x-tester, value: \"yes\"}]}]\n")).await;
+    let stage = Stage::set(&canary(
+        "{weight: 0, hold: 0s, pause: true}, {weight: 30, hold: 1h}",
+        "  match: [{headers: [{name: x-tester, value: \"yes\"}]}]\n",
+    ))
+    .await;
     stage.reaches("waits for a person", phase("Paused")).await;
     let mut client = stage.mesh.client("client").await;
     let ask = |more: &str| format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n{more}\r\n");
@@ -221,8 +226,11 @@ async fn those_outside_are_asked_and_heard() {
             let value = value.clone();
             async move {
                 while client.request().await.is_ok() {
-                    let sample = json!([{"metric": {}, "value": [0, value.load(Ordering::Relaxed).to_string()]}]);
-                    let body = json!({"status": "success", "data": {"resultType": "vector", "result": sample}}).to_string();
+                    let sample =
+                        json!([{"metric": {}, "value": [0, value.load(Ordering::Relaxed).to_string()]}]);
+                    let body =
+                        json!({"status": "success", "data": {"resultType": "vector", "result": sample}})
+                            .to_string();
                     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                     if client.send(&answer).await.is_err() {
                         return;
