@@ -119,9 +119,9 @@ fn a_route_that_makes_no_sense_leaves_its_last_good_version() {
         ),
         (
             format!(
-                "{ROUTE}      filters:\n        - type: RequestMirror\n          requestMirror: {{backendRef: {{name: b, port: 80}}}}\n"
+                "{ROUTE}      filters:\n        - type: ExtensionRef\n          extensionRef: {{group: x.io, kind: X, name: z}}\n"
             ),
-            "*r.yaml:17 HTTPRoute default/r: filters of type RequestMirror are not supported in a rule, \
+            "*r.yaml:17 HTTPRoute default/r: filters of type ExtensionRef are not supported in a rule, \
              and requests to it are answered with 500; remove it",
         ),
         (

@@ -23,6 +23,8 @@ use crate::kept::Reading;
 use crate::oob::Reports;
 use crate::receive::{self, ClientBody};
 use crate::send::Lease;
+use crate::shadow::pair::Watched;
+use crate::tee::{Copied, End};
 
 /// A request's body on its way to the server.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub enum RequestBody {
     Kept(Reading),
     /// The proxy's own, in parts that are never joined.
     Parts(VecDeque<Bytes>),
+    /// A copy of another request's.
+    Copy(Copied, Rc<Exchange>),
     /// There is none.
     Empty,
 }
@@ -49,6 +53,9 @@ pub enum RequestBroken {
     /// This try is over, and another reads the body.
     #[error("the request is being sent again")]
     SentAgain,
+    /// It is a copy, and the original broke off, or there was no room to wait for its reader.
+    #[error("the copy of a request broke off: {0:?}")]
+    Copy(End),
 }
 
 /// What every frame of a request meets as it comes in: its bytes count, and its trailers lose what is ours to say.
@@ -77,6 +84,13 @@ impl Body for RequestBody {
             }
             Self::Kept(body) => Pin::new(body).poll_frame(cx),
             Self::Parts(parts) => Poll::Ready(parts.pop_front().map(|part| Ok(Frame::data(part)))),
+            Self::Copy(body, exchange) => {
+                let frame = ready!(body.poll_frame(cx));
+                if let Some(Ok(frame)) = &frame {
+                    exchange.sent(frame.data_ref().map_or(0, Bytes::len));
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(RequestBroken::Copy)))
+            }
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -86,6 +100,7 @@ impl Body for RequestBody {
             Self::Client(body, _) => body.is_end_stream(),
             Self::Kept(body) => body.is_end_stream(),
             Self::Parts(parts) => parts.is_empty(),
+            Self::Copy(body, _) => body.is_end_stream(),
             Self::Empty => true,
         }
     }
@@ -95,6 +110,7 @@ impl Body for RequestBody {
             Self::Client(body, _) => body.size_hint(),
             Self::Kept(body) => body.size_hint(),
             Self::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
+            Self::Copy(body, _) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }
@@ -113,6 +129,8 @@ pub enum ResponseBody {
     Reports(Reports),
     /// As it comes in from the server.
     Upstream(Upstream),
+    /// Any of these, which is compared with a copy's.
+    Watched(Box<Watched<ResponseBody>>),
 }
 
 impl ResponseBody {
@@ -263,6 +281,7 @@ impl Body for ResponseBody {
             Self::Shared(share) => return Poll::Ready(share.next().map(Ok)),
             Self::Reports(reports) => return reports.poll_next(cx).map(|frame| frame.map(Ok)),
             Self::Replay(replay) => return replay.poll_frame(cx),
+            Self::Watched(body) => return body.poll_frame(cx),
             Self::Upstream(upstream) => upstream,
         };
         if matches!(upstream.age, Age::Over) {
@@ -315,6 +334,7 @@ impl Body for ResponseBody {
             Self::Reports(_) => false,
             Self::Replay(_) => false,
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
+            Self::Watched(body) => body.is_end_stream(),
         }
     }
 
@@ -327,6 +347,7 @@ impl Body for ResponseBody {
             Self::Replay(_) => SizeHint::default(),
             Self::Reports(_) => SizeHint::default(),
             Self::Upstream(upstream) => upstream.body.size_hint(),
+            Self::Watched(body) => body.size_hint(),
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Exchange {
     /// The worker that serves it.
     pub worker: Rc<Worker>,
     direction: Direction,
+    /// It is a copy of a request: nobody waits for it, and it counts nowhere but as load of its endpoint.
+    copy: bool,
     started: Instant,
     status: Cell<u16>,
     grpc_failed: Cell<bool>,
@@ -73,7 +75,8 @@ pub struct Exchange {
 /// Where the current try goes, and where it counts.
 #[derive(Debug)]
 struct Place {
-    outcome: Arc<Outcome>,
+    /// `None`: of a copy, which counts nowhere.
+    outcome: Option<Arc<Outcome>>,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     /// The request as it counts there; `None`: another's answer is shared, and nothing goes there.
@@ -96,9 +99,19 @@ impl Exchange {
     /// A request's headers have arrived.
     pub fn begin(worker: &Rc<Worker>, direction: Direction) -> Rc<Self> {
         worker.shared.drain.begin(direction);
+        Self::new(worker, direction, false)
+    }
+
+    /// A copy of a request is about to be sent.
+    pub fn begin_copy(worker: &Rc<Worker>) -> Rc<Self> {
+        Self::new(worker, Direction::Outbound, true)
+    }
+
+    fn new(worker: &Rc<Worker>, direction: Direction, copy: bool) -> Rc<Self> {
         Rc::new(Self {
             worker: Rc::clone(worker),
             direction,
+            copy,
             started: Instant::now(),
             status: Cell::new(0),
             grpc_failed: Cell::new(false),
@@ -226,12 +239,18 @@ impl Exchange {
         let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
         outcome.in_flight.fetch_add(1, Relaxed);
         cluster.in_flight.fetch_add(1, Relaxed);
-        self.place_at(outcome, cluster, endpoint, Some(sent));
+        self.place_at(Some(outcome), cluster, endpoint, Some(sent));
+    }
+
+    /// A copy goes to an endpoint. It takes none of what the Service's limit of requests leaves for others.
+    pub fn copy_goes_to(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, sent: Sent) {
+        self.leave(How::Abandoned);
+        self.place_at(None, cluster, endpoint, Some(sent));
     }
 
     fn place_at(
         &self,
-        outcome: Arc<Outcome>,
+        outcome: Option<Arc<Outcome>>,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         sent: Option<Sent>,
@@ -252,7 +271,7 @@ impl Exchange {
         self.leave(How::Abandoned);
         let outcome = self.worker.outcome(self.direction, rule, asked, cluster, endpoint);
         outcome.in_flight.fetch_add(1, Relaxed);
-        self.place_at(outcome, cluster, endpoint, None);
+        self.place_at(Some(outcome), cluster, endpoint, None);
     }
 
     /// How the endpoint of the current try was chosen, if somebody asked.
@@ -273,12 +292,17 @@ impl Exchange {
 
     fn leave(&self, how: How) -> Option<Arc<Outcome>> {
         let place = self.place.borrow_mut().take()?;
-        place.outcome.in_flight.fetch_sub(1, Relaxed);
+        let counts = place.outcome.is_some();
+        if let Some(outcome) = &place.outcome {
+            outcome.in_flight.fetch_sub(1, Relaxed);
+        }
         if let Some(sent) = place.sent {
             place.cluster.pool.over(&place.endpoint.state, sent, how, self.worker.now());
-            place.cluster.in_flight.fetch_sub(1, Relaxed);
+            if counts {
+                place.cluster.in_flight.fetch_sub(1, Relaxed);
+            }
         }
-        Some(place.outcome)
+        place.outcome
     }
 
     /// The endpoint of the current try.
@@ -396,6 +420,7 @@ impl Exchange {
         if reason.blame() == Blame::Upstream
             && let Some(place) = &*self.place.borrow()
             && place.sent.is_some()
+            && place.outcome.is_some()
         {
             let policy = place.cluster.policy();
             place.endpoint.state.ejection.failure(&policy.outlier, self.worker.now());
@@ -486,6 +511,11 @@ impl Drop for Exchange {
             Some(Blame::Upstream) => How::Failed,
             Some(_) => How::Abandoned,
         };
+        if self.copy {
+            // That a mirror fails is no reason to send clients' requests elsewhere.
+            self.leave(if how == How::Served { how } else { How::Abandoned });
+            return;
+        }
         if let Some(Asked { model, watched, alone, took, permit }) = self.asked.take() {
             model.estimator.finished(watched, how != How::Served, self.worker.now());
             if let Some(permit) = permit.filter(|_| how == How::Served) {

@@ -76,3 +76,15 @@ pub const LANES: u32 = 8;
 pub const DIRECT: u64 = 64 << 10;
 /// What one HTTP/2 stream may have waiting to be written.
 pub const SEND_BUFFER: usize = 1 << 20;
+/// Copies of requests (mirrors) on their way at once, each worker: a mirror that hangs holds no more than these. More are dropped.
+pub const COPIES: u32 = 256;
+/// Bytes that are held for copies, each worker: what their mirrors have not read yet, and answers until they are compared. A copy that
+/// finds no room is dropped, an answer is not compared; the request that is copied goes on.
+pub const COPY_BYTES: u64 = 32 << 20;
+/// Of them for one body, or one answer: a tensor of 6 MiB fits, and four that stall leave room for none.
+pub const COPY_BODY: u64 = 8 << 20;
+/// How long a copy may take in all; its route's and its Service's own times apply besides. A mirror that trickles frees its place then.
+pub const COPY_TIME: Duration = Duration::from_secs(600);
+/// Two answers that have no more bytes than this together are compared by the worker itself, which takes a fraction of a millisecond;
+/// larger ones by a thread of their own, one pair at a time for each worker.
+pub const COMPARE_INLINE: u64 = 32 << 10;

@@ -28,7 +28,7 @@ use crate::report;
 use crate::route::{self, Destination};
 use crate::send::{self, Outgoing};
 use crate::worker::Worker;
-use crate::{coalesce, early, serve, tcp, upgrade, work};
+use crate::{coalesce, early, serve, shadow, tcp, upgrade, work};
 
 /// The listener's name, in metrics and logs.
 pub(crate) const LISTENER: &str = "outbound";
@@ -164,30 +164,41 @@ async fn stages(
         }
     }
     let upgrade = upgrading && spoken != Version::HTTP_2;
+
+    // Mirror: copies go beside the request, and nobody waits for them.
+    let mut copies = match rule.mirrors.is_empty() || upgrading {
+        true => None,
+        false => shadow::begin(exchange, rule, &service.name, &mut request, &authority, spoken),
+    };
     let work = match backend.cluster.policy().balance.policy {
         Policy::Gpu | Policy::Prefix => work::read(&mut request, exchange).await,
         Policy::LeastRequest | Policy::RoundRobin | Policy::RingHash | Policy::OrcaWrr => {
             work::keyed(&request)
         }
     };
+    if let Some(copies) = &mut copies {
+        copies.send(&work);
+    }
     let mut outgoing = Box::new(Outgoing { request, authority, spoken, upgrade });
 
     // Coalesce: what is on its way already is not sent again, where the Service asks for it.
     let rules = backend.cluster.policy().coalesce.clone();
     if let Some(rules) = rules.filter(|_| !upgrading) {
         let way = coalesce::outbound::Way { rule, service: &service.name, backend, work: &work };
-        let shared = Box::pin(coalesce::outbound::serve(exchange, way, &rules, outgoing)).await?;
+        let shared = Box::pin(coalesce::outbound::serve(exchange, way, &rules, outgoing)).await;
+        let shared = shared.inspect_err(|_| shadow::failed(&copies))?;
         outgoing = match shared {
             Shared::Answer(mut response) => {
                 change(response.headers_mut(), backend, rule);
-                return Ok(*response);
+                return Ok(shadow::answered(copies, exchange, *response));
             }
             Shared::Apart(outgoing) => outgoing,
         };
     }
 
     // Balance and send, and again where that is allowed.
-    let answered = send::send(exchange, rule, &service.name, backend, &work, outgoing).await?;
+    let answered = send::send(exchange, rule, &service.name, backend, &work, outgoing).await;
+    let answered = answered.inspect_err(|_| shadow::failed(&copies))?;
 
     // Report: what the endpoint says of its load.
     let (mut parts, body) = answered.response.into_parts();
@@ -203,7 +214,7 @@ async fn stages(
     change(&mut parts.headers, backend, rule);
     parts.version = Version::HTTP_11;
     let body = Upstream::new(body, Rc::clone(exchange), answered.lease, answered.idle, report::take_trailers);
-    Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+    Ok(shadow::answered(copies, exchange, Response::from_parts(parts, ResponseBody::Upstream(body))))
 }
 
 /// What the filters change of a response.

@@ -188,11 +188,15 @@ pub fn told(load: &Load) -> LoadReport {
     }
 }
 
-/// Statuses that mean that the server failed, not that it refused: unknown, deadline exceeded, unimplemented,
+/// Whether a gRPC status means that the server failed, not that it refused: unknown, deadline exceeded, unimplemented,
 /// internal, unavailable, data loss (gRPC status codes).
+pub fn is_failure(grpc_status: &[u8]) -> bool {
+    matches!(grpc_status, b"2" | b"4" | b"12" | b"13" | b"14" | b"15")
+}
+
 fn note_grpc_status(exchange: &Exchange, trailers: &HeaderMap) {
     if let Some(status) = trailers.get("grpc-status")
-        && matches!(status.as_bytes(), b"2" | b"4" | b"12" | b"13" | b"14" | b"15")
+        && is_failure(status.as_bytes())
         && !age::is_farewell(trailers)
     {
         exchange.grpc_failed();

@@ -31,6 +31,7 @@ use crate::prepare::Preparing;
 use crate::probe::Probes;
 use crate::report::QueueWait;
 use crate::send::pool::Pools;
+use crate::shadow::Mirroring;
 use crate::signals::Signals;
 use crate::telemetry::Telemetry;
 use crate::telemetry::outcome::{Labels, Outcome};
@@ -91,6 +92,8 @@ pub struct Worker {
     pub subscriptions: Subscriptions,
     /// Hosts outside the mesh.
     pub outside: Outside,
+    /// Copies of requests.
+    pub mirroring: Mirroring,
     /// Whom to say farewell to.
     pub farewells: Farewells,
     /// How others have it do what only it can: its connections are its own.
@@ -139,6 +142,7 @@ impl Worker {
             probes: Probes::default(),
             subscriptions: Subscriptions::default(),
             outside: Outside::default(),
+            mirroring: Mirroring::default(),
             models: RefCell::default(),
             used: RefCell::default(),
             used_addresses: RefCell::default(),
@@ -240,6 +244,7 @@ impl Worker {
                 || counted.outcome.in_flight.load(std::sync::atomic::Ordering::Relaxed) > 0
         });
         self.pools.tidy();
+        self.mirroring.tidy();
         self.farewells.tidy();
         let used = std::mem::take(&mut *self.used.borrow_mut());
         let addresses = std::mem::take(&mut *self.used_addresses.borrow_mut());

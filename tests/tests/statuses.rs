@@ -187,14 +187,13 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
         ["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound", "Programmed=False/Invalid"];
     says(&client, &nowhere, &expected).await;
     let mut rule = to("resnet");
-    rule["filters"] =
-        json!([{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "resnet", "port": 80}}}]);
-    let mirror = route(rule);
-    apply(&client, &mirror).await;
+    rule["filters"] = json!([{"type": "ExtensionRef", "extensionRef": {"group": "example.com", "kind": "Other", "name": "x"}}]);
+    let unsupported = route(rule);
+    apply(&client, &unsupported).await;
     let expected =
         ["Accepted=False/UnsupportedValue", "ResolvedRefs=True/ResolvedRefs", "Programmed=False/Invalid"];
-    says(&client, &mirror, &expected).await;
-    let told = read(&client, &mirror).await["status"]["parents"][1]["conditions"].clone();
+    says(&client, &unsupported, &expected).await;
+    let told = read(&client, &unsupported).await["status"]["parents"][1]["conditions"].clone();
     let accepted = told[0]["message"].as_str().unwrap();
     assert!(accepted.starts_with("spec.rules[0].filters[0].type: filters of type"), "{accepted}");
     assert!(
@@ -211,7 +210,7 @@ async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
         all.iter().filter(on_route).filter_map(|event| event.note.clone()).collect::<Vec<_>>()
     };
     wait_until("it is told in an Event", SETTLED, async || {
-        refused().await.iter().any(|note| note.contains("RequestMirror"))
+        refused().await.iter().any(|note| note.contains("ExtensionRef"))
     })
     .await;
     assert!(refused().await.len() <= 2, "each complaint is told once: {:?}", refused().await);

@@ -60,7 +60,7 @@ impl Plan {
                 "no step passes in no time; write for example 10m".to_owned(),
             );
         }
-        let steps = reader.steps(&spec.steps, deadline);
+        let steps = reader.steps(&spec.steps);
         reader.matches(&spec.matches);
         let bounds = reader.bounds(spec);
         if !reader.0.is_empty() {
@@ -126,7 +126,7 @@ impl Reader {
         self.number(pointer, number, f64::MIN_POSITIVE..=f64::MAX, "above 0")
     }
 
-    fn steps(&mut self, from: &[canary::Step], deadline: Duration) -> Vec<Step> {
+    fn steps(&mut self, from: &[canary::Step]) -> Vec<Step> {
         if from.is_empty() || from.len() > STEPS {
             let message = format!("there are {} steps; write from 1 to {STEPS}", from.len());
             self.wrong("/spec/steps".to_owned(), message);
@@ -140,15 +140,6 @@ impl Reader {
             }
             let pointer = format!("/spec/steps/{index}/hold");
             let hold = self.duration(&pointer, step.hold.as_ref(), HOLD);
-            // The deadline counts from when the step begins and the hold from when it is applied, which is later.
-            if hold >= deadline && !deadline.is_zero() {
-                let message = format!(
-                    "the step lasts {} at least, but has to have passed within {}; lengthen spec.deadline",
-                    words(hold),
-                    words(deadline)
-                );
-                self.wrong(pointer, message);
-            }
             Step { weight: step.weight, shadow: step.shadow, hold, pause: step.pause }
         };
         from.iter().enumerate().map(read).collect()
@@ -400,10 +391,6 @@ mod tests {
             (json!({"steps": [{"weight": 101}]}), "/spec/steps/0/weight: 101 is more than all"),
             (json!({"steps": [{"weight": 1, "shadow": 200}]}), "/spec/steps/0/shadow: 200"),
             (json!({"steps": [{"weight": 1, "hold": "1"}]}), "/spec/steps/0/hold: \"1\" is not a duration"),
-            (
-                json!({"steps": [{"weight": 1, "hold": "10m"}]}),
-                "/spec/steps/0/hold: the step lasts 10m at least",
-            ),
             (json!({"deadline": "169h"}), "/spec/deadline: \"169h\" is longer than seven days"),
             (
                 json!({"deadline": "0s", "steps": [{"weight": 1, "hold": "0s"}]}),

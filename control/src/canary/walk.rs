@@ -403,7 +403,11 @@ impl Walker<'_> {
     /// Goes back if the time is over.
     fn due(&mut self, place: &str, missing: &[Missing]) {
         let Self { plan, facts, diary } = self;
-        if diary.deadline_since.is_none_or(|since| since.until(facts.now) < plan.deadline) {
+        // What a step lasts at least is no time that it is late by.
+        let held = matches!(diary.phase, Phase::Progressing | Phase::Paused);
+        let hold = plan.steps.get(diary.step).filter(|_| held).map_or(Duration::ZERO, |step| step.hold);
+        let deadline = hold + plan.deadline;
+        if diary.deadline_since.is_none_or(|since| since.until(facts.now) < deadline) {
             return;
         }
         let lacked = missing.iter().map(|Missing { what, so_far }| match so_far.as_str() {
@@ -411,7 +415,7 @@ impl Walker<'_> {
             so_far => format!("{what} ({so_far})"),
         });
         let lacked: Vec<String> = lacked.collect();
-        let deadline = words(plan.deadline);
+        let deadline = words(deadline);
         self.back(format!("{place} has not passed within {deadline}; it waited for {}", lacked.join("; ")));
     }
 

@@ -192,6 +192,9 @@ impl<'a> Canaries<'a> {
         for backend in weights.backends.iter().filter(|backend| backend.invalid.is_empty()) {
             consumers::leads_to(parent, &weights.route, &backend.service, builder);
         }
+        for mirror in weights.mirrors.iter().filter(|mirror| mirror.invalid.is_empty()) {
+            consumers::leads_to(parent, &weights.route, &mirror.service, builder);
+        }
         builder.add(Kind::Weights, name, &weights);
     }
 

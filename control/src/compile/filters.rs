@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use super::annotations::header_name;
 use super::matches::{check_path, hostname};
 
-/// A pointer below the filter, and what is wrong there.
-type Wrong = (String, String);
+/// A pointer below what is read, and what is wrong there.
+pub(super) type Wrong = (String, String);
 
 /// Headers that belong to the connection: a filter that changed them would let requests be smuggled.
 const FRAMING: [&str; 6] = ["connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
@@ -235,10 +235,10 @@ mod tests {
         let rule = Level::Rule { prefix: false };
         let table = [
             (
-                rule,
+                Level::Backend,
                 "{type: RequestMirror, requestMirror: {backendRef: {name: x}}}",
                 "/type",
-                "not supported in a rule",
+                "not supported in a backendRef",
             ),
             (rule, "{type: ExtensionRef}", "/type", "not supported"),
             (Level::Backend, "{type: RequestRedirect, requestRedirect: {}}", "/type", "in a backendRef"),

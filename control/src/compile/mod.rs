@@ -16,6 +16,7 @@ mod grpc;
 mod inference;
 mod matches;
 mod memory;
+mod mirrors;
 mod pods;
 mod pools;
 mod routes;

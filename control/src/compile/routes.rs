@@ -26,6 +26,7 @@ use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
 use super::grpc;
 use super::matches::{self, Place, Precedence};
+use super::mirrors;
 use super::services::{ServiceModel, Services};
 use super::view::View;
 use crate::objects::{Object, ObjectKind, annotation_pointer, pool};
@@ -164,7 +165,7 @@ fn attach(
     for (index, (from, of)) in route.rules.iter().enumerate() {
         let pointer = format!("/spec/rules/{index}");
         let reader = RuleReader { object, parents: &parents, view, services, faults, pointer };
-        let ReadRule { rule, matches, backends } = reader.read(from, *of);
+        let ReadRule { rule, matches, backends, mirrors } = reader.read(from, *of);
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         for (parent, ports) in &parents {
             builder.part_of(&object.id, Kind::Routes, parent.as_str());
@@ -177,7 +178,9 @@ fn attach(
                         builder.routes_to(parent, &pool.object.id);
                     }
                 }
-                rule.weights = add_weights(parent, name, number, backends, canaries, builder);
+                let weights =
+                    v1::Weights { route: name.clone(), rule: number, backends, mirrors: mirrors.clone() };
+                rule.weights = add_weights(parent, weights, canaries, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
             let of_parent = attached.entry(parent.clone()).or_default();
@@ -276,17 +279,14 @@ fn parents(
 /// Makes the weights of a rule; returns their name.
 fn add_weights(
     parent: &ServiceName,
-    route: &str,
-    rule: u32,
-    mut backends: Vec<v1::Backend>,
+    mut weights: v1::Weights,
     canaries: &mut Canaries<'_>,
     builder: &mut Builder,
 ) -> String {
-    for unnamed in backends.iter_mut().filter(|backend| backend.service.is_empty()) {
+    for unnamed in weights.backends.iter_mut().filter(|backend| backend.service.is_empty()) {
         unnamed.service = parent.to_string();
     }
-    let name = weights_name(parent, route, rule);
-    let weights = v1::Weights { route: route.to_owned(), rule, backends, mirrors: Vec::new() };
+    let name = weights_name(parent, &weights.route, weights.rule);
     canaries.weigh(parent, &name, weights, builder);
     name
 }
@@ -311,6 +311,7 @@ struct ReadRule {
     matches: Vec<ReadMatch>,
     /// Absent when a filter answers. One that can't be named as a Service has an empty name.
     backends: Option<Vec<v1::Backend>>,
+    mirrors: Vec<v1::Mirror>,
 }
 
 impl RuleReader<'_> {
@@ -334,7 +335,7 @@ impl RuleReader<'_> {
             let path = matched.as_ref().and_then(|matched| matched.path.as_ref()?.kind.as_ref());
             matches!(path, None | Some(string_match::Kind::Prefix(_)))
         });
-        let (filters, broken) = self.filters(from, Level::Rule { prefix });
+        let (filters, mirrors, broken) = self.filters(from, Level::Rule { prefix });
         let redirect =
             filters.iter().any(|filter| matches!(filter.kind, Some(v1::filter::Kind::Redirect(_))));
         let rewrite = filters.iter().any(|filter| matches!(filter.kind, Some(v1::filter::Kind::Rewrite(_))));
@@ -351,8 +352,9 @@ impl RuleReader<'_> {
             ..v1::Rule::default()
         };
         let answers = redirect && broken.is_none();
+        let mirrors = if broken.is_some() { Vec::new() } else { mirrors };
         let backends = (!answers).then(|| self.backends(from, broken));
-        ReadRule { rule, matches, backends }
+        ReadRule { rule, matches, backends, mirrors }
     }
 
     /// Reads the matches; one that makes no sense matches nothing.
@@ -374,10 +376,26 @@ impl RuleReader<'_> {
         made
     }
 
-    /// Reads the filters; also why requests must not pass without one of them.
-    fn filters(&mut self, from: &HttpRouteRules, level: Level) -> (Vec<v1::Filter>, Option<String>) {
-        let (mut read, mut broken) = (Vec::new(), None);
+    /// Reads the filters, and the mirrors among them; also why requests must not pass without one of them.
+    fn filters(
+        &mut self,
+        from: &HttpRouteRules,
+        level: Level,
+    ) -> (Vec<v1::Filter>, Vec<v1::Mirror>, Option<String>) {
+        let (mut read, mut mirrors, mut broken) = (Vec::new(), Vec::new(), None);
         for (index, filter) in from.filters.iter().flatten().enumerate() {
+            if mirrors::asked(filter) {
+                let at = format!("/filters/{index}");
+                match mirrors::read(filter) {
+                    // Without its copies a request is still a request.
+                    Err((below, error)) => self.refuse(&format!("{at}{below}"), error),
+                    Ok((to, share)) => {
+                        let to = self.backend(&format!("{at}/requestMirror/backendRef"), &to);
+                        mirrors.push(mirrors::to(to, share));
+                    }
+                }
+                continue;
+            }
             match filters::read(filter, level) {
                 Ok(filter) => read.push(filter),
                 Err((below, error)) => {
@@ -386,7 +404,7 @@ impl RuleReader<'_> {
                 }
             }
         }
-        (read, broken)
+        (read, mirrors, broken)
     }
 
     fn timeouts(&mut self, from: &HttpRouteRules) -> Option<v1::Timeouts> {
@@ -448,8 +466,11 @@ impl RuleReader<'_> {
     /// Reads the backends. `broken`: why none of them may be reached.
     fn backends(mut self, from: &HttpRouteRules, broken: Option<String>) -> Vec<v1::Backend> {
         let refs = from.backend_refs.as_deref().unwrap_or_default();
-        let mut read: Vec<_> =
-            refs.iter().enumerate().map(|(index, backend)| self.backend(index, backend)).collect();
+        let mut read: Vec<_> = refs
+            .iter()
+            .enumerate()
+            .map(|(index, to)| self.backend(&format!("/backendRefs/{index}"), to))
+            .collect();
         if refs.is_empty() {
             let invalid = "the rule has no backends".to_owned();
             if broken.is_none() {
@@ -467,9 +488,9 @@ impl RuleReader<'_> {
         read
     }
 
-    /// Reads one backend.
-    fn backend(&mut self, index: usize, from: &HttpRouteRulesBackendRefs) -> v1::Backend {
-        let at = |field: &str| format!("/backendRefs/{index}/{field}");
+    /// Reads the backend that is referred to there.
+    fn backend(&mut self, pointer: &str, from: &HttpRouteRulesBackendRefs) -> v1::Backend {
+        let at = |field: &str| format!("{pointer}/{field}");
         let weight = u32::try_from(from.weight.unwrap_or(1)).ok().filter(|weight| *weight <= MAX_WEIGHT);
         let weight = weight.unwrap_or_else(|| {
             self.refuse(&at("weight"), format!("a weight is a whole number from 0 to {MAX_WEIGHT}"));
@@ -541,7 +562,7 @@ impl RuleReader<'_> {
             match read {
                 Ok(filter) => backend.filters.push(filter),
                 Err((below, error)) => {
-                    self.refuse(&format!("/backendRefs/{index}/filters/{filter_at}{below}"), error.clone());
+                    self.refuse(&format!("{pointer}/filters/{filter_at}{below}"), error.clone());
                     backend.invalid = error;
                 }
             }
@@ -588,7 +609,8 @@ fn rest(
                 ..v1::Backend::default()
             }],
         };
-        let weights = add_weights(&service.name, &route, index, backends, canaries, builder);
+        let weights = v1::Weights { route: route.clone(), rule: index, backends, mirrors: Vec::new() };
+        let weights = add_weights(&service.name, weights, canaries, builder);
         let port = if one { 0 } else { port.port };
         rules.push(v1::Rule { route: route.clone(), index, port, weights, ..v1::Rule::default() });
     }

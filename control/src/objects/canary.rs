@@ -48,7 +48,7 @@ pub struct Spec {
     /// As long as it is true nothing moves, but back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// A step that has not passed by then fails, a Gateway API duration; `10m` unless said.
+    /// A step that has not passed so long after its hold fails, a Gateway API duration; `10m` unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
     /// Any text. Another one begins again from the first step.

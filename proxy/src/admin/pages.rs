@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use penstock_api::view;
+use ahash::AHashMap;
+use penstock_api::{ServiceName, view};
 use penstock_balance::load::REPORT_EXPIRY;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::{
-    Address, Backend, Cluster, Endpoint, Filters, HeaderChange, Known, PathChange, Rule, Service, Snapshot,
-    Sticky, Store, Timeouts,
+    Address, Backend, Cluster, Endpoint, Filters, HeaderChange, Known, Mirror, PathChange, Rule, Service,
+    Snapshot, Sticky, Store, Timeouts,
 };
 use crate::identity::Identity;
 use crate::telemetry::Telemetry;
@@ -96,6 +98,29 @@ impl Pages {
         rows
     }
 
+    /// How busy endpoints say that they are, in thousandths: by Service and name, the newest report of each that is not old.
+    pub fn loads(&self, now: Instant) -> AHashMap<(ServiceName, Arc<str>), u32> {
+        let now = now.saturating_duration_since(self.epoch);
+        let mut newest: AHashMap<_, (Duration, u32)> = AHashMap::new();
+        for cluster in live(&self.store.snapshot()) {
+            for endpoint in cluster.endpoints().iter() {
+                let told = endpoint.state.last_told(now).filter(|(_, age)| *age < REPORT_EXPIRY);
+                let Some((age, share)) = told.and_then(|(report, age)| Some((age, report.utilization?)))
+                else {
+                    continue;
+                };
+                let heard = (age, (f64::from(share) * 1e3).round() as u32);
+                // Each port of a Service has heard for itself.
+                let known =
+                    newest.entry((cluster.service.clone(), Arc::clone(&endpoint.name))).or_insert(heard);
+                if age < known.0 {
+                    *known = heard;
+                }
+            }
+        }
+        newest.into_iter().map(|(endpoint, (_, permille))| (endpoint, permille)).collect()
+    }
+
     /// The configuration in force, for people.
     pub fn config(&self) -> Value {
         let snapshot = self.store.snapshot();
@@ -138,6 +163,8 @@ fn live(snapshot: &Snapshot) -> Vec<Arc<Cluster>> {
             // A backend that does not exist is answered with 500.
             clusters
                 .extend(backends.filter(|backend| backend.invalid.is_none()).map(|backend| &backend.cluster));
+            let mirrors = service.rules.iter().flat_map(|rule| &rule.mirrors);
+            clusters.extend(mirrors.map(|mirror| &mirror.cluster));
         }
     }
     for known in snapshot.addresses.values() {
@@ -246,6 +273,23 @@ fn rule(rule: &Rule) -> Value {
         }),
         "sticky": rule.sticky.as_ref().map(sticky),
         "backends": rule.backends.iter().map(backend).collect::<Vec<_>>(),
+        "mirrors": rule.mirrors.iter().map(mirror).collect::<Vec<_>>(),
+    })
+}
+
+fn mirror(mirror: &Mirror) -> Value {
+    json!({
+        "service": mirror.cluster.service.to_string(),
+        "port": mirror.cluster.port,
+        "share_ppm": mirror.share_ppm,
+        "compare": mirror.compare.as_ref().map(|compare| {
+            json!({
+                "absolute": compare.tolerance.absolute,
+                "relative": compare.tolerance.relative,
+                "outputs": compare.outputs,
+                "max_bytes": compare.max_bytes,
+            })
+        }),
     })
 }
 

@@ -12,10 +12,11 @@ use penstock_balance::{Policy as Balance, Settings};
 
 use super::matcher::{Hostname, Match};
 use super::{
-    Admission, Backend, Batch, Cluster, Coalesce, Endpoint, Filters, Gpu, HeaderChange, PathChange, Policy,
-    Probes, Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky, Timeouts, Workload,
-    WorkloadPort,
+    Admission, Backend, Batch, Cluster, Coalesce, Compare, Endpoint, Filters, Gpu, HeaderChange, Mirror,
+    PathChange, Policy, Probes, Redirect, RetryPolicy, Rewrite, Rule, Service, ServicePort, Speak, Sticky,
+    Timeouts, Tolerance, Workload, WorkloadPort,
 };
+use crate::limits;
 use crate::prepare::Prepare;
 
 /// Finds or makes the cluster of a service's port; successive snapshots must get the same one.
@@ -86,6 +87,7 @@ pub fn passing(label: &str, cluster: &Arc<Cluster>) -> Rule {
             filters: Filters::default(),
             invalid: None,
         }],
+        mirrors: Vec::new(),
     }
 }
 
@@ -105,12 +107,12 @@ fn rule(
     let label = format!("{}#{}", from.route, from.index);
     let in_rule = |reason: String| format!("rule {label}: {reason}");
     let matches = from.matches.iter().map(Match::compile).collect::<Result<Vec<_>, _>>().map_err(in_rule)?;
-    let backends = match from.weights.as_str() {
-        "" => Vec::new(),
+    let (backends, mirrors) = match from.weights.as_str() {
+        "" => (Vec::new(), Vec::new()),
         name => {
             let weights =
                 weights(name).ok_or_else(|| in_rule(format!("its weights {name} are not known")))?;
-            backends(&weights, clusters).map_err(in_rule)?
+            destinations(&weights, clusters).map_err(in_rule)?
         }
     };
     Ok(Rule {
@@ -123,13 +125,44 @@ fn rule(
         retry: from.retry.as_ref().map(|from| retry(from, &Policy::default().retry)),
         sticky: from.sticky.as_ref().map(sticky).transpose().map_err(in_rule)?,
         backends,
+        mirrors,
         label: label.into(),
     })
 }
 
-/// The destinations of a rule.
-pub fn backends(from: &v1::Weights, clusters: &mut Clusters<'_>) -> Result<Vec<Backend>, String> {
-    from.backends.iter().map(|from| backend(from, clusters)).collect()
+/// Where the requests of a rule go, and copies of them.
+pub fn destinations(
+    from: &v1::Weights,
+    clusters: &mut Clusters<'_>,
+) -> Result<(Vec<Backend>, Vec<Mirror>), String> {
+    let backends = from.backends.iter().map(|from| backend(from, clusters)).collect::<Result<_, _>>()?;
+    let mirrors = from.mirrors.iter().filter(|from| from.invalid.is_empty());
+    let mirrors = mirrors.map(|from| mirror(from, clusters)).collect::<Result<_, _>>()?;
+    Ok((backends, mirrors))
+}
+
+fn mirror(from: &v1::Mirror, clusters: &mut Clusters<'_>) -> Result<Mirror, String> {
+    let service: ServiceName = from.service.parse().map_err(|error| format!("{error}"))?;
+    let share_ppm = from.share_ppm;
+    if share_ppm > WHOLE {
+        return Err(format!("{share_ppm} of a million requests would be copied to {service}"));
+    }
+    let compare = from.compare.as_ref().map(compare).transpose()?;
+    Ok(Mirror { cluster: clusters(&service, port(from.port)?), share_ppm, compare: compare.map(Arc::new) })
+}
+
+/// All requests, in the unit of shares.
+pub const WHOLE: u32 = 1_000_000;
+
+fn compare(from: &v1::Compare) -> Result<Compare, String> {
+    let tolerance = Tolerance { absolute: from.absolute, relative: from.relative };
+    for number in [tolerance.absolute, tolerance.relative] {
+        if !number.is_finite() || number < 0.0 {
+            return Err(format!("{number} is no tolerance for a comparison"));
+        }
+    }
+    let max_bytes = if from.max_bytes == 0 { limits::COPY_BODY } else { from.max_bytes };
+    Ok(Compare { tolerance, outputs: from.outputs.clone(), max_bytes: max_bytes.min(limits::COPY_BODY) })
 }
 
 fn backend(from: &v1::Backend, clusters: &mut Clusters<'_>) -> Result<Backend, String> {
@@ -618,6 +651,30 @@ mod tests {
             let filter = v1::Filter { kind: Some(v1::filter::Kind::RequestHeaders(change)) };
             assert!(filters(&[filter]).unwrap_err().contains("belongs to the connection"), "{name}");
         }
+    }
+
+    #[test]
+    fn a_mirror_to_which_nothing_can_be_copied_is_left_out_and_one_that_makes_no_sense_is_refused() {
+        let mut clusters = |service: &ServiceName, port: u16| {
+            Arc::new(Cluster::new(service.clone(), port, Protocol::Http, Policy::default()))
+        };
+        let mut mirrors = |mirror: v1::Mirror| {
+            let weights = v1::Weights { mirrors: vec![mirror], ..Default::default() };
+            destinations(&weights, &mut clusters).map(|(_, mirrors)| mirrors)
+        };
+        let to = v1::Mirror { service: "a/v2".into(), port: 80, share_ppm: 500_000, ..Default::default() };
+        let made = mirrors(to.clone()).unwrap();
+        assert_eq!((made[0].cluster.service.as_str(), made[0].share_ppm), ("a/v2", 500_000));
+        assert!(made[0].compare.is_none());
+        let invalid = v1::Mirror { port: 0, invalid: "it does not exist".into(), ..to.clone() };
+        assert!(mirrors(invalid).unwrap().is_empty());
+        let compare = v1::Compare { absolute: 1e-3, max_bytes: u64::MAX, ..Default::default() };
+        let made = mirrors(v1::Mirror { compare: Some(compare), ..to.clone() }).unwrap();
+        assert_eq!(made[0].compare.as_ref().unwrap().max_bytes, limits::COPY_BODY);
+        let negative = v1::Compare { relative: -1.0, ..Default::default() };
+        assert!(mirrors(v1::Mirror { compare: Some(negative), ..to.clone() }).unwrap_err().contains("-1"));
+        assert!(mirrors(v1::Mirror { share_ppm: 1_000_001, ..to.clone() }).is_err());
+        assert!(mirrors(v1::Mirror { port: 0, ..to }).unwrap_err().contains("0 is not a port"));
     }
 
     #[test]

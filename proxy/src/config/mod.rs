@@ -113,6 +113,38 @@ pub struct Rule {
     pub sticky: Option<Sticky>,
     /// Where requests go, by weight.
     pub backends: Vec<Backend>,
+    /// Where copies of them go.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Where copies of a rule's requests go. One to which nothing can be copied is not kept.
+#[derive(Debug)]
+pub struct Mirror {
+    /// The endpoints.
+    pub cluster: Arc<Cluster>,
+    /// Of a million requests, how many are copied.
+    pub share_ppm: u32,
+    /// How its answers are held against those that clients get; `None`: they are thrown away.
+    pub compare: Option<Arc<Compare>>,
+}
+
+/// How two answers are held against each other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compare {
+    /// What counts as the same number.
+    pub tolerance: Tolerance,
+    /// The tensors that are compared; empty: all.
+    pub outputs: Vec<String>,
+    /// Answers above so many bytes are not compared.
+    pub max_bytes: u64,
+}
+
+/// Two numbers agree if `|a - b| <= absolute + relative * |b|`, `b` being the client's.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[allow(missing_docs, reason = "see penstock_api::v1::Compare")]
+pub struct Tolerance {
+    pub absolute: f64,
+    pub relative: f64,
 }
 
 /// A destination of a rule.

@@ -120,6 +120,14 @@ impl Raw {
     fn is_empty(&self) -> bool {
         self.service.is_none() && self.endpoints.is_none() && self.routes.is_none() && self.weights.is_empty()
     }
+
+    /// The services that its requests go to, and copies of them.
+    fn leads_to(&self) -> impl Iterator<Item = &str> {
+        self.weights.values().flat_map(|weights| {
+            let backends = weights.backends.iter().map(|backend| backend.service.as_str());
+            backends.chain(weights.mirrors.iter().map(|mirror| mirror.service.as_str()))
+        })
+    }
 }
 
 impl Default for Store {
@@ -298,8 +306,7 @@ impl Store {
         let mut keep: std::collections::BTreeSet<ServiceName> = held.asked.keys().cloned().collect();
         for name in held.asked.keys() {
             let Some(raw) = held.services.get(name) else { continue };
-            let backends = raw.weights.values().flat_map(|weights| &weights.backends);
-            keep.extend(backends.filter_map(|backend| backend.service.parse().ok()));
+            keep.extend(raw.leads_to().filter_map(|service| service.parse().ok()));
         }
         held.services.retain(|name, _| keep.contains(name));
         held.clusters.retain(|(name, _), _| keep.contains(name));
@@ -506,7 +513,7 @@ fn take_service_part(
             raw.answered_routes = true;
         }
         Some(Payload::Weights(message)) => {
-            compile::backends(&message, &mut scratch)?;
+            compile::destinations(&message, &mut scratch)?;
             held.services
                 .entry(service.clone())
                 .or_default()
@@ -547,10 +554,7 @@ fn take_service_part(
 
 /// The services that were asked for and have routes to this one.
 fn leading_to(held: &Held, backend: &ServiceName) -> Vec<ServiceName> {
-    let leads = |raw: &Raw| {
-        let mut backends = raw.weights.values().flat_map(|weights| &weights.backends);
-        backends.any(|to| to.service == backend.as_str())
-    };
+    let leads = |raw: &Raw| raw.leads_to().any(|to| to == backend.as_str());
     let leading = held.asked.keys().filter(|name| held.services.get(*name).is_some_and(leads));
     leading.cloned().collect()
 }

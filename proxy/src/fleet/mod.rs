@@ -8,10 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ahash::AHashMap;
+use penstock_api::ServiceName;
 use penstock_api::latency::Histogram;
 use penstock_api::v1::fleet_client::FleetClient;
 use penstock_api::v1::{
-    Answer, Ask, Bucket, ControlMessage, Direction, Hello, Outcome, Outcomes, ProxyMessage, TapEvent,
+    Answer, Ask, Bucket, ControlMessage, Direction, Hello, Outcome, Outcomes, ProxyMessage, Shadow, TapEvent,
     TapStart, ask, control_message, proxy_message,
 };
 use serde::Serialize;
@@ -26,6 +28,7 @@ use crate::admin::Pages;
 use crate::backoff::Backoff;
 use crate::telemetry::ledger::Row;
 use crate::telemetry::metric;
+use crate::telemetry::shadow::{Count, Counts, Pair};
 use crate::telemetry::tap::Tap;
 
 /// How often outcomes are told.
@@ -155,18 +158,18 @@ impl Attached<'_> {
     /// Tells what happened since the last time, unless there is no room: then it waits for the next.
     fn tell(&mut self) {
         let Ok(permit) = self.outgoing.try_reserve() else { return };
-        let rows: Vec<_> = self.pages.telemetry.take_rows().iter().map(outcome).collect();
         let now = Instant::now();
+        let rows = self.pages.telemetry.take_rows();
+        let calls = rows.iter().any(|row| row.labels.direction == Direction::Outbound);
+        let loads = if calls { self.pages.loads(now) } else { AHashMap::new() };
+        let rows: Vec<_> = rows.iter().map(|row| outcome(row, &loads)).collect();
+        let shadows: Vec<_> = self.pages.telemetry.shadows.take_rows().iter().map(shadow).collect();
         let interval_ms = now.saturating_duration_since(*self.told).as_millis() as u64;
         *self.told = now;
         // The first empty message says that nothing is in flight any more; further ones would say nothing.
-        let empty = rows.is_empty();
+        let empty = rows.is_empty() && shadows.is_empty();
         if !(empty && self.was_empty) {
-            permit.send(message(proxy_message::Kind::Outcomes(Outcomes {
-                interval_ms,
-                rows,
-                ..Outcomes::default()
-            })));
+            permit.send(message(proxy_message::Kind::Outcomes(Outcomes { interval_ms, rows, shadows })));
         }
         self.was_empty = empty;
     }
@@ -236,8 +239,13 @@ fn tap(start: &TapStart, events: mpsc::Sender<TapEvent>) -> Result<Tap, String> 
     Ok(tap.explained(start.explain))
 }
 
-fn outcome(row: &Row) -> Outcome {
+type Loads = AHashMap<(ServiceName, Arc<str>), u32>;
+
+fn outcome(row: &Row, loads: &Loads) -> Outcome {
     let Row { labels, counts } = row;
+    let load_permille = (labels.direction == Direction::Outbound)
+        .then(|| loads.get(&(labels.backend.clone(), Arc::clone(&labels.endpoint))).copied())
+        .flatten();
     Outcome {
         direction: Direction::into(labels.direction),
         service: labels.service.to_string(),
@@ -252,7 +260,26 @@ fn outcome(row: &Row) -> Outcome {
         request_bytes: counts.request_bytes,
         response_bytes: counts.response_bytes,
         in_flight: counts.in_flight,
-        load_permille: None,
+        load_permille,
+    }
+}
+
+fn shadow((pair, counts): &(Pair, Counts)) -> Shadow {
+    Shadow {
+        service: pair.service.to_string(),
+        mirror: pair.mirror.to_string(),
+        sent: counts.of(Count::Answered) + counts.of(Count::Failed),
+        failures: counts.of(Count::Failed),
+        dropped: counts.of(Count::Dropped),
+        compared: counts.of(Count::Compared),
+        agreed: counts.of(Count::Agreed),
+        ranked: counts.of(Count::Ranked),
+        same_top: counts.of(Count::SameTop),
+        largest_difference: counts.largest_difference,
+        latency: buckets(&counts.latency),
+        client_latency: buckets(&counts.client_latency),
+        bytes: counts.of(Count::Bytes),
+        client_bytes: counts.of(Count::ClientBytes),
     }
 }
 

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::gate::Source;
+use crate::tee::Teed;
 
 /// The first piece that is read of a body which is passed on, and what they grow to: what is only looked at should be small,
 /// and what is passed on be few.
@@ -23,6 +24,8 @@ pub enum ClientBody {
     Hyper(Incoming),
     /// Past it.
     Direct(Box<Direct>),
+    /// Copied while it is read.
+    Teed(Box<Teed<ClientBody>>),
 }
 
 /// Why a client's body broke off.
@@ -107,6 +110,7 @@ impl Body for ClientBody {
         match self.get_mut() {
             Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Hyper),
             Self::Direct(body) => body.poll_piece(cx).map_ok(Frame::data),
+            Self::Teed(body) => body.poll_frame(cx),
         }
     }
 
@@ -114,6 +118,7 @@ impl Body for ClientBody {
         match self {
             Self::Hyper(body) => body.is_end_stream(),
             Self::Direct(body) => body.is_over(),
+            Self::Teed(body) => body.is_end_stream(),
         }
     }
 
@@ -121,6 +126,7 @@ impl Body for ClientBody {
         match self {
             Self::Hyper(body) => body.size_hint(),
             Self::Direct(body) => SizeHint::with_exact(body.left),
+            Self::Teed(body) => body.size_hint(),
         }
     }
 }

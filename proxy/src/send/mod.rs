@@ -169,6 +169,34 @@ pub async fn send(
     }
 }
 
+/// Sends a copy of a request: once, and so that whatever becomes of it takes nothing from requests that somebody waits for: no
+/// part of the budget for retries, and no endpoint's good name.
+pub async fn copy(
+    exchange: &Rc<Exchange>,
+    rule: &Rule,
+    cluster: &Arc<Cluster>,
+    work: &Work,
+    mut outgoing: Box<Outgoing>,
+) -> Result<Answered, Failure> {
+    let policy = cluster.policy();
+    let times = Times::new(exchange.started(), &rule.timeouts, &policy);
+    admit(cluster, &policy)?;
+    for _ in 0..=STALE {
+        let Choice { endpoint, sent, .. } = pick(&exchange.worker, cluster, &policy, work, &[])?;
+        exchange.copy_goes_to(cluster, &endpoint, sent);
+        match try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await {
+            Ok(answered) => return Ok(answered),
+            // Its connection was on its way out.
+            Err(Failed { back: Some(back), stale: true, .. }) if times.left(exchange) => outgoing = back,
+            Err(Failed { failure, .. }) => return Err(failure),
+        }
+    }
+    Err(Failure::unprocessed(
+        Reason::UpstreamReset,
+        format!("{} closed {} connections before one took the copy", cluster.service, STALE + 1),
+    ))
+}
+
 /// Whether a copy of the request is worth its price: the route declares something retryable, or HTTP/2 is spoken,
 /// where a server can say that it has not touched a request (a refused stream, a GOAWAY).
 fn worth_keeping(retry: &RetryPolicy, endpoint: &Endpoint, outgoing: &Outgoing) -> bool {

@@ -24,6 +24,10 @@ penstock_api::metrics! {
         "Bytes of request bodies.";
     RESPONSE_BYTES Counter "penstock_response_bytes_total" ["direction", "service", "backend", "route"]
         "Bytes of response bodies.";
+    MIRROR_REQUESTS Counter "penstock_mirror_requests_total" ["service", "mirror", "outcome"]
+        "Copies of requests by what became of them: answered, failed (by a failure, or not at all), dropped (no room; the request itself went on) or abandoned (the original broke off).";
+    MIRROR_COMPARED Counter "penstock_mirror_compared_total" ["service", "mirror", "result"]
+        "Answers to copies that were held against those that clients got: agreed or differed.";
     CONNECTIONS_ACCEPTED Counter "penstock_connections_accepted_total" ["listener"]
         "Connections that clients made.";
     CONNECTIONS_REFUSED Counter "penstock_connections_refused_total" ["listener"]

@@ -13,6 +13,7 @@ pub mod log;
 pub mod metric;
 pub mod outcome;
 pub mod page;
+pub mod shadow;
 pub mod tap;
 pub mod trace;
 
@@ -27,6 +28,7 @@ use penstock_api::v1::{Decision, Direction};
 use tokio::time::Instant;
 
 pub use outcome::{End, Labels, Outcome, Outcomes};
+pub use shadow::Shadows;
 
 use ledger::{Ledger, Row};
 
@@ -148,6 +150,8 @@ const fn bit(direction: Direction) -> u8 {
 pub struct Telemetry {
     /// The cells that the request path counts into.
     pub outcomes: Outcomes,
+    /// The same for copies of requests.
+    pub shadows: Shadows,
     /// Directions whose requests somebody looks at, and whether choices are to be explained, as bits.
     wanted: AtomicU8,
     /// Directions that are wanted whether or not a tap is open.
@@ -175,6 +179,7 @@ impl Telemetry {
         let always = if all { OUTBOUND | INBOUND } else { 0 };
         Ok(Self {
             outcomes: Outcomes::default(),
+            shadows: Shadows::default(),
             wanted: AtomicU8::new(always),
             always,
             access_log: options.access_log,
@@ -254,7 +259,9 @@ impl Telemetry {
         self.page.get(now, || {
             let mut ledger = self.ledger();
             ledger.read(&self.outcomes);
-            page::render(&ledger.totals(), &page::process())
+            let mut page = page::render(&ledger.totals(), &page::process());
+            self.shadows.render(&mut page);
+            page
         })
     }
 

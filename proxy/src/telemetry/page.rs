@@ -144,11 +144,11 @@ fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
-fn head(page: &mut String, metric: &Metric) {
+pub(super) fn head(page: &mut String, metric: &Metric) {
     let _ = writeln!(page, "# HELP {} {}\n# TYPE {0} {}", metric.name, metric.help, metric.kind.as_str());
 }
 
-fn line(page: &mut String, name: &str, labels: &str, value: u64) {
+pub(super) fn line(page: &mut String, name: &str, labels: &str, value: u64) {
     let _ = writeln!(page, "{name}{{{labels}}} {value}");
 }
 
