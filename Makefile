@@ -63,6 +63,7 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
 	@$(MAKE) e2e-cluster
+	@$(MAKE) conformance CONFORMANCE_OUT="$(TARGET)/conformance"
 	@$(MAKE) fuzz SECONDS=10 FUZZ_CORPUS=none
 
 CLUSTER := python3 tests/cluster/cluster.py
@@ -88,6 +89,20 @@ else
 	$(CLUSTER) --name e2e up
 	status=0; { python3 tests/cluster/smoke.py --name e2e && $(CLUSTER) --name e2e images --bins "$(TARGET)/debug" \
 	  && python3 tests/cluster/mesh.py --name e2e --bins "$(TARGET)/debug"; } || status=$$?; $(CLUSTER) --name e2e down; exit $$status
+endif
+
+# Where the report goes: its place in the documentation. The gate leaves that alone.
+CONFORMANCE_OUT ?= docs/conformance
+
+.PHONY: conformance
+conformance: ## the Gateway API's own tests of a mesh, on that Kubernetes; writes docs/conformance; brings one up, takes it away
+ifeq ($(PENSTOCK_NO_CLUSTER),1)
+	@echo "PENSTOCK_NO_CLUSTER=1: the conformance suite is not tried"
+else
+	$(CARGO) build $(LOCKED) --workspace --bins
+	$(CLUSTER) --name conf up
+	status=0; { $(CLUSTER) --name conf images --bins "$(TARGET)/debug" && python3 tests/conformance/conformance.py --name conf \
+	  --bins "$(TARGET)/debug" --out "$(CONFORMANCE_OUT)"; } || status=$$?; $(CLUSTER) --name conf down; exit $$status
 endif
 
 FUZZ_VERSION := 0.13.1

@@ -183,3 +183,31 @@ fn a_course_of_another_run_moves_nothing_and_what_is_wrong_is_told() {
         assert!(told.iter().any(|one| one.contains(words)), "{words}: {told:?}");
     }
 }
+
+#[test]
+fn clients_that_have_a_route_of_their_own_take_part_too() {
+    let own = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: patient, namespace: shop}\nspec:\n  \
+               parentRefs: [{group: \"\", kind: Service, name: resnet, namespace: default}]\n  rules:\n    \
+               - timeouts: {request: 30s}\n      backendRefs: [{name: resnet, namespace: default, port: 80}]\n";
+    let snapshot = compiled(&set(&format!("{SERVICES}{CANARY}{own}"), 25, 0, true));
+    let all = weights(&snapshot);
+    for wanted in [
+        "default/resnet/shop/patient/0 default/resnet-v1:8080=75 default/resnet-v2:9090=25",
+        "default/resnet/shop/patient:matched/0 default/resnet-v2:9090=1",
+    ] {
+        assert!(all.iter().any(|one| one == wanted), "{all:#?}");
+    }
+    // Its clients know where both versions are, and first the way by header, then the rest.
+    let names: Vec<_> =
+        snapshot.seen("shop", Kind::Endpoints, "default/resnet").iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        names.len(),
+        snapshot.all(Kind::Endpoints).filter(|(name, _)| !name.ends_with("/other")).count()
+    );
+    let seen = snapshot.seen("shop", Kind::Routes, "default/resnet");
+    let Payload::Routes(routes) = Payload::decode(Kind::Routes, &seen[0].1.any.value).unwrap() else {
+        panic!()
+    };
+    let rules: Vec<_> = routes.rules.iter().map(|rule| rule.weights.as_str()).collect();
+    assert_eq!(rules, ["default/resnet/shop/patient:matched/0", "default/resnet/shop/patient/0"]);
+}

@@ -15,15 +15,22 @@ type Holders = BTreeMap<String, (usize, usize)>;
 /// One row for each backend of each rule; rules that answer by themselves have one row without a weight.
 pub(super) fn rows(snapshot: &Snapshot, routes: &Holders, weights: &Holders) -> Vec<RouteRow> {
     let mut rows = Vec::new();
-    for (service, entry) in snapshot.all(Kind::Routes) {
+    let everybodys = snapshot.all(Kind::Routes).map(|(service, entry)| (service, None, entry));
+    let own = snapshot.consumers().map(|(service, namespace, entry)| (service, Some(namespace), entry));
+    for (service, namespace, entry) in everybodys.chain(own) {
         let Ok(decoded) = v1::Routes::decode(&*entry.any.value) else { continue };
-        for rule in &decoded.rules {
-            let row = RouteRow {
+        // What a namespace sees beside its own rules, all others see too.
+        let own = |rule: &&v1::Rule| namespace.is_none_or(|own| rule.route.split('/').next() == Some(own));
+        for rule in decoded.rules.iter().filter(own) {
+            let mut row = RouteRow {
                 service: service.to_owned(),
                 route: format!("{}#{}", rule.route, rule.index),
                 matches: matches(rule),
                 ..RouteRow::default()
             };
+            if let Some(namespace) = namespace {
+                row.matches.push_str(&format!(", clients in {namespace}"));
+            }
             let found = snapshot.get(Kind::Weights, &rule.weights);
             let backends = found.and_then(|entry| v1::Weights::decode(&*entry.any.value).ok());
             let Some(v1::Weights { backends, .. }) = backends else {
@@ -161,7 +168,19 @@ mod tests {
         builder.add(Kind::Routes, "a/s", &v1::Routes { rules });
         let backends = vec![backend("a/v1", 75), backend("a/v2", 25)];
         builder.add(Kind::Weights, "a/s/a/r/0", &v1::Weights { backends, ..v1::Weights::default() });
-        let holders = BTreeMap::from([("a/s/a/r/0".to_owned(), (2, 3))]);
+        // Of a namespace that has a rule of its own; the other is what all see.
+        let own = |route: &str| v1::Rule {
+            route: route.into(),
+            weights: format!("a/s/{route}/0"),
+            ..v1::Rule::default()
+        };
+        builder.add_for("b", "a/s", &v1::Routes { rules: vec![own("b/r"), own("a/r")] });
+        builder.add(
+            Kind::Weights,
+            "a/s/b/r/0",
+            &v1::Weights { backends: vec![backend("b/x", 1)], ..v1::Weights::default() },
+        );
+        let holders = BTreeMap::from([("a/s/a/r/0".to_owned(), (2, 3)), ("a/s/b/r/0".to_owned(), (1, 1))]);
         let rows = rows(&builder.build(Vec::new()), &BTreeMap::new(), &holders);
         let short: Vec<_> = rows
             .iter()
@@ -173,7 +192,9 @@ mod tests {
                 ("a/r#0", "a/v1", 75, 0.75, 2, 3),
                 ("a/r#0", "a/v2", 25, 0.25, 2, 3),
                 ("a/r#1", "redirect 301 to b", 0, 0.0, 0, 0),
+                ("b/r#0", "b/x", 1, 1.0, 1, 1),
             ]
         );
+        assert_eq!(rows[3].matches, "every request, clients in b");
     }
 }

@@ -12,6 +12,7 @@ use penstock_api::resource::{Kind, weights_name};
 use penstock_api::v1::{self, StringMatch, string_match};
 
 use super::annotations::{self, header_name};
+use super::consumers;
 use super::faults::Faults;
 use super::services::{ServiceModel, Services};
 use super::view::View;
@@ -189,10 +190,10 @@ impl<'a> Canaries<'a> {
             weights.mirrors.extend(divided.mirrors);
         }
         for backend in weights.backends.iter().filter(|backend| backend.invalid.is_empty()) {
-            builder.leads_to(parent.as_str(), &backend.service);
+            consumers::leads_to(parent, &weights.route, &backend.service, builder);
         }
         for mirror in weights.mirrors.iter().filter(|mirror| mirror.invalid.is_empty()) {
-            builder.leads_to(parent.as_str(), &mirror.service);
+            consumers::leads_to(parent, &weights.route, &mirror.service, builder);
         }
         builder.add(Kind::Weights, name, &weights);
     }

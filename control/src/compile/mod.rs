@@ -7,6 +7,7 @@
 mod access;
 pub mod annotations;
 mod canary;
+mod consumers;
 mod driver;
 mod endpoints;
 mod faults;

@@ -1,5 +1,7 @@
 //! HTTPRoutes and GRPCRoutes with a Service as parent, and the traffic-split annotation: rules in their order, and their weights.
 //!
+//! A route in another namespace than its parent's is for the clients of that namespace alone ([`consumers`]).
+//!
 //! A route wins over the annotation. Where a Service has rules for some ports only, every other port gets a rule
 //! of its own that does what would happen without routes: the proxy refuses what no rule matches.
 
@@ -19,6 +21,7 @@ use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
 use super::canary::{self, Canaries};
+use super::consumers;
 use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
 use super::grpc;
@@ -30,8 +33,17 @@ use crate::objects::{Object, ObjectKind, annotation_pointer, pool};
 use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
-/// The rules of one parent Service, not yet in order.
-type Attached = Vec<(Precedence, v1::Rule)>;
+/// Rules, not yet in order.
+type Unordered = Vec<(Precedence, v1::Rule)>;
+
+/// The rules of one parent Service.
+#[derive(Default)]
+struct Attached {
+    /// Of routes in its own namespace, for all its clients.
+    everybodys: Unordered,
+    /// Of routes in another namespace, for the clients in that one.
+    consumers: BTreeMap<String, Unordered>,
+}
 
 /// A route, in what its kinds have in common.
 struct Route<'a> {
@@ -106,15 +118,23 @@ pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builde
         attach(route, view, services, &mut attached, &mut canaries, builder, faults);
     }
     for (name, service) in services {
-        let mut rules = attached.remove(name).unwrap_or_default();
-        rules.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut rules: Vec<_> = rules.into_iter().map(|(_, rule)| rule).collect();
+        let Attached { everybodys, consumers } = attached.remove(name).unwrap_or_default();
+        let mut rules = in_order(everybodys);
         rest(service, services, &mut rules, &mut canaries, builder, faults);
+        for (namespace, own) in consumers {
+            let seen = consumers::seen(in_order(own), &rules, service);
+            builder.add_for(&namespace, name.as_str(), &v1::Routes { rules: canaries.finish(name, seen) });
+        }
         let rules = canaries.finish(name, rules);
         if !rules.is_empty() {
             builder.add(Kind::Routes, name.as_str(), &v1::Routes { rules });
         }
     }
+}
+
+fn in_order(mut rules: Unordered) -> Vec<v1::Rule> {
+    rules.sort_by(|a, b| a.0.cmp(&b.0));
+    rules.into_iter().map(|(_, rule)| rule).collect()
 }
 
 /// Attaches the rules of a route to its parents.
@@ -143,7 +163,8 @@ fn attach(
         hostnames.push(None);
     }
     for (index, (from, of)) in route.rules.iter().enumerate() {
-        let reader = RuleReader { object, view, services, faults, pointer: format!("/spec/rules/{index}") };
+        let pointer = format!("/spec/rules/{index}");
+        let reader = RuleReader { object, parents: &parents, view, services, faults, pointer };
         let ReadRule { rule, matches, backends, mirrors } = reader.read(from, *of);
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         for (parent, ports) in &parents {
@@ -162,7 +183,11 @@ fn attach(
                 rule.weights = add_weights(parent, weights, canaries, builder);
                 builder.part_of(&object.id, Kind::Weights, rule.weights.as_str());
             }
-            let rules = attached.entry(parent.clone()).or_default();
+            let of_parent = attached.entry(parent.clone()).or_default();
+            let rules = match object.id.namespace.as_str() {
+                own if own == parent.namespace() => &mut of_parent.everybodys,
+                other => of_parent.consumers.entry(other.to_owned()).or_default(),
+            };
             for port in ports {
                 for (matched_at, (matched, method)) in matches.iter().enumerate() {
                     for (host_at, host) in hostnames.iter().enumerate() {
@@ -189,14 +214,17 @@ fn attach(
     }
 }
 
-/// The parent Services of a route, and for which of their ports; port 0 = all.
+/// Parent Services, and for which of their ports; port 0 = all.
+type Parents = BTreeMap<ServiceName, BTreeSet<u32>>;
+
+/// The parents of a route.
 fn parents(
     object: &Object,
     refs: &[HttpRouteParentRefs],
     services: &Services<'_>,
     faults: &mut Faults,
-) -> BTreeMap<ServiceName, BTreeSet<u32>> {
-    let mut parents: BTreeMap<ServiceName, BTreeSet<u32>> = BTreeMap::new();
+) -> Parents {
+    let mut parents = Parents::new();
     for (index, parent) in refs.iter().enumerate() {
         // A parent of another kind is a Gateway's business.
         if parent.kind.as_deref() != Some("Service") {
@@ -210,15 +238,6 @@ fn parents(
             continue;
         }
         let namespace = parent.namespace.as_deref().unwrap_or(&object.id.namespace);
-        if namespace != object.id.namespace {
-            let message = format!(
-                "routes of one namespace for clients of a Service in another ({namespace}) are not supported, and \
-                 this parent is left out; move the {:?} to the namespace of the Service",
-                object.id.kind
-            );
-            faults.note_as(Reason::NoMatchingParent(index), object, at("namespace"), message);
-            continue;
-        }
         let service = ServiceName::new(namespace, &parent.name).ok().and_then(|name| services.get(&name));
         let Some(service) = service else {
             let message = format!(
@@ -275,6 +294,7 @@ fn add_weights(
 /// Reads one rule of a route.
 struct RuleReader<'a> {
     object: &'a Object,
+    parents: &'a Parents,
     view: &'a View<'a>,
     services: &'a Services<'a>,
     faults: &'a mut Faults,
@@ -507,7 +527,9 @@ impl RuleReader<'_> {
         let mut backend = v1::Backend { service: name.to_string(), port, weight, ..v1::Backend::default() };
         let granted_as = if is_pool { (pool::GROUP, "InferencePool") } else { ("", "Service") };
         let granted = || self.view.granted(&self.object.id, namespace, granted_as, &from.name);
-        let found = if namespace != own && !granted() {
+        // Clients of a Service call it anyway: that their own namespace's route leads to it gives them nothing.
+        let parent = self.parents.contains_key(&name);
+        let found = if namespace != own && !parent && !granted() {
             let kind = self.object.id.kind;
             let fix = format!("add a ReferenceGrant for {kind:?}s from {own} in namespace {namespace}");
             Err(("namespace", format!("the backend {name} is not permitted to namespace {own}"), fix))

@@ -42,16 +42,18 @@ impl Fleet {
         for (node, proxy) in &*lock(&self.proxies) {
             let Some(config) = &proxy.config else { continue };
             let stream = lock(&config.stream);
+            let namespace = node.split_once('/').map_or("", |(namespace, _)| namespace);
             // Of each object: whether all is applied, and why something was refused.
             let mut seen: BTreeMap<&ObjectId, (bool, Option<&str>)> = BTreeMap::new();
             for kind in KINDS {
                 for (name, held) in stream.held(kind, snapshot) {
-                    for id in objects.get(&(kind, name)).into_iter().flatten() {
+                    let ids = objects.get(&(kind, name)).into_iter().flatten();
+                    for id in ids.filter(|id| kind != Kind::Routes || concerns(id, name, namespace)) {
                         let (all, refused) = seen.entry(id).or_insert((true, None));
                         *all &= held;
                         if !held && refused.is_none() {
                             *refused = snapshot
-                                .get(kind, name)
+                                .get_for(namespace, kind, name)
                                 .and_then(|entry| stream.refused_version(kind, name, &entry.version));
                         }
                     }
@@ -68,6 +70,11 @@ impl Fleet {
         }
         tallies.into_iter().map(|(id, tally)| (id.clone(), tally)).collect()
     }
+}
+
+/// Whether a route is for clients in `namespace`: one in its Service's own namespace is for all, another for those in its own.
+fn concerns(route: &ObjectId, service: &str, namespace: &str) -> bool {
+    service.split_once('/').is_some_and(|(own, _)| own == route.namespace) || route.namespace == namespace
 }
 
 #[cfg(test)]
@@ -151,5 +158,31 @@ mod tests {
         let (applied, concerned, refused) = count(&two);
         assert_eq!((applied, concerned), (1, 2));
         assert!(refused.unwrap().starts_with("a/two refused it: "));
+    }
+
+    #[test]
+    fn a_route_for_the_clients_of_one_namespace_concerns_these_alone() {
+        let fleet = Fleet::default();
+        let (own, other) = (proxy(&fleet, "b/one", "a/s"), proxy(&fleet, "a/one", "a/s"));
+        let mut builder = Builder::default();
+        builder.add(Kind::Routes, "a/s", &v1::Routes::default());
+        let rules = vec![v1::Rule { route: "b/r".into(), ..v1::Rule::default() }];
+        builder.add_for("b", "a/s", &v1::Routes { rules });
+        let mut snapshot = builder.build(Vec::new());
+        let resources = [(Kind::Routes, "a/s".to_owned())].into();
+        let id = ObjectId { kind: ObjectKind::HTTPRoute, namespace: "b".into(), name: "r".into() };
+        snapshot.outcomes = Outcomes::from([(id, Outcome { resources, ..Outcome::default() })]);
+        let published = Published { snapshot: Arc::new(snapshot), sequence: 1, at: Instant::now() };
+        let count = || {
+            let tally = fleet.tally(&published.snapshot).into_values().next().unwrap_or_default();
+            (tally.applied, tally.concerned, tally.refused)
+        };
+        assert_eq!(count(), (0, 1, None));
+        answers(&other, &published, None);
+        assert_eq!(count(), (0, 1, None));
+        answers(&own, &published, Some("a/s: not that"));
+        let (applied, concerned, refused) = count();
+        assert_eq!((applied, concerned), (0, 1));
+        assert!(refused.unwrap().starts_with("b/one refused it: "));
     }
 }

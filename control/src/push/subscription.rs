@@ -211,12 +211,13 @@ impl Subscription {
     /// What the client wants of `snapshot`.
     pub(super) fn want<'s>(&self, kind: Kind, node: &str, snapshot: &'s Snapshot) -> Want<'s> {
         let mut want = Want::default();
+        let namespace = node.split_once('/').map_or("", |(namespace, _)| namespace);
         for name in &self.names {
             let found = match (&**name, kind) {
                 // A proxy sees what is its own pod's only, whatever it asks for.
                 (WILDCARD, Kind::Access | Kind::Workload) => snapshot.expand(kind, node),
-                (WILDCARD, _) => snapshot.all(kind).collect(),
-                _ => snapshot.expand(kind, name),
+                (WILDCARD, _) => snapshot.all_seen(namespace, kind),
+                _ => snapshot.seen(namespace, kind, name),
             };
             if found.is_empty() && &**name != WILDCARD {
                 want.empty.push(name.clone());
