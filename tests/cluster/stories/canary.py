@@ -1,5 +1,6 @@
 """Another version comes to a Service's users step by step, and goes back by itself when it is worse; with control restarted and killed meanwhile."""
 
+import collections
 import contextlib
 import datetime
 import json
@@ -11,7 +12,6 @@ import threading
 import time
 
 import parts
-import programs
 import workloads
 from stories.control import holder, settled
 from world import SYSTEM, Failure, Load
@@ -27,8 +27,9 @@ BOUND = 3.0
 
 
 def versions(name, *numbered):
-    """A Service, and for each of its versions another one with a Deployment: name, pod, replicas."""
-    objects = [workloads.service(name, {"app": name}, space=SPACE), workloads.account(name, SPACE)]
+    """A Service, and for each of its versions another one with a Deployment: name, pod, replicas. The first serves before there is a Canary."""
+    first = {"app": name, "version": numbered[0][0]}
+    objects = [workloads.service(name, first, space=SPACE), workloads.account(name, SPACE)]
     for version, pod, replicas in numbered:
         labels = {"app": name, "version": version}
         pod = pod | {"serviceAccountName": name}
@@ -60,8 +61,7 @@ class Diary:
 
     def __init__(self, world, name):
         self.seen = []
-        line = ["kubectl", "-n", SPACE, "get", "canary", name, "-o", "json", "--watch"]
-        line[0] = str(parts.program("kubectl"))
+        line = [str(parts.program("kubectl")), "-n", SPACE, "get", "canary", name, "-o", "json", "--watch"]
         self.process = subprocess.Popen(line, env=world.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.thread = threading.Thread(target=self.read, daemon=True)
         self.thread.start()
@@ -148,7 +148,7 @@ def loads(world, what, path="", rate=RATE, file=None, may_fail=""):
     finally:
         outcomes += [load.end() for load in running]
     asked = sum(outcome["requests"] for outcome in outcomes)
-    failed = {why: count for outcome in outcomes for why, count in outcome["failed"].items()}
+    failed = sum((collections.Counter(outcome["failed"]) for outcome in outcomes), collections.Counter())
     wrong = {why: count for why, count in failed.items() if not (may_fail and may_fail in why)}
     longest = max(outcome["longest_ms"] for outcome in outcomes)
     world.log(f"    {what}: {asked} requests of {len(clients)} clients, {sum(failed.values())} failed, the longest took {longest:.0f} ms")
@@ -303,9 +303,8 @@ def answers_of_a_shadow_are_compared_and_no_client_sees_them(world):
     model = lambda number: {key: value for key, value in workloads.server(number).items() if key != "serviceAccountName"}
     world.cluster.apply(*versions("model", ("model-v1", model(1), 1), ("model-v2", model(2), 1), ("model-same", model(1), 1)))
     world.rolled_out("model-v1", "model-v2", "model-same", space=SPACE)
-    steps = [{"weight": 0, "shadow": 100, "hold": "2s"}]
+    steps = [{"weight": 0, "shadow": 100, "hold": "6s"}]
     shadow = {"agreement": 99, "minCompared": 50}
-    # Nothing else may decide here, and a machine that has two cores is slow at times.
     made = canary("model", "model-v1", "model-v2", steps, shadow=shadow)
     ask = ("model/v2/models/digits/infer", 10, "digits.json")
     with loads(world, "a shadow that answers otherwise", *ask) as outcomes, followed(world, "model", made) as diary:
