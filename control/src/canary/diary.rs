@@ -59,7 +59,7 @@ pub struct Diary {
     /// The same of the stable version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stable: Option<Observed>,
-    /// The same of copies.
+    /// The same of copies; after the last step that makes any, what was seen in that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowObserved>,
     /// The commands that were handled last.

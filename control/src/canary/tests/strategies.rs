@@ -347,8 +347,12 @@ fn blue_green_compares_first_and_moves_all_at_once_when_a_person_says_so() {
     assert_eq!((world.weight(), world.diary.course.as_ref().unwrap().shadow), (0, 20));
     world.until(Phase::Paused, 60);
     assert_eq!((world.weight(), world.diary.course.as_ref().unwrap().shadow), (100, 0));
+    // What the step before rested on is still told to whoever has to decide, and afterwards.
+    let compared = world.diary.shadow.clone();
+    assert!(compared.as_ref().is_some_and(|shadow| shadow.compared >= 50), "{compared:?}");
     world.promote = world.command("x");
     world.until(Phase::Succeeded, 10);
+    assert_eq!(world.diary.shadow, compared);
     assert_eq!(
         world.told(),
         ["Progressing 0 0", "Progressing 1 100", "Paused 1 100", "Promoting 1 100", "Succeeded 1 100"]
