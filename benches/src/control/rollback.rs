@@ -55,7 +55,10 @@ pub(super) async fn rows(control: &Path, proxy: &Path, runs: usize) -> Vec<Row> 
     for turn in 1..=runs {
         match once(control, proxy).await {
             Ok(rolled) => {
-                eprintln!("{CASE}  run {turn}/{runs}  {:.2} s, {} requests failed", rolled.seconds, rolled.failed);
+                eprintln!(
+                    "{CASE}  run {turn}/{runs}  {:.2} s, {} requests failed",
+                    rolled.seconds, rolled.failed
+                );
                 seconds.push(rolled.seconds);
                 failed.push(rolled.failed as f64);
             }
@@ -78,7 +81,11 @@ async fn once(control: &Path, proxy: &Path) -> Result<Rolled> {
     let servers = [server().await?, server().await?];
     let addresses = [servers[0].local_addr()?, servers[1].local_addr()?];
     let clients: Vec<Pod> = (0..CLIENTS)
-        .map(|at| Pod { name: format!("client-{at}"), ip: Ipv4Addr::new(127, 79, 1, at + 1), account: "client" })
+        .map(|at| Pod {
+            name: format!("client-{at}"),
+            ip: Ipv4Addr::new(127, 79, 1, at + 1),
+            account: "client",
+        })
         .collect();
     fs::write(source.join("mesh.yaml"), objects(&clients, addresses)?)?;
     let (mut running, push, api) = start_with_api(control, dir.path(), &source).await?;
@@ -90,14 +97,14 @@ async fn once(control: &Path, proxy: &Path) -> Result<Rolled> {
         let failing = if version == 1 { failing.clone() } else { Arc::default() };
         tasks.spawn(answer(server, failing));
     }
-    let mut processes = Vec::new();
+    let (mut processes, mut asking) = (Vec::new(), JoinSet::new());
     let rolled = async {
         for client in &clients {
             let args = sidecars::arguments(client, push, &dir.path().join("state/anchors.pem"), &token);
             let mut sidecar = process::spawn(None, &client.name, proxy, &args, dir.path(), false)?;
             LocalSet::new().run_until(sidecars::ready(client, &mut sidecar)).await?;
             processes.push(sidecar);
-            tasks.spawn(requests(client.at(port::OUTBOUND), failed.clone()));
+            asking.spawn(requests(client.at(port::OUTBOUND), failed.clone()));
         }
         moved(api, "Progressing").await?;
         tokio::time::sleep(WELL).await;
@@ -105,6 +112,10 @@ async fn once(control: &Path, proxy: &Path) -> Result<Rolled> {
         failing.store(true, Ordering::Relaxed);
         let began = Instant::now();
         moved(api, "RolledBack").await?;
+        // A client that has ended has not asked.
+        if let Some(ended) = asking.try_join_next() {
+            ended??;
+        }
         Ok(Rolled { seconds: began.elapsed().as_secs_f64(), failed: failed.load(Ordering::Relaxed) })
     }
     .await;

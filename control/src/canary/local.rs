@@ -142,7 +142,7 @@ impl Home for Local {
         Vec::new()
     }
 
-    async fn write(&mut self, id: &ObjectId, diary: &Diary) -> Result<()> {
+    async fn write(&mut self, id: &ObjectId, diary: &Diary) -> Result<bool> {
         let mut all = self.diaries.borrow().clone();
         all.insert(id.clone(), diary.clone());
         let row = |(id, diary): (&ObjectId, &Diary)| Row {
@@ -154,7 +154,7 @@ impl Home for Local {
         let file = self.file.clone();
         tokio::task::spawn_blocking(move || write(&file, &text)).await??;
         self.diaries.send_replace(all);
-        Ok(())
+        Ok(true)
     }
 
     fn tell(&self, _object: &Object, _entry: &Entry) {}

@@ -34,6 +34,9 @@ use crate::snapshot::Snapshot;
 const MOVING: Duration = Duration::from_millis(250);
 /// Between two looks while nothing does.
 const RESTING: Duration = Duration::from_secs(1);
+/// Control that has just started knows nothing of proxies that have not come back yet: until then nobody says that all of them have something. They try
+/// again within 100 ms at first.
+const SETTLED: Duration = Duration::from_secs(3);
 /// Between two writes of one diary in which only numbers differ.
 const NUMBERS: Duration = Duration::from_secs(2);
 
@@ -51,8 +54,8 @@ pub trait Home: Send {
     fn joined(&self, id: &ObjectId, own: Tally, version: &str) -> Reach;
     /// What the other replicas' proxies saw.
     fn seen(&mut self, service: &str, windows: &[Duration]) -> impl Future<Output = Vec<SeenReply>> + Send;
-    /// Writes a diary. Whoever was overtaken looks again.
-    fn write(&mut self, id: &ObjectId, diary: &Diary) -> impl Future<Output = Result<()>> + Send;
+    /// Writes a diary; whether it was written. Who was overtaken, or does not know yet what became of the write before, looks again.
+    fn write(&mut self, id: &ObjectId, diary: &Diary) -> impl Future<Output = Result<bool>> + Send;
     /// Tells a person what happened.
     fn tell(&self, object: &Object, entry: &Entry);
 }
@@ -70,11 +73,19 @@ pub struct Sight {
     pub shown: watch::Sender<Arc<Vec<Shown>>>,
 }
 
+/// What this replica's proxies have of a Canary.
+struct Own {
+    tally: Tally,
+    /// Whether all of them have had the time to connect.
+    settled: bool,
+}
+
 /// Looks until told to stop.
 pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) -> Result<()> {
     let mut checks = Checks::default();
     let mut written: BTreeMap<ObjectId, Instant> = BTreeMap::new();
     let mut trouble: Option<String> = None;
+    let started = Instant::now();
     let mut pause = MOVING;
     loop {
         tokio::select! {
@@ -99,11 +110,12 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
             continue;
         }
         home.reach().await;
+        let settled = started.elapsed() >= SETTLED;
         let snapshot = sight.published.borrow().snapshot.clone();
         let tallies = sight.fleet.tally(&snapshot);
         for (object, canary) in canaries {
             let Some(diary) = home.diary(&object.id) else { continue };
-            let own = tallies.get(&object.id).cloned().unwrap_or_default();
+            let own = Own { tally: tallies.get(&object.id).cloned().unwrap_or_default(), settled };
             let next = look(&sight, &mut home, &mut checks, &snapshot, (object, canary), &diary, own).await;
             if !rests(next.phase) {
                 pause = MOVING;
@@ -121,7 +133,8 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
             }
             written.insert(object.id.clone(), Instant::now());
             match home.write(&object.id, &next).await {
-                Ok(()) => {
+                Ok(false) => {}
+                Ok(true) => {
                     trouble = None;
                     let known = diary.history.last();
                     let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
@@ -154,7 +167,7 @@ async fn look<H: Home>(
     snapshot: &Snapshot,
     (object, canary): (&Object, &Canary),
     diary: &Diary,
-    own: Tally,
+    own: Own,
 ) -> Diary {
     let id = &object.id;
     let now = Timestamp::now();
@@ -188,7 +201,8 @@ async fn look<H: Home>(
             }
         }
     }
-    let Reach { tally, unheard } = home.joined(id, own, &snapshot.digest(outcome));
+    let Reach { tally, unheard } = home.joined(id, own.tally, &snapshot.digest(outcome));
+    let unheard = unheard + usize::from(!own.settled);
     let [first, second, third] = seen;
     let facts = Facts {
         now,

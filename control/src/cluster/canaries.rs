@@ -83,11 +83,11 @@ impl Home for InCluster {
         self.others.seen(SeenRequest { services: vec![service.to_owned()], windows_ms }).await
     }
 
-    async fn write(&mut self, id: &ObjectId, diary: &Diary) -> Result<()> {
-        let Some((known, before)) = self.known(id) else { return Ok(()) };
+    async fn write(&mut self, id: &ObjectId, diary: &Diary) -> Result<bool> {
+        let Some((known, before)) = self.known(id) else { return Ok(false) };
         // Of what was written the watch has not told yet: a second write would rest on a version that is gone.
         if self.written.get(id).is_some_and(|(on, _)| *on == known.version) && before.course == diary.course {
-            return Ok(());
+            return Ok(false);
         }
         let watched = Watched::of(id.kind).context("no kind that is watched")?;
         let api: Api<DynamicObject> =
@@ -107,7 +107,7 @@ impl Home for InCluster {
             Err(error) => Err(error),
         };
         counter!(metric::STATUSES.name, "outcome" => *outcome.as_ref().unwrap_or(&"failed")).increment(1);
-        outcome.map(drop)
+        outcome.map(|outcome| outcome == "written")
     }
 
     fn tell(&self, object: &Object, entry: &Entry) {
