@@ -202,10 +202,10 @@ fn tell(leads: &watch::Sender<bool>, now: bool, me: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
 
     use kube::Client;
+    use serde_json::json;
 
     use super::*;
 
@@ -295,34 +295,36 @@ mod tests {
         assert!(!election.leads(Instant::now()));
     }
 
-    /// The API server's part of it: one Lease, which is replaced by whoever names its version. The second write is done and never answered.
-    fn server(lease: Arc<Mutex<Lease>>, writes: Arc<AtomicUsize>) -> Client {
+    /// One Lease, which is replaced by whoever names its version; and how often it was.
+    type Kept = Arc<Mutex<(Lease, u32)>>;
+
+    /// `None`: it has another version.
+    fn replaced(kept: &Kept, mut by: Lease) -> Option<u32> {
+        let (known, writes) = &mut *kept.lock().unwrap();
+        (known.metadata.resource_version == by.metadata.resource_version).then(|| {
+            *writes += 1;
+            by.metadata.resource_version = Some(writes.to_string());
+            *known = by;
+            *writes
+        })
+    }
+
+    /// The API server's part of it. The second write is done, and never answered.
+    fn server(kept: Kept) -> Client {
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let (lease, writes) = (lease.clone(), writes.clone());
+            let kept = kept.clone();
             async move {
                 let put = request.method() == http::Method::PUT;
                 let body = request.into_body().collect_bytes().await?;
-                let mut status = 200;
-                if put {
-                    let mut written: Lease = serde_json::from_slice(&body)?;
-                    let mut known = lease.lock().unwrap();
-                    if written.metadata.resource_version == known.metadata.resource_version {
-                        let turn = writes.fetch_add(1, Ordering::SeqCst) + 1;
-                        written.metadata.resource_version = Some(turn.to_string());
-                        *known = written;
-                        if turn == 2 {
-                            drop(known);
-                            std::future::pending::<()>().await;
-                        }
-                    } else {
-                        status = 409;
-                    }
+                let written = if put { replaced(&kept, serde_json::from_slice(&body)?) } else { Some(0) };
+                if written == Some(2) {
+                    std::future::pending::<()>().await;
                 }
-                let answer = match status {
-                    200 => serde_json::to_vec(&*lease.lock().unwrap())?,
-                    code => serde_json::to_vec(
-                        &serde_json::json!({"status": "Failure", "reason": "Conflict", "code": code, "message": "overtaken"}),
-                    )?,
+                let conflict =
+                    json!({"status": "Failure", "reason": "Conflict", "code": 409, "message": "overtaken"});
+                let (status, answer) = match written {
+                    Some(_) => (200, serde_json::to_vec(&kept.lock().unwrap().0)?),
+                    None => (409, serde_json::to_vec(&conflict)?),
                 };
                 let answer =
                     http::Response::builder().status(status).body(kube::client::Body::from(answer))?;
@@ -334,20 +336,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_renewal_that_was_under_way_at_the_end_does_not_keep_the_lease_from_being_given_back() {
-        let kept = Arc::new(Mutex::new(lease("0", "", 1, 0)));
-        let writes = Arc::new(AtomicUsize::new(0));
-        let client = server(kept.clone(), writes.clone());
+        let kept = Arc::new(Mutex::new((lease("0", "", 1, 0), 0)));
+        let client = server(kept.clone());
         let place = Place { client, namespace: "penstock-system".to_owned(), replica: "a".to_owned() };
         let (leads, mut led) = watch::channel(false);
         let stop = CancellationToken::new();
         let holder = tokio::spawn(run(place, leads, stop.clone()));
         led.wait_for(|leads| *leads).await.unwrap();
-        while writes.load(Ordering::SeqCst) < 2 {
+        while kept.lock().unwrap().1 < 2 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         stop.cancel();
         holder.await.unwrap().unwrap();
-        let found = kept.lock().unwrap().spec.clone().unwrap();
+        let found = kept.lock().unwrap().0.spec.clone().unwrap();
         assert_eq!((found.holder_identity.as_deref(), found.lease_duration_seconds), (Some(""), Some(1)));
         assert!(!*led.borrow());
     }

@@ -135,10 +135,15 @@ def moment(text):
     return datetime.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
 
 
+def address(world, service):
+    """Whoever asks by address is not disturbed by the cluster's DNS, which stumbles when eight pods start on a machine of two cores."""
+    return f"http://{world.get('service', service, space=SPACE)['spec']['clusterIP']}"
+
+
 @contextlib.contextmanager
-def loads(world, what, path="", rate=RATE, file=None, may_fail=""):
+def loads(world, what, service, path="", rate=RATE, file=None, may_fail=""):
     """Requests from every client while the body runs; which of them failed and may not is a Failure. Yields a list, for what came back."""
-    url, outcomes = f"http://{path}", []
+    url, outcomes = address(world, service) + path, []
     clients = [pod["metadata"]["name"] for pod in world.pods("app=client", SPACE)]
     running = [Load(world, pod, url, rate, file, SPACE) for pod in clients]
     try:
@@ -170,10 +175,10 @@ def answered_by(outcomes):
     return found
 
 
-def share(world, version, path):
+def share(world, version, service):
     """Which part of some requests a version answers."""
     pod = world.pod("app=client", SPACE)
-    outcome = json.loads(world.inside(pod, "/usr/local/bin/stand", "load", f"http://{path}", "1", "50", space=SPACE))
+    outcome = json.loads(world.inside(pod, "/usr/local/bin/stand", "load", address(world, service), "1", "50", space=SPACE))
     if outcome["failed"]:
         raise Failure(f"{outcome['failed']}")
     found = answered_by([outcome])
@@ -282,7 +287,7 @@ def blue_and_green_are_exchanged_when_a_person_says_so(world):
         client = world.pod("app=client", SPACE)
         for header, version in [("x-tester:yes", "till-green"), ("x-tester:no", "till-blue")]:
             for _ in range(5):
-                said = world.inside(client, "/usr/local/bin/stand", "get", "-H", header, "http://till", space=SPACE)
+                said = world.inside(client, "/usr/local/bin/stand", "get", "-H", header, address(world, "till"), space=SPACE)
                 if not said.startswith(version):
                     raise Failure(f"{header} is answered by {said}")
         if share(world, "till-green", "till") != 0:
@@ -306,7 +311,7 @@ def answers_of_a_shadow_are_compared_and_no_client_sees_them(world):
     steps = [{"weight": 0, "shadow": 100, "hold": "6s"}]
     shadow = {"agreement": 99, "minCompared": 50}
     made = canary("model", "model-v1", "model-v2", steps, shadow=shadow)
-    ask = ("model/v2/models/digits/infer", 10, "digits.json")
+    ask = ("model", "/v2/models/digits/infer", 10, "digits.json")
     with loads(world, "a shadow that answers otherwise", *ask) as outcomes, followed(world, "model", made) as diary:
         status = phase(world, diary, "RolledBack")
         time.sleep(2)
