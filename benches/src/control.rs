@@ -5,10 +5,11 @@
 //! in the YAML; a proxy has applied it when its store has swapped the snapshot in. Time runs from just before the
 //! write, so the watch, the debounce, compiling, pushing, TLS and applying are all in it.
 //!
-//! Beside it, the cases `webhook`, `endpoints-N` and `sidecar-services-N`.
+//! Beside it, the cases `webhook`, `rollback`, `endpoints-N` and `sidecar-services-N`.
 
 mod apiserver;
 mod endpoints;
+mod rollback;
 mod services;
 mod webhook;
 
@@ -75,7 +76,7 @@ const RSS: Named = ("control_rss", "MiB");
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ControlArgs {
     /// How many proxies; a case each
-    #[arg(long, value_delimiter = ',', default_values_t = [200, 1000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 200, 1000])]
     proxies: Vec<usize>,
     /// Weights pushed in each run, one after the other
     #[arg(long, default_value_t = 20)]
@@ -162,6 +163,7 @@ pub(crate) async fn run(args: ControlArgs) -> Result<()> {
         report::write(&args.out, &rows)
     };
     tell(webhook::rows(args.runs).await)?;
+    tell(rollback::rows(&program, &proxy, args.runs).await)?;
     if args.services > 0 {
         tell(services::rows(&program, &proxy, args.services, args.runs).await)?;
     }

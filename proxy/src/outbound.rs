@@ -168,7 +168,7 @@ async fn stages(
     // Mirror: copies go beside the request, and nobody waits for them.
     let mut copies = match rule.mirrors.is_empty() || upgrading {
         true => None,
-        false => shadow::begin(exchange, rule, &service.name, &mut request, &authority, spoken),
+        false => shadow::begin(exchange, rule, &service.name, backend, &mut request, &authority, spoken),
     };
     let work = match backend.cluster.policy().balance.policy {
         Policy::Gpu | Policy::Prefix => work::read(&mut request, exchange).await,

@@ -188,8 +188,7 @@ impl<B: Body<Data = Bytes>> Teed<B> {
     pub fn new(body: B, copies: usize, budget: &Rc<Budget>, each: u64, grpc: bool) -> (Self, Vec<Copied>) {
         let queues: Vec<_> = (0..copies).map(|_| Queue::new(Claim::new(budget, each))).collect();
         let whole = body.size_hint();
-        let copied =
-            queues.iter().map(|queue| Copied { queue: Rc::clone(queue), whole: Some(whole.clone()) });
+        let copied = queues.iter().map(|queue| Copied { queue: Rc::clone(queue), whole: Some(whole) });
         let copied = copied.collect();
         let messages = grpc.then(|| Messages { most: each, ..Messages::default() });
         (Self { body, queues, messages }, copied)
@@ -308,7 +307,7 @@ impl Copied {
 
     /// How many bytes there are, as far as is known.
     pub fn size_hint(&self) -> SizeHint {
-        self.whole.clone().unwrap_or_default()
+        self.whole.unwrap_or_default()
     }
 }
 

@@ -29,11 +29,11 @@ class Load:
 
     number = itertools.count(1)
 
-    def __init__(self, world, pod, url, rate, file):
+    def __init__(self, world, pod, url, rate, file, space=SPACE):
         self.world, self.rate = world, rate
-        self.container = world.container(pod, "client")
+        self.container = world.container(pod, "client", space)
         self.name = f"load-{next(self.number)}-{os.getpid()}"
-        line = ["/usr/local/bin/stand", "load", url, "3600", str(rate), f"/request/{file}"]
+        line = ["/usr/local/bin/stand", "load", url, "3600", str(rate), *([f"/request/{file}"] if file else [])]
         command = world.cluster.inside("ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", self.name, self.container, *line)
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -109,17 +109,17 @@ class World:
             self.kubectl("-n", space, "rollout", "status", name, f"--timeout={PATIENCE}s")
             self.waited(f"{name} is rolled out", began)
 
-    def container(self, pod, name):
+    def container(self, pod, name, space=SPACE):
         """The number of a container, as containerd knows it."""
-        status = self.get("pod", pod)["status"]
+        status = self.get("pod", pod, space=space)["status"]
         for one in status.get("initContainerStatuses", []) + status["containerStatuses"]:
             if one["name"] == name:
                 return one["containerID"].removeprefix("containerd://")
         raise Failure(f"pod {pod} has no container {name}")
 
-    def inside(self, pod, *line, container="client"):
+    def inside(self, pod, *line, container="client", space=SPACE):
         """What a command in a pod prints."""
-        return self.kubectl("-n", SPACE, "exec", pod, "-c", container, "--", *line).stdout
+        return self.kubectl("-n", space, "exec", pod, "-c", container, "--", *line).stdout
 
     def ask(self, pod, url, body=None):
         return self.inside(pod, "/usr/local/bin/stand", "get", url, *([body] if body else []))

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use penstock_api::resource::Kind;
 use penstock_api::v1;
@@ -21,6 +21,7 @@ use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::wire::{Message, Wire, get};
 use penstock_tests::testkit::{PATIENCE, anywhere, own_ip, wait_until};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What a server has been asked.
@@ -438,7 +439,7 @@ impl Alone {
     /// What control has been told of copies in all.
     fn told(&self) -> v1::Shadow {
         let (services, window) = (["test/shop".to_owned()], Duration::from_secs(60));
-        let seen = self.control.fleet.seen(&services, window, tokio::time::Instant::now());
+        let seen = self.control.fleet.seen(&services, window, Instant::now());
         seen.wire(&services).shadows.pop().unwrap_or_default()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// A Canary that makes sense.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Which run it is ([`Spec::run_id`]).
+    /// Which run it is ([`run_id`](crate::objects::canary::Spec::run_id)).
     pub run: String,
     /// `<namespace>/<name>` of the Service that clients ask.
     pub service: String,

@@ -41,7 +41,7 @@ pub struct Diary {
     /// When every proxy had acknowledged its course; absent: not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_since: Option<Moment>,
-    /// From when the step's deadline counts: while a person is waited for it does not.
+    /// From when the step's hold and then its deadline count: while a person is waited for they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_since: Option<Moment>,
     /// Of the connected proxies that it concerns, how many have acknowledged the course.
@@ -59,7 +59,7 @@ pub struct Diary {
     /// The same of the stable version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stable: Option<Observed>,
-    /// The same of copies.
+    /// The same of copies; after the last step that makes any, what was seen in that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowObserved>,
     /// The commands that were handled last.

@@ -424,10 +424,12 @@ impl Walker<'_> {
         let Self { plan, facts, diary } = self;
         let [_, long, step] = looks(plan, diary, facts);
         let look = step.or(long).unwrap_or_default();
-        let shadow = look.shadow.filter(|_| diary.course.as_ref().is_some_and(|course| course.shadow > 0));
         diary.candidate = look.candidate.map(Observed::of);
         diary.stable = look.stable.map(Observed::of);
-        diary.shadow = shadow.map(ShadowObserved::of);
+        // Whoever asks later why it went on is told what the last step with copies saw.
+        if diary.course.as_ref().is_some_and(|course| course.shadow > 0) {
+            diary.shadow = look.shadow.map(ShadowObserved::of);
+        }
     }
 
     /// Fills in what follows from where it is.

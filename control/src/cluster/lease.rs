@@ -113,7 +113,6 @@ pub(super) async fn run(place: Place, leads: watch::Sender<bool>, stop: Cancella
     let api: Api<Lease> = Api::namespaced(place.client.clone(), &place.namespace);
     let mut election = Election::new(&place.replica);
     let mut trouble = Trouble::new("the Lease penstock-control");
-    let mut last = None;
     loop {
         let begun = Instant::now();
         // An attempt that hangs must not keep a holder believing.
@@ -123,10 +122,7 @@ pub(super) async fn run(place: Place, leads: watch::Sender<bool>, stop: Cancella
             tried = timeout_at(end.min(begun + ATTEMPT), attempt(&api, &mut election, begun)) => tried,
         };
         match tried {
-            Ok(Ok(lease)) => {
-                trouble.over();
-                last = lease.or(last);
-            }
+            Ok(Ok(())) => trouble.over(),
             Ok(Err(error)) => trouble.met(&error),
             Err(_) => trouble.met(&anyhow::anyhow!("the API server has not answered in time")),
         }
@@ -141,29 +137,39 @@ pub(super) async fn run(place: Place, leads: watch::Sender<bool>, stop: Cancella
         }
         tell(&leads, election.leads(Instant::now()), &place.replica);
     }
-    if election.leads(Instant::now())
-        && let Some(mut lease) = last
-    {
-        leads.send_replace(false);
-        if let Some(spec) = &mut lease.spec {
-            spec.holder_identity = Some(String::new());
-            spec.lease_duration_seconds = Some(1);
-        }
-        // Whoever waits takes it at once; if this fails, he takes it when it has run out.
-        if let Ok(Ok(_)) = timeout(RETRY, api.replace(NAME, &PostParams::default(), &lease)).await {
-            tracing::info!("the Lease is given back");
-        }
+    leads.send_replace(false);
+    // If this fails, whoever waits takes it when it has run out.
+    if let Ok(Ok(true)) = timeout(RETRY, give_back(&api, &place.replica)).await {
+        tracing::info!("the Lease is given back");
     }
     Ok(())
 }
 
-/// Looks, and writes if it may; the Lease if it is held now.
-async fn attempt(api: &Api<Lease>, election: &mut Election, begun: Instant) -> Result<Option<Lease>> {
+/// Gives it back, if it is this replica's, so that whoever waits takes it at once; answers whether it was. A renewal that was under way when
+/// this replica was told to end may have been written without an answer, or be written yet, so what is there is looked at and not remembered.
+async fn give_back(api: &Api<Lease>, me: &str) -> Result<bool> {
+    loop {
+        let Some(mut lease) = api.get_opt(NAME).await? else { return Ok(false) };
+        let spec = lease.spec.get_or_insert_default();
+        if spec.holder_identity.as_deref() != Some(me) {
+            return Ok(false);
+        }
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+        match outcome(api.replace(NAME, &PostParams::default(), &lease).await)? {
+            Outcome::Done(_) => return Ok(true),
+            Outcome::Overtaken => {}
+        }
+    }
+}
+
+/// Looks, and writes if it may.
+async fn attempt(api: &Api<Lease>, election: &mut Election, begun: Instant) -> Result<()> {
     let found = api.get_opt(NAME).await?;
     let written = match election.decide(found.as_ref(), Instant::now(), Timestamp::now()) {
         Move::Wait(holder) => {
             tracing::debug!("{holder} holds the Lease");
-            return Ok(None);
+            return Ok(());
         }
         Move::Create(spec) => {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
@@ -175,13 +181,11 @@ async fn attempt(api: &Api<Lease>, election: &mut Election, begun: Instant) -> R
         }
     };
     match outcome(written)? {
-        Outcome::Done(lease) => {
-            election.held(begun);
-            Ok(Some(lease))
-        }
+        Outcome::Done(_) => election.held(begun),
         // Somebody was faster; what he wrote is seen next time.
-        Outcome::Overtaken => Ok(None),
+        Outcome::Overtaken => {}
     }
+    Ok(())
 }
 
 fn tell(leads: &watch::Sender<bool>, now: bool, me: &str) {
@@ -198,6 +202,11 @@ fn tell(leads: &watch::Sender<bool>, now: bool, me: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use kube::Client;
+
     use super::*;
 
     fn wall() -> Timestamp {
@@ -284,5 +293,62 @@ mod tests {
         election.held(Instant::now());
         election.decide(Some(&lease("5", "b", 15, 1)), Instant::now(), wall());
         assert!(!election.leads(Instant::now()));
+    }
+
+    /// The API server's part of it: one Lease, which is replaced by whoever names its version. The second write is done and never answered.
+    fn server(lease: Arc<Mutex<Lease>>, writes: Arc<AtomicUsize>) -> Client {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (lease, writes) = (lease.clone(), writes.clone());
+            async move {
+                let put = request.method() == http::Method::PUT;
+                let body = request.into_body().collect_bytes().await?;
+                let mut status = 200;
+                if put {
+                    let mut written: Lease = serde_json::from_slice(&body)?;
+                    let mut known = lease.lock().unwrap();
+                    if written.metadata.resource_version == known.metadata.resource_version {
+                        let turn = writes.fetch_add(1, Ordering::SeqCst) + 1;
+                        written.metadata.resource_version = Some(turn.to_string());
+                        *known = written;
+                        if turn == 2 {
+                            drop(known);
+                            std::future::pending::<()>().await;
+                        }
+                    } else {
+                        status = 409;
+                    }
+                }
+                let answer = match status {
+                    200 => serde_json::to_vec(&*lease.lock().unwrap())?,
+                    code => serde_json::to_vec(
+                        &serde_json::json!({"status": "Failure", "reason": "Conflict", "code": code, "message": "overtaken"}),
+                    )?,
+                };
+                let answer =
+                    http::Response::builder().status(status).body(kube::client::Body::from(answer))?;
+                Ok::<_, tower::BoxError>(answer)
+            }
+        });
+        Client::new(service, "penstock-system")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_was_under_way_at_the_end_does_not_keep_the_lease_from_being_given_back() {
+        let kept = Arc::new(Mutex::new(lease("0", "", 1, 0)));
+        let writes = Arc::new(AtomicUsize::new(0));
+        let client = server(kept.clone(), writes.clone());
+        let place = Place { client, namespace: "penstock-system".to_owned(), replica: "a".to_owned() };
+        let (leads, mut led) = watch::channel(false);
+        let stop = CancellationToken::new();
+        let holder = tokio::spawn(run(place, leads, stop.clone()));
+        led.wait_for(|leads| *leads).await.unwrap();
+        while writes.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        stop.cancel();
+        holder.await.unwrap().unwrap();
+        let found = kept.lock().unwrap().spec.clone().unwrap();
+        assert_eq!((found.holder_identity.as_deref(), found.lease_duration_seconds), (Some(""), Some(1)));
+        assert!(!*led.borrow());
     }
 }

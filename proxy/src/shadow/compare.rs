@@ -322,11 +322,14 @@ mod tests {
         tensors(&response(copy), &response(client), rules)
     }
 
+    /// The copy's numbers, the client's, the tolerance, and what is to come of it.
+    type Case<'a> = (&'a [f32], &'a [f32], f64, f64, bool, Option<bool>, f64);
+
     #[test]
     fn numbers_agree_within_the_tolerance_of_the_clients() {
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         // copy, client, absolute, relative, agrees, same top, largest difference
-        let table: &[(&[f32], &[f32], f64, f64, bool, Option<bool>, f64)] = &[
+        let table: &[Case<'_>] = &[
             (&[1.0, 2.0], &[1.0, 2.0], 0.0, 0.0, true, Some(true), 0.0),
             (&[1.0, 2.0], &[1.0, 2.5], 0.5, 0.0, true, Some(true), 0.5),
             (&[1.0, 2.0], &[1.0, 2.5], 0.49, 0.0, false, Some(true), 0.5),

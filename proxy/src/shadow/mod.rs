@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 
 use crate::body::{RequestBody, ResponseBody, Upstream};
 use crate::config::compile::WHOLE;
-use crate::config::{Mirror, Rule};
+use crate::config::{Backend, Mirror, Rule};
 use crate::exchange::Exchange;
 use crate::receive::ClientBody;
 use crate::send::{self, Outgoing};
@@ -110,13 +110,18 @@ pub fn begin(
     exchange: &Rc<Exchange>,
     rule: &Arc<Rule>,
     service: &ServiceName,
+    backend: &Backend,
     request: &mut Request<RequestBody>,
     authority: &Authority,
     spoken: Version,
 ) -> Option<Copies> {
     let worker = &exchange.worker;
     let drawn: Vec<_> = worker.with_random(|random| {
-        let drawn = rule.mirrors.iter().enumerate().filter(|(_, mirror)| is_drawn(mirror.share_ppm, random));
+        let drawn = rule.mirrors.iter().enumerate().filter(|(_, mirror)| {
+            // Held against itself, a version agrees whatever it answers.
+            let itself = mirror.compare.is_some() && mirror.cluster.service == backend.cluster.service;
+            !itself && is_drawn(mirror.share_ppm, random)
+        });
         drawn.map(|(index, _)| index).collect()
     });
     let mut sent = Vec::with_capacity(drawn.len());

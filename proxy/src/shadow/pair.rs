@@ -168,17 +168,13 @@ impl Pair {
                     of_copy == Ended::Failed || copy.answer.has_failed(),
                     of_client == Ended::Failed || client.answer.has_failed(),
                 ];
-                let bytes = [copy.bytes, client.bytes];
+                let kept =
+                    of_copy == Ended::Whole && of_client == Ended::Whole && !copy.unkept && !client.unkept;
+                // Whatever comes of it, nothing is held here any more.
+                let (bytes, answers) = ([copy.bytes, client.bytes], [copy.take(), client.take()]);
                 if failed[0] != failed[1] {
-                    copy.let_go();
-                    client.let_go();
                     tell(&self.cell, bytes, &Verdict::default());
-                } else if of_copy == Ended::Whole
-                    && of_client == Ended::Whole
-                    && !copy.unkept
-                    && !client.unkept
-                {
-                    let answers = [copy.take(), client.take()];
+                } else if kept {
                     self.judge(rules, answers, bytes);
                 }
                 // Two that have no answer say nothing of each other.
@@ -293,5 +289,156 @@ impl<B: Body> Drop for Watched<B> {
     fn drop(&mut self) {
         let whole = self.body.is_end_stream();
         self.end(if whole { Ended::Whole } else { Ended::Lost });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tolerance;
+    use crate::telemetry::Shadows;
+    use crate::telemetry::shadow::{Counts, Pair as Of};
+    use http_body_util::{BodyExt as _, Full};
+
+    const MOST: u64 = 1 << 20;
+
+    struct Bed {
+        shadows: Shadows,
+        cell: Arc<Shadow>,
+        budget: Rc<Budget>,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let shadows = Shadows::default();
+            let of = Of { service: "a/x".parse().unwrap(), mirror: "a/y".parse().unwrap() };
+            let cell = shadows.cell(of);
+            Self { shadows, cell, budget: Budget::new(4 * MOST) }
+        }
+
+        fn pair(&self) -> Rc<Pair> {
+            let rules = Compare { tolerance: Tolerance::default(), outputs: Vec::new(), max_bytes: MOST };
+            let comparing = Rc::new(Semaphore::new(1));
+            Pair::new(Arc::clone(&self.cell), Some(Arc::new(rules)), Wire::Other, &self.budget, &comparing)
+        }
+
+        /// Compared, and of those agreed, since the last time.
+        fn counted(&self) -> (u64, u64) {
+            let counts = self.shadows.take_rows().pop().map_or_else(Counts::default, |(_, counts)| counts);
+            assert_eq!(self.budget.held(), 0, "nothing is held any more");
+            (counts.of(Count::Compared), counts.of(Count::Agreed))
+        }
+    }
+
+    fn answer(pair: &Pair, which: Which, status: u16, body: &[u8]) {
+        let head = StatusCode::from_u16(status).unwrap();
+        pair.head(which, head, &HeaderMap::new(), Duration::from_millis(1));
+        pair.frame(which, &Frame::data(Bytes::copy_from_slice(body)));
+    }
+
+    #[test]
+    fn how_two_answers_end_decides_whether_they_are_compared() {
+        use Ended::{Failed, Lost, Whole};
+        // The copy's status and end, the client's, how many are compared and agree.
+        let table = [
+            ((200, Whole), (200, Whole), (1, 1)),
+            ((500, Whole), (200, Whole), (1, 0)),
+            ((200, Whole), (503, Whole), (1, 0)),
+            ((200, Failed), (200, Whole), (1, 0)),
+            ((200, Whole), (200, Failed), (1, 0)),
+            // Both have failed in the same words; or without any.
+            ((500, Whole), (500, Whole), (1, 1)),
+            ((200, Failed), (200, Failed), (0, 0)),
+            ((200, Lost), (200, Whole), (0, 0)),
+            ((200, Whole), (200, Lost), (0, 0)),
+        ];
+        let bed = Bed::new();
+        for ((status, ended), (client_status, client_ended), expected) in table {
+            for client_first in [false, true] {
+                let pair = bed.pair();
+                answer(&pair, Which::Copy, status, b"body");
+                answer(&pair, Which::Client, client_status, b"body");
+                let mut ends = [(Which::Copy, ended), (Which::Client, client_ended)];
+                if client_first {
+                    ends.reverse();
+                }
+                for (which, ended) in ends {
+                    pair.end(which, ended);
+                    // The first word counts.
+                    pair.end(which, Lost);
+                }
+                let case = format!("{status} {ended:?} against {client_status} {client_ended:?}");
+                assert_eq!(bed.counted(), expected, "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_above_the_bound_or_encoded_is_not_compared_and_not_held() {
+        let bed = Bed::new();
+        let pair = bed.pair();
+        answer(&pair, Which::Copy, 200, &vec![0; MOST as usize + 1]);
+        assert_eq!(bed.budget.held(), 0);
+        answer(&pair, Which::Client, 200, b"x");
+        for which in [Which::Copy, Which::Client] {
+            pair.end(which, Ended::Whole);
+        }
+        drop(pair);
+        assert_eq!(bed.counted(), (0, 0));
+
+        let pair = bed.pair();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
+        pair.head(Which::Client, StatusCode::OK, &headers, Duration::ZERO);
+        answer(&pair, Which::Copy, 200, b"");
+        for which in [Which::Copy, Which::Client] {
+            pair.end(which, Ended::Whole);
+        }
+        drop(pair);
+        assert_eq!(bed.counted(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn large_answers_are_compared_by_a_thread_and_held_until_then() {
+        let bed = Bed::new();
+        let local = tokio::task::LocalSet::new();
+        let held = local.run_until(async {
+            let body = vec![7; limits::COMPARE_INLINE as usize];
+            let pair = bed.pair();
+            for which in [Which::Copy, Which::Client] {
+                answer(&pair, which, 200, &body);
+                pair.end(which, Ended::Whole);
+            }
+            bed.budget.held()
+        });
+        assert_eq!(held.await, 2 * limits::COMPARE_INLINE);
+        local.await;
+        assert_eq!(bed.counted(), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn the_clients_answer_passes_untouched_and_one_that_it_leaves_is_lost() {
+        let bed = Bed::new();
+        let pair = bed.pair();
+        answer(&pair, Which::Copy, 200, b"abc");
+        pair.end(Which::Copy, Ended::Whole);
+        pair.head(Which::Client, StatusCode::OK, &HeaderMap::new(), Duration::ZERO);
+        let body = Full::new(Bytes::from_static(b"abc"));
+        let mut watched = Watched::new(body, vec![pair]).unwrap();
+        assert_eq!(watched.size_hint().exact(), Some(3));
+        let frame = std::future::poll_fn(|cx| watched.poll_frame(cx)).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "abc");
+        // hyper asks for no more.
+        drop(watched);
+        assert_eq!(bed.counted(), (1, 1));
+
+        let pair = bed.pair();
+        answer(&pair, Which::Copy, 200, b"abc");
+        pair.end(Which::Copy, Ended::Whole);
+        let body = Full::new(Bytes::from_static(b"abc")).map_err(|never| match never {});
+        let unread: Watched<http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>> =
+            Watched::new(body.boxed_unsync(), vec![pair]).unwrap();
+        drop(unread);
+        assert_eq!(bed.counted(), (0, 0));
     }
 }

@@ -46,6 +46,9 @@ pub enum Count {
 
 const COUNTS: usize = Count::ClientBytes as usize + 1;
 
+/// A series of the metrics page: its metric, the label that tells it from others of that, and its value.
+type Series = (&'static Metric, &'static str, &'static str, fn(&Counts) -> u64);
+
 /// Whose copies.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pair {
@@ -212,7 +215,7 @@ impl Shadows {
         if accounts.totals.is_empty() {
             return;
         }
-        let series: [(&Metric, &str, &str, fn(&Counts) -> u64); 6] = [
+        let series: [Series; 6] = [
             (&metric::MIRROR_REQUESTS, "outcome", "answered", |counts| counts.of(Count::Answered)),
             (&metric::MIRROR_REQUESTS, "outcome", "failed", |counts| counts.of(Count::Failed)),
             (&metric::MIRROR_REQUESTS, "outcome", "dropped", |counts| counts.of(Count::Dropped)),

@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use penstock_api::resource::{Kind, Payload};
 use penstock_api::v1::{
-    Ask, ControlMessage, Direction, ProxyMessage, TapStart, TapStop, ask, control_message, proxy_message,
+    self, Ask, ControlMessage, Direction, ProxyMessage, TapStart, TapStop, ask, control_message,
+    proxy_message,
 };
-use penstock_api::view;
+use penstock_api::{ServiceName, view};
+use penstock_balance::LoadReport;
 use penstock_proxy::admin::Pages;
-use penstock_proxy::config::Store;
+use penstock_proxy::config::store::Change;
+use penstock_proxy::config::{Known, Store};
 use penstock_proxy::fleet::keep_attached;
+use penstock_proxy::telemetry::shadow::{self, Count};
 use penstock_proxy::telemetry::{Details, End, Labels, Options, Telemetry};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -74,6 +79,35 @@ async fn until<T>(attach: &mut Attach, pick: impl Fn(proxy_message::Kind) -> Opt
     }
 }
 
+/// Has the endpoint of the [`labels`] known, and a report of its load heard.
+async fn is_loaded(pages: &Pages) {
+    let name: ServiceName = "a/digits-v2".parse().unwrap();
+    let service = v1::Service {
+        namespace: "a".into(),
+        name: "digits-v2".into(),
+        ports: vec![v1::ServicePort { port: 80, ..Default::default() }],
+        policy: None,
+    };
+    let endpoint = v1::Endpoint {
+        name: "a/digits-v2-1".into(),
+        ip: "127.0.0.1".into(),
+        ports: vec![v1::PortTarget { service_port: 80, port: 8000 }],
+        ..Default::default()
+    };
+    let endpoints = v1::Endpoints { endpoints: vec![endpoint] };
+    let part = |kind, payload| Change { kind, name: name.to_string(), payload };
+    let refused = pages.store.apply(vec![
+        part(Kind::Service, Some(Payload::Service(service))),
+        part(Kind::Endpoints, Some(Payload::Endpoints(endpoints))),
+        part(Kind::Routes, None),
+    ]);
+    assert_eq!(refused, []);
+    let Ok(Known::Here(service)) = pages.store.service(&name).await else { panic!("{name} is not known") };
+    let cluster = &service.ports[0].cluster;
+    let report = LoadReport { utilization: Some(0.42), ..LoadReport::default() };
+    cluster.pool.told(&cluster.endpoints()[0].state, report, pages.epoch.elapsed());
+}
+
 #[tokio::test]
 async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     let authority = Authority::new("root");
@@ -97,6 +131,7 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     let proxy_message::Kind::Hello(hello) = attach.next().await.kind.unwrap() else { panic!("no hello") };
     assert_eq!(hello.node, "a/web-1");
 
+    is_loaded(&pages).await;
     let cell = telemetry.outcomes.cell(labels());
     cell.finish(&end());
     let row = until(&mut attach, |kind| match kind {
@@ -109,6 +144,23 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
         ("a/digits", "a/digits-v2", 1, 1)
     );
     assert_eq!(row.latency.iter().map(|bucket| bucket.count).sum::<u64>(), 1);
+    assert_eq!(row.load_permille, Some(420));
+
+    let (service, mirror) = ("a/digits".parse().unwrap(), "a/digits-v2".parse().unwrap());
+    let copies = telemetry.shadows.cell(shadow::Pair { service, mirror });
+    for what in [Count::Answered, Count::Failed, Count::Compared, Count::Agreed] {
+        copies.count(what);
+    }
+    copies.took(Duration::from_millis(2), Duration::from_millis(1));
+    copies.differed(0.5);
+    let told = until(&mut attach, |kind| match kind {
+        proxy_message::Kind::Outcomes(outcomes) => outcomes.shadows.into_iter().next(),
+        _ => None,
+    })
+    .await;
+    assert_eq!((told.service.as_str(), told.mirror.as_str()), ("a/digits", "a/digits-v2"));
+    assert_eq!((told.sent, told.failures, told.compared, told.agreed), (2, 1, 1, 1));
+    assert_eq!((told.latency.len(), told.client_latency.len(), told.largest_difference), (1, 1, 0.5));
 
     assert!(!telemetry.wants_details(Direction::Outbound));
     let start = TapStart { tap: 7, service: "a/digits".into(), both: true, ..Default::default() };

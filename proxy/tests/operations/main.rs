@@ -325,6 +325,27 @@ fn limits() -> String {
             "Bodies of tensors that are read from their connection straight into the arena, from so many bytes on.",
         ),
         row(
+            "copies",
+            limits::COPIES.to_string(),
+            "Copies of requests (mirrors) on their way at once, of one worker; more are dropped (docs/RELIABILITY.md).",
+        ),
+        row(
+            "copy bytes",
+            limits::COPY_BYTES.to_string(),
+            "What copies have not read yet of bodies, and answers until they are compared, of one worker; what finds no room is dropped.",
+        ),
+        row("copy body", limits::COPY_BODY.to_string(), "Of these, for one body or one answer."),
+        row(
+            "copy time",
+            format!("{:?}", limits::COPY_TIME),
+            "From a copy's beginning to the end of its answer.",
+        ),
+        row(
+            "compare inline",
+            limits::COMPARE_INLINE.to_string(),
+            "Two answers that have no more together are compared by the worker; larger ones by a thread, one pair at a time for each worker.",
+        ),
+        row(
             "destinations",
             store::MAX_DESTINATIONS.to_string(),
             "Services, and addresses, that one proxy knows or asks for at once.",

@@ -1,12 +1,14 @@
 // Stand is what the cluster's own tests put into pods: one static program, whose first argument says what it is.
 //
 //	stand pause                        holds a pod's namespaces and reaps what is left in them, as Kubernetes' pause does
-//	stand serve ADDRESS                answers every request with the name of its host
+//	stand serve ADDRESS [FAILING]      answers every request with the name of its host; from SIGUSR1 on, FAILING of a hundred with a 500
 //	stand get URL [FILE]               prints the answer; exit status 1 if it is not 2xx; a file is posted as JSON
 //	stand lookup NAME                  prints the addresses of a name
 //	stand load URL SECONDS RATE [FILE] asks so many times a second, then prints what came back, as JSON
 //	stand webhook ADDRESS CERT KEY     admits pods, and labels them
 //	stand exit CODE
+//
+// Before URL there may be -H NAME:VALUE, for a header of each request.
 package main
 
 import (
@@ -22,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -42,12 +45,18 @@ func main() {
 	case "pause":
 		pause()
 	case "serve":
-		serve(argument(0))
+		failing := 0
+		if len(arguments) > 1 {
+			failing = number(arguments[1])
+		}
+		serve(argument(0), failing)
 	case "get":
+		arguments = named(arguments)
 		get(argument(0), arguments[1:])
 	case "lookup":
 		lookup(argument(0))
 	case "load":
+		arguments = named(arguments)
 		load(argument(0), number(argument(1)), number(argument(2)), arguments[3:])
 	case "webhook":
 		webhook(argument(0), argument(1), argument(2))
@@ -82,12 +91,25 @@ func pause() {
 	}
 }
 
-func serve(address string) {
+func serve(address string, failing int) {
 	name, err := os.Hostname()
 	if err != nil {
 		log.Fatal(err)
 	}
+	faulty := make(chan os.Signal, 1)
+	signal.Notify(faulty, syscall.SIGUSR1)
+	var percent, asked atomic.Int64
+	go func() {
+		for range faulty {
+			percent.Store(int64(failing))
+		}
+	}()
 	server := &http.Server{Addr: address, Handler: http.HandlerFunc(func(answer http.ResponseWriter, _ *http.Request) {
+		// Spread evenly: 20 of a hundred are each fifth.
+		of := percent.Load()
+		if turn := asked.Add(1) % 100; (turn+1)*of/100 > turn*of/100 {
+			answer.WriteHeader(http.StatusInternalServerError)
+		}
 		fmt.Fprintln(answer, name)
 	})}
 	ended := make(chan os.Signal, 1)
@@ -102,6 +124,22 @@ func serve(address string) {
 		log.Fatal(err)
 	}
 	<-stopped
+}
+
+// What each request has besides.
+var headers = http.Header{}
+
+// named takes the headers off that are before all else.
+func named(arguments []string) []string {
+	for len(arguments) > 1 && arguments[0] == "-H" {
+		name, value, found := strings.Cut(arguments[1], ":")
+		if !found {
+			log.Fatalf("stand: -H %s: write NAME:VALUE", arguments[1])
+		}
+		headers.Add(name, value)
+		arguments = arguments[2:]
+	}
+	return arguments
 }
 
 func get(url string, file []string) {
@@ -136,8 +174,10 @@ type outcome struct {
 	// By status or error, and when the first of each came.
 	Failed map[string]int    `json:"failed"`
 	First  map[string]string `json:"first"`
-	// By the value of the header of an answer that was asked for, or its first line.
+	// By how an answer begins.
 	Answers map[string]int `json:"answers"`
+	// By answer, status or error: when the last request of which this became was sent.
+	Last map[string]string `json:"last"`
 	Longest float64        `json:"longest_ms"`
 }
 
@@ -160,7 +200,8 @@ func load(url string, seconds, rate int, file []string) {
 	kept := http.Client{Timeout: 10 * time.Second}
 	kept.Transport = &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 5 * time.Second}
 	fresh := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	result := outcome{Failed: map[string]int{}, Answers: map[string]int{}, First: map[string]string{}}
+	result := outcome{Failed: map[string]int{}, Answers: map[string]int{}, First: map[string]string{}, Last: map[string]string{}}
+	lasts := map[string]time.Time{}
 	var lock sync.Mutex
 	var under sync.WaitGroup
 	ended := make(chan os.Signal, 1)
@@ -189,6 +230,10 @@ func load(url string, seconds, rate int, file []string) {
 				defer lock.Unlock()
 				result.Requests++
 				result.Longest = max(result.Longest, took)
+				// One of the two is empty.
+				if became := answer + failure; began.After(lasts[became]) {
+					lasts[became] = began
+				}
 				if failure != "" {
 					if result.Failed[failure]++; result.Failed[failure] == 1 {
 						result.First[failure] = began.UTC().Format(time.RFC3339Nano)
@@ -201,6 +246,9 @@ func load(url string, seconds, rate int, file []string) {
 		}
 	}
 	under.Wait()
+	for became, at := range lasts {
+		result.Last[became] = at.UTC().Format(time.RFC3339Nano)
+	}
 	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
 		log.Fatal(err)
 	}
@@ -208,10 +256,19 @@ func load(url string, seconds, rate int, file []string) {
 
 // send posts the body; without one it gets.
 func send(client *http.Client, url, body string) (*http.Response, error) {
-	if body == "" {
-		return client.Get(url)
+	method := http.MethodGet
+	if body != "" {
+		method = http.MethodPost
 	}
-	return client.Post(url, "application/json", strings.NewReader(body))
+	request, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header = headers.Clone()
+	if body != "" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	return client.Do(request)
 }
 
 func ask(client *http.Client, url, body string) (string, string) {

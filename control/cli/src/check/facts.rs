@@ -48,6 +48,7 @@ pub(super) enum Fact {
     GrpcRoutes,
     Pools,
     AccessPolicies,
+    Canaries,
     InferencePolicies,
     Events,
     Injection,
@@ -91,6 +92,7 @@ impl Fact {
             Self::GrpcRoutes => all("/apis/gateway.networking.k8s.io/v1/grpcroutes"),
             Self::Pools => all("/apis/inference.networking.k8s.io/v1/inferencepools"),
             Self::AccessPolicies => all("/apis/penstock.io/v1alpha1/accesspolicies"),
+            Self::Canaries => all("/apis/penstock.io/v1alpha1/canaries"),
             Self::InferencePolicies => all("/apis/penstock.io/v1alpha1/inferencepolicies"),
             Self::Events => all("/apis/events.k8s.io/v1/events?fieldSelector=reason%3DNotInjected"),
             Self::Injection => one("/api/v1/namespaces/default/pods?dryRun=All".to_owned()),
@@ -116,7 +118,7 @@ const BEFORE: [Fact; 13] = [
 ];
 
 /// What has to be known besides once it is installed.
-const INSTALLED: [Fact; 16] = [
+const INSTALLED: [Fact; 17] = [
     Fact::Lease,
     Fact::Root,
     Fact::WebhookCertificate,
@@ -131,6 +133,7 @@ const INSTALLED: [Fact; 16] = [
     Fact::GrpcRoutes,
     Fact::Pools,
     Fact::AccessPolicies,
+    Fact::Canaries,
     Fact::InferencePolicies,
     Fact::Events,
 ];

@@ -219,6 +219,10 @@ fn of_workloads_each_thing_that_is_wrong_is_named() {
         let policy = json!({"kind": "AccessPolicy", "metadata": {"name": "a", "namespace": "b"}, "status": {"conditions": condition(kind)}});
         good.clone().list(Fact::AccessPolicies, json!([policy]))
     };
+    let canary = |kind: &str| {
+        let canary = json!({"kind": "Canary", "metadata": {"name": "a", "namespace": "b"}, "status": {"conditions": condition(kind)}});
+        good.clone().list(Fact::Canaries, json!([canary]))
+    };
     let route = json!([{"metadata": {"name": "r", "namespace": "b"}, "status": {"parents": [
         {"controllerName": "other", "conditions": condition("Accepted")},
         {"controllerName": "penstock.io/control", "conditions": condition("ResolvedRefs")},
@@ -289,6 +293,8 @@ fn of_workloads_each_thing_that_is_wrong_is_named() {
         (good.clone().list(Fact::Pools, route), "routes", Problem, "b/r: Why: because"),
         (policy("Accepted"), "policies", Problem, "AccessPolicy b/a: Why: because"),
         (policy("Programmed"), "policies in force", Warning, "AccessPolicy b/a"),
+        (canary("Accepted"), "policies", Problem, "Canary b/a: Why: because"),
+        (canary("Programmed"), "policies in force", Warning, "Canary b/a"),
     ];
     table(&good, &[&workloads::ALL], rows);
     // Who says no, who has ended, who is on the node's network and who is elsewhere asks for nothing.

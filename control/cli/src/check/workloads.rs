@@ -310,9 +310,12 @@ fn routes(facts: &Facts) -> Check {
         .because("Its last good version is in force, or none.")
 }
 
+/// Objects of Penstock's own.
+const POLICIES: [Fact; 3] = [Fact::AccessPolicies, Fact::Canaries, Fact::InferencePolicies];
+
 /// Policies for which `wrong` has something to say.
 fn policies(facts: &Facts, kinds: &[&str]) -> Vec<String> {
-    [Fact::AccessPolicies, Fact::InferencePolicies]
+    POLICIES
         .into_iter()
         .flat_map(|fact| facts.items(fact))
         .filter_map(|policy| {
@@ -328,19 +331,19 @@ fn policies(facts: &Facts, kinds: &[&str]) -> Vec<String> {
 
 fn accepted(facts: &Facts) -> Check {
     let check = "policies";
-    for fact in [Fact::AccessPolicies, Fact::InferencePolicies] {
+    for fact in POLICIES {
         if let other @ (Answer::Denied(_) | Answer::Failed(_)) = facts.get(fact) {
-            return unknown(check, "accesspolicies,inferencepolicies", other);
+            return unknown(check, "accesspolicies,canaries,inferencepolicies", other);
         }
     }
     let bad = policies(facts, &["Accepted", "ResolvedRefs"]);
-    let count = facts.items(Fact::AccessPolicies).len() + facts.items(Fact::InferencePolicies).len();
+    let count: usize = POLICIES.into_iter().map(|fact| facts.items(fact).len()).sum();
     if bad.is_empty() {
         return Check::ok(check, format!("{}, none refused", many(count, "policy", "policies")));
     }
-    let fix = "Correct what its status names: kubectl -n NAMESPACE describe accesspolicies,inferencepolicies";
+    let fix = "Correct what its status names: kubectl -n NAMESPACE describe accesspolicies,canaries,inferencepolicies";
     Check::bad(Verdict::Problem, check, format!("{} refused", many(bad.len(), "is", "are")), cut(bad), fix)
-        .because("An access policy that makes no sense denies everything to whom it is about.")
+        .because("An access policy that makes no sense denies everything to whom it is about; a canary moves nothing any more.")
 }
 
 fn programmed(facts: &Facts) -> Check {
