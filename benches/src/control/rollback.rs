@@ -192,7 +192,7 @@ async fn converse(
         filled += read;
         if buffer[..filled].ends_with(b"\r\n\r\n") {
             filled = 0;
-            let fifth = asked.fetch_add(1, Ordering::Relaxed) % FAILS == 0;
+            let fifth = asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(FAILS);
             let line = if fifth && failing.load(Ordering::Relaxed) { "500 Failed" } else { "200 OK" };
             stream.write_all(format!("HTTP/1.1 {line}\r\ncontent-length: 2\r\n\r\nok").as_bytes()).await?;
         }
