@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use penstock_tests::testkit::load::Load;
 use penstock_tests::testkit::mesh::Mesh;
@@ -15,6 +15,7 @@ use penstock_tests::testkit::process::program;
 use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 const HOST: &str = "shop.test";
 /// Of the versions, both with what a server has that answers at once.
