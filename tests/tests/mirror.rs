@@ -384,6 +384,7 @@ async fn control(folder: &Path, world: watch::Receiver<World>) -> Control {
         leaf_lifetime: Duration::from_secs(3_600),
         review: None,
         cluster: None,
+        canaries: None,
     };
     start(options, snapshots, None, CancellationToken::new()).await.unwrap()
 }
