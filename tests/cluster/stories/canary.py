@@ -1,4 +1,4 @@
-"""Another version comes to a Service's users step by step, and goes back by itself when it is worse; with control restarted and killed meanwhile."""
+"""Another version comes to users step by step, and goes back by itself when it is worse; control is restarted and killed meanwhile."""
 
 import collections
 import contextlib
@@ -27,7 +27,7 @@ BOUND = 3.0
 
 
 def versions(name, *numbered):
-    """A Service, and for each of its versions another one with a Deployment: name, pod, replicas. The first serves before there is a Canary."""
+    """A Service, and for each of its versions another one with a Deployment: name, pod, replicas. The first is what the Service selects."""
     first = {"app": name, "version": numbered[0][0]}
     objects = [workloads.service(name, first, space=SPACE), workloads.account(name, SPACE)]
     for version, pod, replicas in numbered:
@@ -95,8 +95,8 @@ class Diary:
         """At the end of each weight every proxy that it concerns had it, and it was known since when."""
         for weight in self.weights():
             of = [status for status in self.seen if status.get("course", {}).get("weight") == weight]
-            have = [status for status in of if status["concerned"] and status["applied"] == status["concerned"] and status.get("appliedSince")]
-            if not have or not of[-1].get("appliedSince"):
+            whole = lambda status: 0 < status["concerned"] == status["applied"] and status.get("appliedSince")
+            if not any(map(whole, of)) or not of[-1].get("appliedSince"):
                 told = [(status["phase"], status["applied"], status["concerned"]) for status in of]
                 raise Failure(f"{weight} % was left and not every proxy had it: {told}")
 
@@ -239,7 +239,8 @@ def a_canary_that_fails_is_sent_nothing_within_seconds_though_the_leader_was_kil
         killed = time.monotonic()
         os.kill(process, signal.SIGKILL)
         at(world, diary, 50, lambda status: status.get("candidate", {}).get("requests", 0) > 150)
-        world.log(f"    {leader} held the Lease and was killed at 20 %; {holder(world)} went on, {time.monotonic() - killed:.0f} s later at 50 %")
+        took = time.monotonic() - killed
+        world.log(f"    {leader} held the Lease and was killed at 20 %; {holder(world)} went on, {took:.0f} s later at 50 %")
         command = ["bash", "-c", "penstock canary --context penstock-test watch cart"]
         watching = subprocess.Popen(command, env=world.environment, stdout=subprocess.PIPE, text=True)
         time.sleep(1)
@@ -253,7 +254,8 @@ def a_canary_that_fails_is_sent_nothing_within_seconds_though_the_leader_was_kil
     reached = [moment(at) for outcome in outcomes for became, at in outcome["last"].items() if "cart-v2-" in became]
     failed = sum(count for outcome in outcomes for count in outcome["failed"].values())
     world.log(f"    {status['message']}")
-    world.log(f"    from the fault to a weight of 0 on every proxy: {back - began:.2f} s; the last request that reached it: {max(reached) - began:.2f} s; {failed} failed")
+    world.log(f"    from the fault to a weight of 0 on every proxy: {back - began:.2f} s, and {failed} requests failed")
+    world.log(f"    the last request that reached it: after {max(reached) - began:.2f} s")
     if back - began > BOUND or max(reached) > back:
         raise Failure(f"{BOUND} s are promised, and no request after: {began} {back} {sorted(reached)}")
     if status["course"]["weight"] != 0 or not status["concerned"] or status["applied"] != status["concerned"]:
@@ -306,7 +308,8 @@ def blue_and_green_are_exchanged_when_a_person_says_so(world):
 def answers_of_a_shadow_are_compared_and_no_client_sees_them(world):
     """The digits in two versions, whose numbers differ, and then the first against itself."""
     model = lambda number: {key: value for key, value in workloads.server(number).items() if key != "serviceAccountName"}
-    world.cluster.apply(*versions("model", ("model-v1", model(1), 1), ("model-v2", model(2), 1), ("model-same", model(1), 1)))
+    numbered = {"model-v1": 1, "model-v2": 2, "model-same": 1}
+    world.cluster.apply(*versions("model", *((name, model(number), 1) for name, number in numbered.items())))
     world.rolled_out("model-v1", "model-v2", "model-same", space=SPACE)
     steps = [{"weight": 0, "shadow": 100, "hold": "6s"}]
     shadow = {"agreement": 99, "minCompared": 50}
@@ -325,7 +328,8 @@ def answers_of_a_shadow_are_compared_and_no_client_sees_them(world):
     shadows = [status["shadow"] for status in diary.seen if status.get("shadow", {}).get("compared", 0) >= 50]
     if not shadows or shadows[-1]["agreement"] < 99 or not shadows[-1]["compared"]:
         raise Failure(f"it went on without enough that agreed: {shadows}")
-    world.log(f"    {shadows[-1]['compared']} compared, {shadows[-1]['agreement']} % agree, largest difference {shadows[-1].get('largestDifference')}")
+    last = shadows[-1]
+    world.log(f"    {last['compared']} compared, {last['agreement']} % agree, largest difference {last.get('largestDifference')}")
     if diary.weights()[-2:] != [0, 100]:
         raise Failure(f"it went {diary.weights()}")
     stands_by_the_first(outcomes)
