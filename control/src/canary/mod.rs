@@ -1,7 +1,7 @@
 //! What moves a canary. Pure: what was seen, what was asked and the time are arguments.
 //!
 //! In: a [`Plan`], read from the object's `spec` (`read`), the [`Diary`], which is its `status`, and the [`Facts`] of the moment. Out: the diary as it
-//! should be ([`walk`]), whose [`Course`](crate::objects::canary::Course) is all that moves requests. It is level-triggered: whoever reads the object
+//! should be ([`walk()`]), whose [`Course`](crate::objects::canary::Course) is all that moves requests. It is level-triggered: whoever reads the object
 //! and the facts comes to the same diary, so a replica that dies at any moment is followed by one that goes on from what is written.
 //!
 //! ```text

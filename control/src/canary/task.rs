@@ -1,7 +1,7 @@
 //! Looks at every Canary a few times a second, and writes down where it is.
 //!
 //! In: the objects, the snapshot in force and who has applied it, what clients' proxies saw, what those outside said. Out: a new [`Diary`] wherever
-//! [`walk`] says that it differs. Where diaries are kept, and who else has to be asked, is the [`Home`]'s business: the status of the
+//! [`walk()`] says that it differs. Where diaries are kept, and who else has to be asked, is the [`Home`]'s business: the status of the
 //! object in a cluster, a file on one machine. Nothing is remembered here that a restart would miss.
 
 use std::collections::BTreeMap;
