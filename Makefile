@@ -91,6 +91,13 @@ else
 	  && python3 tests/cluster/mesh.py --name e2e --bins "$(TARGET)/debug"; } || status=$$?; $(CLUSTER) --name e2e down; exit $$status
 endif
 
+.PHONY: e2e-flagger
+e2e-flagger: ## a real Flagger and a real Prometheus on that Kubernetes: a canary that succeeds, and one that is taken back; 6 minutes
+	$(CARGO) build $(LOCKED) --workspace --bins
+	$(CLUSTER) --name flag up
+	status=0; { $(CLUSTER) --name flag images --bins "$(TARGET)/debug" \
+	  && python3 tests/cluster/mesh.py --tale flagger --name flag --bins "$(TARGET)/debug"; } || status=$$?; $(CLUSTER) --name flag down; exit $$status
+
 # Where the report goes: its place in the documentation. The gate leaves that alone.
 CONFORMANCE_OUT ?= docs/conformance
 

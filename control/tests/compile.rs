@@ -455,3 +455,76 @@ fn a_policy_wins_over_annotations_and_of_two_one_is_in_force() {
     let Payload::Workload(workload) = get(&snapshot, Kind::Workload, "default/digits-a") else { panic!() };
     assert_eq!(workload.ports[0].batch.unwrap().rows, 32);
 }
+
+/// What Flagger writes while a canary goes on (pkg/router/gateway_api.go of 1.36): with sessions that stay, with a mirror, by a header.
+#[test]
+fn each_route_that_flagger_writes_is_followed() {
+    let backends = "
+      - {group: '', kind: Service, name: m-primary, port: 80, weight: 90}
+      - {group: '', kind: Service, name: m-canary, port: 80, weight: 10}";
+    let route = |rules: &str| {
+        let service = |name: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\nspec: {{ports: [{{port: 80}}]}}\n---\n"
+            )
+        };
+        let services = ["m", "m-primary", "m-canary"].map(service).concat();
+        let parent = "parentRefs: [{group: '', kind: Service, name: m, port: 80}]";
+        let head =
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: m, namespace: a}";
+        let snapshot =
+            compiled(&read("x.yaml", &format!("{services}{head}\nspec:\n  {parent}\n  rules:{rules}\n")));
+        assert_eq!(messages(&snapshot), Vec::<String>::new());
+        (routes(&snapshot, "a/m"), snapshot)
+    };
+    let everything = "{type: PathPrefix, value: /}";
+    let first = |rule: &v1::Rule| format!("{:?}", rule.matches);
+
+    let (rules, snapshot) = route(&format!(
+        "
+  - matches:
+    - path: {everything}
+      headers: [{{type: RegularExpression, name: Cookie, value: '.*flagger-cookie.*tVeqwmQzVe.*'}}]
+    backendRefs:
+      - {{group: '', kind: Service, name: m-primary, port: 80, weight: 0}}
+      - {{group: '', kind: Service, name: m-canary, port: 80, weight: 100}}
+  - matches: [{{path: {everything}}}]
+    backendRefs:
+      - {{group: '', kind: Service, name: m-primary, port: 80, weight: 90}}
+      - {{group: '', kind: Service, name: m-canary, port: 80, weight: 10, filters: [
+          {{type: ResponseHeaderModifier, responseHeaderModifier: {{add: [
+            {{name: Set-Cookie, value: flagger-cookie=tVeqwmQzVe; Max-Age=60}}]}}}}]}}"
+    ));
+    assert!(first(&rules[0]).contains("cookie"), "who was with the candidate comes first: {rules:?}");
+    assert_eq!(weights(&snapshot, &rules[0].weights), ["a/m-primary:80=0", "a/m-canary:80=100"]);
+    assert_eq!(weights(&snapshot, &rules[1].weights), ["a/m-primary:80=90", "a/m-canary:80=10"]);
+    let Payload::Weights(shared) = get(&snapshot, Kind::Weights, &rules[1].weights) else { panic!() };
+    assert!(format!("{:?}", shared.backends[1].filters).contains("Max-Age=60"), "{shared:?}");
+
+    // Mirrored before it is sent any, and the sign that a session stayed is taken away when all is over.
+    let (rules, snapshot) = route(&format!(
+        "
+  - matches: [{{path: {everything}}}]
+    filters:
+      - {{type: RequestMirror, requestMirror: {{backendRef: {{group: '', kind: Service, name: m-canary, port: 80}}}}}}
+      - {{type: ResponseHeaderModifier, responseHeaderModifier: {{add: [
+          {{name: Set-Cookie, value: flagger-cookie=tVeqwmQzVe; Max-Age=-1}}]}}}}
+    backendRefs:{backends}"
+    ));
+    assert!(format!("{:?}", rules[0].filters).contains("Max-Age=-1"), "{rules:?}");
+    let Payload::Weights(copied) = get(&snapshot, Kind::Weights, &rules[0].weights) else { panic!() };
+    assert_eq!((copied.mirrors.len(), copied.mirrors[0].service.as_str()), (1, "a/m-canary"), "{copied:?}");
+
+    // By a header, and everybody else to primary.
+    let (rules, snapshot) = route(&format!(
+        "
+  - matches: [{{path: {everything}, headers: [{{type: Exact, name: x-user, value: insider}}]}}]
+    timeouts: {{request: 5s}}
+    backendRefs:{backends}
+  - matches: [{{path: {everything}}}]
+    timeouts: {{request: 5s}}
+    backendRefs: [{{group: '', kind: Service, name: m-primary, port: 80, weight: 100}}]"
+    ));
+    assert!(first(&rules[0]).contains("insider"), "{rules:?}");
+    assert_eq!(weights(&snapshot, &rules[1].weights), ["a/m-primary:80=100"]);
+}

@@ -199,6 +199,7 @@ class World:
         for space, selector, container in [
             (SYSTEM, "app.kubernetes.io/component=control", "control"),
             (SPACE, "penstock.io/injected=true", "penstock-proxy"),
+            ("default", "app=flagger", "flagger"),
         ]:
             options = ("--prefix", "--tail=15", "--max-log-requests=50", "-c", container)
             said.append(self.kubectl("-n", space, "logs", "-l", selector, *options, check=False).stdout[-8000:])

@@ -65,6 +65,35 @@ fn operations_md_says_what_the_code_does() {
     );
 }
 
+/// Somebody else's program asks by these names (manifests/examples/flagger), and a query for what nobody counts is no error.
+#[test]
+fn what_flagger_asks_for_is_counted() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples/flagger/metrics.yaml");
+    let text = std::fs::read_to_string(example).unwrap();
+    let queries: Vec<_> = text
+        .split("penstock_")
+        .skip(1)
+        .map(|rest| rest.split_once('{').unwrap())
+        .map(|(name, rest)| (format!("penstock_{name}"), rest.split_once("}[").unwrap().0))
+        .collect();
+    let names: Vec<_> = queries.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "penstock_request_failures_total",
+            "penstock_requests_total",
+            "penstock_request_duration_seconds_bucket",
+        ]
+    );
+    for (name, selector) in &queries {
+        let metric = metric::ALL.iter().find(|metric| metric.name == name.trim_end_matches("_bucket"));
+        let metric = metric.unwrap_or_else(|| panic!("nobody counts {name}"));
+        for label in selector.split(',').map(|part| part.split_once('=').unwrap().0.trim()) {
+            assert!(metric.labels.contains(&label), "{name} has no label {label}");
+        }
+    }
+}
+
 /// A table of Markdown.
 fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     assert!(!rows.is_empty(), "nothing under {heads:?}: has the form of the source changed?");
