@@ -92,7 +92,7 @@ else
 endif
 
 .PHONY: e2e-flagger
-e2e-flagger: ## a real Flagger and a real Prometheus on that Kubernetes: a canary that succeeds, and one that is taken back; 6 minutes
+e2e-flagger: ## a real Flagger and a real Prometheus on that Kubernetes: a canary that succeeds, one that is taken back; 4 minutes
 	$(CARGO) build $(LOCKED) --workspace --bins
 	$(CLUSTER) --name flag up
 	status=0; { $(CLUSTER) --name flag images --bins "$(TARGET)/debug" \
