@@ -9,10 +9,10 @@ use std::process::{Command, Output};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use penstock_control::compile::{State, TrustAnchors, compile};
 use penstock_control::objects::decode;
-use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER, account, apply, token};
+use penstock_tests::testkit::kubernetes::{ApiServer, CONTEXT, ISSUER, account, apply, place, token};
 use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::{PATIENCE, own_ip, wait_until};
 use serde_json::{Value, json};
@@ -107,6 +107,14 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
     for object in &objects {
         apply(&client, object, false).await.unwrap();
     }
+    // A definition that is accepted is served some time later.
+    for kind in ["AccessPolicy", "Canary", "InferencePolicy"] {
+        let (api, _) = place(&client, &policy(kind, json!({})));
+        wait_until(&format!("{kind} is served"), PATIENCE, async || {
+            api.list(&ListParams::default()).await.is_ok()
+        })
+        .await;
+    }
 
     // No controllers and no control run here, so what they make is missing, and what is installed is found as it should be.
     let mut found = Vec::new();
@@ -182,7 +190,7 @@ fn control(object: &Value) -> Vec<String> {
     let set = decode::file(&"policy.yaml".into(), &format!("{object}\n---\n{service}\n"));
     let problems = compile(&set, &State::default(), &trust).0.problems;
     // Nothing else is in the cluster, so what a policy is about is missing, which refuses none.
-    let missing = ["there is no Service", "no workload of the mesh"];
+    let missing = ["there is no Service", "no workload of the mesh", "does not exist; create it"];
     problems
         .into_iter()
         .map(|problem| problem.message)
@@ -195,6 +203,13 @@ fn policy(kind: &str, spec: Value) -> Value {
         "apiVersion": "penstock.io/v1alpha1", "kind": kind,
         "metadata": {"name": "p", "namespace": "default"}, "spec": spec,
     })
+}
+
+/// A Canary that makes sense, but for `more`.
+fn canary(more: Value) -> Value {
+    let mut spec = json!({"service": "s", "stable": "v1", "candidate": "v2", "steps": [{"weight": 5}]});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    policy("Canary", spec)
 }
 
 async fn schemas(client: &Client) {
@@ -252,6 +267,20 @@ async fn schemas(client: &Client) {
             json!({"input": {"format": "nv12", "width": 64, "height": 64, "matrix": "bt709", "range": "full"}}),
         ),
     ];
+    good.extend([
+        canary(json!({})),
+        canary(json!({"stable": "s", "steps": [{"weight": 0, "shadow": 100, "pause": true}], "shadow": {}})),
+        canary(json!({
+            "steps": [{"weight": 0, "pause": true}, {"weight": 100, "hold": "1h30m"}], "paused": true, "run": "2",
+            "match": [{"headers": [{"name": "x-tester", "value": "yes"}]}], "sticky": "cookie:session",
+            "analysis": {
+                "minRequests": 10, "successRate": 99.5, "load": 0.9, "latency": [{"percentile": 99.9, "ofStable": 1.5}],
+                "prometheus": [{"name": "errors", "server": "http://p:9090", "query": "sum(x)", "max": 5}],
+                "webhooks": [{"name": "gate", "url": "http://gate/check?a=b", "interval": "5s"}],
+            },
+        })),
+    ]);
+
     // The examples that people copy, in the namespace that is there.
     for example in ["access/policies.yaml", "gpu/service.yaml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples").join(example);
@@ -316,6 +345,18 @@ async fn schemas(client: &Client) {
         inference(json!({"models": [{"name": "m", "prepare": [
             {"input": "x", "pipeline": {"preset": "clip"}}, {"input": "x", "tensor": "t", "pipeline": {"preset": "clip"}},
         ]}]})),
+        canary(json!({"candidate": "v1"})),
+        canary(json!({"candidate": "s"})),
+        canary(json!({"steps": []})),
+        canary(json!({"steps": [{"weight": 101}]})),
+        canary(json!({"steps": [{"weight": 1, "hold": "soon"}]})),
+        canary(json!({"stepps": []})),
+        canary(json!({"match": [{"headers": []}]})),
+        canary(json!({"sticky": "user"})),
+        canary(json!({"analysis": {"successRate": 101}})),
+        canary(json!({"analysis": {"latency": [{"percentile": 99}]}})),
+        canary(json!({"analysis": {"load": 2}})),
+        canary(json!({"analysis": {"webhooks": [{"name": "a", "url": "https://x"}]}})),
         pipeline(json!({"preset": "imagnet"})),
         pipeline(json!({"preset": "imagenet", "cropp": {}})),
         pipeline(json!({"resize": {"mode": "shortest-side", "size": 256}})),
@@ -333,6 +374,11 @@ async fn schemas(client: &Client) {
 
     // What no schema can know: control says it in the status and in `penstock check`.
     let by_control_alone = [
+        canary(
+            json!({"analysis": {"webhooks": [{"name": "a", "url": "http://a"}, {"name": "a", "url": "http://b"}]}}),
+        ),
+        canary(json!({"analysis": {"prometheus": [{"name": "a", "server": "http://a", "query": "x"}]}})),
+        canary(json!({"deadline": "0s"})),
         rule(json!({"to": [{"paths": ["/a//b"]}]})),
         rule(json!({"to": [{"paths": ["/a/../b"]}]})),
         inference(json!({"batch": {"max": 0}})),

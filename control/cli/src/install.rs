@@ -120,7 +120,10 @@ pub(crate) fn manifest(args: &Args) -> Result<String, Failure> {
     ]
     .iter()
     .fold(CONTROL.to_owned(), |text, (from, to)| text.replace(from, to));
-    Ok([NAMESPACES, CRDS[0], CRDS[1], RBAC, SERVICES, &control, WEBHOOK].join("---\n"))
+    let mut parts = vec![NAMESPACES];
+    parts.extend(CRDS);
+    parts.extend([RBAC, SERVICES, &control, WEBHOOK]);
+    Ok(parts.join("---\n"))
 }
 
 /// What is deleted, first what would be in the way: no pod waits for a webhook that is gone, and nobody's rights go before who uses them.
@@ -202,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_referred_to_comes_first() {
         let kinds = kinds(&manifest(&Args::default()).unwrap());
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
         let at = |kind: &str| kinds.iter().position(|known| known == kind).unwrap();
         assert_eq!(at("Namespace"), 0);
         assert!(at("CustomResourceDefinition") < at("ClusterRole"));
@@ -252,7 +255,7 @@ mod tests {
     #[test]
     fn definitions_alone_are_the_definitions() {
         let text = manifest(&Args { crds_only: true, ..Args::default() }).unwrap();
-        assert_eq!(kinds(&text), ["CustomResourceDefinition"; 2]);
+        assert_eq!(kinds(&text), ["CustomResourceDefinition"; 3]);
     }
 
     #[test]

@@ -239,11 +239,12 @@ impl Reader {
             CheckKind::Webhook { url } => ("url", url),
         };
         let known = url.parse::<http::Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https"))
-                && uri.host().is_some_and(|host| !host.is_empty())
+            uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
         });
         if !known {
-            let message = format!("{url:?} is no URL; write for example http://prometheus.monitoring:9090");
+            let message = format!(
+                "{url:?} is no URL of plain HTTP; write for example http://prometheus.monitoring:9090"
+            );
             self.wrong(format!("{pointer}/{field}"), message);
         }
         let CheckKind::Prometheus { query, min, max, .. } = kind else { return };

@@ -173,7 +173,7 @@ pub async fn token(
 }
 
 /// Where objects of its kind and namespace are, and its name.
-fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
+pub fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let version = text("/apiVersion");
     let (group, version) = version.split_once('/').unwrap_or(("", version));
