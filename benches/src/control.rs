@@ -9,6 +9,7 @@
 
 mod apiserver;
 mod endpoints;
+mod outside;
 mod rollback;
 mod services;
 mod webhook;

@@ -38,7 +38,7 @@ pub struct Snapshot {
     /// For each service, the services its routes lead to, itself included.
     closures: HashMap<String, BTreeSet<String>>,
     /// For each service, the namespaces that have routes of their own for it.
-    consumers: HashMap<String, BTreeMap<String, Consumer>>,
+    consumers: BTreeMap<String, BTreeMap<String, Consumer>>,
 }
 
 /// How the clients of one namespace see a service for which that namespace has routes of its own. No other client sees any of it.
@@ -55,7 +55,7 @@ struct Consumer {
 pub struct Builder {
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     closures: HashMap<String, BTreeSet<String>>,
-    consumers: HashMap<String, BTreeMap<String, Consumer>>,
+    consumers: BTreeMap<String, BTreeMap<String, Consumer>>,
     parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
     routed: BTreeMap<ObjectId, BTreeSet<ServiceName>>,
     courses: BTreeMap<ObjectId, Course>,
@@ -125,8 +125,7 @@ impl Builder {
                 hash.push_str(&format!("{kind:?}\0{name}\0{}\0", entry.version));
             }
         }
-        let consumers: BTreeMap<_, _> = self.consumers.iter().collect();
-        for (service, by_namespace) in consumers {
+        for (service, by_namespace) in &self.consumers {
             for (namespace, consumer) in by_namespace {
                 let version = consumer.routes.as_ref().map_or("", |entry| &entry.version);
                 hash.push_str(&format!("{service}\0{namespace}\0{version}\0"));
@@ -182,8 +181,7 @@ impl Snapshot {
 
     /// The routes that namespaces have of their own for services of others: the service, the namespace, and how its clients see it.
     pub fn consumers(&self) -> impl Iterator<Item = (&str, &str, &Entry)> {
-        let services: BTreeMap<_, _> = self.consumers.iter().collect();
-        services.into_iter().flat_map(|(service, by_namespace)| {
+        self.consumers.iter().flat_map(|(service, by_namespace)| {
             let routes = by_namespace.iter().filter_map(|(name, one)| Some((name, one.routes.as_ref()?)));
             routes.map(|(namespace, entry)| (service.as_str(), namespace.as_str(), entry))
         })

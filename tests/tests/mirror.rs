@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod published;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,20 +14,19 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_api::resource::Kind;
 use penstock_api::v1;
-use penstock_control::compile::TrustAnchors;
-use penstock_control::serve::{Control, Options, start};
-use penstock_control::snapshot::{Builder, Snapshot};
+use penstock_control::serve::Control;
+use penstock_control::snapshot::Builder;
 use penstock_inference::oip::{InferResponse, Tensor, grpc, rest};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
-use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::proxy::{counts_are_told, metric};
 use penstock_tests::testkit::wire::{Message, Wire, get};
-use penstock_tests::testkit::{PATIENCE, anywhere, own_ip, wait_until};
+use penstock_tests::testkit::{PATIENCE, anywhere, wait_until};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+
+use self::published::Sidecar;
 
 /// What a server has been asked.
 #[derive(Clone, Default)]
@@ -324,31 +324,10 @@ struct World {
     compare: Option<v1::Compare>,
 }
 
-impl World {
-    fn snapshot(&self, trust: &TrustAnchors) -> Arc<Snapshot> {
-        let mut builder = Builder::default();
-        builder.add(Kind::TrustBundle, "cluster.local", &v1::TrustBundle { anchors: trust.anchors.clone() });
-        let client = v1::Workload {
-            namespace: "test".into(),
-            name: "client".into(),
-            service_account: "client".into(),
-            ..Default::default()
-        };
-        builder.add(Kind::Workload, "test/client", &client);
+impl published::World for World {
+    fn add(&self, builder: &mut Builder) {
         for (name, server) in ["shop", "shop-v2"].into_iter().zip(self.servers) {
-            let full = format!("test/{name}");
-            let protocol = v1::Protocol::Http.into();
-            let ports = vec![v1::ServicePort { port: 80, name: "main".into(), protocol }];
-            let service = v1::Service { namespace: "test".into(), name: name.into(), ports, policy: None };
-            builder.add(Kind::Service, full.as_str(), &service);
-            // Outside the mesh, so that one sidecar is all it takes.
-            let endpoint = v1::Endpoint {
-                name: format!("{full}-0"),
-                ip: server.ip().to_string(),
-                ports: vec![v1::PortTarget { service_port: 80, port: server.port().into() }],
-                ..Default::default()
-            };
-            builder.add(Kind::Endpoints, full.as_str(), &v1::Endpoints { endpoints: vec![endpoint] });
+            published::service(builder, name, server);
         }
         builder.leads_to("test/shop", "test/shop-v2");
         let weights = "test/shop/0".to_owned();
@@ -364,81 +343,29 @@ impl World {
         };
         let message = v1::Weights { backends: vec![backend], mirrors: vec![mirror], ..Default::default() };
         builder.add(Kind::Weights, weights, &message);
-        Arc::new(builder.build(Vec::new()))
     }
-}
-
-/// A control in this process: all of the program but its source.
-async fn control(folder: &Path, world: watch::Receiver<World>) -> Control {
-    let snapshots = move |mut trust: watch::Receiver<Arc<TrustAnchors>>| {
-        let mut world = world;
-        let (sender, receiver) = watch::channel(world.borrow().snapshot(&trust.borrow()));
-        tokio::spawn(async move {
-            while tokio::select! { ok = world.changed() => ok, ok = trust.changed() => ok }.is_ok() {
-                sender.send_replace(world.borrow_and_update().snapshot(&trust.borrow_and_update()));
-            }
-        });
-        receiver
-    };
-    let options = Options {
-        state: folder.join("state"),
-        listen: anywhere(),
-        api: anywhere(),
-        trust_domain: "cluster.local".into(),
-        leaf_lifetime: Duration::from_secs(3_600),
-        review: None,
-        cluster: None,
-        canaries: None,
-    };
-    start(options, snapshots, None, CancellationToken::new()).await.unwrap()
 }
 
 /// A sidecar whose control is in this process.
 struct Alone {
     control: Control,
     world: watch::Sender<World>,
-    outbound: SocketAddr,
-    _sidecar: Process,
+    sidecar: Sidecar,
     _folder: tempfile::TempDir,
 }
 
 impl Alone {
     async fn start(servers: [SocketAddr; 2], compare: v1::Compare) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (world, published) = watch::channel(World { servers, compare: Some(compare) });
-        let control = control(folder.path(), published).await;
-        let token = std::process::Command::new(program("penstock-control"))
-            .args(["token", "--namespace=test", "--service-account=client", "--state"])
-            .arg(folder.path().join("state"))
-            .output()
-            .unwrap();
-        std::fs::write(folder.path().join("token"), token.stdout).unwrap();
-        let ip = own_ip();
-        let [outbound, inbound, admin, health] =
-            [15_001, 15_006, 15_000, 15_020].map(|port| SocketAddr::new(ip.into(), port));
-        let args = [
-            "run".to_owned(),
-            format!("--control={}", control.address),
-            format!("--control-ca={}", folder.path().join("state/anchors.pem").display()),
-            format!("--token={}", folder.path().join("token").display()),
-            "--node=test/client".to_owned(),
-            "--service-account=client".to_owned(),
-            format!("--outbound={outbound}"),
-            format!("--inbound={inbound}"),
-            format!("--admin={admin}"),
-            format!("--health={health}"),
-        ];
-        let sidecar = Process::start("client", &program("penstock-proxy"), &args, folder.path());
-        wait_until("the sidecar is ready", PATIENCE, async || {
-            get(admin, "/ready").await.is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
-        Self { control, world, outbound, _sidecar: sidecar, _folder: folder }
+        let (world, publishes) = watch::channel(World { servers, compare: Some(compare) });
+        let control = published::control(folder.path(), publishes).await;
+        let sidecar = published::sidecar(folder.path(), control.address).await;
+        Self { control, world, sidecar, _folder: folder }
     }
 
     async fn ask(&self, path: &str) -> Message {
         let request = format!("POST {path} HTTP/1.1\r\nhost: shop.test\r\ncontent-length: 2\r\n\r\n{{}}");
-        Wire::connect(self.outbound).await.ask(request).await.unwrap()
+        Wire::connect(self.sidecar.outbound).await.ask(request).await.unwrap()
     }
 
     /// What control has been told of copies in all.
@@ -506,7 +433,7 @@ async fn calls(values: &'static [f32]) -> SocketAddr {
 async fn answers_to_calls_of_grpc_are_compared_tensor_by_tensor() {
     let servers = [calls(&[1.0, 2.0]).await, calls(&[1.0, 2.5]).await];
     let alone = Alone::start(servers, v1::Compare { absolute: 0.5, ..Default::default() }).await;
-    let stream = TcpStream::connect(alone.outbound).await.unwrap();
+    let stream = TcpStream::connect(alone.sidecar.outbound).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut client, connection) = handshake.await.unwrap();
     tokio::spawn(connection);

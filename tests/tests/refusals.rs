@@ -4,8 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod published;
+
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,23 +16,19 @@ use penstock_api::names::annotation;
 use penstock_api::resource::Kind;
 use penstock_api::v1;
 use penstock_api::view::Status;
-use penstock_control::compile::TrustAnchors;
-use penstock_control::serve::{Control, Options, start};
-use penstock_control::snapshot::{Builder, Snapshot};
+use penstock_control::snapshot::Builder;
 use penstock_proxy::identity::Identity;
 use penstock_proxy::identity::control::Control as Way;
 use penstock_proxy::identity::sign::{Signer, keep_signed};
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
-use penstock_tests::testkit::process::{Process, program};
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::wire::{Message, Wire, get};
-use penstock_tests::testkit::{PATIENCE, anywhere, own_ip, wait_until};
+use penstock_tests::testkit::{PATIENCE, anywhere, wait_until};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 
-const DOMAIN: &str = "cluster.local";
+use self::published::{DOMAIN, Sidecar};
 
 /// What the test publishes in place of a source: control's own compiler passes nothing that a proxy of the same
 /// version refuses, so the only way there is past the compiler.
@@ -44,17 +41,8 @@ struct World {
     origin: Option<SocketAddr>,
 }
 
-impl World {
-    fn snapshot(&self, trust: &TrustAnchors) -> Arc<Snapshot> {
-        let mut builder = Builder::default();
-        builder.add(Kind::TrustBundle, DOMAIN, &v1::TrustBundle { anchors: trust.anchors.clone() });
-        let client = v1::Workload {
-            namespace: "test".into(),
-            name: "client".into(),
-            service_account: "client".into(),
-            ..Default::default()
-        };
-        builder.add(Kind::Workload, "test/client", &client);
+impl published::World for World {
+    fn add(&self, builder: &mut Builder) {
         for (name, full) in [("good", "test/good"), ("bad", "test/bad")] {
             let mut filters = Vec::new();
             if name == "good" {
@@ -64,56 +52,16 @@ impl World {
             } else if self.from_the_future {
                 filters.push(v1::Filter { kind: None });
             }
-            self.service(&mut builder, name, full, filters);
+            published::service(builder, name, self.origin.unwrap());
+            let weights = format!("{full}/0");
+            let rule =
+                v1::Rule { route: full.into(), filters, weights: weights.clone(), ..Default::default() };
+            builder.add(Kind::Routes, full, &v1::Routes { rules: vec![rule] });
+            let backend = v1::Backend { service: full.into(), port: 80, weight: 1, ..Default::default() };
+            let message = v1::Weights { backends: vec![backend], ..Default::default() };
+            builder.add(Kind::Weights, weights, &message);
         }
-        Arc::new(builder.build(Vec::new()))
     }
-
-    fn service(&self, builder: &mut Builder, name: &str, full: &str, filters: Vec<v1::Filter>) {
-        let ports =
-            vec![v1::ServicePort { port: 80, name: "main".into(), protocol: v1::Protocol::Http.into() }];
-        let service = v1::Service { namespace: "test".into(), name: name.into(), ports, policy: None };
-        builder.add(Kind::Service, full, &service);
-        // Outside the mesh, so that one sidecar is all it takes.
-        let origin = self.origin.unwrap();
-        let endpoint = v1::Endpoint {
-            name: format!("{full}-0"),
-            ip: origin.ip().to_string(),
-            ports: vec![v1::PortTarget { service_port: 80, port: origin.port().into() }],
-            ..Default::default()
-        };
-        builder.add(Kind::Endpoints, full, &v1::Endpoints { endpoints: vec![endpoint] });
-        let weights = format!("{full}/0");
-        let rule = v1::Rule { route: full.into(), filters, weights: weights.clone(), ..Default::default() };
-        builder.add(Kind::Routes, full, &v1::Routes { rules: vec![rule] });
-        let backend = v1::Backend { service: full.into(), port: 80, weight: 1, ..Default::default() };
-        builder.add(Kind::Weights, weights, &v1::Weights { backends: vec![backend], ..Default::default() });
-    }
-}
-
-/// A control in this process: all of the program but its source.
-async fn control(folder: &Path, world: watch::Receiver<World>) -> Control {
-    let snapshots = move |mut trust: watch::Receiver<Arc<TrustAnchors>>| {
-        let mut world = world;
-        let (sender, receiver) = watch::channel(world.borrow().snapshot(&trust.borrow()));
-        tokio::spawn(async move {
-            while tokio::select! { ok = world.changed() => ok, ok = trust.changed() => ok }.is_ok() {
-                sender.send_replace(world.borrow_and_update().snapshot(&trust.borrow_and_update()));
-            }
-        });
-        receiver
-    };
-    let options = Options {
-        state: folder.join("state"),
-        listen: anywhere(),
-        api: anywhere(),
-        trust_domain: DOMAIN.into(),
-        leaf_lifetime: Duration::from_secs(3_600),
-        review: None,
-        cluster: None,
-        canaries: None,
-    };
-    start(options, snapshots, None, CancellationToken::new()).await.unwrap()
 }
 
 async fn status(api: SocketAddr) -> Status {
@@ -124,36 +72,11 @@ async fn status(api: SocketAddr) -> Status {
 async fn a_resource_that_a_sidecar_must_refuse_is_told_while_its_siblings_apply() {
     let folder = tempfile::tempdir().unwrap();
     let origin = Origin::named(anywhere(), "origin", Duration::ZERO).await;
-    let (world, published) =
+    let (world, publishes) =
         watch::channel(World { header: "1", origin: Some(origin.address), ..World::default() });
-    let control = control(folder.path(), published).await;
-    let token = std::process::Command::new(program("penstock-control"))
-        .args(["token", "--namespace=test", "--service-account=client", "--state"])
-        .arg(folder.path().join("state"))
-        .output()
-        .unwrap();
-    std::fs::write(folder.path().join("token"), token.stdout).unwrap();
-
-    let ip = own_ip();
-    let [outbound, inbound, admin, health] =
-        [15_001, 15_006, 15_000, 15_020].map(|port| SocketAddr::new(ip.into(), port));
-    let args = [
-        "run".to_owned(),
-        format!("--control={}", control.address),
-        format!("--control-ca={}", folder.path().join("state/anchors.pem").display()),
-        format!("--token={}", folder.path().join("token").display()),
-        "--node=test/client".to_owned(),
-        "--service-account=client".to_owned(),
-        format!("--outbound={outbound}"),
-        format!("--inbound={inbound}"),
-        format!("--admin={admin}"),
-        format!("--health={health}"),
-    ];
-    let sidecar = Process::start("client", &program("penstock-proxy"), &args, folder.path());
-    wait_until("the sidecar is ready", PATIENCE, async || {
-        get(admin, "/ready").await.is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
+    let control = published::control(folder.path(), publishes).await;
+    let Sidecar { process: sidecar, outbound, admin } =
+        published::sidecar(folder.path(), control.address).await;
     let ask = async |service: &str| -> Message {
         Wire::connect(outbound)
             .await

@@ -3,7 +3,6 @@
 //! Control and ten clients' sidecars are real processes; a hundred requests a second go to a Service whose canary is at half. The two versions answer in
 //! this process. Time runs from when the candidate begins to fail until control knows from every sidecar that it has a weight of 0.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,14 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use hyper::Method;
-use penstock_api::names::{annotation, port};
+use penstock_api::names::port;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{SUBJECT, issue_token, start_with_api};
+use super::{SUBJECT, issue_token, outside, start_with_api};
 use crate::load::{self, h1};
 use crate::mesh::client::ask;
 use crate::mesh::sidecars::{self, NAMESPACE, Pod};
@@ -87,7 +85,7 @@ async fn once(control: &Path, proxy: &Path) -> Result<Rolled> {
             account: "client",
         })
         .collect();
-    fs::write(source.join("mesh.yaml"), objects(&clients, addresses)?)?;
+    fs::write(source.join("mesh.yaml"), objects(&clients, addresses))?;
     let (mut running, push, api) = start_with_api(control, dir.path(), &source).await?;
     let token = dir.path().join("token");
     fs::write(&token, issue_token(control, dir.path(), "client").await?)?;
@@ -95,7 +93,13 @@ async fn once(control: &Path, proxy: &Path) -> Result<Rolled> {
     let mut tasks = JoinSet::new();
     for (version, server) in servers.into_iter().enumerate() {
         let failing = if version == 1 { failing.clone() } else { Arc::default() };
-        tasks.spawn(answer(server, failing));
+        let asked = AtomicU64::new(0);
+        // Each fifth, while it fails.
+        let status = move || {
+            let fifth = asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(FAILS);
+            if fifth && failing.load(Ordering::Relaxed) { "500 Failed" } else { "200 OK" }
+        };
+        tasks.spawn(outside::answer(server, status));
     }
     let (mut processes, mut asking) = (Vec::new(), JoinSet::new());
     let rolled = async {
@@ -166,83 +170,14 @@ async fn server() -> Result<TcpListener> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?)
 }
 
-/// A version: the shortest answer to whatever is asked without a body, and a 500 to each fifth while it fails.
-async fn answer(server: TcpListener, failing: Arc<AtomicBool>) {
-    let mut connections = JoinSet::new();
-    let asked = Arc::new(AtomicU64::new(0));
-    while let Ok((stream, _)) = server.accept().await {
-        connections.spawn(converse(stream, failing.clone(), asked.clone()));
-    }
-}
-
-async fn converse(
-    mut stream: TcpStream,
-    failing: Arc<AtomicBool>,
-    asked: Arc<AtomicU64>,
-) -> std::io::Result<()> {
-    let (mut buffer, mut filled) = ([0; 4096], 0);
-    loop {
-        if filled == buffer.len() {
-            return Err(std::io::Error::other("a head of that size is none of ours"));
-        }
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
-            return Ok(());
-        }
-        filled += read;
-        if buffer[..filled].ends_with(b"\r\n\r\n") {
-            filled = 0;
-            let fifth = asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(FAILS);
-            let line = if fifth && failing.load(Ordering::Relaxed) { "500 Failed" } else { "200 OK" };
-            stream.write_all(format!("HTTP/1.1 {line}\r\ncontent-length: 2\r\n\r\nok").as_bytes()).await?;
-        }
-    }
-}
-
 /// The clients, a Service with two versions outside of the mesh, and a canary that stays at half.
-fn objects(clients: &[Pod], versions: [SocketAddr; 2]) -> Result<String> {
-    let mut yaml = String::new();
-    for pod in clients {
-        write!(
-            yaml,
-            "---
-apiVersion: v1
-kind: Pod
-metadata: {{name: {}, namespace: {NAMESPACE}, annotations: {{{}: enabled}}}}
-spec: {{serviceAccountName: {}, containers: [{{name: app}}]}}
-status: {{phase: Running, podIP: {}}}
-",
-            pod.name,
-            annotation::INJECT,
-            pod.account,
-            pod.ip
-        )?;
+fn objects(clients: &[Pod], versions: [SocketAddr; 2]) -> String {
+    let mut yaml: String = clients.iter().map(outside::client).collect();
+    yaml += &outside::service("model", 80);
+    for (version, at) in (1..).zip(versions) {
+        yaml += &outside::served(&format!("model-v{version}"), at);
     }
-    write!(yaml, "{}", service("model", 80))?;
-    for (version, address) in (1..).zip(versions) {
-        let (name, ip, port) = (format!("model-v{version}"), address.ip(), address.port());
-        write!(
-            yaml,
-            "{}---
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}-0, namespace: {NAMESPACE}}}
-spec: {{serviceAccountName: server, containers: [{{name: app, ports: [{{name: http, containerPort: {port}}}]}}]}}
-status: {{phase: Running, podIP: {ip}}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: {name}-a, namespace: {NAMESPACE}, labels: {{kubernetes.io/service-name: {name}}}}}
-addressType: IPv4
-ports: [{{name: http, port: {port}, protocol: TCP}}]
-endpoints:
-- {{addresses: [{ip}], conditions: {{ready: true}}, targetRef: {{kind: Pod, name: {name}-0, namespace: {NAMESPACE}}}}}
-",
-            service(&name, port)
-        )?;
-    }
-    write!(
-        yaml,
+    yaml + &format!(
         "---
 apiVersion: penstock.io/v1alpha1
 kind: Canary
@@ -252,18 +187,6 @@ spec:
   stable: model-v1
   candidate: model-v2
   steps: [{{weight: 50, hold: 1h}}]
-"
-    )?;
-    Ok(yaml)
-}
-
-fn service(name: &str, port: u16) -> String {
-    format!(
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: {NAMESPACE}}}
-spec: {{ports: [{{name: http, port: 80, targetPort: {port}, appProtocol: http}}]}}
 "
     )
 }

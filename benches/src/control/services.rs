@@ -3,20 +3,18 @@
 //! Control and `penstock-proxy` are real processes and read a directory; each Service has a pod outside of the mesh behind it. The sidecar carries
 //! the same requests before and after, so that what is compared is two proxies that are equally warm.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use penstock_api::names::{annotation, port};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use penstock_api::names::port;
+use tokio::net::TcpListener;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
 
-use super::{SUBJECT, issue_token, start_with_api, status};
+use super::{SUBJECT, issue_token, outside, start_with_api, status};
 use crate::load::{self, h1};
 use crate::mesh::sidecars::{self, NAMESPACE, Pod};
 use crate::process;
@@ -81,7 +79,7 @@ async fn once(control: &Path, proxy: &Path, services: usize) -> Result<Grown> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let application = server.local_addr()?;
     let client = Pod { name: "client".to_owned(), ip: Ipv4Addr::new(127, 79, 0, 1), account: "client" };
-    fs::write(source.join("client.yaml"), client_yaml(&client))?;
+    fs::write(source.join("client.yaml"), outside::client(&client))?;
     write(&source, FEW, application)?;
     let (mut running, push, api) = start_with_api(control, dir.path(), &source).await?;
     let token = dir.path().join("token");
@@ -89,7 +87,7 @@ async fn once(control: &Path, proxy: &Path, services: usize) -> Result<Grown> {
     let args = sidecars::arguments(&client, push, &dir.path().join("state/anchors.pem"), &token);
     let mut sidecar = process::spawn(None, "penstock-proxy", proxy, &args, dir.path(), false)?;
     let mut tasks = JoinSet::new();
-    tasks.spawn(answer(server));
+    tasks.spawn(outside::answer(server, || "200 OK"));
     let grown = async {
         LocalSet::new().run_until(sidecars::ready(&client, &mut sidecar)).await?;
         let (before, few) = read(&client, api, sidecar.pid()).await?;
@@ -145,49 +143,8 @@ async fn round(outbound: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// The application behind the Service: the shortest answer to whatever is asked without a body.
-async fn answer(server: TcpListener) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = server.accept().await {
-        connections.spawn(converse(stream));
-    }
-}
-
-async fn converse(mut stream: TcpStream) -> std::io::Result<()> {
-    let (mut buffer, mut filled) = ([0; 4096], 0);
-    loop {
-        if filled == buffer.len() {
-            return Err(std::io::Error::other("a head of that size is none of ours"));
-        }
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
-            return Ok(());
-        }
-        filled += read;
-        if buffer[..filled].ends_with(b"\r\n\r\n") {
-            filled = 0;
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await?;
-        }
-    }
-}
-
 fn service(at: usize) -> String {
     format!("model-{at}")
-}
-
-fn client_yaml(pod: &Pod) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {}, namespace: {NAMESPACE}, annotations: {{{}: enabled}}}}
-spec: {{serviceAccountName: {}, containers: [{{name: app}}]}}
-status: {{phase: Running, podIP: {}}}
-",
-        pod.name,
-        annotation::INJECT,
-        pod.account,
-        pod.ip
-    )
 }
 
 /// So many Services, moved into place whole. The first is the application's; nobody answers for the others.
@@ -202,29 +159,7 @@ fn write(source: &Path, services: usize, application: SocketAddr) -> Result<()> 
                 (Ipv4Addr::new(10, 201, high, low + 1).into(), 8080)
             }
         };
-        write!(
-            yaml,
-            "---
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: {NAMESPACE}}}
-spec: {{ports: [{{name: http, port: 80, targetPort: {port}, appProtocol: http}}]}}
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}-0, namespace: {NAMESPACE}}}
-spec: {{serviceAccountName: server, containers: [{{name: app, ports: [{{name: http, containerPort: {port}}}]}}]}}
-status: {{phase: Running, podIP: {ip}}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: {name}-a, namespace: {NAMESPACE}, labels: {{kubernetes.io/service-name: {name}}}}}
-addressType: IPv4
-ports: [{{name: http, port: {port}, protocol: TCP}}]
-endpoints:
-- {{addresses: [{ip}], conditions: {{ready: true}}, targetRef: {{kind: Pod, name: {name}-0, namespace: {NAMESPACE}}}}}
-"
-        )?;
+        yaml += &outside::served(&name, SocketAddr::new(ip, port));
     }
     let beside = source.join(".services.yaml.new");
     fs::write(&beside, yaml)?;

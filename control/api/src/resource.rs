@@ -68,6 +68,9 @@ impl Kind {
     }
 }
 
+/// All requests, in the unit of a mirror's share: parts of a million.
+pub const WHOLE: u32 = 1_000_000;
+
 /// The name of a [`v1::Weights`] resource.
 pub fn weights_name(parent: &crate::ServiceName, route: &str, rule: u32) -> String {
     format!("{parent}/{route}/{rule}")

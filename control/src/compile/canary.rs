@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use penstock_api::ServiceName;
-use penstock_api::resource::{Kind, weights_name};
+use penstock_api::resource::{Kind, WHOLE, weights_name};
 use penstock_api::v1::{self, StringMatch, string_match};
 
 use super::annotations::{self, header_name};
@@ -228,7 +228,7 @@ impl Overlay<'_> {
                 .filter(|backend| !ours(backend))
                 .map(|backend| v1::Backend { weight: backend.weight.saturating_mul(100), ..backend.clone() }),
         );
-        let share_ppm = self.course.shadow.min(100) * 10_000;
+        let share_ppm = self.course.shadow.min(100) * (WHOLE / 100);
         let mirror = (share_ppm > 0).then(|| v1::Mirror {
             service: self.candidate.name.to_string(),
             port: self.candidate.port_for(asked).map_or(0, |port| port.port),

@@ -4,12 +4,10 @@ use gateway_api::experimental::httproutes::{
     HttpRouteRulesBackendRefs, HttpRouteRulesFilters, HttpRouteRulesFiltersRequestMirror,
     HttpRouteRulesFiltersType,
 };
+use penstock_api::resource::WHOLE;
 use penstock_api::v1;
 
 use super::filters::{Wrong, same_shape};
-
-/// All requests, in the unit of shares.
-const WHOLE: u32 = 1_000_000;
 
 /// Whether a filter asks for copies.
 pub(super) fn asked(filter: &HttpRouteRulesFilters) -> bool {

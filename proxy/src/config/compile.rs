@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use penstock_api::resource::WHOLE;
 use penstock_api::v1::{self, Protocol};
 use penstock_api::{ServiceName, SpiffeId};
 use penstock_balance::pool::LOOKS;
@@ -150,9 +151,6 @@ fn mirror(from: &v1::Mirror, clusters: &mut Clusters<'_>) -> Result<Mirror, Stri
     let compare = from.compare.as_ref().map(compare).transpose()?;
     Ok(Mirror { cluster: clusters(&service, port(from.port)?), share_ppm, compare: compare.map(Arc::new) })
 }
-
-/// All requests, in the unit of shares.
-pub const WHOLE: u32 = 1_000_000;
 
 fn compare(from: &v1::Compare) -> Result<Compare, String> {
     let tolerance = Tolerance { absolute: from.absolute, relative: from.relative };

@@ -28,7 +28,7 @@ use crate::admin::Pages;
 use crate::backoff::Backoff;
 use crate::telemetry::ledger::Row;
 use crate::telemetry::metric;
-use crate::telemetry::shadow::{Count, Counts, Pair};
+use crate::telemetry::shadow::{Count, Counts, Parties};
 use crate::telemetry::tap::Tap;
 
 /// How often outcomes are told.
@@ -264,10 +264,10 @@ fn outcome(row: &Row, loads: &Loads) -> Outcome {
     }
 }
 
-fn shadow((pair, counts): &(Pair, Counts)) -> Shadow {
+fn shadow((parties, counts): &(Parties, Counts)) -> Shadow {
     Shadow {
-        service: pair.service.to_string(),
-        mirror: pair.mirror.to_string(),
+        service: parties.service.to_string(),
+        mirror: parties.mirror.to_string(),
         sent: counts.of(Count::Answered) + counts.of(Count::Failed),
         failures: counts.of(Count::Failed),
         dropped: counts.of(Count::Dropped),

@@ -23,17 +23,17 @@ use http::{Request, Response, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use penstock_api::ServiceName;
+use penstock_api::resource::WHOLE;
 use rand::Rng;
 use tokio::sync::Semaphore;
 
 use crate::body::{RequestBody, ResponseBody, Upstream};
-use crate::config::compile::WHOLE;
 use crate::config::{Backend, Mirror, Rule};
 use crate::exchange::Exchange;
 use crate::receive::ClientBody;
 use crate::send::{self, Outgoing};
 use crate::tee::{Budget, Copied, End, Queue, Teed};
-use crate::telemetry::shadow::{Count, Pair as Of, Shadow};
+use crate::telemetry::shadow::{Count, Parties, Shadow};
 use crate::work::Work;
 use crate::worker::Worker;
 use crate::{answer, headers, limits, report};
@@ -47,7 +47,7 @@ pub struct Mirroring {
     in_flight: Rc<Cell<u32>>,
     /// One pair of large answers is compared at a time: threads take cores that the application has too.
     comparing: Rc<Semaphore>,
-    cells: RefCell<AHashMap<Of, Arc<Shadow>>>,
+    cells: RefCell<AHashMap<Parties, Arc<Shadow>>>,
 }
 
 impl Default for Mirroring {
@@ -63,10 +63,10 @@ impl Default for Mirroring {
 
 impl Mirroring {
     fn cell(&self, worker: &Worker, service: &ServiceName, mirror: &ServiceName) -> Arc<Shadow> {
-        let pair = Of { service: service.clone(), mirror: mirror.clone() };
+        let parties = Parties { service: service.clone(), mirror: mirror.clone() };
         let mut cells = self.cells.borrow_mut();
-        let cell = cells.entry(pair);
-        Arc::clone(cell.or_insert_with_key(|pair| worker.telemetry.shadows.cell(pair.clone())))
+        let cell = cells.entry(parties);
+        Arc::clone(cell.or_insert_with_key(|parties| worker.telemetry.shadows.cell(parties.clone())))
     }
 
     /// Lets go of cells; who still counts gets another.

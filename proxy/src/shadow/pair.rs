@@ -297,7 +297,7 @@ mod tests {
     use super::*;
     use crate::config::Tolerance;
     use crate::telemetry::Shadows;
-    use crate::telemetry::shadow::{Counts, Pair as Of};
+    use crate::telemetry::shadow::{Counts, Parties};
     use http_body_util::{BodyExt as _, Full};
 
     const MOST: u64 = 1 << 20;
@@ -311,7 +311,7 @@ mod tests {
     impl Bed {
         fn new() -> Self {
             let shadows = Shadows::default();
-            let of = Of { service: "a/x".parse().unwrap(), mirror: "a/y".parse().unwrap() };
+            let of = Parties { service: "a/x".parse().unwrap(), mirror: "a/y".parse().unwrap() };
             let cell = shadows.cell(of);
             Self { shadows, cell, budget: Budget::new(4 * MOST) }
         }

@@ -51,7 +51,7 @@ type Series = (&'static Metric, &'static str, &'static str, fn(&Counts) -> u64);
 
 /// Whose copies.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pair {
+pub struct Parties {
     /// The Service that was asked for.
     pub service: ServiceName,
     /// The one that the copies go to.
@@ -61,7 +61,7 @@ pub struct Pair {
 /// The counters of one worker for one pair.
 #[derive(Debug)]
 pub struct Shadow {
-    pair: Pair,
+    parties: Parties,
     counts: [AtomicU64; COUNTS],
     /// The largest difference since it was last read, as the bits of a number that is not negative: they are in its order.
     difference: AtomicU64,
@@ -69,9 +69,9 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    fn new(pair: Pair) -> Self {
+    fn new(parties: Parties) -> Self {
         Self {
-            pair,
+            parties,
             counts: array::from_fn(|_| AtomicU64::new(0)),
             difference: AtomicU64::new(0),
             latency: array::from_fn(|_| array::from_fn(|_| AtomicU32::new(0))),
@@ -151,8 +151,8 @@ impl Counts {
 struct Accounts {
     /// By the cell's address, what it said when it was last read.
     seen: HashMap<usize, Reading>,
-    totals: BTreeMap<Pair, Total>,
-    rows: BTreeMap<Pair, Counts>,
+    totals: BTreeMap<Parties, Total>,
+    rows: BTreeMap<Parties, Counts>,
 }
 
 #[derive(Debug, Default)]
@@ -198,14 +198,14 @@ impl Reading {
 
 impl Shadows {
     /// A new cell for one worker.
-    pub fn cell(&self, pair: Pair) -> Arc<Shadow> {
-        let cell = Arc::new(Shadow::new(pair));
+    pub fn cell(&self, parties: Parties) -> Arc<Shadow> {
+        let cell = Arc::new(Shadow::new(parties));
         self.cells().push(Arc::clone(&cell));
         cell
     }
 
     /// What happened since the last call, of each pair of which anything did.
-    pub fn take_rows(&self) -> Vec<(Pair, Counts)> {
+    pub fn take_rows(&self) -> Vec<(Parties, Counts)> {
         std::mem::take(&mut self.read().rows).into_iter().collect()
     }
 
@@ -230,7 +230,7 @@ impl Shadows {
             if std::mem::replace(&mut last, metric.name) != metric.name {
                 head(page, metric);
             }
-            for (Pair { service, mirror }, total) in &accounts.totals {
+            for (Parties { service, mirror }, total) in &accounts.totals {
                 let labels = format!("service=\"{service}\",mirror=\"{mirror}\",{label}=\"{value}\"");
                 line(page, metric.name, &labels, count(&total.counts));
             }
@@ -248,11 +248,11 @@ impl Shadows {
             fence(Ordering::Acquire);
             let address = Arc::as_ptr(cell).addr();
             let since = seen.entry(address).or_default().advance(cell);
-            let total = totals.entry(cell.pair.clone()).or_default();
+            let total = totals.entry(cell.parties.clone()).or_default();
             total.idle = 0;
             if !since.is_empty() {
                 total.counts.add(&since);
-                rows.entry(cell.pair.clone()).or_default().add(&since);
+                rows.entry(cell.parties.clone()).or_default().add(&since);
             }
             if final_now {
                 seen.remove(&address);
@@ -273,14 +273,14 @@ impl Shadows {
 mod tests {
     use super::*;
 
-    fn pair() -> Pair {
-        Pair { service: "a/digits".parse().unwrap(), mirror: "a/digits-v2".parse().unwrap() }
+    fn parties() -> Parties {
+        Parties { service: "a/digits".parse().unwrap(), mirror: "a/digits-v2".parse().unwrap() }
     }
 
     #[test]
     fn workers_add_up_and_a_row_is_told_once() {
         let shadows = Shadows::default();
-        let cells = [shadows.cell(pair()), shadows.cell(pair())];
+        let cells = [shadows.cell(parties()), shadows.cell(parties())];
         for (cell, difference) in cells.iter().zip([0.5, 0.25]) {
             cell.count(Count::Answered);
             cell.add(Count::Bytes, 10);
@@ -302,10 +302,10 @@ mod tests {
     #[test]
     fn a_total_outlives_its_cells_and_is_forgotten_at_last() {
         let shadows = Shadows::default();
-        let cell = shadows.cell(pair());
+        let cell = shadows.cell(parties());
         cell.count(Count::Failed);
         drop(cell);
-        shadows.cell(pair()).count(Count::Failed);
+        shadows.cell(parties()).count(Count::Failed);
         let mut page = String::new();
         shadows.render(&mut page);
         let series = "penstock_mirror_requests_total{service=\"a/digits\",mirror=\"a/digits-v2\",outcome=\"failed\"} 2";

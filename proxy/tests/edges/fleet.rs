@@ -147,7 +147,7 @@ async fn control_hears_outcomes_taps_and_answers_and_the_last_words() {
     assert_eq!(row.load_permille, Some(420));
 
     let (service, mirror) = ("a/digits".parse().unwrap(), "a/digits-v2".parse().unwrap());
-    let copies = telemetry.shadows.cell(shadow::Pair { service, mirror });
+    let copies = telemetry.shadows.cell(shadow::Parties { service, mirror });
     for what in [Count::Answered, Count::Failed, Count::Compared, Count::Agreed] {
         copies.count(what);
     }
