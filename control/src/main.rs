@@ -202,8 +202,8 @@ async fn serve(run: Run) -> Result<()> {
     let (objects, canaries) = match &client {
         Some(_) => (objects, None),
         None => {
-            let (local, joined) = Local::open(run.state.join("canaries.json"), objects.clone())?;
-            (joined, Some((local, objects)))
+            let (local, joined) = Local::open(run.state.join("canaries.json"), objects)?;
+            (joined, Some(local))
         }
     };
     let namespaces = client.clone().map(|client| Namespaces::follow(client, stop.clone()));

@@ -37,7 +37,6 @@ use crate::identity::state::StateDir;
 use crate::identity::tls::{self, Serving};
 use crate::identity::token::{TokenKey, TokenReview};
 use crate::identity::{Authority, IdentityService, Trust, epoch};
-use crate::objects::ObjectSet;
 use crate::push::{AdsService, Published, publish};
 use crate::snapshot::Snapshot;
 
@@ -67,8 +66,8 @@ pub struct Options {
     pub review: Option<Arc<dyn TokenReview>>,
     /// The cluster that has the root, in a Secret; `None`: it lies in the state directory.
     pub cluster: Option<Cluster>,
-    /// What is known of canaries where no cluster has it, and the objects that it is about.
-    pub canaries: Option<(Local, watch::Receiver<Arc<ObjectSet>>)>,
+    /// What is known of canaries where no cluster has it.
+    pub canaries: Option<Local>,
 }
 
 /// A control that is running.
@@ -160,10 +159,10 @@ pub async fn start(
     tasks.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) });
 
     let (shown, known) = watch::channel(Arc::default());
-    let commands = canaries.as_ref().map(|(local, _)| local.commands());
-    if let Some((local, objects)) = canaries {
+    let commands = canaries.as_ref().map(Local::commands);
+    if let Some(local) = canaries {
         let (published, fleet, shown) = (published.clone(), fleet.clone(), shown.clone());
-        let sight = Sight { objects, published, fleet, shown };
+        let sight = Sight { published, fleet, shown };
         tasks.spawn(canary::run(sight, local, stop.clone()));
     }
     let facts = api::Facts {

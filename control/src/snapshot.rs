@@ -5,6 +5,7 @@
 //! every version, and a restart resends nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use penstock_api::ServiceName;
 use penstock_api::resource::{Kind, version};
@@ -12,7 +13,7 @@ use penstock_api::v1;
 use penstock_api::view::Problem;
 use prost::Message;
 
-use crate::objects::ObjectId;
+use crate::objects::{Object, ObjectId};
 use crate::objects::canary::Course;
 use crate::outcome::{Outcome, Outcomes};
 
@@ -34,6 +35,8 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// What became of the objects of which something is to be told.
     pub outcomes: Outcomes,
+    /// The Canaries in force, by name: of one that is refused, the last good version.
+    pub canaries: Vec<Arc<Object>>,
     resources: HashMap<Kind, BTreeMap<String, Entry>>,
     /// For each service, the services its routes lead to, itself included.
     closures: HashMap<String, BTreeSet<String>>,
@@ -135,6 +138,7 @@ impl Builder {
             version: version(hash.as_bytes()),
             problems,
             outcomes: Outcomes::new(),
+            canaries: Vec::new(),
             resources: self.resources,
             closures: self.closures,
             consumers: self.consumers,

@@ -67,7 +67,7 @@ fn set(text: &str, weight: u32, shadow: u32, matching: bool) -> ObjectSet {
         if let Body::Canary(canary) = &mut changed.body {
             let run = canary.spec.run_id();
             let course =
-                serde_json::json!({"run": run, "weight": weight, "shadow": shadow, "matching": matching});
+                serde_json::json!({"run": run, "stable": "resnet-v1", "candidate": "resnet-v2", "weight": weight, "shadow": shadow, "matching": matching});
             canary.status.course = Some(serde_json::from_value(course).unwrap());
         }
         *object = changed.into();

@@ -64,7 +64,7 @@ fn the_order_of_files_and_objects_changes_nothing() {
         objects.rotate_left(turn);
         for _ in 0..2 {
             objects.reverse();
-            let snapshot = compiled(&ObjectSet { objects: objects.clone(), broken: Vec::new() });
+            let snapshot = compiled(&ObjectSet { objects: objects.clone(), ..ObjectSet::default() });
             assert_eq!(snapshot.version, first.version, "rotated by {turn}");
             assert_eq!(snapshot.problems, first.problems);
         }

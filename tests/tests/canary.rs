@@ -128,7 +128,7 @@ fn weights(status: &Value) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_candidate_that_is_well_takes_over_step_by_step_though_control_is_killed_at_each() {
     let steps = "{weight: 20, hold: 1s}, {weight: 60, hold: 1s}";
-    let mut stage = Stage::set(&canary(steps, "  analysis: {minRequests: 20}\n")).await;
+    let mut stage = Stage::set(&canary(steps, "  promotion: 1s\n  analysis: {minRequests: 20}\n")).await;
     let load = stage.load();
     for weight in [20, 60] {
         stage.reaches(&format!("is at {weight} %"), |status| status["course"]["weight"] == weight).await;

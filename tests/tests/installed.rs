@@ -271,7 +271,7 @@ async fn schemas(client: &Client) {
         canary(json!({})),
         canary(json!({"stable": "s", "steps": [{"weight": 0, "shadow": 100, "pause": true}], "shadow": {}})),
         canary(json!({
-            "steps": [{"weight": 0, "pause": true}, {"weight": 100, "hold": "1h30m"}], "paused": true, "run": "2",
+            "steps": [{"weight": 0, "pause": true}, {"weight": 100, "hold": "1h30m"}], "paused": true, "run": "2", "promotion": "0s",
             "match": [{"headers": [{"name": "x-tester", "value": "yes"}]}], "sticky": "cookie:session",
             "analysis": {
                 "minRequests": 10, "successRate": 99.5, "load": 0.9, "latency": [{"percentile": 99.9, "ofStable": 1.5}],
@@ -349,6 +349,7 @@ async fn schemas(client: &Client) {
         canary(json!({"candidate": "s"})),
         canary(json!({"steps": []})),
         canary(json!({"steps": [{"weight": 101}]})),
+        canary(json!({"promotion": "soon"})),
         canary(json!({"steps": [{"weight": 1, "hold": "soon"}]})),
         canary(json!({"stepps": []})),
         canary(json!({"match": [{"headers": []}]})),

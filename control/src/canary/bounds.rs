@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::objects::canary::Spec;
+
 /// A Canary that makes sense.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -15,6 +17,8 @@ pub struct Plan {
     pub candidate: String,
     /// At least one.
     pub steps: Vec<Step>,
+    /// How long all requests go to the candidate before it has succeeded.
+    pub promotion: Duration,
     /// Whether some requests go to the candidate because they match.
     pub matching: bool,
     /// Nothing moves but back.
@@ -23,6 +27,8 @@ pub struct Plan {
     pub deadline: Duration,
     /// What must hold.
     pub bounds: Bounds,
+    /// What all of this was read from.
+    pub spec: Spec,
 }
 
 /// One step.

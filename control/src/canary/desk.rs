@@ -40,17 +40,19 @@ impl Command {
 pub type Shown = Value;
 
 /// A Canary with its whole status.
-pub(super) fn shown(object: &Object, canary: &Canary, diary: Diary, paused: Option<bool>) -> Shown {
+pub(super) fn shown(object: &Object, canary: &Canary, diary: &Diary, paused: Option<bool>) -> Shown {
     let mut spec = canary.spec.clone();
     spec.paused = paused.unwrap_or(spec.paused);
     let mut metadata = json!({"namespace": object.id.namespace, "name": object.id.name});
     if let Some(created) = &canary.metadata.creation_timestamp {
         metadata["creationTimestamp"] = json!(created);
     }
+    // Commands are about the run that is on, and that is not what a version that is refused asks for.
+    let run = if diary.run.is_empty() { canary.spec.run_id() } else { diary.run.clone() };
     json!({
         "apiVersion": canary.api_version, "kind": canary.kind,
         "metadata": metadata,
-        "run": canary.spec.run_id(),
+        "run": run,
         "spec": spec,
         "status": diary,
     })
@@ -64,6 +66,11 @@ impl Commands {
     /// The newest of a Canary.
     pub fn of(&self, id: &ObjectId) -> Command {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
+    }
+
+    /// Forgets those of others.
+    pub(super) fn only(&self, keep: &dyn Fn(&ObjectId) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| keep(id));
     }
 
     /// Changes them.

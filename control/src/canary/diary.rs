@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::judge::round;
 use crate::fleet::Total;
 use crate::fleet::seen::{Backend, Shadow};
-use crate::objects::canary::Course;
+use crate::objects::canary::{Course, Spec};
 
 /// Transitions that are kept: what a person scrolls through.
 const HISTORY: usize = 20;
@@ -23,7 +23,13 @@ pub struct Diary {
     /// The version of the object that this is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Where requests go. Absent: nothing has begun.
+    /// The run that this is about ([`Spec::run_id`]).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub run: String,
+    /// What the author has written last that made sense: it is gone by as long as a newer version is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<Spec>,
+    /// Where requests go. Absent: nothing has begun. Of another run: that of this one has not begun, and leaves them there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub course: Option<Course>,
     /// Where it is.
@@ -41,6 +47,12 @@ pub struct Diary {
     /// When every proxy had acknowledged its course; absent: not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_since: Option<Moment>,
+    /// Since when no endpoint of the candidate is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unready_since: Option<Moment>,
+    /// Why it should go back, and would if there were anything to go back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stays: Option<String>,
     /// From when the step's hold and then its deadline count: while a person is waited for they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_since: Option<Moment>,

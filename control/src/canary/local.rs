@@ -17,7 +17,7 @@ use super::task::Home;
 use super::{Diary, Entry};
 use crate::conditions::Reach;
 use crate::fleet::Tally;
-use crate::objects::{Body, Object, ObjectId, ObjectSet};
+use crate::objects::{Object, ObjectId, ObjectSet};
 
 /// What the file has of one Canary.
 #[derive(Debug, Serialize, Deserialize)]
@@ -103,20 +103,8 @@ fn joined(
 }
 
 fn join(objects: &Arc<ObjectSet>, diaries: &Diaries) -> Arc<ObjectSet> {
-    let course = |id: &ObjectId| diaries.get(id).and_then(|diary| diary.course.clone());
-    if !objects.objects.iter().any(|object| course(&object.id).is_some()) {
-        return objects.clone();
-    }
-    let mut set = (**objects).clone();
-    for object in &mut set.objects {
-        let Some(course) = course(&object.id) else { continue };
-        let mut changed = (**object).clone();
-        if let Body::Canary(canary) = &mut changed.body {
-            canary.status.course = Some(course);
-            *object = Arc::new(changed);
-        }
-    }
-    Arc::new(set)
+    let courses = diaries.iter().filter_map(|(id, diary)| Some((id.clone(), diary.course.clone()?)));
+    Arc::new(ObjectSet { courses: courses.collect(), ..(**objects).clone() })
 }
 
 impl Home for Local {
@@ -126,6 +114,14 @@ impl Home for Local {
 
     fn diary(&self, id: &ObjectId) -> Option<Diary> {
         Some(self.diaries.borrow().get(id).cloned().unwrap_or_default())
+    }
+
+    async fn only(&mut self, keep: &(dyn Fn(&ObjectId) -> bool + Sync)) -> Result<()> {
+        let mut all = self.diaries.borrow().clone();
+        let known = all.len();
+        all.retain(|id, _| keep(id));
+        self.commands.only(keep);
+        if all.len() < known { self.keep(all).await } else { Ok(()) }
     }
 
     fn command(&self, object: &Object) -> Command {
@@ -138,13 +134,23 @@ impl Home for Local {
         Reach { tally: own, unheard: 0 }
     }
 
-    async fn seen(&mut self, _service: &str, _windows: &[Duration]) -> Vec<SeenReply> {
+    async fn seen(&self, _service: &str, _windows: &[Duration]) -> Vec<SeenReply> {
         Vec::new()
     }
 
     async fn write(&mut self, id: &ObjectId, diary: &Diary) -> Result<bool> {
         let mut all = self.diaries.borrow().clone();
         all.insert(id.clone(), diary.clone());
+        self.keep(all).await?;
+        Ok(true)
+    }
+
+    fn tell(&self, _object: &Object, _entry: &Entry) {}
+}
+
+impl Local {
+    /// Writes all of them down; then they are in force.
+    async fn keep(&self, all: Diaries) -> Result<()> {
         let row = |(id, diary): (&ObjectId, &Diary)| Row {
             id: id.clone(),
             diary: diary.clone(),
@@ -154,10 +160,8 @@ impl Home for Local {
         let file = self.file.clone();
         tokio::task::spawn_blocking(move || write(&file, &text)).await??;
         self.diaries.send_replace(all);
-        Ok(true)
+        Ok(())
     }
-
-    fn tell(&self, _object: &Object, _entry: &Entry) {}
 }
 
 /// Beside its place first, so that whoever reads it sees the one or the other.

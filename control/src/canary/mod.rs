@@ -15,14 +15,15 @@
 //!                    |    | |   a person is waited for  |
 //!                    |    | +------------+--------------+  after the last step
 //!                    |    |              v
-//!                    |    |          Promoting ---------------> Succeeded      weight 100 applied everywhere
-//!                    |    |              |
-//!                    |    |              |  analysis fails, the deadline passes, endpoints vanish, abort
-//!                    +----+--------------+---> RollingBack ---> RolledBack     weight 0 applied everywhere
+//!                    |    |          Promoting ---------------> Succeeded      weight 100 applied everywhere, held, analysis passed
+//!                    |    |              |                          | abort
+//!                    |    |              |  analysis fails, the deadline passes, endpoints are gone, abort
+//!                    +----+--------------+--------------------------+---> RollingBack ---> RolledBack     weight 0 applied everywhere
 //!                                              (from Progressing too)
 //! ```
 //!
-//! Another run (another Service, other steps, another `run`) begins at Waiting or Progressing, wherever the one before was.
+//! Another run (another Service, another `run`) begins at Waiting or Progressing, wherever the one before was. Other steps do not: it goes on at the
+//! one that is nearest. A canary that is to go back and has nothing to go back to stays in its phase.
 
 mod bounds;
 mod checks;

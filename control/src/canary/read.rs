@@ -61,6 +61,9 @@ impl Plan {
             );
         }
         let steps = reader.steps(&spec.steps);
+        // Where the last step sends everything already, it was held there.
+        let unless_said = if spec.steps.last().is_some_and(|last| last.weight == 100) { Duration::ZERO } else { HOLD };
+        let promotion = reader.duration("/spec/promotion", spec.promotion.as_ref(), unless_said);
         reader.matches(&spec.matches);
         let bounds = reader.bounds(spec);
         if !reader.0.is_empty() {
@@ -73,10 +76,12 @@ impl Plan {
             stable: qualified(&spec.stable),
             candidate: qualified(&spec.candidate),
             steps,
+            promotion,
             matching: !spec.matches.is_empty(),
             paused: spec.paused,
             deadline,
             bounds,
+            spec: spec.clone(),
         })
     }
 }

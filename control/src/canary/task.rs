@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::checks::Checks;
 use super::desk::{Command, Shown, shown};
-use super::{Diary, Entry, Facts, Phase, Plan, Reached, refused, walk, windows};
+use super::{Diary, Entry, Facts, Phase, Plan, Reached, Wrong, refused, walk, windows};
 use crate::conditions::Reach;
-use crate::fleet::{Fleet, Seen, Tally};
+use crate::fleet::{Fleet, Tally};
 use crate::metric;
 use crate::objects::canary::Canary;
-use crate::objects::{Body, Object, ObjectId, ObjectSet};
+use crate::objects::{Body, Object, ObjectId};
 use crate::outcome::Outcome;
 use crate::push::Published;
 use crate::snapshot::Snapshot;
@@ -34,9 +34,13 @@ use crate::snapshot::Snapshot;
 const MOVING: Duration = Duration::from_millis(250);
 /// Between two looks while nothing does.
 const RESTING: Duration = Duration::from_secs(1);
-/// Control that has just started knows nothing of proxies that have not come back yet: until then nobody says that all of them have something. They try
-/// again within 100 ms at first.
+/// Control that has just begun to lead knows nothing of proxies that have not come back yet: until then nobody says that all of them have something. They
+/// try again within 100 ms at first.
 const SETTLED: Duration = Duration::from_secs(3);
+/// A proxy that was here may still come back, with what it had: it tries every 30 s at least. Until then it has not acknowledged anything.
+const RETURNS: Duration = Duration::from_secs(35);
+/// A Canary that is not there for so long is deleted, and not a file that is being replaced.
+const GONE: Duration = Duration::from_secs(10);
 /// Between two writes of one diary in which only numbers differ.
 const NUMBERS: Duration = Duration::from_secs(2);
 
@@ -46,6 +50,8 @@ pub trait Home: Send {
     fn leads(&self) -> bool;
     /// What is written of a Canary; `None`: there is no such object any more.
     fn diary(&self, id: &ObjectId) -> Option<Diary>;
+    /// These are all that there are: what is known of others is of no use any more.
+    fn only(&mut self, keep: &(dyn Fn(&ObjectId) -> bool + Sync)) -> impl Future<Output = Result<()>> + Send;
     /// What a person wants done.
     fn command(&self, object: &Object) -> Command;
     /// How far every object has come with the other replicas' proxies.
@@ -53,7 +59,7 @@ pub trait Home: Send {
     /// The same of one object, joined with what this replica's proxies have of it.
     fn joined(&self, id: &ObjectId, own: Tally, version: &str) -> Reach;
     /// What the other replicas' proxies saw.
-    fn seen(&mut self, service: &str, windows: &[Duration]) -> impl Future<Output = Vec<SeenReply>> + Send;
+    fn seen(&self, service: &str, windows: &[Duration]) -> impl Future<Output = Vec<SeenReply>> + Send;
     /// Writes a diary; whether it was written. Who was overtaken, or does not know yet what became of the write before, looks again.
     fn write(&mut self, id: &ObjectId, diary: &Diary) -> impl Future<Output = Result<bool>> + Send;
     /// Tells a person what happened.
@@ -63,9 +69,7 @@ pub trait Home: Send {
 /// What a look rests on.
 #[derive(Debug)]
 pub struct Sight {
-    /// The objects.
-    pub objects: watch::Receiver<Arc<ObjectSet>>,
-    /// The snapshot in force.
+    /// The snapshot in force, and the Canaries in it.
     pub published: watch::Receiver<Published>,
     /// The proxies.
     pub fleet: Arc<Fleet>,
@@ -73,84 +77,117 @@ pub struct Sight {
     pub shown: watch::Sender<Arc<Vec<Shown>>>,
 }
 
-/// What this replica's proxies have of a Canary.
-struct Own {
-    tally: Tally,
-    /// Whether all of them have had the time to connect.
-    settled: bool,
+/// What is remembered of a Canary from look to look, and would be found out anew.
+#[derive(Debug)]
+struct Memory {
+    /// The most proxies that it concerned lately, and until when any of them may come back.
+    proxies: (usize, Instant),
+    /// When its diary was written.
+    written: Option<Instant>,
+    /// When it was there last.
+    there: Instant,
+}
+
+impl Memory {
+    fn of(diary: &Diary, now: Instant) -> Self {
+        Self { proxies: (diary.concerned, now + RETURNS), written: None, there: now }
+    }
+
+    /// How many proxies that were here lately are not, if so many are.
+    fn lost(&mut self, concerned: usize, now: Instant) -> usize {
+        let (most, until) = self.proxies;
+        if concerned >= most || now >= until {
+            self.proxies = (concerned, now + RETURNS);
+        }
+        self.proxies.0 - concerned
+    }
 }
 
 /// Looks until told to stop.
 pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) -> Result<()> {
     let mut checks = Checks::default();
-    let mut written: BTreeMap<ObjectId, Instant> = BTreeMap::new();
-    let mut trouble: Option<String> = None;
-    let started = Instant::now();
+    let mut memories: BTreeMap<ObjectId, Memory> = BTreeMap::new();
+    let mut trouble = Trouble::default();
+    // Since when this replica leads.
+    let mut leads: Option<Instant> = None;
     let mut pause = MOVING;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
-        let objects = sight.objects.borrow().clone();
-        let canaries: Vec<(&Arc<Object>, &Canary)> = objects
-            .objects
-            .iter()
-            .filter_map(|object| match &object.body {
-                Body::Canary(canary) => Some((object, &**canary)),
-                _ => None,
-            })
-            .collect();
+        let snapshot = sight.published.borrow().snapshot.clone();
+        let canaries: Vec<(&Object, &Canary)> = canaries(&snapshot).collect();
         show(&sight, &home, &canaries);
-        checks.only(|id| canaries.iter().any(|(object, _)| object.id == *id));
-        written.retain(|id, _| canaries.iter().any(|(object, _)| object.id == *id));
         pause = RESTING;
-        if canaries.is_empty() || !home.leads() {
+        if !home.leads() {
             checks.only(|_| false);
+            (leads, memories) = (None, BTreeMap::new());
+            continue;
+        }
+        let now = Instant::now();
+        let since = *leads.get_or_insert(now);
+        for (object, _) in &canaries {
+            let fresh = || Memory::of(&home.diary(&object.id).unwrap_or_default(), now);
+            memories.entry(object.id.clone()).or_insert_with(fresh).there = now;
+        }
+        memories.retain(|_, memory| now.duration_since(memory.there) < GONE);
+        checks.only(|id| memories.contains_key(id));
+        if now.duration_since(since) >= GONE {
+            trouble.tell("canaries that are gone are not forgotten", home.only(&|id| memories.contains_key(id)).await);
+        }
+        if canaries.is_empty() {
             continue;
         }
         home.reach().await;
-        let settled = started.elapsed() >= SETTLED;
-        let snapshot = sight.published.borrow().snapshot.clone();
         let tallies = sight.fleet.tally(&snapshot);
-        for (object, canary) in canaries {
-            let Some(diary) = home.diary(&object.id) else { continue };
-            let own = Own { tally: tallies.get(&object.id).cloned().unwrap_or_default(), settled };
-            let next = look(&sight, &mut home, &mut checks, &snapshot, (object, canary), &diary, own).await;
+        let settled = now.duration_since(since) >= SETTLED;
+        // All at once: replicas that do not answer are waited for once a look.
+        let asked = canaries.iter().map(|one| Asked::of(&home, &snapshot, *one));
+        for asked in futures_util::future::join_all(asked).await.into_iter().flatten() {
+            let Asked { object, diary, .. } = &asked;
+            let Some(memory) = memories.get_mut(&object.id) else { continue };
+            let tally = tallies.get(&object.id).cloned().unwrap_or_default();
+            let mut reach = home.joined(&object.id, tally, &snapshot.digest(asked.outcome));
+            reach.unheard += usize::from(!settled);
+            let lost = memory.lost(reach.tally.concerned, now);
+            let next = asked.look(&sight.fleet, &mut checks, &snapshot, &reach, lost);
             if !rests(next.phase) {
                 pause = MOVING;
             }
-            if next == diary {
-                continue;
-            }
-            let numbers = next.same_but_for_numbers(&diary);
-            let last = written.get(&object.id).copied();
-            if numbers && last.is_some_and(|at| at.elapsed() < NUMBERS) {
+            let waits = memory.written.is_some_and(|at| at.elapsed() < NUMBERS);
+            if next == *diary || (waits && next.same_but_for_numbers(diary)) {
                 continue;
             }
             if !home.leads() || stop.is_cancelled() {
                 break;
             }
-            written.insert(object.id.clone(), Instant::now());
-            match home.write(&object.id, &next).await {
-                Ok(false) => {}
-                Ok(true) => {
-                    trouble = None;
-                    let known = diary.history.last();
-                    let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
-                    for entry in fresh.collect::<Vec<_>>().into_iter().rev() {
-                        tell(&home, object, entry);
-                    }
-                }
-                Err(error) => {
-                    let why = format!("{error:#}");
-                    if trouble.as_ref() != Some(&why) {
-                        tracing::warn!(canary = %object.id, "what became of it is not written: {why}; it stays where it is, and is tried again");
-                        trouble = Some(why);
-                    }
+            memory.written = Some(Instant::now());
+            let written = home.write(&object.id, &next).await;
+            if written.as_ref().is_ok_and(|written| *written) {
+                let known = diary.history.last();
+                let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
+                for entry in fresh.collect::<Vec<_>>().into_iter().rev() {
+                    tell(&home, object, entry);
                 }
             }
+            let what = format!("what became of {} is not written, so it stays where it is", object.id);
+            trouble.tell(&what, written);
         }
+    }
+}
+
+/// What is wrong, told once.
+#[derive(Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    fn tell<T>(&mut self, what: &str, outcome: Result<T>) {
+        let why = outcome.err().map(|error| format!("{what}: {error:#}; it is tried again"));
+        if why.is_some() && self.0 != why {
+            tracing::warn!("{}", why.as_deref().unwrap_or_default());
+        }
+        self.0 = why;
     }
 }
 
@@ -159,70 +196,120 @@ fn rests(phase: Phase) -> bool {
     matches!(phase, Phase::Succeeded | Phase::RolledBack | Phase::Invalid)
 }
 
-/// One Canary's next diary.
-async fn look<H: Home>(
-    sight: &Sight,
-    home: &mut H,
-    checks: &mut Checks,
-    snapshot: &Snapshot,
-    (object, canary): (&Object, &Canary),
-    diary: &Diary,
-    own: Own,
-) -> Diary {
-    let id = &object.id;
-    let now = Timestamp::now();
-    let generation = canary.metadata.generation;
-    let command = home.command(object);
-    let mut spec = canary.spec.clone();
-    spec.paused = command.paused.unwrap_or(spec.paused);
-    let mut plan = match Plan::read(&id.namespace, &spec) {
-        Ok(plan) => plan,
-        Err(wrong) => return refused(diary, generation, &wrong, now),
-    };
-    let nothing = Outcome::default();
-    let outcome = snapshot.outcomes.get(id).unwrap_or(&nothing);
-    let wrong: Vec<_> = outcome
-        .findings
-        .iter()
-        .filter(|finding| finding.refused)
-        .map(|finding| (finding.pointer.clone(), finding.message.clone()))
-        .collect();
-    if !wrong.is_empty() {
-        plan.paused = true;
+/// The Canaries in force.
+fn canaries(snapshot: &Snapshot) -> impl Iterator<Item = (&Object, &Canary)> {
+    snapshot.canaries.iter().filter_map(|object| match &object.body {
+        Body::Canary(canary) => Some((&**object, &**canary)),
+        _ => None,
+    })
+}
+
+/// One Canary, and what other replicas say of it.
+struct Asked<'a> {
+    object: &'a Object,
+    canary: &'a Canary,
+    outcome: &'a Outcome,
+    diary: Diary,
+    command: Command,
+    /// What is in force, if anything is, and why the newest version is not, if it is not.
+    plan: Option<Plan>,
+    wrong: Vec<Wrong>,
+    /// Whether anybody looks at what is seen.
+    looks: bool,
+    at: Timestamp,
+    windows: [Duration; 3],
+    others: Vec<SeenReply>,
+}
+
+impl<'a> Asked<'a> {
+    async fn of<H: Home>(
+        home: &H,
+        snapshot: &'a Snapshot,
+        (object, canary): (&'a Object, &'a Canary),
+    ) -> Option<Self> {
+        let diary = home.diary(&object.id)?;
+        let command = home.command(object);
+        let outcome = snapshot.outcomes.get(&object.id)?;
+        let (plan, wrong) = in_force(object, canary, &command, outcome, &diary);
+        let looks = plan.as_ref().is_some_and(|plan| !rests(diary.phase) || diary.run != plan.run);
+        let at = Timestamp::now();
+        let windows = windows(&diary, at);
+        let others = match &plan {
+            Some(plan) if looks => home.seen(&plan.service, &windows).await,
+            _ => Vec::new(),
+        };
+        Some(Self { object, canary, outcome, diary, command, plan, wrong, looks, at, windows, others })
     }
-    let asked = windows(diary, now);
-    let looks = !rests(diary.phase) || diary.course.as_ref().is_none_or(|course| course.run != plan.run);
-    let services = [plan.service.clone()];
-    let mut seen: [Seen; 3] = asked.map(|window| sight.fleet.seen(&services, window, Instant::now()));
-    if looks {
-        for reply in home.seen(&plan.service, &asked).await {
-            for (sum, window) in seen.iter_mut().zip(reply.windows) {
-                sum.add(window);
+
+    /// Its next diary. `lost`: proxies that may still come back.
+    fn look(
+        &self,
+        fleet: &Fleet,
+        checks: &mut Checks,
+        snapshot: &Snapshot,
+        reach: &Reach,
+        lost: usize,
+    ) -> Diary {
+        let Self { object, canary, outcome, diary, .. } = self;
+        let generation = canary.metadata.generation;
+        let Some(plan) = &self.plan else { return refused(diary, generation, &self.wrong, self.at) };
+        let services = [plan.service.clone()];
+        let mut seen = self.windows.map(|window| (window, fleet.seen(&services, window, Instant::now())));
+        for reply in &self.others {
+            for ((_, sum), window) in seen.iter_mut().zip(&reply.windows) {
+                sum.add(window.clone());
             }
         }
+        let Reach { tally, unheard } = reach;
+        let facts = Facts {
+            now: self.at,
+            generation,
+            refused: self.wrong.clone(),
+            missing: missing(plan, snapshot),
+            ready: ready(&plan.candidate, snapshot),
+            stable_ready: ready(&plan.stable, snapshot),
+            reach: Reached {
+                of: outcome.course.clone(),
+                concerned: tally.concerned + lost,
+                applied: tally.applied,
+                unheard: *unheard,
+                refused: tally.refused.clone(),
+            },
+            windows: seen,
+            checks: checks.of(&object.id, plan, self.looks, diary),
+            promote: self.command.promote.clone(),
+            abort: self.command.abort.clone(),
+        };
+        walk(plan, diary, &facts)
     }
-    let Reach { tally, unheard } = home.joined(id, own.tally, &snapshot.digest(outcome));
-    let unheard = unheard + usize::from(!own.settled);
-    let [first, second, third] = seen;
-    let facts = Facts {
-        now,
-        generation,
-        refused: wrong,
-        missing: missing(&plan, snapshot),
-        ready: ready(&plan.candidate, snapshot),
-        reach: Reached {
-            of: outcome.course.clone(),
-            concerned: tally.concerned,
-            applied: tally.applied,
-            unheard,
-            refused: tally.refused,
-        },
-        windows: [(asked[0], first), (asked[1], second), (asked[2], third)],
-        checks: checks.of(id, &plan, looks, diary),
-        promote: command.promote,
-        abort: command.abort,
+}
+
+/// What is in force of a Canary, and what is wrong with its newest version. What was in force before stays for as long as anything is wrong.
+fn in_force(
+    object: &Object,
+    canary: &Canary,
+    command: &Command,
+    outcome: &Outcome,
+    diary: &Diary,
+) -> (Option<Plan>, Vec<Wrong>) {
+    let mut spec = canary.spec.clone();
+    spec.paused = command.paused.unwrap_or(spec.paused);
+    let namespace = &object.id.namespace;
+    let refused = outcome.findings.iter().filter(|finding| finding.refused);
+    let mut wrong: Vec<Wrong> = refused.map(|one| (one.pointer.clone(), one.message.clone())).collect();
+    if wrong.is_empty() && outcome.last_good {
+        wrong.push((String::new(), "its newest version cannot be read".to_owned()));
+    }
+    let read = match Plan::read(namespace, &spec) {
+        Ok(plan) if wrong.is_empty() => return (Some(plan), wrong),
+        Ok(plan) => Some(plan),
+        Err(all) => {
+            wrong = all;
+            None
+        }
     };
-    walk(&plan, diary, &facts)
+    let before = diary.in_force.as_ref().and_then(|spec| Plan::read(namespace, spec).ok());
+    (before.or(read), wrong)
 }
 
 /// Services of the plan that do not exist.
@@ -243,14 +330,11 @@ fn ready(service: &str, snapshot: &Snapshot) -> usize {
     }
 }
 
-fn show<H: Home>(sight: &Sight, home: &H, canaries: &[(&Arc<Object>, &Canary)]) {
-    let all: Vec<Shown> = canaries
-        .iter()
-        .map(|(object, canary)| {
-            let command = home.command(object);
-            shown(object, canary, home.diary(&object.id).unwrap_or_default(), command.paused)
-        })
-        .collect();
+fn show<H: Home>(sight: &Sight, home: &H, canaries: &[(&Object, &Canary)]) {
+    let one = |(object, canary): &(&Object, &Canary)| {
+        shown(object, canary, &home.diary(&object.id).unwrap_or_default(), home.command(object).paused)
+    };
+    let all: Vec<Shown> = canaries.iter().map(one).collect();
     sight.shown.send_if_modified(|known| {
         let modified = **known != all;
         if modified {

@@ -1,9 +1,9 @@
 //! One look at a Canary: from its diary and the facts of the moment to its diary.
 //!
-//! Where requests go is a function of the phase and the step alone (`course`), so no weight outlives what it was for. A run begins at
-//! once with the weight of its first step, without a course of 0 before it: what was compiled until then, of a course of another run, is a
-//! weight of 0 already, and that is no dip either, because the Service that is `stable` now is what served. Everything that a look does it
-//! does until nothing moves, so that the next one with the same facts finds nothing to do.
+//! Where requests go is a function of the phase and the step alone (`course`), so no weight outlives what it was for. There is one exception:
+//! requests are never sent to a stable version that has no ready endpoint. A run that waits to begin leaves them where the one before has sent them
+//! until there is one, and a canary that should go back stays, says so, and goes back as soon as it can. Everything that a look does it does until nothing
+//! moves, so that the next one with the same facts finds nothing to do.
 //!
 //! Can go wrong: nothing. A diary that somebody has changed by hand is gone on from as far as it makes sense.
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
-use super::bounds::{Plan, Wrong, words};
+use super::bounds::{Plan, Step, Wrong, words};
 use super::diary::{Diary, Moment, Observed, Phase, ShadowObserved};
 use super::judge::{Missing, Verdict, judge, looks};
 use crate::conditions::{Condition, Settle, cut};
@@ -25,6 +25,8 @@ const SHORT: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(10);
 /// Of the window that begins when a step is applied: more is not kept of what proxies saw.
 const STEP: Duration = Duration::from_secs(300);
+/// A candidate without a ready endpoint for so long is gone. Until then it may be a pod that is being replaced; requests that fail meanwhile are judged.
+pub(super) const UNREADY: Duration = Duration::from_secs(10);
 /// What a proxy tells is of the second before. Of the first second of a run it may be about the run before, or about another candidate.
 const TOLD: Duration = Duration::from_secs(1);
 
@@ -41,6 +43,8 @@ pub struct Facts {
     pub missing: Vec<String>,
     /// Ready endpoints of the candidate.
     pub ready: usize,
+    /// Those of the stable version.
+    pub stable_ready: usize,
     /// How far the course has come.
     pub reach: Reached,
     /// What clients' proxies saw of the plan's `service`, over the times that [`windows`] asks for: two seconds, ten, and since the step was
@@ -91,7 +95,7 @@ pub fn windows(diary: &Diary, now: Timestamp) -> [Duration; 3] {
 
 /// The diary as it should be. With the same facts, what it answers is what it answers again.
 pub fn walk(plan: &Plan, diary: &Diary, facts: &Facts) -> Diary {
-    if !facts.refused.is_empty() && diary.course.as_ref().is_none_or(|course| course.run != plan.run) {
+    if !facts.refused.is_empty() && diary.run != plan.run {
         // No run begins with what is not in force, and none ends for it.
         return refused(diary, facts.generation, &facts.refused, facts.now);
     }
@@ -151,9 +155,8 @@ impl Walker<'_> {
     fn begin(&mut self) {
         let Self { plan, facts, diary } = self;
         diary.steps = plan.steps.len();
-        diary.step = diary.step.min(plan.steps.len().saturating_sub(1));
-        if diary.course.as_ref().is_some_and(|course| course.run == plan.run) {
-            return;
+        if diary.run == plan.run {
+            return self.steps_changed();
         }
         // What was told before there was such a run was not told to it, but to one before it of the same name.
         let stale = |command: &Option<String>| command.clone().filter(|text| of_run(text, &plan.run));
@@ -161,6 +164,8 @@ impl Walker<'_> {
         answered.promote = stale(&facts.promote).or(answered.promote);
         answered.abort = stale(&facts.abort).or(answered.abort);
         *diary = Diary {
+            run: plan.run.clone(),
+            course: diary.course.take(),
             steps: diary.steps,
             since: Some(Moment::of(facts.now)),
             answered,
@@ -168,11 +173,25 @@ impl Walker<'_> {
             conditions: std::mem::take(&mut diary.conditions),
             ..Diary::default()
         };
-        diary.course = Some(course(plan, Phase::Waiting, 0));
         if self.waits_to_begin().is_some() {
             self.wait_to_begin();
             self.diary.note(self.facts.now);
         }
+    }
+
+    /// Of a run that goes on with other steps: it goes on at the step that is nearest to where it is, and never above.
+    fn steps_changed(&mut self) {
+        let Self { plan, diary, .. } = self;
+        let Some(before) = diary.in_force.as_ref().map(|spec| &spec.steps) else { return };
+        let kept = before.get(diary.step) == plan.spec.steps.get(diary.step);
+        diary.step = diary.step.min(plan.steps.len().saturating_sub(1));
+        if kept || !matches!(diary.phase, Phase::Progressing | Phase::Paused) {
+            return;
+        }
+        let weight = diary.course.as_ref().map_or(0, |course| course.weight);
+        let below = plan.steps.iter().map(|step| step.weight).filter(|below| *below <= weight).max();
+        let index = plan.steps.iter().position(|step| Some(step.weight) == below).unwrap_or(0);
+        self.step(index);
     }
 
     /// Does what people have told since, each once.
@@ -184,12 +203,12 @@ impl Walker<'_> {
         let promote = fresh(&facts.promote, &diary.answered.promote);
         let abort = fresh(&facts.abort, &diary.answered.abort);
         if promote.is_some() {
-            diary.promoted |= matches!(diary.phase, Phase::Progressing | Phase::Paused);
+            diary.promoted |= diary.phase.judged();
             diary.answered.promote = promote;
         }
         if abort.is_some() {
             diary.answered.abort = abort;
-            if diary.phase.judged() || diary.phase == Phase::Waiting {
+            if diary.phase.judged() || matches!(diary.phase, Phase::Waiting | Phase::Succeeded) {
                 self.back("aborted by a person".to_owned());
             }
         }
@@ -197,13 +216,10 @@ impl Walker<'_> {
 
     /// One round.
     fn advance(&mut self) {
-        let Self { plan, diary, .. } = self;
-        // Whatever somebody wrote there: see `course`.
-        let wanted = course(plan, diary.phase, diary.step);
-        if diary.course.as_ref() != Some(&wanted) {
-            diary.course = Some(wanted);
-            diary.applied_since = None;
+        if let Some(why) = self.diary.stays.clone() {
+            self.back(why);
         }
+        self.steer();
         if self.applied() && self.diary.applied_since.is_none() {
             self.diary.applied_since = Some(self.now());
         }
@@ -218,6 +234,19 @@ impl Walker<'_> {
         }
     }
 
+    /// Sends requests where they go in this phase, whatever somebody wrote there.
+    fn steer(&mut self) {
+        let Self { plan, facts, diary } = self;
+        if matches!(diary.phase, Phase::Waiting | Phase::Invalid) && facts.stable_ready == 0 {
+            return;
+        }
+        let wanted = course(plan, diary.phase, diary.step);
+        if diary.course.as_ref() != Some(&wanted) {
+            diary.course = Some(wanted);
+            diary.applied_since = None;
+        }
+    }
+
     /// Whether every proxy has the course: told by all replicas, and about this one.
     fn applied(&self) -> bool {
         let Reached { of, concerned, applied, unheard, .. } = &self.facts.reach;
@@ -229,11 +258,15 @@ impl Walker<'_> {
         if !facts.refused.is_empty() {
             return Some(format!("waits to be mended: {}", told(&facts.refused)));
         }
-        match (facts.missing.is_empty(), facts.ready, plan.paused) {
-            (false, ..) => Some(missing_services(&facts.missing)),
-            (true, 0, _) => Some(format!("waits for a ready endpoint of {}", plan.candidate)),
-            (true, _, true) => Some("waits to begin until spec.paused is no longer true".to_owned()),
-            (true, _, false) => None,
+        if !facts.missing.is_empty() {
+            return Some(missing_services(&facts.missing));
+        }
+        let endpoint = |of: &str| Some(format!("waits for a ready endpoint of {of}"));
+        match (facts.stable_ready, facts.ready, plan.paused) {
+            (0, ..) => endpoint(&plan.stable),
+            (_, 0, _) => endpoint(&plan.candidate),
+            (.., true) => Some("waits to begin until spec.paused is no longer true".to_owned()),
+            (.., false) => None,
         }
     }
 
@@ -243,6 +276,7 @@ impl Walker<'_> {
             return self.enter(Phase::Waiting, waits.unwrap_or_else(|| "it makes sense again".to_owned()));
         }
         match waits {
+            _ if self.diary.stays.is_some() => {}
             None => self.step(0),
             Some(why) => self.diary.message = cut(why),
         }
@@ -250,19 +284,16 @@ impl Walker<'_> {
 
     /// Goes into a phase with its course.
     fn enter(&mut self, phase: Phase, message: String) {
-        let Self { plan, facts, diary } = self;
-        let now = Moment::of(facts.now);
-        diary.phase = phase;
-        diary.message = cut(message);
-        let wanted = course(plan, phase, diary.step);
-        if diary.course.as_ref() != Some(&wanted) {
-            diary.course = Some(wanted);
-            diary.applied_since = None;
-        }
+        let now = self.now();
+        self.diary.phase = phase;
+        self.diary.message = cut(message);
+        self.steer();
+        let diary = &mut self.diary;
         diary.step_since = Some(now);
         diary.deadline_since = phase.judged().then_some(now);
+        diary.unready_since = None;
         diary.promoted = false;
-        diary.note(facts.now);
+        diary.note(self.facts.now);
     }
 
     /// Goes to a step.
@@ -283,78 +314,91 @@ impl Walker<'_> {
         format!("step {} of {}", index + 1, self.plan.steps.len())
     }
 
+    /// Goes back, if there is anything to go back to.
     fn back(&mut self, why: String) {
-        self.enter(Phase::RollingBack, why);
+        let Self { plan, facts, diary } = self;
+        if facts.stable_ready > 0 {
+            diary.stays = None;
+            return self.enter(Phase::RollingBack, why);
+        }
+        let message = cut(format!("{why}; it stays until an endpoint of {} is ready to go back to", plan.stable));
+        if diary.stays.is_none() {
+            diary.stays = Some(why);
+            diary.message = message;
+            diary.note(facts.now);
+        } else {
+            diary.message = message;
+        }
     }
 
     /// A step, or the promotion: back, if anything is wrong; on, if nothing is missing.
     fn judged(&mut self) {
         self.observe();
+        let now = self.now();
         let Self { plan, facts, diary } = self;
-        if facts.ready == 0 {
-            let why = format!("no endpoint of {} is ready any more", plan.candidate);
+        if diary.stays.is_some() {
+            return;
+        }
+        diary.unready_since = (facts.ready == 0).then(|| diary.unready_since.unwrap_or(now));
+        if diary.unready_since.is_some_and(|since| since.until(facts.now) >= UNREADY) {
+            let why = format!("no endpoint of {} was ready for {}", plan.candidate, words(UNREADY));
             return self.back(why);
         }
-        let verdict = judge(plan, diary, facts);
-        if let Verdict::Fails(why) = verdict {
-            return self.back(why);
-        }
-        match diary.phase {
-            Phase::Promoting => self.promotion(),
-            _ => self.step_on(verdict),
+        match judge(plan, diary, facts) {
+            Verdict::Fails(why) => self.back(why),
+            verdict => self.go_on(verdict),
         }
     }
 
-    fn promotion(&mut self) {
-        if self.applied() {
-            let message = format!("all requests go to {}", self.plan.candidate);
-            return self.enter(Phase::Succeeded, message);
-        }
-        let missing = self.unapplied();
-        self.diary.message = format!("promotion: waits for {}", missing.what);
-        self.due("the promotion", &[missing]);
-    }
-
-    /// Decides whether a step goes on, and says what it waits for.
-    fn step_on(&mut self, verdict: Verdict) {
-        let place = self.place(self.diary.step);
+    /// Decides whether a step, or the promotion, is over, and says what it waits for.
+    fn go_on(&mut self, verdict: Verdict) {
+        let promoting = self.diary.phase == Phase::Promoting;
+        let place = if promoting { "promotion".to_owned() } else { self.place(self.diary.step) };
         match self.wait(verdict) {
+            Wait::Nothing if promoting => {
+                let message = format!("all requests go to {}", self.plan.candidate);
+                self.enter(Phase::Succeeded, message);
+            }
             Wait::Nothing if self.diary.step + 1 < self.plan.steps.len() => self.step(self.diary.step + 1),
             Wait::Nothing => {
                 let message = format!("promotion: all requests are to go to {}", self.plan.candidate);
                 self.enter(Phase::Promoting, message);
             }
             Wait::Person(what) => {
-                let changed = self.diary.phase != Phase::Paused;
-                self.diary.message = cut(format!("{place}: {what}"));
-                self.diary.phase = Phase::Paused;
                 self.diary.deadline_since = None;
-                if changed {
-                    self.diary.note(self.facts.now);
-                }
+                let phase = if promoting { Phase::Promoting } else { Phase::Paused };
+                self.waits_in(phase, format!("{place}: {what}"));
             }
             Wait::For(missing) => {
-                let changed = self.diary.phase != Phase::Progressing;
+                let phase = if promoting { Phase::Promoting } else { Phase::Progressing };
                 let what: Vec<&str> = missing.iter().map(|one| one.what.as_str()).collect();
-                self.diary.message = cut(format!("{place}: waits for {}", what.join("; ")));
-                self.diary.phase = Phase::Progressing;
-                if changed || self.diary.deadline_since.is_none() {
-                    self.diary.deadline_since = Some(self.now());
-                }
-                if changed {
-                    self.diary.note(self.facts.now);
-                }
+                self.waits_in(phase, format!("{place}: waits for {}", what.join("; ")));
+                let now = self.now();
+                self.diary.deadline_since.get_or_insert(now);
                 self.due(&place, &missing);
             }
         }
     }
 
+    /// Is in a phase of the same step, with the same course.
+    fn waits_in(&mut self, phase: Phase, message: String) {
+        let changed = self.diary.phase != phase;
+        self.diary.phase = phase;
+        self.diary.message = cut(message);
+        if changed {
+            self.diary.note(self.facts.now);
+        }
+    }
+
     fn wait(&self, verdict: Verdict) -> Wait {
         let Self { plan, facts, diary } = self;
-        let Some(step) = plan.steps.get(diary.step) else { return Wait::Nothing };
-        if !facts.missing.is_empty() {
+        let promoting = diary.phase == Phase::Promoting;
+        // All requests go to the candidate: the stable version is wanted no more.
+        let missing = facts.missing.iter().filter(|name| !(promoting && **name == plan.stable));
+        let missing: Vec<String> = missing.cloned().collect();
+        if !missing.is_empty() {
             // To go on would be wrong, and to go back would be to what is not there.
-            return Wait::Person(missing_services(&facts.missing));
+            return Wait::Person(missing_services(&missing));
         }
         if !facts.refused.is_empty() {
             return Wait::Person(format!("waits to be mended: {}", told(&facts.refused)));
@@ -362,8 +406,8 @@ impl Walker<'_> {
         if plan.paused {
             return Wait::Person("paused by spec.paused".to_owned());
         }
-        let held = diary.applied_since.is_some_and(|since| since.until(facts.now) >= step.hold);
-        let asks = step.pause && !diary.promoted;
+        let asks = self.at().is_some_and(|step| step.pause) && !diary.promoted;
+        let held = diary.applied_since.is_some_and(|since| since.until(facts.now) >= self.hold());
         let lets_go = || Wait::Person("waits for `penstock canary promote`".to_owned());
         // Once it has asked it goes on asking, also when nights are quiet.
         if asks && held && diary.phase == Phase::Paused {
@@ -372,8 +416,15 @@ impl Walker<'_> {
         if !self.applied() {
             return Wait::For(vec![self.unapplied()]);
         }
+        if promoting && self.hold().is_zero() {
+            return Wait::Nothing;
+        }
         if !held && !diary.promoted {
-            let what = format!("{} to pass", words(step.hold));
+            let what = format!("{} to pass", words(self.hold()));
+            return Wait::For(vec![Missing { what, so_far: String::new() }]);
+        }
+        if facts.ready == 0 {
+            let what = format!("a ready endpoint of {}", plan.candidate);
             return Wait::For(vec![Missing { what, so_far: String::new() }]);
         }
         match verdict {
@@ -381,6 +432,16 @@ impl Walker<'_> {
             _ if asks => lets_go(),
             _ => Wait::Nothing,
         }
+    }
+
+    /// The step that it is at; none while it is promoted.
+    fn at(&self) -> Option<&Step> {
+        self.plan.steps.get(self.diary.step).filter(|_| self.diary.phase != Phase::Promoting)
+    }
+
+    /// What the step, or the promotion, lasts at least.
+    fn hold(&self) -> Duration {
+        self.at().map_or(self.plan.promotion, |step| step.hold)
     }
 
     /// What to say while not every proxy has the course.
@@ -402,11 +463,9 @@ impl Walker<'_> {
 
     /// Goes back if the time is over.
     fn due(&mut self, place: &str, missing: &[Missing]) {
-        let Self { plan, facts, diary } = self;
+        let Self { plan, facts, diary } = &*self;
         // What a step lasts at least is no time that it is late by.
-        let held = matches!(diary.phase, Phase::Progressing | Phase::Paused);
-        let hold = plan.steps.get(diary.step).filter(|_| held).map_or(Duration::ZERO, |step| step.hold);
-        let deadline = hold + plan.deadline;
+        let deadline = self.hold() + plan.deadline;
         if diary.deadline_since.is_none_or(|since| since.until(facts.now) < deadline) {
             return;
         }
@@ -442,6 +501,9 @@ impl Walker<'_> {
             self.observe();
         }
         let applied = self.applied();
+        if self.facts.refused.is_empty() {
+            self.diary.in_force = Some(self.plan.spec.clone());
+        }
         let wanted = conditions(&self.diary, self.facts, applied);
         settle(&mut self.diary, self.facts.generation, self.facts.now, &wanted);
     }
@@ -454,7 +516,7 @@ fn course(plan: &Plan, phase: Phase, step: usize) -> Course {
         (Phase::Promoting | Phase::Succeeded, _) => (100, 0, plan.matching),
         _ => (0, 0, false),
     };
-    Course { run: plan.run.clone(), weight, shadow, matching }
+    Course { weight, shadow, matching, ..Course::stable_alone(plan.run.clone(), &plan.spec) }
 }
 
 /// Whether a command is for a run.

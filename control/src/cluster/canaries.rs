@@ -65,6 +65,12 @@ impl Home for InCluster {
         self.known(id).map(|(_, diary)| diary)
     }
 
+    /// Statuses go with their objects.
+    async fn only(&mut self, keep: &(dyn Fn(&ObjectId) -> bool + Sync)) -> Result<()> {
+        self.written.retain(|id, _| keep(id));
+        Ok(())
+    }
+
     fn command(&self, object: &Object) -> Command {
         Command::of(object)
     }
@@ -77,7 +83,7 @@ impl Home for InCluster {
         replicas::joined(id, own, version, &self.answers)
     }
 
-    async fn seen(&mut self, service: &str, windows: &[Duration]) -> Vec<SeenReply> {
+    async fn seen(&self, service: &str, windows: &[Duration]) -> Vec<SeenReply> {
         let ms = |window: &Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
         let windows_ms = windows.iter().map(ms).collect();
         self.others.seen(SeenRequest { services: vec![service.to_owned()], windows_ms }).await

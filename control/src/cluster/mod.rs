@@ -162,12 +162,7 @@ impl State {
             let (own, objects) = (own.clone(), objects.clone());
             Others::new(place.clone(), objects, self.root.authority(), own, port, patience)
         };
-        let sight = Sight {
-            objects: objects.clone(),
-            published: published.clone(),
-            fleet: fleet.clone(),
-            shown: canaries,
-        };
+        let sight = Sight { published: published.clone(), fleet: fleet.clone(), shown: canaries };
         let in_cluster = InCluster {
             place: place.clone(),
             statuses: statuses.clone(),

@@ -1,9 +1,10 @@
 //! What a Canary makes of the rules of its Service: the weights of the step that it is in, copies for its candidate, and a way for requests that
 //! it asks by header.
 //!
-//! In: the Canaries, of which the course says where requests go. Out: what a rule sends to the Service, to its stable or to its candidate
-//! version, divided between the last two. What a rule sends elsewhere stays. The candidate is a backend at weight 0 too, so that every proxy
-//! knows its endpoints before the first request goes there.
+//! In: the Canaries, of which the course says where requests go, and to which two versions. Out: what a rule sends to the Service, to its stable or
+//! to its candidate version, divided between the last two. What a rule sends elsewhere stays. Before there is any course the stable
+//! version gets everything, if it is there. The candidate is a backend at weight 0 too, so that every proxy knows its endpoints before the first request goes there. The share of a version whose
+//! Service is gone goes to the other.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use penstock_api::v1::{self, StringMatch, string_match};
 
 use super::annotations::{self, header_name};
 use super::consumers;
+use super::endpoints::Joined;
 use super::faults::Faults;
 use super::services::{ServiceModel, Services};
 use super::view::View;
@@ -32,8 +34,11 @@ pub(super) struct Overlay<'a> {
     canary: &'a Canary,
     course: Course,
     service: &'a ServiceModel<'a>,
-    stable: &'a ServiceModel<'a>,
-    candidate: &'a ServiceModel<'a>,
+    /// At least one of the two is there.
+    stable: Option<&'a ServiceModel<'a>>,
+    candidate: Option<&'a ServiceModel<'a>>,
+    /// The Service, and all that its course or its `spec` names: what a rule sends to one of them is divided.
+    ours: Vec<&'a ServiceModel<'a>>,
     sticky: Option<v1::Sticky>,
     matches: Vec<Vec<v1::NamedMatch>>,
     /// Of the weights that it divides, the name; and of those of the way by header.
@@ -49,7 +54,12 @@ struct Divided {
 }
 
 /// Reads the Canaries.
-pub(super) fn read<'a>(view: &View<'a>, services: &'a Services<'a>, faults: &mut Faults) -> Canaries<'a> {
+pub(super) fn read<'a>(
+    view: &View<'a>,
+    services: &'a Services<'a>,
+    joined: &Joined,
+    faults: &mut Faults,
+) -> Canaries<'a> {
     let mut canaries = Canaries::default();
     let mut all = view.canaries.clone();
     // The older one stays in force when a second is made for the same Service.
@@ -57,7 +67,7 @@ pub(super) fn read<'a>(view: &View<'a>, services: &'a Services<'a>, faults: &mut
         (object.metadata().creation_timestamp.as_ref().map(|time| time.0), object.id.clone())
     });
     for (object, canary) in all {
-        let Some(overlay) = overlay(object, canary, services, faults) else { continue };
+        let Some(overlay) = overlay(object, canary, services, joined, faults) else { continue };
         let name = overlay.service.name.clone();
         if let Some(first) = canaries.0.get(&name) {
             let message =
@@ -74,6 +84,7 @@ fn overlay<'a>(
     object: &'a Object,
     canary: &'a Canary,
     services: &'a Services<'a>,
+    joined: &Joined,
     faults: &mut Faults,
 ) -> Option<Overlay<'a>> {
     let spec = &canary.spec;
@@ -82,8 +93,13 @@ fn overlay<'a>(
             faults.refuse(object, pointer, message);
         }
     }
-    let of = |field: &str, name: &str, faults: &mut Faults| {
-        let found = ServiceName::new(&object.id.namespace, name).ok().and_then(|name| services.get(&name));
+    let find = |name: &str| {
+        let name = ServiceName::new(&object.id.namespace, name).ok();
+        name.and_then(|name| services.get(&name))
+    };
+    let mut named = Vec::new();
+    for (field, name) in [("service", &spec.service), ("stable", &spec.stable), ("candidate", &spec.candidate)] {
+        let found = find(name);
         if found.is_none() {
             let message = format!(
                 "the Service {}/{name} does not exist; create it, or correct the name",
@@ -91,11 +107,8 @@ fn overlay<'a>(
             );
             faults.note_as(Reason::TargetNotFound, object, format!("/spec/{field}"), message);
         }
-        found
-    };
-    let service = of("service", &spec.service, faults);
-    let stable = of("stable", &spec.stable, faults);
-    let candidate = of("candidate", &spec.candidate, faults);
+        named.extend(found);
+    }
     let sticky = match spec.sticky.as_deref().map(annotations::sticky) {
         None => None,
         Some(Ok(sticky)) => Some(sticky),
@@ -123,21 +136,27 @@ fn overlay<'a>(
             matches.push(headers);
         }
     }
-    let (service, stable, candidate) = (service?, stable?, candidate?);
-    if let Some(problem) = unreachable(service, stable).or_else(|| unreachable(service, candidate)) {
+    let service = find(&spec.service)?;
+    if let Some(problem) = named.iter().find_map(|target| unreachable(service, target)) {
         faults.refuse(object, "/spec/candidate", problem);
-        return None;
     }
-    let run = spec.run_id();
-    let told = canary.status.course.clone().filter(|course| course.run == run);
-    let course = told.unwrap_or(Course { run, ..Course::default() });
-    Some(Overlay {
+    let first = || {
+        let serves = find(&spec.stable).is_some_and(|stable| joined.serves(&stable.name));
+        serves.then(|| Course::stable_alone(spec.run_id(), spec))
+    };
+    let course = canary.status.course.clone().or_else(first)?;
+    let reachable = |name: &str| find(name).filter(|target| unreachable(service, target).is_none());
+    let (stable, candidate) = (reachable(&course.stable), reachable(&course.candidate));
+    let mut ours = named;
+    ours.extend(stable.into_iter().chain(candidate));
+    (stable.is_some() || candidate.is_some()).then_some(Overlay {
         object,
         canary,
         course,
         service,
         stable,
         candidate,
+        ours,
         sticky,
         matches,
         divided: BTreeMap::new(),
@@ -208,8 +227,7 @@ impl<'a> Canaries<'a> {
 impl Overlay<'_> {
     /// Divides what a rule sends to the Service or to one of its two versions; `None`: it sends them nothing.
     fn divide(&self, backends: &[v1::Backend]) -> Option<Divided> {
-        let names = [self.service.name.as_str(), self.stable.name.as_str(), self.candidate.name.as_str()];
-        let ours = |backend: &&v1::Backend| names.contains(&backend.service.as_str());
+        let ours = |backend: &&v1::Backend| self.ours.iter().any(|one| one.name.as_str() == backend.service);
         let first = backends.iter().find(|backend| ours(backend) && backend.invalid.is_empty())?;
         let total: u32 = backends.iter().filter(ours).fold(0, |sum, one| sum.saturating_add(one.weight));
         let asked = self.port_of(first)?;
@@ -220,8 +238,14 @@ impl Overlay<'_> {
             filters: first.filters.clone(),
             invalid: String::new(),
         };
-        let weight = self.course.weight.min(100);
-        let mut divided = vec![to(self.stable, 100 - weight), to(self.candidate, weight)];
+        let weight = match (self.stable, self.candidate) {
+            (Some(_), Some(_)) => self.course.weight.min(100),
+            (None, _) => 100,
+            (_, None) => 0,
+        };
+        let of_stable = self.stable.map(|stable| to(stable, 100 - weight));
+        let of_candidate = self.candidate.map(|candidate| to(candidate, weight));
+        let mut divided: Vec<_> = of_stable.into_iter().chain(of_candidate).collect();
         divided.extend(
             backends
                 .iter()
@@ -229,14 +253,15 @@ impl Overlay<'_> {
                 .map(|backend| v1::Backend { weight: backend.weight.saturating_mul(100), ..backend.clone() }),
         );
         let share_ppm = self.course.shadow.min(100) * (WHOLE / 100);
-        let mirror = (share_ppm > 0).then(|| v1::Mirror {
-            service: self.candidate.name.to_string(),
-            port: self.candidate.port_for(asked).map_or(0, |port| port.port),
+        let mirror = self.candidate.filter(|_| share_ppm > 0).map(|candidate| v1::Mirror {
+            service: candidate.name.to_string(),
+            port: candidate.port_for(asked).map_or(0, |port| port.port),
             share_ppm,
             compare: Some(self.compare()),
             invalid: String::new(),
         });
-        let matched = (self.course.matching && !self.matches.is_empty()).then(|| vec![to(self.candidate, 1)]);
+        let matching = self.candidate.filter(|_| self.course.matching && !self.matches.is_empty());
+        let matched = matching.map(|candidate| vec![to(candidate, 1)]);
         Some(Divided { backends: divided, mirrors: mirror.into_iter().collect(), matched })
     }
 
@@ -248,8 +273,7 @@ impl Overlay<'_> {
                 .iter()
                 .find(|port| target.port_for(port).is_some_and(|found| found.port == backend.port))
         };
-        let mut all = [self.service, self.stable, self.candidate].into_iter();
-        all.find(|target| target.name.as_str() == backend.service).and_then(of)
+        self.ours.iter().copied().find(|target| target.name.as_str() == backend.service).and_then(of)
     }
 
     fn compare(&self) -> v1::Compare {

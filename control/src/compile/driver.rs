@@ -13,7 +13,7 @@ use super::{State, TrustAnchors, compile, memory};
 use crate::objects::ObjectSet;
 use crate::snapshot::Snapshot;
 
-/// Publishes a snapshot whenever its version, its problems or what became of objects change. The receiver holds the first one already, so a
+/// Publishes a snapshot whenever its version, its problems, its canaries or what became of objects change. The receiver holds the first one already, so a
 /// subscriber never mistakes a start for an empty mesh. Ends when the source ends or every receiver is gone.
 ///
 /// `state` is what was accepted before; `State::default()` when there was nothing.
@@ -70,7 +70,9 @@ fn start(
             sender.send_if_modified(|published| {
                 let news = published.version != snapshot.version || published.problems != snapshot.problems;
                 // That an object is as good as before in its new version is for its status alone.
-                let modified = news || published.outcomes != snapshot.outcomes;
+                let modified = news
+                    || published.outcomes != snapshot.outcomes
+                    || published.canaries != snapshot.canaries;
                 if news {
                     tell(&published.problems, &snapshot);
                 }

@@ -29,6 +29,13 @@ pub(super) struct Joined {
     pub targets: BTreeMap<String, BTreeMap<u16, Vec<(ServiceName, u32)>>>,
 }
 
+impl Joined {
+    /// Whether requests may go to any endpoint of a Service.
+    pub(super) fn serves(&self, service: &ServiceName) -> bool {
+        self.endpoints.get(service).is_some_and(|all| all.endpoints.iter().any(|one| !one.draining))
+    }
+}
+
 /// Joins slices with pods and Services. A service port that leads to a port which a pod declares opaque becomes
 /// opaque too: both sides must read the same bytes alike.
 pub(super) fn join(

@@ -137,6 +137,8 @@ pub fn compile(set: &ObjectSet, previous: &State, trust: &TrustAnchors) -> (Snap
     let state = State { accepted: accepted.collect(), protected };
     let mut snapshot = builder.build(problems);
     snapshot.outcomes = outcomes;
+    in_force.retain(|id, _| id.kind == ObjectKind::Canary);
+    snapshot.canaries = in_force.into_values().collect();
     (snapshot, state)
 }
 
@@ -218,7 +220,7 @@ fn gather(set: &ObjectSet, previous: &State, problems: &mut Vec<Problem>) -> Can
             ),
             last_good_in_force: false,
         }));
-        candidates.insert(id.clone(), Candidate { object: Arc::clone(chosen), held: false });
+        candidates.insert(id.clone(), Candidate { object: steered(chosen, set), held: false });
     }
     for broken in &set.broken {
         let lost = |id: &ObjectId, known: &Accepted| match &broken.scope {
@@ -230,7 +232,7 @@ fn gather(set: &ObjectSet, previous: &State, problems: &mut Vec<Problem>) -> Can
         for (id, known) in previous.accepted.iter().filter(|(id, known)| lost(id, known)) {
             candidates.entry(id.clone()).or_insert_with(|| {
                 held += 1;
-                Candidate { object: known.current.clone(), held: true }
+                Candidate { object: steered(&known.current, set), held: true }
             });
         }
         let object = match &broken.scope {
@@ -246,6 +248,26 @@ fn gather(set: &ObjectSet, previous: &State, problems: &mut Vec<Problem>) -> Can
         });
     }
     candidates
+}
+
+/// A Canary with where its requests go, if the object itself does not say it.
+fn steered(object: &Arc<Object>, set: &ObjectSet) -> Arc<Object> {
+    let (Body::Canary(canary), Some(course)) = (&object.body, set.courses.get(&object.id)) else {
+        return object.clone();
+    };
+    let mut canary = canary.clone();
+    canary.status.course = Some(course.clone());
+    Arc::new(Object { body: Body::Canary(canary), ..(**object).clone() })
+}
+
+/// An earlier version of an object, with what has become of it since: the requests of a Canary go where its status says now.
+fn as_of_now(good: &Arc<Object>, now: &Object) -> Arc<Object> {
+    match (&good.body, &now.body) {
+        (Body::Canary(asked), Body::Canary(current)) => {
+            Arc::new(Object { body: Body::Canary(Box::new(asked.as_of(current))), ..(**good).clone() })
+        }
+        _ => good.clone(),
+    }
 }
 
 /// The access policies that are lost altogether.
@@ -271,8 +293,9 @@ fn fall_back(
     for id in faults.iter().filter(|fault| fault.refused).map(|fault| &fault.object) {
         let good = previous.accepted.get(id).and_then(|known| known.good.as_ref());
         let Some((good, candidate)) = good.zip(candidates.get(id)) else { continue };
+        let good = as_of_now(good, &candidate.object);
         if !replaced.contains(id) && good.body != candidate.object.body {
-            fallen.insert(id.clone(), Arc::clone(good));
+            fallen.insert(id.clone(), good);
         }
     }
     if let Some(first) = fallen.keys().next().map(|id| id.kind) {
@@ -318,6 +341,6 @@ fn resources(
     pods::add(&pods, &services, &joined, &mut builder, &mut faults);
     let mesh = access::Mesh { view: &view, pods: &pods, services: &services, joined: &joined, before };
     let protected = access::add(&mesh, unread, &mut builder, &mut faults);
-    routes::add(&view, &services, &mut builder, &mut faults);
+    routes::add(&view, &services, &joined, &mut builder, &mut faults);
     (builder, faults.into_vec(), protected)
 }

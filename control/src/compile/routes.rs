@@ -21,6 +21,7 @@ use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
 use super::canary::{self, Canaries};
+use super::endpoints::Joined;
 use super::consumers;
 use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
@@ -108,9 +109,15 @@ impl<'a> Route<'a> {
 }
 
 /// Adds routes and weights.
-pub(super) fn add(view: &View<'_>, services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
+pub(super) fn add(
+    view: &View<'_>,
+    services: &Services<'_>,
+    joined: &Joined,
+    builder: &mut Builder,
+    faults: &mut Faults,
+) {
     let mut attached: BTreeMap<ServiceName, Attached> = BTreeMap::new();
-    let mut canaries = canary::read(view, services, faults);
+    let mut canaries = canary::read(view, services, joined, faults);
     let http: Vec<_> = view.routes.iter().map(|(object, route)| Route::of_http(object, route)).collect();
     let grpc = view.grpc_routes.iter();
     let grpc: Vec<_> = grpc.map(|(object, route)| Route::of_grpc(object, route, faults)).collect();

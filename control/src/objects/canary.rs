@@ -33,6 +33,10 @@ pub struct Spec {
     pub candidate: String,
     /// From the first to the last. The last need not be at 100: after it comes the promotion, which is.
     pub steps: Vec<Step>,
+    /// How long all requests go to the candidate at least, and are judged, before it has succeeded: a Gateway API duration; `1m` unless said, `0s`
+    /// where the last step is at 100 already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion: Option<String>,
     /// What must hold, in every step.
     #[serde(default)]
     pub analysis: Analysis,
@@ -51,7 +55,7 @@ pub struct Spec {
     /// A step that has not passed so long after its hold fails, a Gateway API duration; `10m` unless said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
-    /// Any text. Another one begins again from the first step.
+    /// Any text. Another one begins again from the first step, as another Service does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
 }
@@ -214,18 +218,31 @@ pub struct Status {
     pub course: Option<Course>,
 }
 
+impl Canary {
+    /// This version of what is asked, with what is said and known of the object now.
+    pub fn as_of(&self, now: &Self) -> Self {
+        Self { spec: self.spec.clone(), ..now.clone() }
+    }
+}
+
 impl Status {
     fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Where requests go.
+/// Where requests go. It names the versions itself: a run that has not begun yet leaves them where the one before has sent them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Course {
     /// Of which run this is told ([`Spec::run_id`]).
     pub run: String,
+    /// The Service of the version that serves, of the Canary's namespace.
+    #[serde(default)]
+    pub stable: String,
+    /// That of the other.
+    #[serde(default)]
+    pub candidate: String,
     /// Of a hundred requests, how many go to the candidate.
     pub weight: u32,
     /// Of a hundred requests, how many are copied to it.
@@ -236,10 +253,17 @@ pub struct Course {
     pub matching: bool,
 }
 
+impl Course {
+    /// Nothing goes to the candidate.
+    pub fn stable_alone(run: String, spec: &Spec) -> Self {
+        Self { run, stable: spec.stable.clone(), candidate: spec.candidate.clone(), ..Self::default() }
+    }
+}
+
 impl Spec {
-    /// A name for what this asks to be done: another Service, other steps or another `run` begin anew; other bounds, a pause or a deadline don't.
+    /// A name for what this asks to be done: another Service or another `run` begins anew; other steps, bounds, a pause or a deadline don't.
     pub fn run_id(&self) -> String {
-        let asked = json!([self.service, self.stable, self.candidate, self.steps, self.matches, self.run]);
+        let asked = json!([self.service, self.stable, self.candidate, self.run]);
         blake3::hash(asked.to_string().as_bytes()).to_hex().as_str()[..16].to_owned()
     }
 }

@@ -10,6 +10,7 @@ pub mod inference;
 pub mod pool;
 pub mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
-use self::canary::Canary;
+use self::canary::{Canary, Course};
 use self::inference::InferencePolicy;
 use self::pool::InferencePool;
 use self::yaml::Node;
@@ -34,6 +35,8 @@ pub struct ObjectSet {
     pub objects: Vec<Arc<Object>>,
     /// What could not be read.
     pub broken: Vec<Broken>,
+    /// Where the requests of Canaries go, as far as that does not stand in an object that can be read.
+    pub courses: BTreeMap<ObjectId, Course>,
 }
 
 /// One object.

@@ -148,8 +148,8 @@ impl Files {
                     let set = match std::str::from_utf8(&bytes) {
                         Ok(text) => decode::file(&file, text),
                         Err(_) => ObjectSet {
-                            objects: Vec::new(),
                             broken: vec![unreadable(&file, "the file is not UTF-8 text".to_owned())],
+                            ..ObjectSet::default()
                         },
                     };
                     self.cache.insert(path, (hash, set.clone()));

@@ -48,7 +48,7 @@ def server(failing=0):
 
 
 def canary(name, stable, candidate, steps, **more):
-    spec = {"service": name, "stable": stable, "candidate": candidate, "steps": steps} | more
+    spec = {"service": name, "stable": stable, "candidate": candidate, "steps": steps, "promotion": "2s"} | more
     metadata = {"name": name, "namespace": SPACE}
     return {"apiVersion": "penstock.io/v1alpha1", "kind": "Canary", "metadata": metadata, "spec": spec}
 

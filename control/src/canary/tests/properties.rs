@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::world::{pair, spec};
+use crate::canary::walk::UNREADY;
 use crate::canary::{Checked, Diary, Facts, Phase, Plan, Reached, Verdict, judge, refused, walk, windows};
 use crate::fleet::Seen;
 use crate::objects::canary::Course;
@@ -20,6 +21,7 @@ struct Moment {
     failures: u64,
     slow: bool,
     ready: usize,
+    stable_ready: usize,
     missing: bool,
     /// Of three proxies, those that have it; and whether it is this course that they have.
     applied: usize,
@@ -40,7 +42,8 @@ struct Moment {
 fn moment() -> impl Strategy<Value = Moment> {
     let seen =
         (0..15_000i64, 0..300u64, prop_oneof![4 => Just(0u64), 1 => 0..100u64], prop::bool::weighted(0.1));
-    let place = (prop_oneof![8 => Just(1usize), 1 => Just(0)], prop::bool::weighted(0.05));
+    let endpoints = || prop_oneof![8 => Just(1usize), 1 => Just(0)];
+    let place = (endpoints(), endpoints(), prop::bool::weighted(0.05));
     let reach = (
         prop_oneof![3 => Just(3usize), 1 => 0..3usize],
         prop::bool::weighted(0.9),
@@ -55,7 +58,7 @@ fn moment() -> impl Strategy<Value = Moment> {
         (prop::bool::weighted(0.05), prop::bool::weighted(0.05)),
     );
     (seen, place, reach, told).prop_map(
-        |((ms, requests, failures, slow), (ready, missing), (applied, compiled, unheard), told)| {
+        |((ms, requests, failures, slow), (ready, stable_ready, missing), (applied, compiled, unheard), told)| {
             let (promote, abort, paused, run, no, (broken, refused)) = told;
             Moment {
                 ms,
@@ -63,6 +66,7 @@ fn moment() -> impl Strategy<Value = Moment> {
                 failures,
                 slow,
                 ready,
+                stable_ready,
                 missing,
                 applied,
                 compiled,
@@ -123,6 +127,7 @@ fn facts(moment: &Moment, plan: &Plan, diary: &Diary, now: Timestamp) -> Facts {
         refused: if moment.refused { vec![(String::new(), "no".into())] } else { Vec::new() },
         missing: if moment.missing { vec![plan.stable.clone()] } else { Vec::new() },
         ready: moment.ready,
+        stable_ready: moment.stable_ready,
         reach: Reached {
             of: if moment.compiled { diary.course.clone() } else { Some(other) },
             concerned: 3,
@@ -147,6 +152,7 @@ fn drawn(from: Phase, to: Phase) -> bool {
             | (Progressing, Progressing | Paused | Promoting | RollingBack)
             | (Paused, Progressing | Promoting | RollingBack)
             | (Promoting, Succeeded | RollingBack)
+            | (Succeeded, RollingBack)
             | (RollingBack, RolledBack)
     )
 }
@@ -182,16 +188,24 @@ proptest! {
                 diary = next;
                 continue;
             }
-            let course = next.course.clone().unwrap();
-            prop_assert_eq!(&course.run, &plan.run);
+            prop_assert_eq!(&next.run, &plan.run);
+            let ours = next.course.as_ref().is_some_and(|course| course.run == plan.run);
+            if !ours {
+                // Nothing is sent to a stable version that is not there: what was in force is.
+                prop_assert_eq!((facts.stable_ready, next.phase, &next.course), (0, Phase::Waiting, &diary.course));
+            }
+            let course = next.course.clone().unwrap_or_default();
             if fresh {
                 (run, gone_back) = (plan.run.clone(), false);
                 // Nobody can have a course that was not there a moment ago.
                 prop_assert!(!matches!(next.phase, Phase::Promoting | Phase::Succeeded), "{:?}", next);
             } else if diary.phase.judged() {
-                let fails = matches!(judge(&plan, &diary, &facts), Verdict::Fails(_)) || facts.ready == 0;
-                gone_back |= fails;
-                if fails {
+                let gone = diary.unready_since.is_some_and(|since| since.until(now) >= UNREADY) && facts.ready == 0;
+                let fails = matches!(judge(&plan, &diary, &facts), Verdict::Fails(_)) || gone || diary.stays.is_some();
+                gone_back |= fails && facts.stable_ready > 0;
+                if fails && facts.stable_ready == 0 {
+                    prop_assert!(next.stays.is_some() && next.phase == diary.phase, "{:?}", next);
+                } else if fails {
                     prop_assert!(matches!(next.phase, Phase::RollingBack | Phase::RolledBack), "{:?}", next);
                 }
             }
@@ -199,8 +213,11 @@ proptest! {
                 let Course { weight, shadow, matching, .. } = course;
                 prop_assert_eq!((weight, shadow, matching), (0, 0, false));
             }
-            if next.phase == Phase::Waiting || (facts.ready == 0 && next.phase != Phase::Succeeded) {
+            if ours && next.phase == Phase::Waiting {
                 prop_assert_eq!(course.weight, 0);
+            }
+            if next.phase == Phase::RollingBack && diary.phase != next.phase {
+                prop_assert!(facts.stable_ready > 0, "to nothing: {:?}", next);
             }
             gone_back |= matches!(next.phase, Phase::RollingBack | Phase::RolledBack);
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::world::World;
+use super::world::{World, spec};
 use crate::canary::{Checked, Phase, refused};
 
 fn one_step(change: Value) -> World {
@@ -321,9 +321,115 @@ fn nothing_is_sent_to_where_nobody_is() {
     assert_eq!(world.weight(), 10);
     world.run(3);
     world.ready = 0;
+    let took = world.until(Phase::RollingBack, 20);
+    assert_eq!((took.as_secs(), world.weight()), (10, 0));
+    assert_eq!(world.diary.message, "no endpoint of team-a/resnet-v2 was ready for 10s");
+}
+
+#[test]
+fn a_pod_that_is_replaced_is_no_candidate_that_is_gone() {
+    let mut world = World::of(json!({}));
+    for _ in 0..10 {
+        world.ready = 0;
+        world.run(9);
+        assert_eq!((world.diary.phase, world.diary.step), (Phase::Progressing, 0), "{}", world.diary.message);
+        world.ready = 1;
+        world.look();
+        if world.diary.step > 0 {
+            return;
+        }
+    }
+    panic!("{}", world.diary.message);
+}
+
+#[test]
+fn where_there_is_nothing_to_go_back_to_it_stays_and_goes_back_as_soon_as_there_is() {
+    let mut world = one_step(json!({}));
+    world.run(20);
+    (world.stable_ready, world.failing) = (0, 0.5);
+    world.run(30);
+    assert_eq!((world.diary.phase, world.weight()), (Phase::Progressing, 50));
+    let why = &world.diary.message;
+    assert!(why.starts_with("success rate of team-a/resnet-v2: "), "{why}");
+    assert!(why.ends_with("; it stays until an endpoint of team-a/resnet-v1 is ready to go back to"), "{why}");
+    // What was seen then is why, also when it is well again.
+    world.failing = 0.0;
+    world.run(600);
+    world.stable_ready = 1;
     world.look();
     assert_eq!((world.diary.phase, world.weight()), (Phase::RollingBack, 0));
-    assert_eq!(world.diary.message, "no endpoint of team-a/resnet-v2 is ready any more");
+    world.until(Phase::RolledBack, 3);
+}
+
+#[test]
+fn a_run_that_cannot_begin_leaves_requests_where_they_are() {
+    let mut world = World::of(json!({}));
+    world.until(Phase::Succeeded, 60);
+    let course = world.diary.course.clone();
+    // Of the version that is to be stable there is nothing, by a slip of the pen.
+    (world.spec.stable, world.spec.candidate) = ("resnet-v0".into(), "resnet-v3".into());
+    world.stable_ready = 0;
+    world.run(60);
+    assert_eq!((world.diary.phase, &world.diary.course), (Phase::Waiting, &course));
+    assert_eq!(world.diary.message, "waits for a ready endpoint of team-a/resnet-v0");
+    world.stable_ready = 1;
+    world.look();
+    let course = world.diary.course.clone().unwrap();
+    assert_eq!((course.stable.as_str(), course.candidate.as_str(), course.weight), ("resnet-v0", "resnet-v3", 10));
+}
+
+#[test]
+fn the_promotion_is_held_and_judged_too() {
+    let change = json!({"promotion": "30s"});
+    let mut world = World::of(change.clone());
+    world.until(Phase::Promoting, 60);
+    let took = world.until(Phase::Succeeded, 60);
+    assert!((30..33).contains(&took.as_secs()), "{took:?}");
+
+    let mut world = World::of(change);
+    world.until(Phase::Promoting, 60);
+    world.run(10);
+    assert_eq!(world.diary.message, "promotion: waits for 30s to pass");
+    world.failing = 0.5;
+    let took = world.until(Phase::RollingBack, 10);
+    assert!(took <= Duration::from_secs(3), "{took:?}");
+
+    // Unless said, where the last step was not at 100 already.
+    let of = |steps| World::of(json!({"promotion": null, "steps": steps})).plan().promotion.as_secs();
+    assert_eq!((of(json!([{"weight": 50}])), of(json!([{"weight": 100}]))), (60, 0));
+}
+
+#[test]
+fn after_a_success_a_person_still_goes_back() {
+    let mut world = World::of(json!({}));
+    world.until(Phase::Succeeded, 60);
+    world.abort = world.command("x");
+    world.until(Phase::RolledBack, 3);
+    assert_eq!((world.weight(), world.diary.message.as_str()), (0, "aborted by a person"));
+}
+
+#[test]
+fn other_steps_are_gone_on_with_from_where_it_is() {
+    let step = |weight: u32| json!({"weight": weight, "hold": "10s"});
+    let mut world = World::of(json!({"steps": [step(10), step(30), step(60)]}));
+    world.run(15);
+    assert_eq!((world.diary.step, world.weight()), (1, 30));
+    // A step that comes later is another: nothing happens.
+    let (since, entries) = (world.diary.step_since, world.diary.history.len());
+    world.spec = spec(json!({"steps": [step(10), step(30), step(40), step(70)]}));
+    world.look();
+    assert_eq!((world.diary.step, world.diary.step_since, world.diary.history.len()), (1, since, entries));
+    // The one that it is at is gone: never to more than there was.
+    world.spec = spec(json!({"steps": [step(5), step(20), step(40)]}));
+    world.look();
+    assert_eq!((world.diary.step, world.weight()), (1, 20));
+    world.spec = spec(json!({"steps": [step(90)]}));
+    world.look();
+    assert_eq!((world.diary.step, world.weight()), (0, 90), "there is none below");
+    world.until(Phase::Succeeded, 60);
+    world.spec = spec(json!({"steps": [step(1), step(2)]}));
+    world.run(5);
+    assert_eq!((world.diary.phase, world.weight()), (Phase::Succeeded, 100));
 }
 
 #[test]

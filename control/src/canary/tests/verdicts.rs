@@ -22,7 +22,7 @@ fn ago(seconds: i64) -> Option<Moment> {
 
 fn diary(plan: &Plan, weight: u32, shadow: u32) -> Diary {
     Diary {
-        course: Some(Course { run: plan.run.clone(), weight, shadow, matching: false }),
+        course: Some(Course { weight, shadow, ..Course::stable_alone(plan.run.clone(), &plan.spec) }),
         phase: Phase::Progressing,
         since: ago(60),
         applied_since: ago(60),
@@ -37,6 +37,7 @@ fn facts(windows: [(u64, Seen); 3]) -> Facts {
         refused: Vec::new(),
         missing: Vec::new(),
         ready: 1,
+        stable_ready: 1,
         reach: Reached::default(),
         windows: windows.map(|(seconds, seen)| (Duration::from_secs(seconds), seen)),
         checks: Vec::new(),

@@ -23,6 +23,7 @@ pub(super) fn spec(change: Value) -> Spec {
     let mut spec = json!({
         "service": "resnet", "stable": "resnet-v1", "candidate": "resnet-v2",
         "steps": [{"weight": 10, "hold": "10s"}, {"weight": 50, "hold": "10s"}],
+        "promotion": "0s",
     });
     json_patch::merge(&mut spec, &change);
     serde_json::from_value(spec).unwrap()
@@ -52,6 +53,7 @@ pub(super) struct World {
     pub(super) latency: Duration,
     pub(super) load: f64,
     pub(super) ready: usize,
+    pub(super) stable_ready: usize,
     pub(super) missing: Vec<String>,
     pub(super) proxies: usize,
     /// Proxies that apply nothing any more.
@@ -81,6 +83,7 @@ impl World {
             latency: Duration::from_millis(40),
             load: 0.5,
             ready: 1,
+            stable_ready: 1,
             missing: Vec::new(),
             proxies: 3,
             hung: 0,
@@ -182,6 +185,7 @@ impl World {
             refused: Vec::new(),
             missing: self.missing.clone(),
             ready: self.ready,
+            stable_ready: self.stable_ready,
             reach: Reached {
                 of: self.diary.course.clone(),
                 concerned: self.proxies,
