@@ -13,8 +13,8 @@ use penstock_api::v1;
 use penstock_api::view::Problem;
 use prost::Message;
 
-use crate::objects::{Object, ObjectId};
 use crate::objects::canary::Course;
+use crate::objects::{Object, ObjectId};
 use crate::outcome::{Outcome, Outcomes};
 
 /// A resource, packed for the wire.

@@ -9,10 +9,12 @@ mod common;
 
 use penstock_api::resource::{Kind, Payload};
 use penstock_api::v1;
+use penstock_control::compile::{State, compile};
+use penstock_control::objects::canary::Course;
 use penstock_control::objects::{Body, ObjectSet, decode};
 use penstock_control::snapshot::Snapshot;
 
-use common::{compiled, messages};
+use common::{compiled, messages, trust};
 
 const SERVICES: &str = r#"
 apiVersion: v1
@@ -35,6 +37,8 @@ kind: Service
 metadata: {name: other}
 spec: {ports: [{port: 80}]}
 "#;
+
+const OTHER: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {ports: [{port: 80}]}\n";
 
 const CANARY: &str = r#"
 ---
@@ -66,8 +70,7 @@ fn set(text: &str, weight: u32, shadow: u32, matching: bool) -> ObjectSet {
         let mut changed = (**object).clone();
         if let Body::Canary(canary) = &mut changed.body {
             let run = canary.spec.run_id();
-            let course =
-                serde_json::json!({"run": run, "stable": "resnet-v1", "candidate": "resnet-v2", "weight": weight, "shadow": shadow, "matching": matching});
+            let course = serde_json::json!({"run": run, "stable": "resnet-v1", "candidate": "resnet-v2", "weight": weight, "shadow": shadow, "matching": matching});
             canary.status.course = Some(serde_json::from_value(course).unwrap());
         }
         *object = changed.into();
@@ -153,18 +156,82 @@ fn whoever_fits_has_a_rule_of_his_own_before_the_one_that_all_have() {
 }
 
 #[test]
-fn a_course_of_another_run_moves_nothing_and_what_is_wrong_is_told() {
-    let text = format!("{SERVICES}{CANARY}");
-    let mut other = set(&text, 50, 0, false);
-    for object in &mut other.objects {
-        let mut changed = (**object).clone();
-        if let Body::Canary(canary) = &mut changed.body {
-            canary.spec.run = Some("again".into());
-        }
-        *object = changed.into();
-    }
-    assert!(weights(&compiled(&other))[0].ends_with("resnet-v1:8080=100 default/resnet-v2:9090=0"));
+fn a_course_names_its_versions_whatever_the_next_run_is_about() {
+    let mut text = format!("{SERVICES}{CANARY}");
+    text = text
+        .replace("stable: resnet-v1", "stable: resnet-v2")
+        .replace("candidate: resnet-v2", "candidate: other");
+    let other = "---\napiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let of = |weight| weights(&compiled(&set(&text.replace(OTHER, other), weight, 0, false)));
+    assert_eq!(
+        of(50),
+        ["default/resnet/default/resnet/0 default/resnet-v1:8080=50 default/resnet-v2:9090=50"]
+    );
+}
 
+#[test]
+fn what_a_version_would_get_whose_service_is_gone_the_other_gets() {
+    let without = |name: &str| {
+        let documents = SERVICES.split("---\n").filter(|one| !one.contains(&format!("{{name: {name}}}")));
+        format!("{}{CANARY}", documents.collect::<Vec<_>>().join("---\n"))
+    };
+    let of = |name, weight| weights(&compiled(&set(&without(name), weight, 10, true)));
+    let stable = "default/resnet/default/resnet/0 default/resnet-v1:8080=100";
+    assert_eq!(of("resnet-v2", 50), [stable]);
+    // As after a success: the old version is deleted.
+    let all = of("resnet-v1", 100);
+    assert!(
+        all.iter().any(|one| one.starts_with("default/resnet/default/resnet/0 default/resnet-v2:9090=100")),
+        "{all:?}"
+    );
+}
+
+#[test]
+fn a_version_that_is_refused_keeps_the_last_good_one_and_where_requests_go_now() {
+    let text = format!("{SERVICES}{CANARY}");
+    let (_, state) = compile(&set(&text, 5, 0, false), &State::default(), &trust());
+    // Meanwhile it has gone on, or back.
+    let wrong = set(&text.replace("weight: 5", "weight: 105"), 0, 0, false);
+    let (snapshot, state) = compile(&wrong, &state, &trust());
+    assert!(weights(&snapshot)[0].ends_with("resnet-v1:8080=100 default/resnet-v2:9090=0"));
+    let steps = |snapshot: &Snapshot| match &snapshot.canaries[..] {
+        [one] => match &one.body {
+            Body::Canary(canary) => canary.spec.steps[0].weight,
+            _ => panic!(),
+        },
+        all => panic!("{all:?}"),
+    };
+    assert_eq!(steps(&snapshot), 5);
+    // The same of a file that cannot be read at all, of which only the diaries say where its requests go.
+    let mut broken = decode::file(&"mesh.yaml".into(), &format!("{text}  steps: [\n"));
+    assert_eq!((broken.objects.len(), broken.broken.len()), (0, 1));
+    let id = snapshot.canaries[0].id.clone();
+    let course =
+        Course { weight: 25, stable: "resnet-v1".into(), candidate: "resnet-v2".into(), ..Course::default() };
+    broken.courses.insert(id, course);
+    let (snapshot, _) = compile(&broken, &state, &trust());
+    assert!(
+        weights(&snapshot)[0].ends_with("resnet-v1:8080=75 default/resnet-v2:9090=25"),
+        "{:?}",
+        weights(&snapshot)
+    );
+    assert_eq!(snapshot.canaries.len(), 1);
+}
+
+#[test]
+fn before_there_is_a_course_the_stable_version_gets_everything_if_it_is_there() {
+    let text = format!("{SERVICES}{CANARY}");
+    let read = |text: &str| decode::file(&"mesh.yaml".into(), text);
+    assert_eq!(weights(&compiled(&read(&text))), [""; 0]);
+    let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                 metadata: {name: v1, labels: {kubernetes.io/service-name: resnet-v1}}\naddressType: IPv4\n\
+                 ports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.0.0.1]}]\n";
+    let all = weights(&compiled(&read(&format!("{text}{slice}"))));
+    assert_eq!(all, ["default/resnet/default/resnet/0 default/resnet-v1:8080=100 default/resnet-v2:9090=0"]);
+}
+
+#[test]
+fn what_is_wrong_is_told() {
     let table = [
         (
             CANARY.replace("candidate: resnet-v2", "candidate: resnet-v3"),

@@ -62,7 +62,8 @@ impl Plan {
         }
         let steps = reader.steps(&spec.steps);
         // Where the last step sends everything already, it was held there.
-        let unless_said = if spec.steps.last().is_some_and(|last| last.weight == 100) { Duration::ZERO } else { HOLD };
+        let unless_said =
+            if spec.steps.last().is_some_and(|last| last.weight == 100) { Duration::ZERO } else { HOLD };
         let promotion = reader.duration("/spec/promotion", spec.promotion.as_ref(), unless_said);
         reader.matches(&spec.matches);
         let bounds = reader.bounds(spec);

@@ -134,7 +134,10 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
         memories.retain(|_, memory| now.duration_since(memory.there) < GONE);
         checks.only(|id| memories.contains_key(id));
         if now.duration_since(since) >= GONE {
-            trouble.tell("canaries that are gone are not forgotten", home.only(&|id| memories.contains_key(id)).await);
+            trouble.tell(
+                "canaries that are gone are not forgotten",
+                home.only(&|id| memories.contains_key(id)).await,
+            );
         }
         if canaries.is_empty() {
             continue;

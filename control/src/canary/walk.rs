@@ -321,7 +321,8 @@ impl Walker<'_> {
             diary.stays = None;
             return self.enter(Phase::RollingBack, why);
         }
-        let message = cut(format!("{why}; it stays until an endpoint of {} is ready to go back to", plan.stable));
+        let message =
+            cut(format!("{why}; it stays until an endpoint of {} is ready to go back to", plan.stable));
         if diary.stays.is_none() {
             diary.stays = Some(why);
             diary.message = message;

@@ -98,7 +98,9 @@ fn overlay<'a>(
         name.and_then(|name| services.get(&name))
     };
     let mut named = Vec::new();
-    for (field, name) in [("service", &spec.service), ("stable", &spec.stable), ("candidate", &spec.candidate)] {
+    for (field, name) in
+        [("service", &spec.service), ("stable", &spec.stable), ("candidate", &spec.candidate)]
+    {
         let found = find(name);
         if found.is_none() {
             let message = format!(

@@ -21,8 +21,8 @@ use penstock_api::v1::{self, string_match};
 
 use super::annotations::{self, MAX_WEIGHT};
 use super::canary::{self, Canaries};
-use super::endpoints::Joined;
 use super::consumers;
+use super::endpoints::Joined;
 use super::faults::Faults;
 use super::filters::{self, Level, same_shape};
 use super::grpc;

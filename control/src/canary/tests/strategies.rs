@@ -329,6 +329,7 @@ fn nothing_is_sent_to_where_nobody_is() {
 #[test]
 fn a_pod_that_is_replaced_is_no_candidate_that_is_gone() {
     let mut world = World::of(json!({}));
+    world.look();
     for _ in 0..10 {
         world.ready = 0;
         world.run(9);
@@ -351,7 +352,10 @@ fn where_there_is_nothing_to_go_back_to_it_stays_and_goes_back_as_soon_as_there_
     assert_eq!((world.diary.phase, world.weight()), (Phase::Progressing, 50));
     let why = &world.diary.message;
     assert!(why.starts_with("success rate of team-a/resnet-v2: "), "{why}");
-    assert!(why.ends_with("; it stays until an endpoint of team-a/resnet-v1 is ready to go back to"), "{why}");
+    assert!(
+        why.ends_with("; it stays until an endpoint of team-a/resnet-v1 is ready to go back to"),
+        "{why}"
+    );
     // What was seen then is why, also when it is well again.
     world.failing = 0.0;
     world.run(600);
@@ -375,7 +379,10 @@ fn a_run_that_cannot_begin_leaves_requests_where_they_are() {
     world.stable_ready = 1;
     world.look();
     let course = world.diary.course.clone().unwrap();
-    assert_eq!((course.stable.as_str(), course.candidate.as_str(), course.weight), ("resnet-v0", "resnet-v3", 10));
+    assert_eq!(
+        (course.stable.as_str(), course.candidate.as_str(), course.weight),
+        ("resnet-v0", "resnet-v3", 10)
+    );
 }
 
 #[test]
