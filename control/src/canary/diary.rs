@@ -44,10 +44,13 @@ pub struct Diary {
     /// When the step began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_since: Option<Moment>,
+    /// Of a Deployment that goes on, pods of the old template that are left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<usize>,
     /// When every proxy had acknowledged its course; absent: not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_since: Option<Moment>,
-    /// Since when no endpoint of the candidate is ready.
+    /// Since when no endpoint of the candidate is ready; before it has begun, of a Deployment, none of the stable version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unready_since: Option<Moment>,
     /// Why it should go back, and would if there were anything to go back to.

@@ -1,4 +1,4 @@
-//! Endpoints: EndpointSlices, and what pools have in place of them, joined with the pods behind them.
+//! Endpoints: EndpointSlices, and what pools and templates have in place of them, joined with the pods behind them.
 //!
 //! An endpoint whose pod is not known is left out: without its identity it would be dialled in plaintext, and a
 //! downgrade must never come from an object that is late.
@@ -15,8 +15,9 @@ use super::faults::Faults;
 use super::pods::Pods;
 use super::pools;
 use super::services::{ServiceModel, Services};
+use super::templates::Templates;
 use super::view::{Of, View};
-use crate::objects::Object;
+use crate::objects::{Object, ObjectKind};
 use crate::snapshot::Builder;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -30,9 +31,10 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    /// Whether requests may go to any endpoint of a Service.
-    pub(super) fn serves(&self, service: &ServiceName) -> bool {
-        self.endpoints.get(service).is_some_and(|all| all.endpoints.iter().any(|one| !one.draining))
+    /// To how many endpoints of a Service requests may go.
+    pub(super) fn ready(&self, service: &ServiceName) -> usize {
+        let all = self.endpoints.get(service).into_iter().flat_map(|all| &all.endpoints);
+        all.filter(|one| !one.draining).count()
     }
 }
 
@@ -42,6 +44,7 @@ pub(super) fn join(
     view: &View<'_>,
     pods: &Pods<'_>,
     services: &mut Services<'_>,
+    templates: &Templates<'_, '_>,
     faults: &mut Faults,
 ) -> Joined {
     let mut slices: BTreeMap<ServiceName, Vec<Of<'_, EndpointSlice>>> = BTreeMap::new();
@@ -61,10 +64,17 @@ pub(super) fn join(
     for (name, (object, slice)) in &pools {
         slices.entry(name.clone()).or_default().push((object, slice));
     }
+    let templates = templates.slices(services);
+    for (name, (object, all)) in &templates {
+        slices.entry(name.clone()).or_default().extend(all.iter().map(|slice| (*object, slice)));
+    }
     let mut joined = Joined { endpoints: BTreeMap::new(), targets: BTreeMap::new() };
     for (name, service) in services.iter_mut() {
         let slices = slices.remove(name).unwrap_or_default();
-        check_ports(service, &slices, faults);
+        // What ports a template has is its pods' word, and the Service's own endpoints are held against its ports.
+        if service.object.id.kind != ObjectKind::Canary {
+            check_ports(service, &slices, faults);
+        }
         let mut opaque = BTreeSet::new();
         let endpoints = endpoints(service, &slices, pods, &mut joined, &mut opaque, faults);
         joined.endpoints.insert(name.clone(), endpoints);
@@ -181,7 +191,8 @@ fn endpoints(
                     let number = u16::try_from(target.port).unwrap_or_default();
                     let leading = targets.entry(number).or_default();
                     let this = (service.name.clone(), target.service_port);
-                    if !leading.contains(&this) {
+                    // A pod of a template is one of the Service, and has its name.
+                    if !leading.contains(&this) && service.object.id.kind != ObjectKind::Canary {
                         leading.push(this);
                     }
                     if declared.contains(&number) {

@@ -28,9 +28,14 @@ pub struct Spec {
     /// are no routes, is divided between the two.
     pub service: String,
     /// The Service of the version that serves now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stable: String,
     /// The Service of the version that is to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub candidate: String,
+    /// Instead of these two, the Deployment whose changes are the candidates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
     /// From the first to the last. The last need not be at 100: after it comes the promotion, which is.
     pub steps: Vec<Step>,
     /// How long all requests go to the candidate at least, and are judged, before it has succeeded: a Gateway API duration; `1m` unless said, `0s`
@@ -237,10 +242,10 @@ impl Status {
 pub struct Course {
     /// Of which run this is told ([`Spec::run_id`]).
     pub run: String,
-    /// The Service of the version that serves, of the Canary's namespace.
+    /// The Service of the version that serves, of the Canary's namespace, or the template of the Deployment.
     #[serde(default)]
     pub stable: String,
-    /// That of the other.
+    /// That of the other. Of a Deployment they are one as long as it has no other.
     #[serde(default)]
     pub candidate: String,
     /// Of a hundred requests, how many go to the candidate.
@@ -251,6 +256,9 @@ pub struct Course {
     /// Whether requests that fit go to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub matching: bool,
+    /// Of two templates of a Deployment: Kubernetes may take the candidate's pods for ready and go on, and requests go to each as far as it has come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
 }
 
 impl Course {
@@ -265,5 +273,10 @@ impl Spec {
     pub fn run_id(&self) -> String {
         let asked = json!([self.service, self.stable, self.candidate, self.run]);
         blake3::hash(asked.to_string().as_bytes()).to_hex().as_str()[..16].to_owned()
+    }
+
+    /// The same of a template of its Deployment, which is another run than any other template's.
+    pub fn run_of(&self, template: &str) -> String {
+        Self { candidate: template.to_owned(), ..self.clone() }.run_id()
     }
 }
