@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checks::Checks;
 use super::desk::{Command, Shown, shown};
+use super::outside::Outside;
 use super::{Diary, Entry, Facts, Phase, Plan, Reached, refused, walk, windows};
 use crate::conditions::Reach;
 use crate::fleet::{Fleet, Seen, Tally};
@@ -69,6 +70,8 @@ pub struct Sight {
     pub published: watch::Receiver<Published>,
     /// The proxies.
     pub fleet: Arc<Fleet>,
+    /// The way to those outside.
+    pub outside: Outside,
     /// Where what is known is shown.
     pub shown: watch::Sender<Arc<Vec<Shown>>>,
 }
@@ -82,7 +85,7 @@ struct Own {
 
 /// Looks until told to stop.
 pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) -> Result<()> {
-    let mut checks = Checks::default();
+    let mut checks = Checks::over(sight.outside.clone().client()?);
     let mut written: BTreeMap<ObjectId, Instant> = BTreeMap::new();
     let mut trouble: Option<String> = None;
     let started = Instant::now();
