@@ -59,6 +59,7 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	PENSTOCK_LONG=1 $(CARGO) test $(LOCKED) --workspace $(addprefix --test ,$(SYSTEM_TESTS))
 	"$(TARGET)/debug/penstock" check --source dir:manifests/examples/digits
 	"$(TARGET)/debug/penstock" check --source dir:manifests/examples/gpu
+	"$(TARGET)/debug/penstock" check --source dir:manifests/examples/canary
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"

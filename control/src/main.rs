@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use penstock_api::SpiffeId;
-use penstock_control::canary::Local;
+use penstock_control::canary::{Local, To};
 use penstock_control::cluster::{Cluster, Place, Told};
 use penstock_control::identity::state::StateDir;
 use penstock_control::identity::token::{TokenKey, Workload};
@@ -82,6 +82,10 @@ struct Run {
     /// How long the source must be quiet before it is read again
     #[arg(long, default_value = "10ms", value_parser = humantime::parse_duration)]
     debounce: Duration,
+    /// Whom queries and webhooks of canaries may ask, comma-separated or repeated: hosts (gate.test, *.monitoring.svc) and addresses
+    /// (10.0.0.0/8) [default: all but this machine, its link, the API server and control]
+    #[arg(long, value_delimiter = ',', value_name = "WHERE")]
+    analysis_to: Vec<To>,
     #[command(flatten)]
     webhook: Injection,
     /// error, warn, info, debug, or per module: info,penstock_control::push=debug
@@ -196,7 +200,7 @@ async fn serve(run: Run) -> Result<()> {
         Some(address) => Some(Listening::on(address).await?),
         None => None,
     };
-    let Opened { objects, review, client, statuses } = run.source.open(run.debounce).await?;
+    let Opened { objects, review, client, api_server, statuses } = run.source.open(run.debounce).await?;
     let pods = objects.clone();
     // Of a cluster's canaries the objects say where they are.
     let (objects, canaries) = match &client {
@@ -211,6 +215,7 @@ async fn serve(run: Run) -> Result<()> {
     let cluster = client.clone().zip(namespaces.clone()).map(|(client, namespaces)| Cluster {
         place: Place::new(client, variable("POD_NAMESPACE"), variable("POD_NAME")),
         objects: objects.clone(),
+        api_server,
         statuses,
         namespaces,
         certifies_webhook: run.webhook.webhook_certificate.is_none(),
@@ -226,6 +231,7 @@ async fn serve(run: Run) -> Result<()> {
         leaf_lifetime: run.leaf_lifetime,
         review,
         cluster,
+        analysis_to: run.analysis_to,
         canaries,
     };
     let mut control = start(options, snapshots, Some(metrics), stop.clone()).await?;

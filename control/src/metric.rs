@@ -1,6 +1,6 @@
 //! Every metric of control, once: its name, its labels, its meaning. docs/OPERATIONS.md is made from this list.
 //!
-//! Labels come from closed sets. Nothing that a proxy sends becomes a label.
+//! Labels come from closed sets, but for the names of objects of the source. Nothing that a proxy sends becomes a label.
 
 use penstock_api::metric::Kind;
 
@@ -39,6 +39,16 @@ penstock_api::metrics! {
         "Statuses of objects: written, overtaken (somebody else wrote in between, looked at again), failed (tried again).";
     CANARIES Counter "penstock_control_canary_transitions_total" ["phase"]
         "Canaries that came to a phase: Waiting, Progressing, Paused, Promoting, Succeeded, RollingBack, RolledBack, Invalid.";
+    CANARY_WEIGHT Gauge "penstock_control_canary_weight" ["namespace", "name"]
+        "Of a hundred requests, how many are to go to the candidate. The gauges of a Canary are there as long as it is; every replica tells the same.";
+    CANARY_PHASE Gauge "penstock_control_canary_phase" ["namespace", "name", "phase"]
+        "1 for the phase that a Canary is in, 0 for the others.";
+    CANARY_SUCCESS Gauge "penstock_control_canary_success_ratio" ["namespace", "name", "version"]
+        "From 0 to 1: the share of requests to the candidate or the stable version that succeeded, at this step; absent while none was seen.";
+    CANARY_APPLIED Gauge "penstock_control_canary_applied_proxies" ["namespace", "name"]
+        "Of the connected proxies that a Canary concerns, how many have applied its weight.";
+    CANARY_CONCERNED Gauge "penstock_control_canary_concerned_proxies" ["namespace", "name"]
+        "Connected proxies that a Canary concerns.";
     EVENTS Counter "penstock_control_events_total" ["outcome"]
         "Events on objects of the cluster: sent, known (told before), refused, failed (tried again), full (too many waited).";
 }

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api;
-use crate::canary::{self, Local, Sight};
+use crate::canary::{self, Around, Local, Outside, Sight, To};
 use crate::cluster::{Acknowledged, Cluster, Pushed, ReplicasService, State, Told};
 use crate::compile::TrustAnchors;
 use crate::fleet::{Fleet, FleetService};
@@ -68,6 +68,8 @@ pub struct Options {
     pub cluster: Option<Cluster>,
     /// What is known of canaries where no cluster has it.
     pub canaries: Option<Local>,
+    /// Whom the checks of canaries may ask; nobody named: all but those that are never asked.
+    pub analysis_to: Vec<To>,
 }
 
 /// A control that is running.
@@ -115,13 +117,17 @@ pub async fn start(
     metrics: Option<PrometheusHandle>,
     stop: CancellationToken,
 ) -> Result<Control> {
-    let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster, canaries } = options;
+    let Options { state, listen, api, trust_domain, leaf_lifetime, review, cluster, analysis_to, canaries } =
+        options;
     let state = StateDir::open(state)?;
     let own = SpiffeId::new(&trust_domain, SYSTEM_NAMESPACE, "penstock-control")?;
     let tokens: Arc<dyn TokenReview> = match review {
         Some(review) => review,
         None => Arc::new(TokenKey::open(&state)?),
     };
+    let around = cluster
+        .as_ref()
+        .map(|cluster| Around { objects: cluster.objects.clone(), api_server: cluster.api_server.clone() });
     let kept = match cluster {
         Some(cluster) => Some(State::open(cluster, &trust_domain, leaf_lifetime).await?),
         None => None,
@@ -158,11 +164,12 @@ pub async fn start(
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stopped).await?) });
 
+    let outside = Outside::new(analysis_to, &[address, api], around);
     let (shown, known) = watch::channel(Arc::default());
     let commands = canaries.as_ref().map(Local::commands);
     if let Some(local) = canaries {
         let (published, fleet, shown) = (published.clone(), fleet.clone(), shown.clone());
-        let sight = Sight { published, fleet, shown };
+        let sight = Sight { published, fleet, outside: outside.clone(), shown };
         tasks.spawn(canary::run(sight, local, stop.clone()));
     }
     let facts = api::Facts {
@@ -186,6 +193,7 @@ pub async fn start(
             acknowledged: known,
             own: own.clone(),
             port: address.port(),
+            outside,
             canaries: shown,
         };
         kept.keep(pushed, &mut tasks, &stop)

@@ -278,13 +278,13 @@ async fn schemas(client: &Client) {
             "analysis": {
                 "minRequests": 10, "successRate": 99.5, "load": 0.9, "latency": [{"percentile": 99.9, "ofStable": 1.5}],
                 "prometheus": [{"name": "errors", "server": "http://p:9090", "query": "sum(x)", "max": 5}],
-                "webhooks": [{"name": "gate", "url": "http://gate/check?a=b", "interval": "5s"}],
+                "webhooks": [{"name": "gate", "url": "https://gate/check?a=b", "interval": "5s"}],
             },
         })),
     ]);
 
     // The examples that people copy, in the namespace that is there.
-    for example in ["access/policies.yaml", "gpu/service.yaml"] {
+    for example in ["access/policies.yaml", "canary/canary.yaml", "gpu/service.yaml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples").join(example);
         let all = documents(&std::fs::read_to_string(path).unwrap());
         good.extend(all.into_iter().filter(|object| object["apiVersion"] == "penstock.io/v1alpha1").map(
@@ -364,7 +364,7 @@ async fn schemas(client: &Client) {
         canary(json!({"analysis": {"successRate": 101}})),
         canary(json!({"analysis": {"latency": [{"percentile": 99}]}})),
         canary(json!({"analysis": {"load": 2}})),
-        canary(json!({"analysis": {"webhooks": [{"name": "a", "url": "https://x"}]}})),
+        canary(json!({"analysis": {"webhooks": [{"name": "a", "url": "ftp://x"}]}})),
         pipeline(json!({"preset": "imagnet"})),
         pipeline(json!({"preset": "imagenet", "cropp": {}})),
         pipeline(json!({"resize": {"mode": "shortest-side", "size": 256}})),

@@ -1,7 +1,8 @@
 //! `penstock canary`: where canaries are, and what a person wants done with them.
 //!
 //! In a cluster the objects say it and take it, by the rights of whoever sits at the keyboard: nothing goes past the API server. On one machine
-//! control's own API does. In: a name. Out: tables, the object, or a line for each transition.
+//! control's own API does. In: a name. Out: tables, the object, or a line for each transition. Can go wrong: nobody has a canary of that name (exit
+//! status 2, so that 1 means of `watch` that it went back, and nothing else), or whoever knows is away.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use penstock_control::canary::{Diary, Entry, Observed, Phase, Plan};
 use penstock_control::objects::canary::Spec;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::cluster::{Answer, Cluster, name, namespace, text};
 use crate::control::Control;
@@ -24,6 +26,8 @@ use crate::units;
 const PATH: &str = "/apis/penstock.io/v1alpha1";
 /// Between two looks of `watch`.
 const EVERY: Duration = Duration::from_millis(250);
+/// So long `watch` goes on without an answer: control and API servers are restarted, and a canary goes on.
+const AWAY: Duration = Duration::from_secs(60);
 /// Transitions that `show` shows.
 const SHOWN: usize = 8;
 
@@ -45,8 +49,12 @@ enum Verb {
     /// Show one canary: its steps, what was seen of both versions, and what happened
     #[command(after_help = "Example:\n  penstock canary show demo/digits")]
     Show(One),
-    /// Follow one canary to its end; exit status 1 if it goes back
-    #[command(after_help = "Example:\n  penstock canary watch demo/digits && echo promoted")]
+    /// Follow one canary to its end
+    ///
+    /// If another run takes the place of the one that is followed, that is said, and the new one is followed.
+    #[command(
+        after_help = "Exit status:\n  0    it has succeeded\n  1    it went back, or makes no sense\n  2    there is no such canary (any more), or it may not be seen\n  3    nobody who knows answers\n  130  interrupted\n\nExample:\n  penstock canary watch demo/digits && echo promoted"
+    )]
     Watch(One),
     /// Let the step go that it is at, if analysis agrees
     #[command(after_help = "Example:\n  penstock canary promote demo/digits")]
@@ -107,18 +115,19 @@ pub(crate) async fn run(args: Args, control: &mut Control, output: Output) -> Re
 impl<'a> Source<'a> {
     async fn find(control: &'a mut Control, context: Option<&str>) -> Result<Self, Failure> {
         if context.is_some() {
-            return Cluster::open(context).await.map(Self::Cluster).map_err(Failure::Problem);
+            return Cluster::open(context).await.map(Self::Cluster).map_err(Failure::Usage);
         }
         match control.get::<Page>("/canaries").await {
             Ok(page) if page.commands => Ok(Self::Control(control)),
             Ok(_) => Cluster::open(None).await.map(Self::Cluster).map_err(|error| {
-                Failure::Problem(format!(
+                Failure::Usage(format!(
                     "control's canaries are in a cluster, and there is no way to it: {error}"
                 ))
             }),
-            Err(away @ Failure::Unreachable { .. }) => {
+            Err(Failure::Unreachable { url, cause }) => {
                 Cluster::open(None).await.map(Self::Cluster).map_err(|error| {
-                    Failure::Problem(format!("{away}; nor is there a way to a cluster: {error}"))
+                    let cause = format!("{cause}, nor is there a way to a cluster ({error})");
+                    Failure::Unreachable { url, cause }
                 })
             }
             Err(other) => Err(other),
@@ -134,13 +143,31 @@ impl<'a> Source<'a> {
                     "the cluster knows no canaries; install their definition: penstock install --crds-only | kubectl apply -f -"
                         .to_owned(),
                 )),
-                Answer::Denied(why) | Answer::Failed(why) => Err(Failure::Problem(format!("canaries: {why}"))),
+                Answer::Denied(why) => Err(Failure::Problem(format!(
+                    "canaries of all namespaces: {why}; write NAMESPACE/NAME of one that you may see"
+                ))),
+                Answer::Failed(why) => Err(Failure::Problem(format!("canaries: {why}"))),
             },
         }
     }
 
     /// The one of a name.
     async fn one(&mut self, wanted: &str) -> Result<Value, Failure> {
+        if let (Self::Cluster(cluster), Some((space, of))) = (&*self, wanted.split_once('/')) {
+            // Whoever may see one need not see all.
+            match cluster.get(&format!("{PATH}/namespaces/{space}/canaries/{of}")).await {
+                Answer::Found(one) => return Ok(one),
+                Answer::Absent => {
+                    let what = format!(
+                        "there is no canary {wanted}; `penstock canary list` shows those that there are"
+                    );
+                    return Err(Failure::Usage(what));
+                }
+                Answer::Denied(why) | Answer::Failed(why) => {
+                    return Err(Failure::Problem(format!("canary {wanted}: {why}")));
+                }
+            }
+        }
         let all = self.list().await?;
         let fits = |one: &&Value| match wanted.split_once('/') {
             Some((space, of)) => namespace(one) == space && name(one) == of,
@@ -151,7 +178,7 @@ impl<'a> Source<'a> {
             (Some(one), None) => Ok(one.clone()),
             (Some(_), Some(_)) => {
                 let names: Vec<String> = all.iter().filter(fits).map(place).collect();
-                Err(Failure::Problem(format!(
+                Err(Failure::Usage(format!(
                     "several namespaces have a canary {wanted}; write one of {}",
                     names.join(", ")
                 )))
@@ -159,7 +186,7 @@ impl<'a> Source<'a> {
             (None, _) => {
                 let names: Vec<String> = all.iter().map(place).collect();
                 let known = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
-                Err(Failure::Problem(format!("there is no canary {wanted}; known: {known}")))
+                Err(Failure::Usage(format!("there is no canary {wanted}; known: {known}")))
             }
         }
     }
@@ -207,8 +234,12 @@ fn diary(canary: &Value) -> Diary {
 async fn order(source: &mut Source<'_>, wanted: &str, verb: &str, output: Output) -> Result<u8, Failure> {
     let canary = source.one(wanted).await?;
     let phase = diary(&canary).phase;
-    let ended = matches!(phase, Phase::Succeeded | Phase::RolledBack | Phase::Invalid);
-    if ended && verb != "pause" && verb != "resume" {
+    let useless = match verb {
+        "promote" => matches!(phase, Phase::Succeeded | Phase::RolledBack | Phase::Invalid),
+        "abort" => matches!(phase, Phase::RolledBack | Phase::Invalid),
+        _ => false,
+    };
+    if useless {
         let next = match text(&canary, "/spec/deployment") {
             "" => "write another text into its spec.run to begin again".to_owned(),
             name => format!("the next change of the Deployment {name} begins again"),
@@ -217,32 +248,105 @@ async fn order(source: &mut Source<'_>, wanted: &str, verb: &str, output: Output
         return Err(Failure::Problem(why));
     }
     source.order(&canary, verb).await?;
-    output.text(&format!(
-        "{}: {verb} is asked for; `penstock canary watch {}` tells what comes of it\n",
-        place(&canary),
-        place(&canary)
-    ))?;
+    output.page(&json!({"canary": place(&canary), "asked": verb}), |_, _| {
+        let place = place(&canary);
+        format!("{place}: {verb} is asked for; `penstock canary watch {place}` tells what comes of it\n")
+    })?;
     Ok(exit::FINE)
 }
 
 /// Follows it to its end.
 async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<u8, Failure> {
     let mut interruption = Interruption::listen()?;
-    let first = source.one(wanted).await?;
-    let wanted = place(&first);
+    let mut wanted = wanted.to_owned();
     let mut table = Table::new(&["TIME", "PHASE", "STEP", ">WEIGHT", "WHY"]);
-    if output.format == Format::Table {
-        output.text(&format!("{}\n", table.heading(output.terminal)))?;
-    }
-    let mut told: Option<Entry> = None;
+    let mut told = Told::default();
+    let mut away: Option<Instant> = None;
     loop {
-        let canary = source.one(&wanted).await?;
-        let (spec, diary) = (spec(&canary)?, diary(&canary));
-        // Which run a change of a Deployment is, control alone knows.
-        let current = spec.deployment.is_some() || diary.run.is_empty() || diary.run == spec.run_id();
-        let fresh: Vec<&Entry> =
-            diary.history.iter().rev().take_while(|entry| Some(*entry) != told.as_ref()).collect();
-        for entry in fresh.into_iter().rev() {
+        match source.one(&wanted).await {
+            Ok(canary) => {
+                if away.take().is_some() {
+                    eprintln!("{}: there are answers again", place(&canary));
+                }
+                wanted = place(&canary);
+                told.tell(&canary, &mut table, output)?;
+                if let Some(end) = end(&canary)? {
+                    return Ok(end);
+                }
+            }
+            Err(failure @ Failure::Usage(_)) => return Err(failure),
+            // Of one that was never seen nothing is known, so it did not go back.
+            Err(Failure::Problem(why)) if !told.begun => return Err(Failure::Usage(why)),
+            Err(failure) if !told.begun => return Err(failure),
+            Err(failure) => {
+                let since = *away.get_or_insert_with(|| {
+                    eprintln!("{failure}; asking again for {} s", AWAY.as_secs());
+                    Instant::now()
+                });
+                if since.elapsed() >= AWAY {
+                    eprintln!("{failure}; what has become of {wanted} is not known");
+                    return Ok(exit::UNREACHABLE);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = interruption.comes() => return Ok(exit::INTERRUPTED),
+        }
+    }
+}
+
+/// What the end of a canary is to a script, if it has come to one.
+fn end(canary: &Value) -> Result<Option<u8>, Failure> {
+    let diary = diary(canary);
+    let spec = spec(canary)?;
+    // What is written of another run than the object asks for is soon over with, unless that is refused. Which run a change of a Deployment is, control
+    // alone knows.
+    let current = diary.run.is_empty()
+        || spec.deployment.is_some()
+        || refusal(&diary).is_some()
+        || diary.run == spec.run_id();
+    Ok(match diary.phase {
+        Phase::Succeeded if current => Some(exit::FINE),
+        Phase::RolledBack | Phase::Invalid if current => Some(exit::PROBLEM),
+        _ => None,
+    })
+}
+
+/// Why the newest version of a canary is not in force, if it is not.
+fn refusal(diary: &Diary) -> Option<&str> {
+    let accepted =
+        diary.conditions.iter().find(|one| one["type"] == "Accepted" && one["status"] == "False")?;
+    accepted["message"].as_str()
+}
+
+/// What `watch` has said so far.
+#[derive(Default)]
+struct Told {
+    begun: bool,
+    run: Option<String>,
+    refused: Option<String>,
+    last: Option<Entry>,
+}
+
+impl Told {
+    /// Says what is new: transitions, another run in the place of the one before, and that the newest version is refused.
+    fn tell(&mut self, canary: &Value, table: &mut Table, output: Output) -> Result<(), Failure> {
+        let diary = diary(canary);
+        if output.format == Format::Table && !self.begun {
+            output.text(&format!("{}\n", table.heading(output.terminal)))?;
+        }
+        self.begun = true;
+        let run = Some(diary.run.clone()).filter(|run| !run.is_empty());
+        if let (Some(before), Some(now)) = (&self.run, &run)
+            && before != now
+        {
+            let what = format!("another run of {} has begun: {now} in the place of {before}", place(canary));
+            remark(output, &what, &json!({"run": now, "replaces": before}))?;
+        }
+        self.run = run.or(self.run.take());
+        let fresh = diary.history.iter().rev().take_while(|entry| Some(*entry) != self.last.as_ref());
+        for entry in fresh.collect::<Vec<_>>().into_iter().rev() {
             match output.format {
                 Format::Table => {
                     let line = table.stream(&transition(entry, diary.steps), output.terminal);
@@ -251,16 +355,24 @@ async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<
                 _ => output.object(entry)?,
             }
         }
-        told = diary.history.last().cloned().or(told);
-        match diary.phase {
-            Phase::Succeeded if current => return Ok(exit::FINE),
-            Phase::RolledBack | Phase::Invalid if current => return Ok(exit::PROBLEM),
-            _ => {}
+        self.last = diary.history.last().cloned().or(self.last.take());
+        let refused = refusal(&diary).map(str::to_owned);
+        if let Some(why) =
+            refused.as_ref().filter(|_| refused != self.refused && diary.phase != Phase::Invalid)
+        {
+            let what = format!("the newest version of {} is refused: {why}", place(canary));
+            remark(output, &what, &json!({"refused": why}))?;
         }
-        tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
-            () = interruption.comes() => return Ok(exit::INTERRUPTED),
-        }
+        self.refused = refused;
+        Ok(())
+    }
+}
+
+/// A line that is no transition.
+fn remark(output: Output, what: &str, value: &Value) -> Result<(), Failure> {
+    match output.format {
+        Format::Table => output.text(&format!("{}\n", output.terminal.paint(Tone::Warn, what))),
+        _ => output.object(value),
     }
 }
 
@@ -300,6 +412,11 @@ fn list(items: &[Value], terminal: Terminal) -> String {
     ]);
     for item in items {
         let diary = diary(item);
+        if unseen(&diary) {
+            let [_, candidate] = versions(item, &diary);
+            table.row(cells![place(item), text(item, "/spec/service"), candidate, "–", "–", "–", "–", "–", UNSEEN]);
+            continue;
+        }
         let success = diary.candidate.as_ref().and_then(|seen| seen.success_rate);
         table.row([
             place(item).into(),
@@ -331,6 +448,13 @@ fn versions(canary: &Value, diary: &Diary) -> [String; 2] {
     }
 }
 
+/// What to say of a canary of which nothing is written yet.
+const UNSEEN: &str = "control has not looked at it yet";
+
+fn unseen(diary: &Diary) -> bool {
+    diary.steps == 0 && diary.conditions.is_empty()
+}
+
 fn weight(diary: &Diary) -> u32 {
     diary.course.as_ref().map_or(0, |course| course.weight)
 }
@@ -345,24 +469,30 @@ fn step(diary: &Diary) -> String {
 fn show(canary: &Value, terminal: Terminal) -> String {
     let diary = diary(canary);
     let [stable, candidate] = versions(canary, &diary);
-    let mut page = format!(
-        "{}: {}, step {}, {} % to {} (applied by {} of {} proxies)\n",
-        terminal.paint(Tone::Strong, &place(canary)),
-        terminal.paint(tone(diary.phase), &format!("{:?}", diary.phase)),
-        step(&diary),
-        weight(&diary),
-        candidate,
-        diary.applied,
-        diary.concerned,
-    );
+    let place = terminal.paint(Tone::Strong, &place(canary));
+    let mut page = if unseen(&diary) {
+        format!("{place}: {UNSEEN}\n")
+    } else {
+        format!(
+            "{place}: {}, step {}, {} % to {} (applied by {} of {} proxies)\n",
+            terminal.paint(tone(diary.phase), &format!("{:?}", diary.phase)),
+            step(&diary),
+            weight(&diary),
+            candidate,
+            diary.applied,
+            diary.concerned,
+        )
+    };
     if !diary.message.is_empty() {
         page.push_str(&format!("  {}\n", diary.message));
     }
     if let Some(left) = diary.left {
-        page.push_str(&format!(
-            "  the Deployment {} has {left} pods of {stable} left\n",
-            text(canary, "/spec/deployment")
-        ));
+        let deployment = text(canary, "/spec/deployment");
+        page.push_str(&format!("  the Deployment {deployment} has {left} pods of {stable} left\n"));
+    }
+    if let Some(why) = refusal(&diary).filter(|_| diary.phase != Phase::Invalid) {
+        let why = format!("  its newest version is refused: {why}\n");
+        page.push_str(&terminal.paint(Tone::Warn, &why));
     }
     let mut seen = Table::new(&["VERSION", "SERVICE", ">REQUESTS", ">SUCCESS", ">P50", ">P99", ">LOAD"]);
     for (version, name, observed) in

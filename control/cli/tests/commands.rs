@@ -14,14 +14,15 @@ use penstock_api::view::{
     StatRow, Status, Tap,
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 
-/// Answers every connection's requests from `pages` until the test ends.
+/// Answers every connection's requests from `pages` until the test ends. A page that is there several times is another each time, and then stays the last.
 fn control(pages: Vec<(&'static str, String)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, pages) = (stream.unwrap(), pages.clone());
+            let (mut stream, mut pages) = (stream.unwrap(), pages.clone());
             std::thread::spawn(move || {
                 let (mut seen, mut chunk) = (Vec::new(), [0; 4096]);
                 while let Ok(n @ 1..) = stream.read(&mut chunk) {
@@ -29,9 +30,11 @@ fn control(pages: Vec<(&'static str, String)>) -> String {
                     while let Some(end) = seen.windows(4).position(|four| four == b"\r\n\r\n") {
                         let head = String::from_utf8(seen.drain(..end + 4).collect()).unwrap();
                         let target = head.split(' ').nth(1).unwrap();
-                        let page = pages.iter().find(|(path, _)| *path == target);
-                        let (status, body) = match page {
-                            Some((_, body)) => ("200 OK", body.clone()),
+                        let mut known = (0..pages.len()).filter(|at| pages[*at].0 == target);
+                        let (first, more) = (known.next(), known.next().is_some());
+                        let (status, body) = match first {
+                            Some(at) if more => ("200 OK", pages.remove(at).1),
+                            Some(at) => ("200 OK", pages[at].1.clone()),
                             None => {
                                 ("400 Bad Request", json(&Failure { error: format!("no page {target}") }))
                             }
@@ -242,14 +245,151 @@ fn check_of_a_running_control_lists_what_it_looked_at() {
 
 #[test]
 fn check_of_a_directory_needs_no_server() {
-    let digits = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples/digits");
-    let source = format!("--source=dir:{}", digits.display());
-    let well = penstock("http://127.0.0.1:1", &["check", &source]);
-    assert_eq!(well.status.code(), Some(0), "{}", text(&well.stdout));
+    for example in ["digits", "canary"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/examples").join(example);
+        let well = penstock("http://127.0.0.1:1", &["check", &format!("--source=dir:{}", path.display())]);
+        assert_eq!(well.status.code(), Some(0), "{example}: {}", text(&well.stdout));
+    }
     let nowhere = penstock("http://127.0.0.1:1", &["check", "--source", "dir:/nowhere/at/all"]);
     assert_eq!(nowhere.status.code(), Some(2));
     assert_eq!(text(&nowhere.stderr), "penstock: --source dir:/nowhere/at/all: there is no such directory\n");
     let bare = text(&penstock("http://127.0.0.1:1", &["check", "--source", "a/b"]).stderr);
     assert!(bare.contains("a source is written dir:PATH, here dir:a/b"), "{bare}");
     assert!(bare.matches("a/b").count() == 2, "{bare}");
+}
+
+/// A page of canaries, as control shows it on one machine.
+fn canaries(items: &[Value]) -> (&'static str, String) {
+    ("/canaries", json!({"items": items, "commands": true}).to_string())
+}
+
+fn spec(candidate: &str) -> Value {
+    json!({"service": "digits", "stable": "digits-v1", "candidate": candidate, "steps": [{"weight": 20}]})
+}
+
+fn run(spec: &Value) -> String {
+    serde_json::from_value::<penstock_control::objects::canary::Spec>(spec.clone()).unwrap().run_id()
+}
+
+/// A canary that has come to a phase, of a run of `of`.
+fn canary(namespace: &str, spec: &Value, of: &Value, phase: &str, more: &Value) -> Value {
+    let entry = |at: &str, phase: &str| json!({"at": format!("2026-11-27T12:00:{at}Z"), "phase": phase, "step": 0, "weight": 20, "message": "because"});
+    let mut status = json!({
+        "phase": phase, "step": 0, "steps": 1, "course": {"run": run(of), "weight": 20}, "applied": 1, "concerned": 2, "message": "because",
+        "candidate": {"requests": 1000, "successRate": 99.5},
+        "history": [entry("00.000", "Progressing"), entry("30.500", phase)],
+    });
+    json_patch::merge(&mut status, more);
+    json!({"metadata": {"namespace": namespace, "name": "digits"}, "spec": spec, "status": status})
+}
+
+fn digits(phase: &str) -> Value {
+    canary("demo", &spec("digits-v2"), &spec("digits-v2"), phase, &json!({}))
+}
+
+#[test]
+fn watching_a_canary_ends_with_what_became_of_it() {
+    for (phase, status) in [("Succeeded", 0), ("RolledBack", 1), ("Invalid", 1)] {
+        let watched = penstock(
+            &control(vec![canaries(&[digits("Progressing")]), canaries(&[digits(phase)])]),
+            &["canary", "watch", "digits"],
+        );
+        assert_eq!(watched.status.code(), Some(status), "{phase}: {}", text(&watched.stderr));
+        let told = text(&watched.stdout);
+        assert!(
+            told.starts_with("TIME") && told.contains(&format!("{phase}  ")) && told.contains("because"),
+            "{told}"
+        );
+    }
+    for page in [
+        canaries(&[]),
+        canaries(&[digits("Progressing"), canary("other", &spec("v"), &spec("v"), "Paused", &json!({}))]),
+    ] {
+        let nobody = penstock(&control(vec![page]), &["canary", "watch", "digits"]);
+        assert_eq!(nobody.status.code(), Some(2), "{}", text(&nobody.stderr));
+    }
+    let gone = penstock(
+        &control(vec![canaries(&[digits("Paused")]), canaries(&[digits("Paused")]), canaries(&[])]),
+        &["canary", "watch", "digits"],
+    );
+    assert_eq!(gone.status.code(), Some(2));
+    assert_eq!(text(&gone.stderr), "penstock: there is no canary demo/digits; known: there is none\n");
+}
+
+#[test]
+fn a_run_that_takes_the_place_of_the_one_that_is_watched_is_told_and_followed() {
+    let (old, new) = (spec("digits-v2"), spec("digits-v3"));
+    let pages = [
+        canary("demo", &old, &old, "Progressing", &json!({})),
+        // The object asks for another, and control has not looked yet: what it says is of the old one.
+        canary("demo", &new, &old, "RolledBack", &json!({})),
+        canary("demo", &new, &new, "Progressing", &json!({})),
+        canary("demo", &new, &new, "Succeeded", &json!({})),
+    ];
+    let pages = || pages.iter().map(|page| canaries(std::slice::from_ref(page))).collect();
+    let watched = penstock(&control(pages()), &["canary", "watch", "demo/digits"]);
+    assert_eq!(watched.status.code(), Some(0), "{}", text(&watched.stderr));
+    let line = format!("another run of demo/digits has begun: {} in the place of {}\n", run(&new), run(&old));
+    assert!(text(&watched.stdout).contains(&line), "{}", text(&watched.stdout));
+    let lines = text(&penstock(&control(pages()), &["canary", "watch", "digits", "-o", "json"]).stdout);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.contains(&json!({"run": run(&new), "replaces": run(&old)})), "{lines:?}");
+}
+
+#[test]
+fn a_version_that_is_refused_is_told_and_the_run_in_force_is_followed() {
+    let (old, new) = (spec("digits-v2"), spec("digits-v3"));
+    let refused = json!({"conditions": [{"type": "Accepted", "status": "False", "message": "spec.steps: 120 is more than all"}]});
+    let pages = vec![
+        canaries(&[canary("demo", &new, &old, "Progressing", &refused)]),
+        canaries(&[canary("demo", &new, &old, "RolledBack", &refused)]),
+    ];
+    let shown = text(&penstock(&control(pages.clone()), &["canary", "show", "digits"]).stdout);
+    assert!(shown.contains("its newest version is refused: spec.steps: 120 is more than all\n"), "{shown}");
+    let watched = penstock(&control(pages), &["canary", "watch", "digits"]);
+    assert_eq!(watched.status.code(), Some(1), "{}", text(&watched.stderr));
+    assert_eq!(text(&watched.stdout).matches("is refused: spec.steps: 120 is more than all").count(), 1);
+}
+
+#[test]
+fn canaries_are_listed_in_columns_those_without_a_status_too() {
+    let fresh = json!({"metadata": {"namespace": "demo", "name": "new"}, "spec": spec("digits-v3")});
+    let page = canaries(&[digits("Progressing"), fresh]);
+    let listed = penstock(&control(vec![page.clone()]), &["canary", "list"]);
+    assert_eq!(
+        text(&listed.stdout),
+        "CANARY       SERVICE  CANDIDATE  PHASE        STEP    WEIGHT  APPLIED  SUCCESS  WHY\n\
+         demo/digits  digits   digits-v2  Progressing  1 of 1    20 %  1 of 2    99.5 %  because\n\
+         demo/new     digits   digits-v3  –            –            –  –              –  control has not looked at it yet\n"
+    );
+    let shown = text(&penstock(&control(vec![page.clone()]), &["canary", "show", "new"]).stdout);
+    assert!(shown.starts_with("demo/new: control has not looked at it yet\n"), "{shown}");
+    let json: Value =
+        serde_json::from_slice(&penstock(&control(vec![page]), &["canary", "list", "-o", "json"]).stdout)
+            .unwrap();
+    assert_eq!(json[1]["metadata"]["name"], "new");
+    let none = penstock(&control(vec![canaries(&[])]), &["canary", "list"]);
+    assert_eq!(
+        (none.status.code(), text(&none.stdout).starts_with("There are no canaries")),
+        (Some(0), true)
+    );
+}
+
+#[test]
+fn a_command_to_a_canary_is_told_in_every_format() {
+    let pages = || vec![canaries(&[digits("Paused")]), ("/canaries/demo/digits/promote", "{}".to_owned())];
+    let asked = penstock(&control(pages()), &["canary", "promote", "digits"]);
+    assert_eq!(asked.status.code(), Some(0), "{}", text(&asked.stderr));
+    assert!(text(&asked.stdout).contains("penstock canary watch demo/digits"), "{}", text(&asked.stdout));
+    let asked = penstock(&control(pages()), &["canary", "promote", "digits", "-o", "json"]);
+    let json: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(json, json!({"canary": "demo/digits", "asked": "promote"}));
+    for verb in ["show", "promote", "pause", "resume", "abort"] {
+        let wrong = penstock(&control(pages()), &["canary", verb, "demo/digit"]);
+        assert_eq!(wrong.status.code(), Some(2), "{verb}");
+        assert_eq!(text(&wrong.stderr), "penstock: there is no canary demo/digit; known: demo/digits\n");
+    }
+    let absent = penstock("http://127.0.0.1:1", &["canary", "list"]);
+    assert_eq!(absent.status.code(), Some(3));
+    assert!(text(&absent.stderr).contains("nor is there a way to a cluster"), "{}", text(&absent.stderr));
 }

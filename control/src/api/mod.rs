@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::canary::{Commands, Shown};
+use crate::canary::{self, Commands, Shown};
 use crate::fleet::{AskError, Fleet, Question, TapFilter};
 use crate::push::Published;
 
@@ -249,7 +249,8 @@ async fn renew(
 async fn metrics_page(State(facts): State<Facts>) -> Result<Response, ApiError> {
     match facts.metrics {
         Some(handle) => {
-            Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], handle.render()).into_response())
+            let page = handle.render() + &canary::page(&facts.canaries.borrow());
+            Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response())
         }
         None => Err(ApiError(StatusCode::NOT_FOUND, "this control was started without metrics".to_owned())),
     }

@@ -278,11 +278,12 @@ impl Reader {
             CheckKind::Webhook { url } => ("url", url),
         };
         let known = url.parse::<http::Uri>().is_ok_and(|uri| {
-            uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.host().is_some_and(|host| !host.is_empty())
         });
         if !known {
             let message = format!(
-                "{url:?} is no URL of plain HTTP; write for example http://prometheus.monitoring:9090"
+                "{url:?} is no URL of HTTP or HTTPS; write for example http://prometheus.monitoring:9090"
             );
             self.wrong(format!("{pointer}/{field}"), message);
         }
@@ -382,7 +383,7 @@ mod tests {
                     "latency": [{"percentile": 99.9, "max": "250ms", "ofStable": 1.5}],
                     "load": 0.9,
                     "prometheus": [{"name": "errors", "server": "http://p:9090", "query": "up", "max": 1, "interval": "30s", "failures": 1}],
-                    "webhooks": [{"name": "gate", "url": "http://gate.team-a/check"}],
+                    "webhooks": [{"name": "gate", "url": "https://gate.team-a/check"}],
                 },
                 "shadow": {"agreement": 99, "sameTop": 98, "successRate": 90, "latencyRatio": 1.2, "sizeRatio": 2, "minCompared": 9},
             })),
@@ -474,6 +475,10 @@ mod tests {
             (
                 query(json!({"server": "prometheus"})),
                 "/spec/analysis/prometheus/0/server: \"prometheus\" is no URL",
+            ),
+            (
+                json!({"analysis": {"webhooks": [{"name": "a", "url": "ftp://x"}]}}),
+                "/spec/analysis/webhooks/0/url: \"ftp://x\" is no URL of HTTP or HTTPS",
             ),
             (query(json!({"query": " "})), "/spec/analysis/prometheus/0/query: "),
             (query(json!({"min": null})), "/spec/analysis/prometheus/0: nothing bounds the result"),

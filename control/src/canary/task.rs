@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::checks::Checks;
 use super::desk::{Command, Shown, shown};
 use super::{Diary, Entry, Facts, Phase, Plan, Reached, Wrong, refused, walk, windows};
+use super::outside::Outside;
 use crate::conditions::Reach;
 use crate::fleet::{Fleet, Tally};
 use crate::metric;
@@ -73,6 +74,8 @@ pub struct Sight {
     pub published: watch::Receiver<Published>,
     /// The proxies.
     pub fleet: Arc<Fleet>,
+    /// The way to those outside.
+    pub outside: Outside,
     /// Where what is known is shown.
     pub shown: watch::Sender<Arc<Vec<Shown>>>,
 }
@@ -105,7 +108,7 @@ impl Memory {
 
 /// Looks until told to stop.
 pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) -> Result<()> {
-    let mut checks = Checks::default();
+    let mut checks = Checks::over(sight.outside.clone().client()?);
     let mut memories: BTreeMap<ObjectId, Memory> = BTreeMap::new();
     let mut trouble = Trouble::default();
     // Since when this replica leads.

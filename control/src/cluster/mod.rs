@@ -37,7 +37,7 @@ use self::canaries::InCluster;
 use self::replicas::Others;
 pub use self::replicas::ReplicasService;
 pub use self::root_secret::{ASK, NAME as ROOT_SECRET, REPLICA_PREFIX, ROTATION};
-use crate::canary::{self, Shown, Sight};
+use crate::canary::{self, Outside, Shown, Sight};
 use crate::events::Events;
 use crate::fleet::Fleet;
 use crate::identity::Authority;
@@ -94,6 +94,8 @@ pub struct Cluster {
     pub place: Place,
     /// The objects that the source knows.
     pub objects: watch::Receiver<Arc<ObjectSet>>,
+    /// The host of the API server, as control finds it.
+    pub api_server: Option<String>,
     /// What is in their statuses.
     pub statuses: Statuses,
     /// What namespaces say.
@@ -122,6 +124,8 @@ pub struct Pushed {
     pub own: SpiffeId,
     /// Where each replica listens for proxies.
     pub port: u16,
+    /// The way to whom canaries name.
+    pub outside: Outside,
     /// Where canaries are shown.
     pub canaries: watch::Sender<Arc<Vec<Shown>>>,
 }
@@ -155,8 +159,8 @@ impl State {
     pub fn keep(self, pushed: Pushed, tasks: &mut JoinSet<Result<()>>, stop: &CancellationToken) -> Told {
         let (leader, leads) = watch::channel(false);
         let (serving, webhook) = watch::channel(None);
-        let Cluster { place, objects, statuses, namespaces, certifies_webhook } = self.cluster;
-        let Pushed { published, fleet, acknowledged, own, port, canaries } = pushed;
+        let Cluster { place, objects, statuses, namespaces, certifies_webhook, .. } = self.cluster;
+        let Pushed { published, fleet, acknowledged, own, port, outside, canaries } = pushed;
         let events = Events::start(place.client.clone(), place.replica.clone(), leads.clone(), stop.clone());
         let trust = self.root.authority().trust();
         tasks.spawn(lease::run(place.clone(), leader, stop.clone()));
@@ -166,7 +170,7 @@ impl State {
             let (own, objects) = (own.clone(), objects.clone());
             Others::new(place.clone(), objects, self.root.authority(), own, port, patience)
         };
-        let sight = Sight { published: published.clone(), fleet: fleet.clone(), shown: canaries };
+        let sight = Sight { published: published.clone(), fleet: fleet.clone(), outside, shown: canaries };
         let in_cluster = InCluster {
             place: place.clone(),
             statuses: statuses.clone(),

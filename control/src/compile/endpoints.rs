@@ -20,7 +20,8 @@ use super::view::{Of, View};
 use crate::objects::{Object, ObjectKind};
 use crate::snapshot::Builder;
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label of a slice that names its Service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Endpoints and what they say about pods.
 pub(super) struct Joined {

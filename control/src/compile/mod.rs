@@ -41,6 +41,7 @@ use crate::outcome::{Finding, Outcome, Outcomes, Parent, Reason};
 use crate::snapshot::{Builder, Snapshot};
 
 pub use driver::{resume, run};
+pub(crate) use endpoints::SERVICE_NAME;
 
 /// What workload certificates are verified against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

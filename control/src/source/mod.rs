@@ -40,6 +40,8 @@ pub struct Opened {
     pub review: Option<Arc<dyn TokenReview>>,
     /// Speaks to the API that it comes from, if it comes from one.
     pub client: Option<kube::Client>,
+    /// The host of that API, as it is found from here.
+    pub api_server: Option<String>,
     /// What that API has in the statuses of objects.
     pub statuses: kubernetes::Statuses,
 }
@@ -81,13 +83,17 @@ impl Source {
         match self {
             Self::Directory(path) => {
                 let objects = directory::open(path.clone(), debounce).await?;
-                Ok(Opened { objects, review: None, client: None, statuses: kubernetes::Statuses::default() })
+                let statuses = kubernetes::Statuses::default();
+                Ok(Opened { objects, review: None, client: None, api_server: None, statuses })
             }
             Self::Kubernetes(context) => {
-                let client = kubernetes::client(context.as_deref()).await?;
+                let config = kubernetes::config(context.as_deref()).await?;
+                let api_server =
+                    config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
+                let client = kubernetes::client_of(config)?;
                 let review: Arc<dyn TokenReview> = Arc::new(ApiReview::new(client.clone()));
                 let (objects, statuses) = kubernetes::open(client.clone(), debounce).await?;
-                Ok(Opened { objects, review: Some(review), client: Some(client), statuses })
+                Ok(Opened { objects, review: Some(review), client: Some(client), api_server, statuses })
             }
         }
     }

@@ -82,6 +82,7 @@ impl Mesh {
             leaf_lifetime,
             review: None,
             cluster: None,
+            analysis_to: Vec::new(),
             canaries: None,
         };
         let stop = CancellationToken::new();

@@ -81,6 +81,7 @@ pub(crate) async fn control(folder: &Path, mut world: watch::Receiver<impl World
         leaf_lifetime: Duration::from_secs(3_600),
         review: None,
         cluster: None,
+        analysis_to: Vec::new(),
         canaries: None,
     };
     start(options, snapshots, None, CancellationToken::new()).await.unwrap()

@@ -110,10 +110,20 @@ impl Watched {
     }
 }
 
-/// Connects to the API of the cluster that this process runs in, or of a context of the kubeconfig (`KUBECONFIG`, else
-/// `~/.kube/config`).
+/// Connects to the API of [`config`].
 pub async fn client(context: Option<&str>) -> Result<Client> {
-    let config = match context {
+    client_of(config(context).await?)
+}
+
+/// Connects to an API.
+pub(super) fn client_of(config: Config) -> Result<Client> {
+    Client::try_from(config).context("no client for the Kubernetes API can be made of this configuration")
+}
+
+/// How to reach the API of the cluster that this process runs in, or of a context of the kubeconfig (`KUBECONFIG`, else
+/// `~/.kube/config`).
+pub(super) async fn config(context: Option<&str>) -> Result<Config> {
+    Ok(match context {
         None => Config::infer().await.context(
             "no Kubernetes API is known: run in a pod with a service account, or give a kubeconfig in KUBECONFIG",
         )?,
@@ -124,8 +134,7 @@ pub async fn client(context: Option<&str>) -> Result<Client> {
                 format!("the kubeconfig has no usable context {context:?}; `kubectl config get-contexts` lists them")
             })?
         }
-    };
-    Client::try_from(config).context("no client for the Kubernetes API can be made of this configuration")
+    })
 }
 
 /// Watches until every receiver is gone. Returns when all kinds have been listed once, however long the API server takes to answer;
