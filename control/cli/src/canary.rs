@@ -414,7 +414,17 @@ fn list(items: &[Value], terminal: Terminal) -> String {
         let diary = diary(item);
         if unseen(&diary) {
             let [_, candidate] = versions(item, &diary);
-            table.row(cells![place(item), text(item, "/spec/service"), candidate, "–", "–", "–", "–", "–", UNSEEN]);
+            table.row(cells![
+                place(item),
+                text(item, "/spec/service"),
+                candidate,
+                "–",
+                "–",
+                "–",
+                "–",
+                "–",
+                UNSEEN
+            ]);
             continue;
         }
         let success = diary.candidate.as_ref().and_then(|seen| seen.success_rate);

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::checks::Checks;
 use super::desk::{Command, Shown, shown};
-use super::{Diary, Entry, Facts, Phase, Plan, Reached, Wrong, refused, walk, windows};
 use super::outside::Outside;
+use super::{Diary, Entry, Facts, Phase, Plan, Reached, Wrong, refused, walk, windows};
 use crate::conditions::Reach;
 use crate::fleet::{Fleet, Tally};
 use crate::metric;
