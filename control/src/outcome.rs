@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_api::resource::Kind;
 
+use crate::canary::template::Template;
 use crate::objects::ObjectId;
 use crate::objects::canary::Course;
 
@@ -29,6 +30,8 @@ pub struct Outcome {
     pub resources: BTreeSet<(Kind, String)>,
     /// Of a Canary, where requests go by what is compiled.
     pub course: Option<Course>,
+    /// Of a Canary, the templates of its Deployment.
+    pub templates: Vec<Template>,
 }
 
 /// A parent of an object, as the object names it.

@@ -13,6 +13,7 @@ use penstock_api::v1;
 use penstock_api::view::Problem;
 use prost::Message;
 
+use crate::canary::template::Template;
 use crate::objects::canary::Course;
 use crate::objects::{Object, ObjectId};
 use crate::outcome::{Outcome, Outcomes};
@@ -62,6 +63,7 @@ pub struct Builder {
     parts: BTreeMap<ObjectId, BTreeSet<(Kind, String)>>,
     routed: BTreeMap<ObjectId, BTreeSet<ServiceName>>,
     courses: BTreeMap<ObjectId, Course>,
+    templates: BTreeMap<ObjectId, Vec<Template>>,
 }
 
 impl Builder {
@@ -108,6 +110,16 @@ impl Builder {
     /// Where they go.
     pub fn course(&self, canary: &ObjectId) -> Option<Course> {
         self.courses.get(canary).cloned()
+    }
+
+    /// Records which templates the Deployment of a Canary has.
+    pub fn has_templates(&mut self, canary: &ObjectId, templates: Vec<Template>) {
+        self.templates.insert(canary.clone(), templates);
+    }
+
+    /// Which there are.
+    pub fn templates(&self, canary: &ObjectId) -> Vec<Template> {
+        self.templates.get(canary).cloned().unwrap_or_default()
     }
 
     /// Records that a route of the Service `parent` leads to a pool.

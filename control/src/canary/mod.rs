@@ -33,6 +33,7 @@ mod judge;
 mod local;
 mod read;
 mod task;
+pub mod template;
 #[cfg(test)]
 mod tests;
 mod walk;

@@ -17,7 +17,7 @@ use super::consumers;
 use super::endpoints::Joined;
 use super::faults::Faults;
 use super::services::{ServiceModel, Services};
-use super::view::View;
+use super::view::{Of, View};
 use crate::canary::Plan;
 use crate::objects::Object;
 use crate::objects::canary::{Canary, Course};
@@ -61,12 +61,7 @@ pub(super) fn read<'a>(
     faults: &mut Faults,
 ) -> Canaries<'a> {
     let mut canaries = Canaries::default();
-    let mut all = view.canaries.clone();
-    // The older one stays in force when a second is made for the same Service.
-    all.sort_by_key(|(object, _)| {
-        (object.metadata().creation_timestamp.as_ref().map(|time| time.0), object.id.clone())
-    });
-    for (object, canary) in all {
+    for (object, canary) in oldest_first(view) {
         let Some(overlay) = overlay(object, canary, services, joined, faults) else { continue };
         let name = overlay.service.name.clone();
         if let Some(first) = canaries.0.get(&name) {
@@ -78,6 +73,15 @@ pub(super) fn read<'a>(
         canaries.0.insert(name, overlay);
     }
     canaries
+}
+
+/// All of them: the older one stays in force when a second is made for the same Service or Deployment.
+pub(super) fn oldest_first<'a>(view: &View<'a>) -> Vec<Of<'a, Canary>> {
+    let mut all = view.canaries.clone();
+    all.sort_by_key(|(object, _)| {
+        (object.metadata().creation_timestamp.as_ref().map(|time| time.0), object.id.clone())
+    });
+    all
 }
 
 fn overlay<'a>(

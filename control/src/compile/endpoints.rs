@@ -1,4 +1,4 @@
-//! Endpoints: EndpointSlices, and what pools have in place of them, joined with the pods behind them.
+//! Endpoints: EndpointSlices, and what pools and templates have in place of them, joined with the pods behind them.
 //!
 //! An endpoint whose pod is not known is left out: without its identity it would be dialled in plaintext, and a
 //! downgrade must never come from an object that is late.
@@ -15,8 +15,9 @@ use super::faults::Faults;
 use super::pods::Pods;
 use super::pools;
 use super::services::{ServiceModel, Services};
+use super::templates::Templates;
 use super::view::{Of, View};
-use crate::objects::Object;
+use crate::objects::{Object, ObjectKind};
 use crate::snapshot::Builder;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -42,6 +43,7 @@ pub(super) fn join(
     view: &View<'_>,
     pods: &Pods<'_>,
     services: &mut Services<'_>,
+    templates: &Templates<'_, '_>,
     faults: &mut Faults,
 ) -> Joined {
     let mut slices: BTreeMap<ServiceName, Vec<Of<'_, EndpointSlice>>> = BTreeMap::new();
@@ -61,10 +63,17 @@ pub(super) fn join(
     for (name, (object, slice)) in &pools {
         slices.entry(name.clone()).or_default().push((object, slice));
     }
+    let templates = templates.slices(services);
+    for (name, (object, all)) in &templates {
+        slices.entry(name.clone()).or_default().extend(all.iter().map(|slice| (*object, slice)));
+    }
     let mut joined = Joined { endpoints: BTreeMap::new(), targets: BTreeMap::new() };
     for (name, service) in services.iter_mut() {
         let slices = slices.remove(name).unwrap_or_default();
-        check_ports(service, &slices, faults);
+        // What ports a template has is its pods' word, and the Service's own endpoints are held against its ports.
+        if service.object.id.kind != ObjectKind::Canary {
+            check_ports(service, &slices, faults);
+        }
         let mut opaque = BTreeSet::new();
         let endpoints = endpoints(service, &slices, pods, &mut joined, &mut opaque, faults);
         joined.endpoints.insert(name.clone(), endpoints);
@@ -73,6 +82,14 @@ pub(super) fn join(
         }
     }
     joined
+}
+
+impl Joined {
+    /// How many endpoints of a Service take new requests.
+    pub(super) fn ready(&self, service: &ServiceName) -> usize {
+        let all = self.endpoints.get(service).into_iter().flat_map(|all| &all.endpoints);
+        all.filter(|one| !one.draining).count()
+    }
 }
 
 /// Adds the endpoints of every Service.

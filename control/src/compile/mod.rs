@@ -21,6 +21,7 @@ mod pods;
 mod pools;
 mod routes;
 mod services;
+mod templates;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,6 +173,7 @@ fn outcomes(
             parents: newest.map(|object| parents(object, builder)).unwrap_or_default(),
             resources: builder.parts(id),
             course: builder.course(id),
+            templates: builder.templates(id),
         }
     };
     all.into_iter().map(|id| (id.clone(), of(id))).collect()
@@ -335,7 +337,8 @@ fn resources(
     let mut services = services::read(&view, &mut faults);
     pools::read(&view, &mut services, &mut faults);
     inference::join(&view, &mut services, &mut faults);
-    let joined = endpoints::join(&view, &pods, &mut services, &mut faults);
+    let templates = templates::read(&view, &pods, &mut services, &mut builder, &mut faults);
+    let joined = endpoints::join(&view, &pods, &mut services, &templates, &mut faults);
     services::add(&services, &mut builder, &mut faults);
     endpoints::add(&joined, &mut builder);
     pods::add(&pods, &services, &joined, &mut builder, &mut faults);

@@ -43,6 +43,8 @@ pub(super) struct PodModel<'a> {
     past: Ports,
     /// It serves. One that does not say is ready when it runs.
     pub ready: bool,
+    /// It would serve, if no gate were closed: all of its containers are ready.
+    pub gated: bool,
     /// It is being ended.
     pub terminating: bool,
     /// Ports whose bytes are not looked at.
@@ -87,13 +89,20 @@ fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> 
     status.conditions.iter().flatten().find(|one| one.type_ == kind)
 }
 
-/// Whether a pod counts as not ready because its node has not been heard of, as after an outage of the API server: the kubelet's word, that all
-/// containers are ready, still stands. A gate that is closed says so itself.
-fn unheard(status: &PodStatus) -> bool {
+/// Why a pod is not ready though all of its containers are.
+#[derive(PartialEq)]
+enum Unready {
+    /// A gate is closed, which says so itself.
+    Gated,
+    /// Its node has not been heard of, as after an outage of the API server: the kubelet's word, that all containers are ready, still stands.
+    Unheard,
+}
+
+fn unready(status: &PodStatus) -> Option<Unready> {
     let so = |kind: &str, value: &str| condition(status, kind).is_some_and(|one| one.status == value);
-    let gate = condition(status, "Ready").and_then(|ready| ready.reason.as_deref())
-        == Some("ReadinessGatesNotReady");
-    so("Ready", "False") && so("ContainersReady", "True") && !gate
+    let reason = condition(status, "Ready").and_then(|ready| ready.reason.as_deref());
+    let why = if reason == Some("ReadinessGatesNotReady") { Unready::Gated } else { Unready::Unheard };
+    (so("Ready", "False") && so("ContainersReady", "True")).then_some(why)
 }
 
 fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Faults) -> PodModel<'a> {
@@ -143,10 +152,12 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         }
     }
     let said = pod.status.as_ref().and_then(|status| condition(status, "Ready"));
+    let unready = pod.status.as_ref().and_then(unready);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     PodModel {
         object,
         ready: said.map_or(phase == Some("Running"), |condition| condition.status == "True"),
+        gated: unready == Some(Unready::Gated),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         service_account,
         injected,
@@ -162,7 +173,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         opaque,
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
         pending: phase == Some("Pending"),
-        unheard: pod.status.as_ref().is_some_and(unheard),
+        unheard: unready == Some(Unready::Unheard),
         ips,
         ports,
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),

@@ -12,7 +12,7 @@ use penstock_api::ServiceName;
 use penstock_api::v1::{self, Protocol};
 
 use super::faults::Faults;
-use super::pods::Pods;
+use super::pods::{PodModel, Pods};
 use super::services::{ServiceModel, Services, policy};
 use super::view::{Of, View};
 use crate::objects::Object;
@@ -90,35 +90,36 @@ fn slice((object, pool): Of<'_, InferencePool>, pods: &Pods<'_>) -> EndpointSlic
         pod.object.id.namespace == object.id.namespace
             && wanted.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
     });
-    let endpoint = |pod: &super::pods::PodModel<'_>| {
-        // One without an address is not there yet.
-        let address = pod.address()?;
-        let conditions = EndpointConditions {
-            ready: Some(pod.ready && !pod.terminating),
-            serving: Some(pod.ready),
-            terminating: Some(pod.terminating),
-        };
-        let target = ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: Some(pod.object.id.namespace.clone()),
-            name: Some(pod.object.id.name.clone()),
-            ..ObjectReference::default()
-        };
-        Some(Endpoint {
-            addresses: vec![address.to_string()],
-            conditions: Some(conditions),
-            target_ref: Some(target),
-            ..Endpoint::default()
-        })
-    };
     let port = EndpointPort {
         port: pool.spec.target_ports.first().map(|port| port.number),
         ..EndpointPort::default()
     };
     EndpointSlice {
         address_type: "IPv4".to_owned(),
-        endpoints: selected.filter_map(endpoint).collect(),
+        endpoints: selected.filter_map(|pod| endpoint(pod, pod.ready)).collect(),
         ports: Some(vec![port]),
         ..EndpointSlice::default()
     }
+}
+
+/// A pod as the slice of what selects it has it; `None` as long as it has no address.
+pub(super) fn endpoint(pod: &PodModel<'_>, serves: bool) -> Option<Endpoint> {
+    let address = pod.address()?;
+    let conditions = EndpointConditions {
+        ready: Some(serves && !pod.terminating),
+        serving: Some(serves),
+        terminating: Some(pod.terminating),
+    };
+    let target = ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.object.id.namespace.clone()),
+        name: Some(pod.object.id.name.clone()),
+        ..ObjectReference::default()
+    };
+    Some(Endpoint {
+        addresses: vec![address.to_string()],
+        conditions: Some(conditions),
+        target_ref: Some(target),
+        ..Endpoint::default()
+    })
 }

@@ -28,9 +28,14 @@ pub struct Spec {
     /// are no routes, is divided between the two.
     pub service: String,
     /// The Service of the version that serves now.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stable: String,
     /// The Service of the version that is to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub candidate: String,
+    /// Instead of these two, the Deployment whose changes are the candidates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
     /// From the first to the last. The last need not be at 100: after it comes the promotion, which is.
     pub steps: Vec<Step>,
     /// How long all requests go to the candidate at least, and are judged, before it has succeeded: a Gateway API duration; `1m` unless said, `0s`
@@ -251,6 +256,9 @@ pub struct Course {
     /// Whether requests that fit go to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub matching: bool,
+    /// Of two templates of a Deployment: Kubernetes may take the candidate's pods for ready and go on, and requests go to each as far as it has come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
 }
 
 impl Course {
