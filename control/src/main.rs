@@ -286,7 +286,8 @@ fn injecting(
         }
     }
     let events = told.events;
-    let (webhook, stop) = (Webhook::new(settings, namespaces.clone()), stop.clone());
+    let webhook = Webhook::new(settings, namespaces.clone()).holding(told.published);
+    let stop = stop.clone();
     Ok(async move {
         let missed = missed::watch(objects, namespaces, events, stop.clone());
         let ((), served) = tokio::join!(missed, listening.serve(certificate, webhook, stop));

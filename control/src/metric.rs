@@ -32,7 +32,7 @@ penstock_api::metrics! {
     WEBHOOK Histogram "penstock_control_webhook_seconds" []
         "Time from an admission review's first byte to its answer.";
     WEBHOOK_REVIEWS Counter "penstock_control_webhook_reviews_total" ["outcome"]
-        "Admission reviews: injected, unchanged, refused, failed (control could not decide), bad-request.";
+        "Admission reviews: injected, gated (injected by hand, and held by a Canary), unchanged, refused, failed (control could not decide), bad-request.";
     PODS_NOT_INJECTED Gauge "penstock_control_pods_not_injected" []
         "Pods that ask for a sidecar and have none.";
     STATUSES Counter "penstock_control_statuses_total" ["outcome"]

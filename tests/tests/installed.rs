@@ -190,7 +190,7 @@ fn control(object: &Value) -> Vec<String> {
     let set = decode::file(&"policy.yaml".into(), &format!("{object}\n---\n{service}\n"));
     let problems = compile(&set, &State::default(), &trust).0.problems;
     // Nothing else is in the cluster, so what a policy is about is missing, which refuses none.
-    let missing = ["there is no Service", "no workload of the mesh", "does not exist; create it"];
+    let missing = ["there is no Service", "no workload of the mesh", "does not exist; create it", "has no pod"];
     problems
         .into_iter()
         .map(|problem| problem.message)
@@ -270,6 +270,7 @@ async fn schemas(client: &Client) {
     good.extend([
         canary(json!({})),
         canary(json!({"stable": "s", "steps": [{"weight": 0, "shadow": 100, "pause": true}], "shadow": {}})),
+        policy("Canary", json!({"service": "s", "deployment": "s", "steps": [{"weight": 5}]})),
         canary(json!({
             "steps": [{"weight": 0, "pause": true}, {"weight": 100, "hold": "1h30m"}], "paused": true, "run": "2", "promotion": "0s",
             "match": [{"headers": [{"name": "x-tester", "value": "yes"}]}], "sticky": "cookie:session",
@@ -347,6 +348,11 @@ async fn schemas(client: &Client) {
         ]}]})),
         canary(json!({"candidate": "v1"})),
         canary(json!({"candidate": "s"})),
+        canary(json!({"deployment": "d"})),
+        policy("Canary", json!({"service": "s", "steps": [{"weight": 5}]})),
+        policy("Canary", json!({"service": "s", "stable": "v1", "steps": [{"weight": 5}]})),
+        policy("Canary", json!({"service": "s", "deployment": "d.d", "steps": [{"weight": 5}]})),
+        policy("Canary", json!({"service": "s", "deployment": "d".repeat(53), "steps": [{"weight": 5}]})),
         canary(json!({"steps": []})),
         canary(json!({"steps": [{"weight": 101}]})),
         canary(json!({"promotion": "soon"})),

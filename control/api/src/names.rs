@@ -130,6 +130,9 @@ pub mod annotation {
 /// Label of pods that carry an injected proxy: `"true"`.
 pub const INJECTED_LABEL: &str = "penstock.io/injected";
 
+/// The readiness gate of pods of a Deployment that has a Canary: as long as its condition is not true, Kubernetes takes the pod for not ready.
+pub const PROMOTED: &str = "penstock.io/promoted";
+
 /// ALPN between sidecars: HTTP/2 that follows Penstock's own rules (upgraded HTTP/1, load reports).
 pub const ALPN_MESH_H2: &[u8] = b"penstock-h2";
 /// ALPN between sidecars: HTTP/1.1, one exchange, for Upgrade.

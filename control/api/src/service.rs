@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 /// What follows the name of an InferencePool. No Service has a dot in its name, and no host name is read as one that has.
 const POOL: &str = ".pool";
+/// What follows the name of a ReplicaSet where the pods of one template of a Deployment are meant.
+const TEMPLATE: &str = ".template";
 
-/// `<namespace>/<name>` of a Kubernetes Service, or `<namespace>/<name>.pool` of an InferencePool, which is a backend like one.
-/// Cheap to clone.
+/// `<namespace>/<name>` of a Kubernetes Service, or what is a backend like one: `<namespace>/<name>.pool` of an InferencePool,
+/// `<namespace>/<replica set>.template` of the pods that a Deployment has made of one template. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
@@ -31,6 +33,12 @@ impl ServiceName {
     pub fn pool(namespace: &str, name: &str) -> Result<Self, InvalidServiceName> {
         let Self(service) = Self::new(namespace, name)?;
         Ok(Self(format!("{service}{POOL}").into()))
+    }
+
+    /// What the pods of one template of a Deployment are called where Services are; their ReplicaSet has a name for each.
+    pub fn template(namespace: &str, replica_set: &str) -> Result<Self, InvalidServiceName> {
+        let Self(service) = Self::new(namespace, replica_set)?;
+        Ok(Self(format!("{service}{TEMPLATE}").into()))
     }
 
     /// Stands for the service in the labels of requests that reached none.
@@ -87,9 +95,10 @@ impl FromStr for ServiceName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (namespace, name) = text.split_once('/').ok_or_else(|| InvalidServiceName(text.to_owned()))?;
-        match name.strip_suffix(POOL) {
-            Some(pool) => Self::pool(namespace, pool),
-            None => Self::new(namespace, name),
+        match (name.strip_suffix(POOL), name.strip_suffix(TEMPLATE)) {
+            (Some(pool), _) => Self::pool(namespace, pool),
+            (_, Some(replica_set)) => Self::template(namespace, replica_set),
+            _ => Self::new(namespace, name),
         }
     }
 }
@@ -130,6 +139,14 @@ mod tests {
         // Whoever names a Service does not reach a pool by it.
         assert!(ServiceName::new("team-a", "llama.pool").is_err());
         assert!("team-a/llama.other".parse::<ServiceName>().is_err());
+    }
+
+    #[test]
+    fn a_template_of_a_deployment_is_called_as_no_service_can_be() {
+        let template = ServiceName::template("team-a", "resnet-6d4cf56db6").unwrap();
+        assert_eq!(template.as_str(), "team-a/resnet-6d4cf56db6.template");
+        assert_eq!("team-a/resnet-6d4cf56db6.template".parse(), Ok(template));
+        assert!(ServiceName::template("team-a", "a.b").is_err() && "a/.template".parse::<ServiceName>().is_err());
     }
 
     #[test]

@@ -173,7 +173,8 @@ impl<'a> Source<'a> {
                 Ok(())
             }
             Self::Cluster(cluster) => {
-                let run = spec(canary)?.run_id();
+                let run = diary(canary).run;
+                let run = if run.is_empty() { spec(canary)?.run_id() } else { run };
                 let said = format!("{run}/{:08x}", rand::random::<u32>());
                 let change = match verb {
                     "promote" => json!({"metadata": {"annotations": {annotation::PROMOTE: said}}}),
@@ -208,10 +209,11 @@ async fn order(source: &mut Source<'_>, wanted: &str, verb: &str, output: Output
     let phase = diary(&canary).phase;
     let ended = matches!(phase, Phase::Succeeded | Phase::RolledBack | Phase::Invalid);
     if ended && verb != "pause" && verb != "resume" {
-        let why = format!(
-            "{} is at its end ({phase:?}); write another text into its spec.run to begin again",
-            place(&canary)
-        );
+        let next = match text(&canary, "/spec/deployment") {
+            "" => "write another text into its spec.run to begin again".to_owned(),
+            name => format!("the next change of the Deployment {name} begins again"),
+        };
+        let why = format!("{} is at its end ({phase:?}); {next}", place(&canary));
         return Err(Failure::Problem(why));
     }
     source.order(&canary, verb).await?;
@@ -236,7 +238,8 @@ async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<
     loop {
         let canary = source.one(&wanted).await?;
         let (spec, diary) = (spec(&canary)?, diary(&canary));
-        let current = diary.course.as_ref().is_none_or(|course| course.run == spec.run_id());
+        // Which run a change of a Deployment is, control alone knows.
+        let current = spec.deployment.is_some() || diary.run.is_empty() || diary.run == spec.run_id();
         let fresh: Vec<&Entry> =
             diary.history.iter().rev().take_while(|entry| Some(*entry) != told.as_ref()).collect();
         for entry in fresh.into_iter().rev() {
@@ -301,7 +304,7 @@ fn list(items: &[Value], terminal: Terminal) -> String {
         table.row([
             place(item).into(),
             text(item, "/spec/service").into(),
-            text(item, "/spec/candidate").into(),
+            versions(item, &diary)[1].as_str().into(),
             Cell::toned(tone(diary.phase), format!("{:?}", diary.phase)),
             step(&diary).into(),
             format!("{} %", weight(&diary)).into(),
@@ -311,6 +314,19 @@ fn list(items: &[Value], terminal: Terminal) -> String {
         ]);
     }
     table.render(terminal)
+}
+
+/// Stable and candidate: Services, or templates of the Deployment, which stands for them while there is none but the one that serves.
+fn versions(canary: &Value, diary: &Diary) -> [String; 2] {
+    let deployment = text(canary, "/spec/deployment");
+    match &diary.course {
+        _ if deployment.is_empty() => ["/spec/stable", "/spec/candidate"].map(|field| text(canary, field).to_owned()),
+        Some(course) if course.stable == course.candidate => {
+            [course.stable.clone(), format!("deployment/{deployment}")]
+        }
+        Some(course) => [course.stable.clone(), course.candidate.clone()],
+        None => [String::new(), format!("deployment/{deployment}")],
+    }
 }
 
 fn weight(diary: &Diary) -> u32 {
@@ -326,28 +342,32 @@ fn step(diary: &Diary) -> String {
 
 fn show(canary: &Value, terminal: Terminal) -> String {
     let diary = diary(canary);
+    let [stable, candidate] = versions(canary, &diary);
     let mut page = format!(
         "{}: {}, step {}, {} % to {} (applied by {} of {} proxies)\n",
         terminal.paint(Tone::Strong, &place(canary)),
         terminal.paint(tone(diary.phase), &format!("{:?}", diary.phase)),
         step(&diary),
         weight(&diary),
-        text(canary, "/spec/candidate"),
+        candidate,
         diary.applied,
         diary.concerned,
     );
     if !diary.message.is_empty() {
         page.push_str(&format!("  {}\n", diary.message));
     }
+    if let Some(left) = diary.left {
+        page.push_str(&format!("  the Deployment {} has {left} pods of {stable} left\n", text(canary, "/spec/deployment")));
+    }
     let mut seen = Table::new(&["VERSION", "SERVICE", ">REQUESTS", ">SUCCESS", ">P50", ">P99", ">LOAD"]);
-    for (version, field, observed) in
-        [("stable", "/spec/stable", &diary.stable), ("candidate", "/spec/candidate", &diary.candidate)]
+    for (version, name, observed) in
+        [("stable", &stable, &diary.stable), ("candidate", &candidate, &diary.candidate)]
     {
         let observed = observed.clone().unwrap_or_default();
         let Observed { requests, success_rate, p50_ms, p99_ms, load } = observed;
         seen.row(cells![
             version,
-            text(canary, field),
+            name.as_str(),
             units::count(requests),
             units::or_dash(success_rate, |rate| units::percent(rate / 100.0)),
             units::or_dash(p50_ms, units::milliseconds),

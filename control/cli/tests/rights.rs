@@ -13,10 +13,11 @@ use serde_json::Value;
 type Right = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 /// In all namespaces, besides what is watched.
-const EVERYWHERE: [Right; 15] = [
+const EVERYWHERE: [Right; 16] = [
     ("get", "", "namespaces", "", "whether a pod that is made now is injected"),
     ("list", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
     ("watch", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
+    ("patch", "", "pods/status", "", "cluster::gates: whether a Canary lets a pod serve"),
     ("patch", "gateway.networking.k8s.io", "grpcroutes/status", "", "whether a route is accepted"),
     ("patch", "gateway.networking.k8s.io", "httproutes/status", "", "whether a route is accepted"),
     ("patch", "inference.networking.k8s.io", "inferencepools/status", "", "whether a pool is reached"),

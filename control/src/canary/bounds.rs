@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::template::Pair;
 use crate::objects::canary::Spec;
 
 /// A Canary that makes sense.
@@ -27,8 +28,17 @@ pub struct Plan {
     pub deadline: Duration,
     /// What must hold.
     pub bounds: Bounds,
+    /// Of a Canary of a Deployment, which of its templates the two are. They are one while there is nothing to do.
+    pub pair: Option<Pair>,
     /// What all of this was read from.
     pub spec: Spec,
+}
+
+impl Plan {
+    /// Whether it is about a Deployment that has not changed.
+    pub fn idles(&self) -> bool {
+        self.pair.as_ref().is_some_and(|pair| pair.stable == pair.candidate)
+    }
 }
 
 /// One step.

@@ -44,6 +44,9 @@ pub struct Diary {
     /// When the step began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_since: Option<Moment>,
+    /// Of a Deployment that goes on, pods of the old template that are left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<usize>,
     /// When every proxy had acknowledged its course; absent: not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_since: Option<Moment>,

@@ -22,6 +22,9 @@
 //!                                              (from Progressing too)
 //! ```
 //!
+//! Of a Deployment that has not changed there is nothing to do: it waits, or stays where the last change has left it. Promoting lasts until no pod of the
+//! old template is left, and a candidate of which none is left goes back.
+//!
 //! Another run (another Service, another `run`) begins at Waiting or Progressing, wherever the one before was. Other steps do not: it goes on at the
 //! one that is nearest. A canary that is to go back and has nothing to go back to stays in its phase.
 

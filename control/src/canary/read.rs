@@ -14,6 +14,8 @@ use crate::objects::canary::{self, Spec};
 
 /// Steps that a Canary may have: as many as a person reads.
 const STEPS: usize = 50;
+/// Letters of the name of a Deployment: with a hyphen and the ten of a hash it is a label.
+const DEPLOYMENT: usize = 52;
 /// Of queries and webhooks, and of matches: each is asked, or compared with each request.
 const LIST: usize = 16;
 /// Any duration. A step that is held for longer than a week is a version that serves.
@@ -37,21 +39,10 @@ impl Plan {
     /// Reads the `spec` of a Canary in `namespace`; all that is wrong with it, if anything is.
     pub fn read(namespace: &str, spec: &Spec) -> Result<Self, Vec<Wrong>> {
         let mut reader = Reader::default();
-        let names = [("service", &spec.service), ("stable", &spec.stable), ("candidate", &spec.candidate)];
-        for (field, name) in names {
-            if !is_label(name) {
-                reader.wrong(
-                    format!("/spec/{field}"),
-                    format!("{name:?} is no name of a Service; name one of this namespace"),
-                );
-            }
-        }
-        for (field, other) in [("service", &spec.service), ("stable", &spec.stable)] {
-            if spec.candidate == *other {
-                let message =
-                    format!("{other} is the {field} as well; the candidate is a Service of its own");
-                reader.wrong("/spec/candidate".to_owned(), message);
-            }
+        reader.service("service", &spec.service);
+        match &spec.deployment {
+            Some(deployment) => reader.deployment(deployment, spec),
+            None => reader.services(spec),
         }
         let deadline = reader.duration("/spec/deadline", spec.deadline.as_ref(), DEADLINE);
         if deadline.is_zero() {
@@ -82,6 +73,7 @@ impl Plan {
             paused: spec.paused,
             deadline,
             bounds,
+            pair: None,
             spec: spec.clone(),
         })
     }
@@ -94,6 +86,47 @@ struct Reader(Vec<Wrong>);
 impl Reader {
     fn wrong(&mut self, pointer: String, message: String) {
         self.0.push((pointer, message));
+    }
+
+    fn service(&mut self, field: &str, name: &str) {
+        if !is_label(name) {
+            let message = format!("{name:?} is no name of a Service; name one of this namespace");
+            self.wrong(format!("/spec/{field}"), message);
+        }
+    }
+
+    /// The versions are two Services.
+    fn services(&mut self, spec: &Spec) {
+        let Spec { service, stable, candidate, .. } = spec;
+        if stable.is_empty() && candidate.is_empty() {
+            let message = "nothing says what the versions are; write a deployment, or stable and candidate";
+            return self.wrong("/spec/deployment".to_owned(), message.to_owned());
+        }
+        self.service("stable", stable);
+        self.service("candidate", candidate);
+        for (field, other) in [("service", service), ("stable", stable)] {
+            if candidate == other {
+                let message =
+                    format!("{other} is the {field} as well; the candidate is a Service of its own");
+                self.wrong("/spec/candidate".to_owned(), message);
+            }
+        }
+    }
+
+    /// The versions are templates of one Deployment.
+    fn deployment(&mut self, deployment: &str, spec: &Spec) {
+        if !is_label(deployment) || deployment.len() > DEPLOYMENT {
+            let message = format!(
+                "{deployment:?} is no name of a Deployment that is told apart; name one of this namespace, in at most {DEPLOYMENT} letters,                  digits and hyphens"
+            );
+            self.wrong("/spec/deployment".to_owned(), message);
+        }
+        for (field, name) in [("stable", &spec.stable), ("candidate", &spec.candidate)] {
+            if !name.is_empty() {
+                let message = format!("the versions are those of the Deployment {deployment}; remove one of the two");
+                self.wrong(format!("/spec/{field}"), message);
+            }
+        }
     }
 
     fn duration(&mut self, pointer: &str, text: Option<&String>, default: Duration) -> Duration {
@@ -395,6 +428,20 @@ mod tests {
             (json!({"service": "Res net"}), "/spec/service: \"Res net\" is no name of a Service"),
             (json!({"candidate": "resnet"}), "/spec/candidate: resnet is the service as well"),
             (json!({"candidate": "resnet-v1"}), "/spec/candidate: resnet-v1 is the stable as well"),
+            (json!({"stable": null}), "/spec/stable: \"\" is no name of a Service"),
+            (json!({"stable": null, "candidate": null}), "/spec/deployment: nothing says what the versions are"),
+            (
+                json!({"deployment": "resnet", "candidate": null}),
+                "/spec/stable: the versions are those of the Deployment resnet",
+            ),
+            (
+                json!({"deployment": "r".repeat(53), "stable": null, "candidate": null}),
+                "/spec/deployment: \"rrrr",
+            ),
+            (
+                json!({"deployment": "res.net", "stable": null, "candidate": null}),
+                "/spec/deployment: \"res.net\" is no name",
+            ),
             (json!({"steps": []}), "/spec/steps: there are 0 steps; write from 1 to 50"),
             (json!({"steps": vec![json!({"weight": 1}); 51]}), "/spec/steps: there are 51 steps"),
             (json!({"steps": [{"weight": 101}]}), "/spec/steps/0/weight: 101 is more than all"),

@@ -155,7 +155,7 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
             reach.unheard += usize::from(!settled);
             let lost = memory.lost(reach.tally.concerned, now);
             let next = asked.look(&sight.fleet, &mut checks, &snapshot, &reach, lost);
-            if !rests(next.phase) {
+            if !rests(next.phase) && !asked.plan.as_ref().is_some_and(Plan::idles) {
                 pause = MOVING;
             }
             let waits = memory.written.is_some_and(|at| at.elapsed() < NUMBERS);
@@ -234,7 +234,10 @@ impl<'a> Asked<'a> {
         let command = home.command(object);
         let outcome = snapshot.outcomes.get(&object.id)?;
         let (plan, wrong) = in_force(object, canary, &command, outcome, &diary);
-        let looks = plan.as_ref().is_some_and(|plan| !rests(diary.phase) || diary.run != plan.run);
+        let between = |plan: Plan| plan.between(&object.id.namespace, &diary, &outcome.templates);
+        let plan = plan.map(between);
+        let goes_on = |plan: &Plan| !rests(diary.phase) && !plan.idles();
+        let looks = plan.as_ref().is_some_and(|plan| goes_on(plan) || diary.run != plan.run);
         let at = Timestamp::now();
         let windows = windows(&diary, at);
         let others = match &plan {
@@ -271,6 +274,7 @@ impl<'a> Asked<'a> {
             missing: missing(plan, snapshot),
             ready: ready(&plan.candidate, snapshot),
             stable_ready: ready(&plan.stable, snapshot),
+            pods: plan.pair.as_ref().map(|pair| pair.pods(&outcome.templates)),
             reach: Reached {
                 of: outcome.course.clone(),
                 concerned: tally.concerned + lost,
@@ -317,7 +321,10 @@ fn in_force(
 
 /// Services of the plan that do not exist.
 fn missing(plan: &Plan, snapshot: &Snapshot) -> Vec<String> {
-    let mut names = vec![&plan.service, &plan.stable, &plan.candidate];
+    let mut names = vec![&plan.service];
+    if plan.pair.is_none() {
+        names.extend([&plan.stable, &plan.candidate]);
+    }
     names.retain(|name| snapshot.get(Kind::Service, name).is_none());
     names.dedup();
     names.into_iter().cloned().collect()

@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use penstock_api::ServiceName;
 
-use super::diary::Phase;
+use super::bounds::Plan;
+use super::diary::{Diary, Phase};
 use crate::objects::canary::{Canary, Course};
 
 /// The label by which a Deployment tells the pods of its templates apart.
@@ -47,15 +48,17 @@ pub struct Template {
     pub since: Option<Timestamp>,
 }
 
-/// Which of a Deployment's templates serves, and which is to. One and the same: there is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) stable: String,
-    pub(super) candidate: String,
+/// Which of a Deployment's templates serves, and which is to. One and the same: there is none. Empty: there has been no pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// The one that serves.
+    pub stable: String,
+    /// The one that is to.
+    pub candidate: String,
 }
 
 /// What a Canary of a Deployment is about at the moment; `None` as long as there has been no pod.
-pub(super) fn pair(
+fn pair(
     deployment: &str,
     phase: Phase,
     course: Option<&Course>,
@@ -89,6 +92,38 @@ pub(super) fn pair(
         candidate.clone_from(&stable);
     }
     Some(Pair { stable, candidate })
+}
+
+impl Plan {
+    /// The plan of a Canary of a Deployment, as its templates and what has become of it say. A Deployment that has not changed is no other run.
+    pub(super) fn between(mut self, namespace: &str, diary: &Diary, templates: &[Template]) -> Self {
+        let Some(deployment) = &self.spec.deployment else { return self };
+        let pair = pair(deployment, diary.phase, diary.course.as_ref(), templates);
+        let pair = pair.unwrap_or_default();
+        self.stable = format!("{namespace}/{}", pair.stable);
+        self.candidate = format!("{namespace}/{}", pair.candidate);
+        let stays = pair.stable == pair.candidate && !diary.run.is_empty();
+        self.run = if stays { diary.run.clone() } else { self.spec.run_of(&pair.candidate) };
+        self.pair = Some(pair);
+        self
+    }
+}
+
+/// How many pods two templates have that have not ended and are not being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pods {
+    /// The one that serves.
+    pub stable: usize,
+    /// The one that is to.
+    pub candidate: usize,
+}
+
+impl Pair {
+    /// Of these templates.
+    pub(super) fn pods(&self, templates: &[Template]) -> Pods {
+        let of = |name: &str| templates.iter().find(|one| one.name == name).map_or(0, |one| one.pods);
+        Pods { stable: of(&self.stable), candidate: of(&self.candidate) }
+    }
 }
 
 /// Whether a name is that of a template of a Deployment.

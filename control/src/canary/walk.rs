@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::bounds::{Plan, Step, Wrong, words};
 use super::diary::{Diary, Moment, Observed, Phase, ShadowObserved};
 use super::judge::{Missing, Verdict, judge, looks};
+use super::template::{Pair, Pods};
 use crate::conditions::{Condition, Settle, cut};
 use crate::fleet::Seen;
 use crate::objects::canary::Course;
@@ -45,6 +46,8 @@ pub struct Facts {
     pub ready: usize,
     /// Those of the stable version.
     pub stable_ready: usize,
+    /// Of a Deployment, how many pods its two templates have.
+    pub pods: Option<Pods>,
     /// How far the course has come.
     pub reach: Reached,
     /// What clients' proxies saw of the plan's `service`, over the times that [`windows`] asks for: two seconds, ten, and since the step was
@@ -155,7 +158,11 @@ impl Walker<'_> {
     fn begin(&mut self) {
         let Self { plan, facts, diary } = self;
         diary.steps = plan.steps.len();
-        if diary.run == plan.run {
+        // The same template again, after the Deployment had none but the stable one.
+        let idled = diary.course.as_ref().is_some_and(|course| course.stable == course.candidate);
+        let changed = idled && plan.pair.is_some() && !plan.idles();
+        let again = changed && matches!(diary.phase, Phase::Succeeded | Phase::RolledBack);
+        if diary.run == plan.run && !again {
             return self.steps_changed();
         }
         // What was told before there was such a run was not told to it, but to one before it of the same name.
@@ -208,7 +215,8 @@ impl Walker<'_> {
         }
         if abort.is_some() {
             diary.answered.abort = abort;
-            if diary.phase.judged() || matches!(diary.phase, Phase::Waiting | Phase::Succeeded) {
+            let may = diary.phase.judged() || matches!(diary.phase, Phase::Waiting | Phase::Succeeded);
+            if may && !plan.idles() {
                 self.back("aborted by a person".to_owned());
             }
         }
@@ -261,6 +269,11 @@ impl Walker<'_> {
         if !facts.missing.is_empty() {
             return Some(missing_services(&facts.missing));
         }
+        if let Some(deployment) = plan.spec.deployment.as_ref().filter(|_| plan.idles()) {
+            let there = facts.pods.is_some_and(|pods| pods.stable > 0);
+            let what = if there { "waits for a change of" } else { "waits for a pod of" };
+            return Some(format!("{what} the Deployment {deployment}"));
+        }
         let endpoint = |of: &str| Some(format!("waits for a ready endpoint of {of}"));
         match (facts.stable_ready, facts.ready, plan.paused) {
             (0, ..) => endpoint(&plan.stable),
@@ -291,7 +304,7 @@ impl Walker<'_> {
         let diary = &mut self.diary;
         diary.step_since = Some(now);
         diary.deadline_since = phase.judged().then_some(now);
-        diary.unready_since = None;
+        (diary.unready_since, diary.left) = (None, None);
         diary.promoted = false;
         diary.note(self.facts.now);
     }
@@ -319,6 +332,13 @@ impl Walker<'_> {
         let Self { plan, facts, diary } = self;
         if facts.stable_ready > 0 {
             diary.stays = None;
+            let asks = plan.spec.deployment.as_ref().filter(|_| facts.pods.is_some_and(|pods| pods.candidate > 0));
+            let why = match asks {
+                Some(name) => format!(
+                    "{why}; the Deployment still asks for it: `kubectl rollout undo deployment/{name}`, or mend it"
+                ),
+                None => why,
+            };
             return self.enter(Phase::RollingBack, why);
         }
         let message =
@@ -339,6 +359,15 @@ impl Walker<'_> {
         let Self { plan, facts, diary } = self;
         if diary.stays.is_some() {
             return;
+        }
+        if facts.pods.is_some_and(|pods| pods.candidate == 0) {
+            let why = format!("the Deployment went back: no pod of {} is left", plan.candidate);
+            return self.back(why);
+        }
+        let left = facts.pods.filter(|_| diary.phase == Phase::Promoting).map(|pods| pods.stable);
+        if left != diary.left {
+            // As long as Kubernetes replaces them it is not late.
+            (diary.left, diary.deadline_since) = (left, Some(now));
         }
         diary.unready_since = (facts.ready == 0).then(|| diary.unready_since.unwrap_or(now));
         if diary.unready_since.is_some_and(|since| since.until(facts.now) >= UNREADY) {
@@ -413,6 +442,10 @@ impl Walker<'_> {
         // Once it has asked it goes on asking, also when nights are quiet.
         if asks && held && diary.phase == Phase::Paused {
             return lets_go();
+        }
+        if let Some(left) = facts.pods.map(|pods| pods.stable).filter(|left| promoting && *left > 0) {
+            let (what, so_far) = (format!("no pod of {} to be left", plan.stable), format!("{left} are"));
+            return Wait::For(vec![Missing { what, so_far }]);
         }
         if !self.applied() {
             return Wait::For(vec![self.unapplied()]);
@@ -517,7 +550,12 @@ fn course(plan: &Plan, phase: Phase, step: usize) -> Course {
         (Phase::Promoting | Phase::Succeeded, _) => (100, 0, plan.matching),
         _ => (0, 0, false),
     };
-    Course { weight, shadow, matching, ..Course::stable_alone(plan.run.clone(), &plan.spec) }
+    let course = Course { weight, shadow, matching, ..Course::stable_alone(plan.run.clone(), &plan.spec) };
+    let Some(Pair { stable, candidate }) = &plan.pair else { return course };
+    // What has succeeded is what serves, and what another change is held against.
+    let stable = if phase == Phase::Succeeded { candidate } else { stable };
+    let open = phase == Phase::Promoting;
+    Course { stable: stable.clone(), candidate: candidate.clone(), open, ..course }
 }
 
 /// Whether a command is for a run.

@@ -1,5 +1,6 @@
 //! What control keeps in the cluster: who writes (a Lease), the root (a Secret), trust anchors (ConfigMaps), the certificate of the
-//! webhook (a Secret, and the caBundle of its configuration), and what became of objects (their statuses, and Events).
+//! webhook (a Secret, and the caBundle of its configuration), what became of objects (their statuses, and Events), and which pods a Canary lets serve
+//! (a condition of each).
 //!
 //! In: the Kubernetes API. Out: an [`Authority`] that has what the Secret has, whether this replica holds the Lease, and the webhook's
 //! certificate. Reads of what the configuration is made of are in `source::kubernetes`; writes are here. Everything is level-triggered:
@@ -8,6 +9,7 @@
 
 mod anchors;
 mod canaries;
+mod gates;
 mod lease;
 mod peers;
 mod replicas;
@@ -133,6 +135,8 @@ pub struct Told {
     pub leads: watch::Receiver<bool>,
     /// The webhook's certificate, as soon as there is one.
     pub webhook: watch::Receiver<Option<Arc<CertifiedKey>>>,
+    /// The snapshot in force.
+    pub published: watch::Receiver<Published>,
 }
 
 impl State {
@@ -173,12 +177,14 @@ impl State {
             written: BTreeMap::new(),
         };
         tasks.spawn(canary::run(sight, in_cluster, stop.clone()));
+        let (gated, holds) = (objects.clone(), published.clone());
+        tasks.spawn(gates::run(place.clone(), gated, holds, leads.clone(), stop.clone()));
         let others = others(replicas::PATIENCE);
         let facts = statuses::Facts {
             place: place.clone(),
             others,
             statuses,
-            published,
+            published: published.clone(),
             fleet,
             events: events.clone(),
             leads: leads.clone(),
@@ -188,7 +194,7 @@ impl State {
             tasks.spawn(webhook_certificate::run(place, serving, leads.clone(), stop.clone()));
         }
         tasks.spawn(self.root.run(acknowledged, objects, leads.clone(), stop.clone()));
-        Told { events, leads, webhook }
+        Told { events, leads, webhook, published }
     }
 }
 

@@ -4,7 +4,8 @@
 //! In: the Canaries, of which the course says where requests go, and to which two versions. Out: what a rule sends to the Service, to its stable or
 //! to its candidate version, divided between the last two. What a rule sends elsewhere stays. Before there is any course the stable
 //! version gets everything, if it is there. The candidate is a backend at weight 0 too, so that every proxy knows its endpoints before the first request goes there. The share of a version whose
-//! Service is gone goes to the other.
+//! Service is gone goes to the other. While a template of a Deployment is promoted each of the two gets what its pods are of all: the first of them could not
+//! serve everything.
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,8 @@ pub(super) struct Overlay<'a> {
     /// At least one of the two is there.
     stable: Option<&'a ServiceModel<'a>>,
     candidate: Option<&'a ServiceModel<'a>>,
+    /// Of a hundred requests, how many go to the candidate by what is there.
+    weight: u32,
     /// The Service, and all that its course or its `spec` names: what a rule sends to one of them is divided.
     ours: Vec<&'a ServiceModel<'a>>,
     sticky: Option<v1::Sticky>,
@@ -98,13 +101,13 @@ fn overlay<'a>(
         }
     }
     let find = |name: &str| {
-        let name = ServiceName::new(&object.id.namespace, name).ok();
+        let name = format!("{}/{name}", object.id.namespace).parse::<ServiceName>().ok();
         name.and_then(|name| services.get(&name))
     };
     let mut named = Vec::new();
-    for (field, name) in
-        [("service", &spec.service), ("stable", &spec.stable), ("candidate", &spec.candidate)]
-    {
+    let versions = [("stable", &spec.stable), ("candidate", &spec.candidate)];
+    let versions = versions.into_iter().filter(|_| spec.deployment.is_none());
+    for (field, name) in [("service", &spec.service)].into_iter().chain(versions) {
         let found = find(name);
         if found.is_none() {
             let message = format!(
@@ -147,12 +150,22 @@ fn overlay<'a>(
         faults.refuse(object, "/spec/candidate", problem);
     }
     let first = || {
-        let serves = find(&spec.stable).is_some_and(|stable| joined.serves(&stable.name));
+        let serves = find(&spec.stable).is_some_and(|stable| joined.ready(&stable.name) > 0);
         serves.then(|| Course::stable_alone(spec.run_id(), spec))
     };
     let course = canary.status.course.clone().or_else(first)?;
     let reachable = |name: &str| find(name).filter(|target| unreachable(service, target).is_none());
     let (stable, candidate) = (reachable(&course.stable), reachable(&course.candidate));
+    // Of a Deployment both are one as long as there is nothing to divide.
+    let candidate = candidate.filter(|_| course.candidate != course.stable);
+    let weight = match (stable, candidate) {
+        (None, _) => 100,
+        (_, None) => 0,
+        (Some(stable), Some(candidate)) if course.open => {
+            share(joined.ready(&candidate.name), joined.ready(&stable.name))
+        }
+        _ => course.weight.min(100),
+    };
     let mut ours = named;
     ours.extend(stable.into_iter().chain(candidate));
     (stable.is_some() || candidate.is_some()).then_some(Overlay {
@@ -162,11 +175,18 @@ fn overlay<'a>(
         service,
         stable,
         candidate,
+        weight,
         ours,
         sticky,
         matches,
         divided: BTreeMap::new(),
     })
+}
+
+/// Of a hundred, how many are the share of so many beside so many others; all, where nobody is there.
+fn share(these: usize, others: usize) -> u32 {
+    let all = these + others;
+    (100 * these + all / 2).checked_div(all).and_then(|percent| u32::try_from(percent).ok()).unwrap_or(100)
 }
 
 /// Why a port of the Service cannot be served by `target`.
@@ -244,13 +264,8 @@ impl Overlay<'_> {
             filters: first.filters.clone(),
             invalid: String::new(),
         };
-        let weight = match (self.stable, self.candidate) {
-            (Some(_), Some(_)) => self.course.weight.min(100),
-            (None, _) => 100,
-            (_, None) => 0,
-        };
-        let of_stable = self.stable.map(|stable| to(stable, 100 - weight));
-        let of_candidate = self.candidate.map(|candidate| to(candidate, weight));
+        let of_stable = self.stable.map(|stable| to(stable, 100 - self.weight));
+        let of_candidate = self.candidate.map(|candidate| to(candidate, self.weight));
         let mut divided: Vec<_> = of_stable.into_iter().chain(of_candidate).collect();
         divided.extend(
             backends

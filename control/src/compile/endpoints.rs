@@ -31,9 +31,10 @@ pub(super) struct Joined {
 }
 
 impl Joined {
-    /// Whether requests may go to any endpoint of a Service.
-    pub(super) fn serves(&self, service: &ServiceName) -> bool {
-        self.endpoints.get(service).is_some_and(|all| all.endpoints.iter().any(|one| !one.draining))
+    /// To how many endpoints of a Service requests may go.
+    pub(super) fn ready(&self, service: &ServiceName) -> usize {
+        let all = self.endpoints.get(service).into_iter().flat_map(|all| &all.endpoints);
+        all.filter(|one| !one.draining).count()
     }
 }
 
@@ -82,14 +83,6 @@ pub(super) fn join(
         }
     }
     joined
-}
-
-impl Joined {
-    /// How many endpoints of a Service take new requests.
-    pub(super) fn ready(&self, service: &ServiceName) -> usize {
-        let all = self.endpoints.get(service).into_iter().flat_map(|all| &all.endpoints);
-        all.filter(|one| !one.draining).count()
-    }
 }
 
 /// Adds the endpoints of every Service.

@@ -242,10 +242,10 @@ impl Status {
 pub struct Course {
     /// Of which run this is told ([`Spec::run_id`]).
     pub run: String,
-    /// The Service of the version that serves, of the Canary's namespace.
+    /// The Service of the version that serves, of the Canary's namespace, or the template of the Deployment.
     #[serde(default)]
     pub stable: String,
-    /// That of the other.
+    /// That of the other. Of a Deployment they are one as long as it has no other.
     #[serde(default)]
     pub candidate: String,
     /// Of a hundred requests, how many go to the candidate.
@@ -273,5 +273,10 @@ impl Spec {
     pub fn run_id(&self) -> String {
         let asked = json!([self.service, self.stable, self.candidate, self.run]);
         blake3::hash(asked.to_string().as_bytes()).to_hex().as_str()[..16].to_owned()
+    }
+
+    /// The same of a template of its Deployment, which is another run than any other template's.
+    pub fn run_of(&self, template: &str) -> String {
+        Self { candidate: template.to_owned(), ..self.clone() }.run_id()
     }
 }

@@ -1,12 +1,13 @@
 //! The webhook that injects: an API server asks it about each pod that is being made and may want a sidecar.
 //!
-//! In: AdmissionReviews over HTTPS, what namespaces say, a certificate. Out: patches, warnings, refusals with what to do; and
+//! In: AdmissionReviews over HTTPS, what namespaces say, the Canaries in force, a certificate. Out: patches, warnings, refusals with what to do; and
 //! of pods that slipped through, a count and an Event each (`missed.rs`). What becomes of a pod is decided in
 //! `penstock_inject` alone, so `penstock inject` makes the same of it. Can go wrong: a request that is none, which is told so; a
 //! pod that cannot be injected, which is refused; a namespace that cannot be read, which is refused too and tried again by
 //! whoever makes the pod. No review has any effect beside its answer, so a dry run is one like any other.
 
 pub mod certificate;
+mod gate;
 pub mod missed;
 mod review;
 mod server;
@@ -23,8 +24,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use metrics::{counter, histogram};
 use penstock_inject::{Namespace, Settings};
+use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +34,7 @@ use self::certificate::Certificate;
 use self::review::{Made, Question, Refusal, Verdict};
 use crate::metric;
 use crate::namespaces::Namespaces;
+use crate::push::Published;
 
 /// Where the API server asks.
 const INJECT: &str = "/inject";
@@ -81,6 +84,8 @@ impl Listening {
 pub struct Webhook {
     settings: Arc<Settings>,
     namespaces: Namespaces,
+    /// The Canaries in force are in it.
+    published: Option<watch::Receiver<Published>>,
     bodies: Arc<Semaphore>,
     decided: Arc<Semaphore>,
 }
@@ -93,7 +98,25 @@ impl Webhook {
     pub fn new(settings: Settings, namespaces: Namespaces) -> Self {
         let settings = Arc::new(settings);
         let (bodies, decided) = (Semaphore::new(BODIES), Semaphore::new(DECIDED));
-        Self { settings, namespaces, bodies: Arc::new(bodies), decided: Arc::new(decided) }
+        Self {
+            settings,
+            namespaces,
+            published: None,
+            bodies: Arc::new(bodies),
+            decided: Arc::new(decided),
+        }
+    }
+
+    /// Gives pods of which the Deployment has a Canary their gate.
+    pub fn holding(self, published: watch::Receiver<Published>) -> Self {
+        Self { published: Some(published), ..self }
+    }
+
+    /// What gives a pod its gate.
+    fn gate(&self, question: &Question) -> Vec<Value> {
+        let Some((pod, published)) = question.pod.as_ref().zip(self.published.as_ref()) else { return Vec::new() };
+        let snapshot = published.borrow().snapshot.clone();
+        gate::steps(pod, &question.namespace, &snapshot.canaries)
     }
 
     /// Answers a request.
@@ -198,7 +221,7 @@ impl Webhook {
         if let Some(made) = made
             && !review::rests_on_namespace(&made)
         {
-            let verdict = review::verdict(&question, made);
+            let verdict = review::verdict(&question, made, self.gate(&question));
             return Ok((question, verdict));
         }
         match self.namespaces.fresh(&question.namespace).await {
@@ -214,11 +237,11 @@ impl Webhook {
 
     /// Decides by what the namespace says now.
     async fn again(&self, question: Question, namespace: Namespace) -> Result<(Question, Verdict), Bad> {
-        let settings = self.settings.clone();
+        let this = self.clone();
         let decide = move || {
             let pod = question.pod.as_ref()?;
-            let made = review::make(pod, &namespace, &settings);
-            let verdict = review::verdict(&question, made);
+            let made = review::make(pod, &namespace, &this.settings);
+            let verdict = review::verdict(&question, made, this.gate(&question));
             Some((question, verdict))
         };
         let decided = self.aside(decide).await.flatten();

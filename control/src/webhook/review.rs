@@ -35,6 +35,11 @@ pub(super) enum Verdict {
         /// For the pod's author.
         warnings: Vec<String>,
     },
+    /// It has a sidecar, and gets the gate of its Canary.
+    Gated {
+        /// RFC 6902.
+        patch: Vec<u8>,
+    },
     /// It stays as it is.
     Unchanged {
         /// For the author of whatever it is.
@@ -60,6 +65,7 @@ impl Verdict {
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Injected { .. } => "injected",
+            Self::Gated { .. } => "gated",
             Self::Unchanged { .. } => "unchanged",
             Self::Refused(Refusal { code: 500.., .. }) => "failed",
             Self::Refused(_) => "refused",
@@ -122,17 +128,26 @@ pub(super) fn make(pod: &Value, namespace: &Namespace, settings: &Settings) -> M
 }
 
 /// What an outcome means for the pod. Who asked for a sidecar and cannot have one is refused: it would speak plaintext.
-pub(super) fn verdict(question: &Question, made: Made) -> Verdict {
+///
+/// `gate`: steps that give a pod of the mesh the gate of its Canary.
+pub(super) fn verdict(question: &Question, made: Made, gate: Vec<Value>) -> Verdict {
     let refused = |code, reason, why: &dyn std::fmt::Display| {
         let Question { namespace, name, .. } = question;
         let message = format!("pod {namespace}/{name} cannot have a sidecar: {why}");
         Verdict::Refused(Refusal { code, reason, message })
     };
     match made {
-        Ok(Outcome::Injected(Injected { patch, warnings, .. })) => match serde_json::to_vec(&patch) {
-            Ok(patch) => Verdict::Injected { patch, warnings },
-            Err(error) => refused(500, "InternalError", &error),
-        },
+        Ok(Outcome::Injected(Injected { patch, warnings, .. })) => {
+            let steps = serde_json::to_value(&patch).and_then(serde_json::from_value::<Vec<Value>>);
+            let patch = steps.and_then(|steps| serde_json::to_vec(&[steps, gate].concat()));
+            match patch {
+                Ok(patch) => Verdict::Injected { patch, warnings },
+                Err(error) => refused(500, "InternalError", &error),
+            }
+        }
+        Ok(Outcome::Not(Because::ByHand | Because::Already)) if !gate.is_empty() => {
+            Verdict::Gated { patch: Value::from(gate).to_string().into_bytes() }
+        }
         Ok(Outcome::Not(because)) => match because {
             Because::HostNetwork | Because::Windows => refused(403, "Forbidden", &because),
             Because::ByHand => Verdict::Unchanged { warnings: vec![format!("no sidecar added: {because}")] },
@@ -157,12 +172,17 @@ pub(super) fn not_ours(question: &Question) -> Verdict {
 /// The review that answers.
 pub(super) fn answer(uid: &str, verdict: &Verdict) -> Value {
     let mut response = json!({"uid": uid, "allowed": true});
+    let patch = match verdict {
+        Verdict::Injected { patch, .. } | Verdict::Gated { patch } => Some(patch),
+        Verdict::Unchanged { .. } | Verdict::Refused(_) => None,
+    };
+    if let Some(patch) = patch {
+        response["patchType"] = "JSONPatch".into();
+        response["patch"] = base64::engine::general_purpose::STANDARD.encode(patch).into();
+    }
     let warned = match verdict {
-        Verdict::Injected { patch, warnings } => {
-            response["patchType"] = "JSONPatch".into();
-            response["patch"] = base64::engine::general_purpose::STANDARD.encode(patch).into();
-            &warnings[..]
-        }
+        Verdict::Injected { warnings, .. } => &warnings[..],
+        Verdict::Gated { .. } => &[],
         Verdict::Unchanged { warnings } => warnings,
         Verdict::Refused(Refusal { code, reason, message }) => {
             response["allowed"] = false.into();
@@ -201,7 +221,7 @@ mod tests {
     fn judge(body: &[u8], namespace: &Namespace) -> Verdict {
         let question = read(body).unwrap();
         let made = make(question.pod.as_ref().unwrap(), namespace, &Settings::default());
-        verdict(&question, made)
+        verdict(&question, made, Vec::new())
     }
 
     #[test]

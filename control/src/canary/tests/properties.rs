@@ -133,6 +133,7 @@ fn facts(moment: &Moment, plan: &Plan, diary: &Diary, now: Timestamp) -> Facts {
         missing: if moment.missing { vec![plan.stable.clone()] } else { Vec::new() },
         ready: moment.ready,
         stable_ready: moment.stable_ready,
+        pods: None,
         reach: Reached {
             of: if moment.compiled { diary.course.clone() } else { Some(other) },
             concerned: 3,

@@ -38,6 +38,7 @@ fn facts(windows: [(u64, Seen); 3]) -> Facts {
         missing: Vec::new(),
         ready: 1,
         stable_ready: 1,
+        pods: None,
         reach: Reached::default(),
         windows: windows.map(|(seconds, seen)| (Duration::from_secs(seconds), seen)),
         checks: Vec::new(),

@@ -8,6 +8,7 @@ use penstock_api::latency::bucket_of;
 use penstock_api::v1::SeenWindow;
 use serde_json::{Value, json};
 
+use crate::canary::template::Pods;
 use crate::canary::{Checked, Diary, Facts, Phase, Plan, Reached, walk, windows};
 use crate::fleet::Seen;
 use crate::fleet::seen::{Backend, Shadow};
@@ -54,6 +55,7 @@ pub(super) struct World {
     pub(super) load: f64,
     pub(super) ready: usize,
     pub(super) stable_ready: usize,
+    pub(super) pods: Option<Pods>,
     pub(super) missing: Vec<String>,
     pub(super) proxies: usize,
     /// Proxies that apply nothing any more.
@@ -84,6 +86,7 @@ impl World {
             load: 0.5,
             ready: 1,
             stable_ready: 1,
+            pods: None,
             missing: Vec::new(),
             proxies: 3,
             hung: 0,
@@ -186,6 +189,7 @@ impl World {
             missing: self.missing.clone(),
             ready: self.ready,
             stable_ready: self.stable_ready,
+            pods: self.pods,
             reach: Reached {
                 of: self.diary.course.clone(),
                 concerned: self.proxies,

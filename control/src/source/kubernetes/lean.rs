@@ -1,5 +1,6 @@
 //! What is kept of an object. Of ten thousand pods most of the bytes are volumes, environment, and who wrote which field.
 
+use penstock_api::names::PROMOTED;
 use penstock_inject::PROXY;
 use serde_json::{Map, Value, json};
 
@@ -12,7 +13,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Of a pod's status what says whether it runs, and where.
 const STATUS: [&str; 4] = ["conditions", "phase", "podIP", "podIPs"];
 /// Of a pod's specification.
-const SPEC: [&str; 5] = ["containers", "hostNetwork", "initContainers", "nodeName", "serviceAccountName"];
+const SPEC: [&str; 6] =
+    ["containers", "hostNetwork", "initContainers", "nodeName", "readinessGates", "serviceAccountName"];
 /// Of a container what the mesh has to do with: ports, and what the kubelet asks.
 const CONTAINER: [&str; 7] =
     ["lifecycle", "livenessProbe", "name", "ports", "readinessProbe", "restartPolicy", "startupProbe"];
@@ -70,18 +72,21 @@ fn tells(container: &Value) -> bool {
     asked.iter().any(|key| container.get(key).is_some()) || container.get("name") == Some(&PROXY.into())
 }
 
-/// Of a pod's conditions, whether it is ready; and where it is not though all of its containers are, that, and why. When it was asked, and how
+/// Of a pod's conditions, whether it is ready; where it is not though all of its containers are, that, and why; and our own. When it was asked, and how
 /// it said so, changes more often than what it said.
 fn telling(conditions: &Value) -> Value {
     let of = |kind: &str| conditions.as_array().and_then(|all| all.iter().find(|one| one["type"] == kind));
-    let Some(pod) = of("Ready") else { return json!([]) };
-    match of("ContainersReady") {
-        Some(containers) if pod["status"] == "False" && containers["status"] == "True" => [pod, containers]
-            .map(|one| json!({"type": one["type"], "status": one["status"], "reason": one["reason"]}))
-            .to_vec()
-            .into(),
-        _ => json!([{"type": "Ready", "status": pod["status"]}]),
-    }
+    let short = |one: &Value| json!({"type": one["type"], "status": one["status"]});
+    let whole = |one: &Value| json!({"type": one["type"], "status": one["status"], "reason": one["reason"]});
+    let mut kept: Vec<Value> = match (of("Ready"), of("ContainersReady")) {
+        (Some(pod), Some(containers)) if pod["status"] == "False" && containers["status"] == "True" => {
+            vec![whole(pod), whole(containers)]
+        }
+        (Some(pod), _) => vec![short(pod)],
+        (None, _) => Vec::new(),
+    };
+    kept.extend(of(PROMOTED).map(short));
+    kept.into()
 }
 
 fn inner<'a>(object: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Map<String, Value>> {
@@ -142,5 +147,19 @@ mod tests {
             pod["status"]["conditions"].as_array().map_or(0, Vec::len)
         };
         assert_eq!([kept("True", "True"), kept("False", "False"), kept("False", "True")], [1, 1, 2]);
+    }
+
+    #[test]
+    fn a_gate_and_what_it_says_are_kept() {
+        let gate = json!({"type": PROMOTED, "status": "False"});
+        let mut pod = json!({
+            "spec": {"readinessGates": [{"conditionType": PROMOTED}], "volumes": []},
+            "status": {"conditions": [{"type": "Initialized", "status": "True"}, gate]},
+        });
+        lean(ObjectKind::Pod, &mut pod);
+        let kept = json!({
+            "spec": {"readinessGates": [{"conditionType": PROMOTED}]}, "status": {"conditions": [gate]},
+        });
+        assert_eq!(pod, kept);
     }
 }
