@@ -10,10 +10,10 @@ import sys
 import time
 
 from cluster import Cluster
-from stories import begin, canary, control, end, flagger, gpu, secrecy, traffic
+from stories import begin, canary, control, deployment, end, flagger, gpu, secrecy, traffic
 from world import Failure, World
 
-STORIES = [story for part in (begin, secrecy, traffic, gpu, control, canary, end) for story in part.STORIES]
+STORIES = [story for part in (begin, secrecy, traffic, gpu, control, canary, deployment, end) for story in part.STORIES]
 # Tales that begin on a cluster of their own.
 TALES = {"mesh": STORIES, "flagger": flagger.STORIES}
 

@@ -50,7 +50,7 @@ pub struct Diary {
     /// When every proxy had acknowledged its course; absent: not yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied_since: Option<Moment>,
-    /// Since when no endpoint of the candidate is ready.
+    /// Since when no endpoint of the candidate is ready; before it has begun, of a Deployment, none of the stable version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unready_since: Option<Moment>,
     /// Why it should go back, and would if there were anything to go back to.

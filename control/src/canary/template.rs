@@ -5,8 +5,8 @@
 //! requests went until now. Out: which of them is stable and which is the candidate, which are one where nothing is to change; and of each pod's
 //! gate, whether it is open.
 //!
-//! Can go wrong: the pods that are there do not say all. A template without a pod is forgotten once nothing is going on with it, so a candidate of
-//! which the only pod is taken away by force may begin anew, and one that is alone, because the Deployment was scaled to nothing meanwhile, serves.
+//! Can go wrong: the pods that are there do not say all. A template without a pod is forgotten once nothing is going on with it, so a candidate that went
+//! back and of which the only pod is taken away by force begins anew.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -82,16 +82,9 @@ fn pair(
         let stable = if *open { candidate } else { stable };
         return Some(Pair { stable: stable.clone(), candidate: next.name.clone() });
     }
-    let (mut stable, mut candidate) = (stable.clone(), candidate.clone());
     let goes_on = phase.judged() || phase == Phase::RollingBack;
-    if !goes_on && !there(&stable) && phase != Phase::RolledBack {
-        // Nothing is left that the others could be held against.
-        stable = living().max_by_key(age).map_or(stable, |one| one.name.clone());
-    }
-    if !goes_on && !there(&candidate) {
-        candidate.clone_from(&stable);
-    }
-    Some(Pair { stable, candidate })
+    let candidate = if goes_on || there(candidate) { candidate } else { stable };
+    Some(Pair { stable: stable.clone(), candidate: candidate.clone() })
 }
 
 impl Plan {
@@ -256,15 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_left_to_go_back_to_what_is_there_serves_but_not_what_went_back() {
+    fn scaled_to_nothing_it_is_known_what_served() {
         let alone = [template("b", 2, 50)];
         let (idle, begun) = (course("a", "a"), course("a", "b"));
-        assert_eq!(found(Phase::Succeeded, Some(&idle), &alone), "a b", "it begins, and waits");
-        assert_eq!(found(Phase::Waiting, Some(&begun), &alone), "b b");
-        assert_eq!(found(Phase::Progressing, Some(&begun), &alone), "a b");
-        assert_eq!(found(Phase::RolledBack, Some(&begun), &alone), "a b");
-        // Scaled to nothing, it is known what served.
         assert_eq!(found(Phase::Succeeded, Some(&idle), &[]), "a a");
+        for (phase, course) in [(Phase::Succeeded, &idle), (Phase::Progressing, &begun), (Phase::RolledBack, &begun)] {
+            assert_eq!(found(phase, Some(course), &alone), "a b");
+        }
     }
 
     #[test]

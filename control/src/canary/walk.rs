@@ -158,10 +158,10 @@ impl Walker<'_> {
     fn begin(&mut self) {
         let Self { plan, facts, diary } = self;
         diary.steps = plan.steps.len();
-        // The same template again, after the Deployment had none but the stable one.
-        let idled = diary.course.as_ref().is_some_and(|course| course.stable == course.candidate);
-        let changed = idled && plan.pair.is_some() && !plan.idles();
-        let again = changed && matches!(diary.phase, Phase::Succeeded | Phase::RolledBack);
+        // The same template again, after it went back and the Deployment had none but the stable one.
+        let course = diary.course.as_ref().filter(|course| course.stable == course.candidate);
+        let idled = course.is_some_and(|course| plan.pair.as_ref().is_some_and(|pair| pair.stable == course.stable));
+        let again = idled && !plan.idles() && diary.phase == Phase::RolledBack;
         if diary.run == plan.run && !again {
             return self.steps_changed();
         }
@@ -291,7 +291,31 @@ impl Walker<'_> {
         match waits {
             _ if self.diary.stays.is_some() => {}
             None => self.step(0),
-            Some(why) => self.diary.message = cut(why),
+            Some(why) => {
+                self.diary.message = cut(why);
+                self.serve_by_what_is_ready();
+            }
+        }
+    }
+
+    /// Nobody can mend a Deployment of which nothing is ready, if the mended template is held until what it replaces is.
+    fn serve_by_what_is_ready(&mut self) {
+        let now = self.now();
+        let Self { plan, facts, diary } = self;
+        let Some(Pair { stable, candidate }) = &plan.pair else { return };
+        let serves = diary.course.as_ref().is_some_and(|course| course.stable == *candidate);
+        if serves || facts.stable_ready > 0 || facts.ready == 0 {
+            diary.unready_since = None;
+            return;
+        }
+        let since = *diary.unready_since.get_or_insert(now);
+        if since.until(facts.now) >= UNREADY {
+            let spec = &plan.spec;
+            let course = Course { stable: candidate.clone(), candidate: candidate.clone(), ..Course::stable_alone(plan.run.clone(), spec) };
+            diary.course = Some(course);
+            diary.message = cut(format!("no endpoint of {stable} was ready for {}: {candidate} serves", words(UNREADY)));
+            diary.unready_since = None;
+            diary.note(facts.now);
         }
     }
 

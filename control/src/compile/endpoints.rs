@@ -191,7 +191,8 @@ fn endpoints(
                     let number = u16::try_from(target.port).unwrap_or_default();
                     let leading = targets.entry(number).or_default();
                     let this = (service.name.clone(), target.service_port);
-                    if !leading.contains(&this) {
+                    // A pod of a template is one of the Service, and has its name.
+                    if !leading.contains(&this) && service.object.id.kind != ObjectKind::Canary {
                         leading.push(this);
                     }
                     if declared.contains(&number) {

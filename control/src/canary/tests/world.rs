@@ -8,7 +8,7 @@ use penstock_api::latency::bucket_of;
 use penstock_api::v1::SeenWindow;
 use serde_json::{Value, json};
 
-use crate::canary::template::Pods;
+use crate::canary::template::Template;
 use crate::canary::{Checked, Diary, Facts, Phase, Plan, Reached, walk, windows};
 use crate::fleet::Seen;
 use crate::fleet::seen::{Backend, Shadow};
@@ -55,7 +55,8 @@ pub(super) struct World {
     pub(super) load: f64,
     pub(super) ready: usize,
     pub(super) stable_ready: usize,
-    pub(super) pods: Option<Pods>,
+    /// Of a Deployment.
+    pub(super) templates: Vec<Template>,
     pub(super) missing: Vec<String>,
     pub(super) proxies: usize,
     /// Proxies that apply nothing any more.
@@ -86,7 +87,7 @@ impl World {
             load: 0.5,
             ready: 1,
             stable_ready: 1,
-            pods: None,
+            templates: Vec::new(),
             missing: Vec::new(),
             proxies: 3,
             hung: 0,
@@ -99,7 +100,7 @@ impl World {
     }
 
     pub(super) fn plan(&self) -> Plan {
-        Plan::read("team-a", &self.spec).unwrap()
+        Plan::read("team-a", &self.spec).unwrap().between("team-a", &self.diary, &self.templates)
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -141,10 +142,14 @@ impl World {
                 seen.reports += 1;
             }
         };
-        add("resnet-v2", candidate, failures, latency);
-        add("resnet-v1", stable, 0, Duration::from_millis(40));
+        let [of_stable, of_candidate] = match course.stable.is_empty() {
+            true => ["resnet-v1", "resnet-v2"],
+            false => [course.stable.as_str(), course.candidate.as_str()],
+        };
+        add(of_candidate, candidate, failures, latency);
+        add(of_stable, stable, 0, Duration::from_millis(40));
         if copies > 0 {
-            let seen: &mut Shadow = self.seen.shadows.entry(pair("resnet-v2")).or_default();
+            let seen: &mut Shadow = self.seen.shadows.entry(pair(of_candidate)).or_default();
             let pairs = copies - lost;
             seen.sent += copies;
             seen.failures += lost;
@@ -189,7 +194,7 @@ impl World {
             missing: self.missing.clone(),
             ready: self.ready,
             stable_ready: self.stable_ready,
-            pods: self.pods,
+            pods: self.plan().pair.map(|pair| pair.pods(&self.templates)),
             reach: Reached {
                 of: self.diary.course.clone(),
                 concerned: self.proxies,
