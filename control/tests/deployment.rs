@@ -33,8 +33,7 @@ endpoints:
 "#;
 
 const READY: &str = "{type: Ready, status: \"True\"}";
-const GATED: &str =
-    "{type: Ready, status: \"False\", reason: ReadinessGatesNotReady}, {type: ContainersReady, status: \"True\"}";
+const GATED: &str = "{type: Ready, status: \"False\", reason: ReadinessGatesNotReady}, {type: ContainersReady, status: \"True\"}";
 const STARTING: &str = "{type: Ready, status: \"False\"}, {type: ContainersReady, status: \"False\"}";
 
 /// A pod `<hash>-<number>`, whose server listens on `port`, made so many minutes after midnight.
@@ -73,15 +72,21 @@ fn snapshot(canary: &str, pods: &str) -> Snapshot {
 
 /// Each backend of the weights of the Service, with its weight.
 fn weights(snapshot: &Snapshot) -> Vec<String> {
-    let Some(entry) = snapshot.get(Kind::Weights, "default/resnet/default/resnet/0") else { return Vec::new() };
-    let Payload::Weights(weights) = Payload::decode(Kind::Weights, &entry.any.value).unwrap() else { panic!() };
+    let Some(entry) = snapshot.get(Kind::Weights, "default/resnet/default/resnet/0") else {
+        return Vec::new();
+    };
+    let Payload::Weights(weights) = Payload::decode(Kind::Weights, &entry.any.value).unwrap() else {
+        panic!()
+    };
     weights.backends.iter().map(|one| format!("{}:{}={}", one.service, one.port, one.weight)).collect()
 }
 
 /// Each endpoint, with the port that it is called at; those that drain with a `-`.
 fn endpoints(snapshot: &Snapshot, service: &str) -> Vec<String> {
     let entry = snapshot.get(Kind::Endpoints, service).unwrap();
-    let Payload::Endpoints(all) = Payload::decode(Kind::Endpoints, &entry.any.value).unwrap() else { panic!() };
+    let Payload::Endpoints(all) = Payload::decode(Kind::Endpoints, &entry.any.value).unwrap() else {
+        panic!()
+    };
     let one = |one: &v1::Endpoint| {
         let drains = if one.draining { "-" } else { "" };
         let ports: Vec<_> = one.ports.iter().map(|port| (port.service_port, port.port)).collect();
@@ -106,7 +111,9 @@ fn requests_are_divided_between_templates_though_a_gate_is_closed() {
     assert_eq!(of("default/resnet"), ["default/a-1 [(80, 8000)]"], "as the API server says");
     // What is asked of the Service is asked of its templates, of which a client knows all as soon as it knows the Service.
     let entry = snapshot.get(Kind::Service, "default/resnet-b.template").unwrap();
-    let Payload::Service(service) = Payload::decode(Kind::Service, &entry.any.value).unwrap() else { panic!() };
+    let Payload::Service(service) = Payload::decode(Kind::Service, &entry.any.value).unwrap() else {
+        panic!()
+    };
     assert!(service.policy.unwrap().timeouts.is_some());
     let known = snapshot.expand(Kind::Endpoints, "default/resnet");
     assert_eq!(known.len(), 3, "{known:?}");
@@ -117,7 +124,8 @@ fn requests_are_divided_between_templates_though_a_gate_is_closed() {
     };
     assert!(!snapshot.all(Kind::Address).any(named));
     let told = &outcome(&snapshot).templates;
-    let told: Vec<_> = told.iter().map(|one| (one.name.as_str(), one.pods, one.since.unwrap().to_string())).collect();
+    let told: Vec<_> =
+        told.iter().map(|one| (one.name.as_str(), one.pods, one.since.unwrap().to_string())).collect();
     let expected = [
         ("resnet-a.template", 2, "2026-01-01T00:01:00Z".to_owned()),
         ("resnet-b.template", 1, "2026-01-01T00:09:00Z".to_owned()),
@@ -133,7 +141,8 @@ fn while_it_is_promoted_each_template_gets_what_its_pods_are_of_all() {
     let more = pods() + &pod("b", 2, 9000, 10, READY) + &pod("b", 3, 9000, 11, STARTING);
     assert_eq!(of(&more), ["default/resnet-a.template:80=50", "default/resnet-b.template:80=50"]);
     // One that is being ended takes no new requests, and the last of a template takes its share along.
-    let ending = pod("a", 1, 8000, 1, READY).replace("metadata: {", "metadata: {deletionTimestamp: \"2026-01-01T01:00:00Z\", ");
+    let ending = pod("a", 1, 8000, 1, READY)
+        .replace("metadata: {", "metadata: {deletionTimestamp: \"2026-01-01T01:00:00Z\", ");
     let last = format!("{ending}{}", pod("b", 1, 9000, 9, READY));
     let left = snapshot(&promoting, &last);
     assert_eq!(weights(&left), ["default/resnet-a.template:80=0", "default/resnet-b.template:80=100"]);
@@ -155,13 +164,27 @@ fn where_there_is_nothing_to_divide_all_go_to_what_serves() {
 
 #[test]
 fn what_cannot_be_is_told_at_its_field() {
-    let second = course("a", "b", 10, "").replace("name: resnet}", "name: second}").replace("service: resnet", "service: other");
+    let second = course("a", "b", 10, "")
+        .replace("name: resnet}", "name: second}")
+        .replace("service: resnet", "service: other");
     let table = [
         (course("a", "b", 10, ""), String::new(), "the Deployment default/resnet has no pod"),
-        (format!("{}{second}", course("a", "b", 10, "")), pods(), "is about the Deployment default/resnet already"),
+        (
+            format!("{}{second}", course("a", "b", 10, "")),
+            pods(),
+            "is about the Deployment default/resnet already",
+        ),
         (canary("").replace("deployment: resnet", "stable: resnet"), pods(), "\"\" is no name of a Service"),
-        (canary("").replace("deployment: resnet", "run: \"1\""), pods(), "write a deployment, or stable and candidate"),
-        (canary("").replace("deployment: resnet", "deployment: resnet, stable: x"), pods(), "remove one of the two"),
+        (
+            canary("").replace("deployment: resnet", "run: \"1\""),
+            pods(),
+            "write a deployment, or stable and candidate",
+        ),
+        (
+            canary("").replace("deployment: resnet", "deployment: resnet, stable: x"),
+            pods(),
+            "remove one of the two",
+        ),
     ];
     for (canary, pods, words) in table {
         let told = messages(&snapshot(&canary, &pods));

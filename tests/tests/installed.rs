@@ -190,7 +190,8 @@ fn control(object: &Value) -> Vec<String> {
     let set = decode::file(&"policy.yaml".into(), &format!("{object}\n---\n{service}\n"));
     let problems = compile(&set, &State::default(), &trust).0.problems;
     // Nothing else is in the cluster, so what a policy is about is missing, which refuses none.
-    let missing = ["there is no Service", "no workload of the mesh", "does not exist; create it", "has no pod"];
+    let missing =
+        ["there is no Service", "no workload of the mesh", "does not exist; create it", "has no pod"];
     problems
         .into_iter()
         .map(|problem| problem.message)

@@ -146,7 +146,9 @@ mod tests {
         let template = ServiceName::template("team-a", "resnet-6d4cf56db6").unwrap();
         assert_eq!(template.as_str(), "team-a/resnet-6d4cf56db6.template");
         assert_eq!("team-a/resnet-6d4cf56db6.template".parse(), Ok(template));
-        assert!(ServiceName::template("team-a", "a.b").is_err() && "a/.template".parse::<ServiceName>().is_err());
+        assert!(
+            ServiceName::template("team-a", "a.b").is_err() && "a/.template".parse::<ServiceName>().is_err()
+        );
     }
 
     #[test]

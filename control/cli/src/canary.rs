@@ -320,7 +320,9 @@ fn list(items: &[Value], terminal: Terminal) -> String {
 fn versions(canary: &Value, diary: &Diary) -> [String; 2] {
     let deployment = text(canary, "/spec/deployment");
     match &diary.course {
-        _ if deployment.is_empty() => ["/spec/stable", "/spec/candidate"].map(|field| text(canary, field).to_owned()),
+        _ if deployment.is_empty() => {
+            ["/spec/stable", "/spec/candidate"].map(|field| text(canary, field).to_owned())
+        }
         Some(course) if course.stable == course.candidate => {
             [course.stable.clone(), format!("deployment/{deployment}")]
         }
@@ -357,7 +359,10 @@ fn show(canary: &Value, terminal: Terminal) -> String {
         page.push_str(&format!("  {}\n", diary.message));
     }
     if let Some(left) = diary.left {
-        page.push_str(&format!("  the Deployment {} has {left} pods of {stable} left\n", text(canary, "/spec/deployment")));
+        page.push_str(&format!(
+            "  the Deployment {} has {left} pods of {stable} left\n",
+            text(canary, "/spec/deployment")
+        ));
     }
     let mut seen = Table::new(&["VERSION", "SERVICE", ">REQUESTS", ">SUCCESS", ">P50", ">P99", ">LOAD"]);
     for (version, name, observed) in

@@ -58,12 +58,7 @@ pub struct Pair {
 }
 
 /// What a Canary of a Deployment is about at the moment; `None` as long as there has been no pod.
-fn pair(
-    deployment: &str,
-    phase: Phase,
-    course: Option<&Course>,
-    templates: &[Template],
-) -> Option<Pair> {
+fn pair(deployment: &str, phase: Phase, course: Option<&Course>, templates: &[Template]) -> Option<Pair> {
     let age = |one: &&Template| (one.since, one.name.clone());
     let living = || templates.iter().filter(|one| one.pods > 0);
     let there = |name: &str| templates.iter().any(|one| one.name == name);
@@ -231,7 +226,11 @@ mod tests {
             (Succeeded, course("b", "b"), &[b.clone(), template("a", 1, 1)], "b b"),
         ];
         for (phase, course, templates, expected) in table {
-            assert_eq!(found(phase, Some(&course), templates), expected, "{phase:?} {course:?} {templates:?}");
+            assert_eq!(
+                found(phase, Some(&course), templates),
+                expected,
+                "{phase:?} {course:?} {templates:?}"
+            );
         }
     }
 
@@ -253,7 +252,9 @@ mod tests {
         let alone = [template("b", 2, 50)];
         let (idle, begun) = (course("a", "a"), course("a", "b"));
         assert_eq!(found(Phase::Succeeded, Some(&idle), &[]), "a a");
-        for (phase, course) in [(Phase::Succeeded, &idle), (Phase::Progressing, &begun), (Phase::RolledBack, &begun)] {
+        for (phase, course) in
+            [(Phase::Succeeded, &idle), (Phase::Progressing, &begun), (Phase::RolledBack, &begun)]
+        {
             assert_eq!(found(phase, Some(course), &alone), "a b");
         }
     }

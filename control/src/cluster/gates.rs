@@ -67,7 +67,8 @@ pub(super) async fn run(
         let snapshot = published.borrow_and_update().snapshot.clone();
         let mut before = std::mem::take(&mut tried);
         for gate in due(&set, &snapshot.canaries) {
-            let last = before.remove(&gate.uid).filter(|(open, at)| *open == gate.open && at.elapsed() < AGAIN);
+            let last =
+                before.remove(&gate.uid).filter(|(open, at)| *open == gate.open && at.elapsed() < AGAIN);
             if let Some(last) = last {
                 tried.insert(gate.uid, last);
                 continue;
@@ -213,7 +214,10 @@ mod tests {
             assert_eq!(found(&format!("{new}{other}")), ["new true"], "{other}");
         }
         // Of two Canaries the one that holds it.
-        let two = [canary("a", "cart", &course("new", "new", false)), canary("b", "cart", &course("old", "new", false))];
+        let two = [
+            canary("a", "cart", &course("new", "new", false)),
+            canary("b", "cart", &course("old", "new", false)),
+        ];
         assert_eq!(found(&format!("{}{}", pod("new", Some("True"), ""), two.concat())), ["new false"]);
     }
 

@@ -89,9 +89,9 @@ pub(super) fn read<'a, 'p>(
         };
         let models: Vec<_> = found.keys().map(|name| (name.clone(), model(name))).collect();
         services.extend(models);
-        let all = found.iter().map(|(name, pods)| {
-            (name.clone(), Made { canary: object, service, pods: pods.clone() })
-        });
+        let all = found
+            .iter()
+            .map(|(name, pods)| (name.clone(), Made { canary: object, service, pods: pods.clone() }));
         templates.0.extend(all);
     }
     templates
@@ -120,7 +120,10 @@ fn told(name: &ServiceName, pods: &[&PodModel<'_>]) -> Template {
 
 impl<'a> Templates<'a, '_> {
     /// The slices of each.
-    pub(super) fn slices(&self, services: &Services<'_>) -> BTreeMap<ServiceName, (&'a Object, Vec<EndpointSlice>)> {
+    pub(super) fn slices(
+        &self,
+        services: &Services<'_>,
+    ) -> BTreeMap<ServiceName, (&'a Object, Vec<EndpointSlice>)> {
         let of = |(name, made): (&ServiceName, &Made<'a, '_>)| {
             let slices = services.get(name).map(|service| slices(service, made)).unwrap_or_default();
             (name.clone(), (made.canary, slices))
@@ -134,7 +137,8 @@ fn slices(template: &ServiceModel<'_>, made: &Made<'_, '_>) -> Vec<EndpointSlice
     let mut by_ports: BTreeMap<Vec<(String, u16)>, Vec<Endpoint>> = BTreeMap::new();
     for pod in &made.pods {
         let ports = template.ports.iter().zip(&template.indices);
-        let numbers = ports.filter_map(|(port, index)| Some((port.name.clone(), target(made.service, *index, pod)?)));
+        let numbers =
+            ports.filter_map(|(port, index)| Some((port.name.clone(), target(made.service, *index, pod)?)));
         let endpoint = pools::endpoint(pod, pod.ready || pod.gated);
         by_ports.entry(numbers.collect()).or_default().extend(endpoint);
     }

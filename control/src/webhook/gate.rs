@@ -48,8 +48,7 @@ mod tests {
 
     fn pod(deployment: &str, gates: Value) -> Value {
         let name = format!("{deployment}-5d9c");
-        let owner =
-            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "u", "controller": true});
+        let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "u", "controller": true});
         json!({
             "metadata": {"labels": {"pod-template-hash": "5d9c"}, "ownerReferences": [owner]},
             "spec": {"containers": [{"name": "a"}], "readinessGates": gates},
@@ -58,7 +57,8 @@ mod tests {
 
     #[test]
     fn a_pod_gets_the_gate_once_and_keeps_those_that_it_has() {
-        let canaries = canaries("course: {run: r, weight: 0, stable: cart-a.template, candidate: cart-a.template}");
+        let canaries =
+            canaries("course: {run: r, weight: 0, stable: cart-a.template, candidate: cart-a.template}");
         for (gates, after) in [
             (Value::Null, json!([{"conditionType": PROMOTED}])),
             (json!([]), json!([{"conditionType": PROMOTED}])),
@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_pod_that_no_canary_is_about_gets_none() {
-        let begun = canaries("course: {run: r, weight: 0, stable: cart-a.template, candidate: cart-a.template}");
+        let begun =
+            canaries("course: {run: r, weight: 0, stable: cart-a.template, candidate: cart-a.template}");
         assert!(steps(&pod("till", Value::Null), "shop", &begun).is_empty());
         assert!(steps(&pod("cart", Value::Null), "other", &begun).is_empty());
         assert!(steps(&json!({"metadata": {"name": "cart"}, "spec": {}}), "shop", &begun).is_empty());

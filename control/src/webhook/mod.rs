@@ -98,13 +98,7 @@ impl Webhook {
     pub fn new(settings: Settings, namespaces: Namespaces) -> Self {
         let settings = Arc::new(settings);
         let (bodies, decided) = (Semaphore::new(BODIES), Semaphore::new(DECIDED));
-        Self {
-            settings,
-            namespaces,
-            published: None,
-            bodies: Arc::new(bodies),
-            decided: Arc::new(decided),
-        }
+        Self { settings, namespaces, published: None, bodies: Arc::new(bodies), decided: Arc::new(decided) }
     }
 
     /// Gives pods of which the Deployment has a Canary their gate.
@@ -114,7 +108,9 @@ impl Webhook {
 
     /// What gives a pod its gate.
     fn gate(&self, question: &Question) -> Vec<Value> {
-        let Some((pod, published)) = question.pod.as_ref().zip(self.published.as_ref()) else { return Vec::new() };
+        let Some((pod, published)) = question.pod.as_ref().zip(self.published.as_ref()) else {
+            return Vec::new();
+        };
         let snapshot = published.borrow().snapshot.clone();
         gate::steps(pod, &question.namespace, &snapshot.canaries)
     }

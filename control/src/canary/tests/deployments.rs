@@ -136,7 +136,10 @@ fn what_fails_goes_back_is_held_and_the_next_change_begins() {
     assert!(why.ends_with("`kubectl rollout undo deployment/resnet`, or mend it"), "{why}");
     world.failing = 0.0;
     world.run(100);
-    assert_eq!((world.diary.phase, shown(&world).as_str(), &world.diary.message), (Phase::RolledBack, "a b 0", &why));
+    assert_eq!(
+        (world.diary.phase, shown(&world).as_str(), &world.diary.message),
+        (Phase::RolledBack, "a b 0", &why)
+    );
 
     // A mended one.
     change(&mut world, "c");
