@@ -123,7 +123,8 @@ impl Reader {
         }
         for (field, name) in [("stable", &spec.stable), ("candidate", &spec.candidate)] {
             if !name.is_empty() {
-                let message = format!("the versions are those of the Deployment {deployment}; remove one of the two");
+                let message =
+                    format!("the versions are those of the Deployment {deployment}; remove one of the two");
                 self.wrong(format!("/spec/{field}"), message);
             }
         }
@@ -429,7 +430,10 @@ mod tests {
             (json!({"candidate": "resnet"}), "/spec/candidate: resnet is the service as well"),
             (json!({"candidate": "resnet-v1"}), "/spec/candidate: resnet-v1 is the stable as well"),
             (json!({"stable": null}), "/spec/stable: \"\" is no name of a Service"),
-            (json!({"stable": null, "candidate": null}), "/spec/deployment: nothing says what the versions are"),
+            (
+                json!({"stable": null, "candidate": null}),
+                "/spec/deployment: nothing says what the versions are",
+            ),
             (
                 json!({"deployment": "resnet", "candidate": null}),
                 "/spec/stable: the versions are those of the Deployment resnet",

@@ -160,7 +160,8 @@ impl Walker<'_> {
         diary.steps = plan.steps.len();
         // The same template again, after it went back and the Deployment had none but the stable one.
         let course = diary.course.as_ref().filter(|course| course.stable == course.candidate);
-        let idled = course.is_some_and(|course| plan.pair.as_ref().is_some_and(|pair| pair.stable == course.stable));
+        let idled =
+            course.is_some_and(|course| plan.pair.as_ref().is_some_and(|pair| pair.stable == course.stable));
         let again = idled && !plan.idles() && diary.phase == Phase::RolledBack;
         if diary.run == plan.run && !again {
             return self.steps_changed();
@@ -311,9 +312,14 @@ impl Walker<'_> {
         let since = *diary.unready_since.get_or_insert(now);
         if since.until(facts.now) >= UNREADY {
             let spec = &plan.spec;
-            let course = Course { stable: candidate.clone(), candidate: candidate.clone(), ..Course::stable_alone(plan.run.clone(), spec) };
+            let course = Course {
+                stable: candidate.clone(),
+                candidate: candidate.clone(),
+                ..Course::stable_alone(plan.run.clone(), spec)
+            };
             diary.course = Some(course);
-            diary.message = cut(format!("no endpoint of {stable} was ready for {}: {candidate} serves", words(UNREADY)));
+            diary.message =
+                cut(format!("no endpoint of {stable} was ready for {}: {candidate} serves", words(UNREADY)));
             diary.unready_since = None;
             diary.note(facts.now);
         }
@@ -356,7 +362,8 @@ impl Walker<'_> {
         let Self { plan, facts, diary } = self;
         if facts.stable_ready > 0 {
             diary.stays = None;
-            let asks = plan.spec.deployment.as_ref().filter(|_| facts.pods.is_some_and(|pods| pods.candidate > 0));
+            let asks =
+                plan.spec.deployment.as_ref().filter(|_| facts.pods.is_some_and(|pods| pods.candidate > 0));
             let why = match asks {
                 Some(name) => format!(
                     "{why}; the Deployment still asks for it: `kubectl rollout undo deployment/{name}`, or mend it"
