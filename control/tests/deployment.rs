@@ -55,7 +55,7 @@ fn pods() -> String {
 fn canary(status: &str) -> String {
     format!(
         "apiVersion: penstock.io/v1alpha1\nkind: Canary\nmetadata: {{name: resnet}}\n\
-         spec: {{service: resnet, deployment: resnet, steps: [{{weight: 10}}], match: [{{headers: [{{name: x, value: y}}]}}]}}\n\
+         spec: {{service: resnet, deployment: resnet, steps: [{{weight: 10}}], match: [{{headers: [{{name: x, value: me}}]}}]}}\n\
          status: {{{status}}}\n---\n"
     )
 }

@@ -31,8 +31,8 @@ pub struct Made<'a> {
 /// What a pod of a namespace was made of, if a Deployment has made it.
 pub fn made<'a>(namespace: &str, pod: &'a ObjectMeta) -> Option<Made<'a>> {
     let hash = pod.labels.as_ref()?.get(HASH)?;
-    let owned = |kind: &str, controls: Option<bool>| kind == "ReplicaSet" && controls == Some(true);
-    let owner = pod.owner_references.iter().flatten().find(|one| owned(&one.kind, one.controller))?;
+    let mut owners = pod.owner_references.iter().flatten();
+    let owner = owners.find(|one| one.kind == "ReplicaSet" && one.controller == Some(true))?;
     let deployment = owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
     Some(Made { deployment, template: ServiceName::template(namespace, &owner.name).ok()? })
 }
