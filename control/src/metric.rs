@@ -40,11 +40,11 @@ penstock_api::metrics! {
     CANARIES Counter "penstock_control_canary_transitions_total" ["phase"]
         "Canaries that came to a phase: Waiting, Progressing, Paused, Promoting, Succeeded, RollingBack, RolledBack, Invalid.";
     CANARY_WEIGHT Gauge "penstock_control_canary_weight" ["namespace", "name"]
-        "Of a hundred requests, how many are to go to the candidate. The gauges of a Canary are there as long as it is; every replica tells the same.";
+        "Of a hundred requests, how many are to go to the candidate. The gauges of a Canary are there as long as it is, and every replica tells the same.";
     CANARY_PHASE Gauge "penstock_control_canary_phase" ["namespace", "name", "phase"]
         "1 for the phase that a Canary is in, 0 for the others.";
     CANARY_SUCCESS Gauge "penstock_control_canary_success_ratio" ["namespace", "name", "version"]
-        "From 0 to 1: the share of requests to the candidate or the stable version that succeeded, at this step; absent while none was seen.";
+        "From 0 to 1: the share of requests to the candidate or the stable version that succeeded at this step. Absent while none was seen.";
     CANARY_APPLIED Gauge "penstock_control_canary_applied_proxies" ["namespace", "name"]
         "Of the connected proxies that a Canary concerns, how many have applied its weight.";
     CANARY_CONCERNED Gauge "penstock_control_canary_concerned_proxies" ["namespace", "name"]

@@ -124,7 +124,7 @@ pub struct Pushed {
     pub own: SpiffeId,
     /// Where each replica listens for proxies.
     pub port: u16,
-    /// The way to whom canaries name.
+    /// The way to those whom canaries name.
     pub outside: Outside,
     /// Where canaries are shown.
     pub canaries: watch::Sender<Arc<Vec<Shown>>>,

@@ -152,6 +152,23 @@ fn a_check_that_says_no_for_too_long_sends_it_back_and_one_that_says_nothing_hol
 }
 
 #[test]
+fn a_query_that_has_no_result_holds_a_step_and_the_deadline_says_so() {
+    let query = json!({"name": "errors", "server": "http://p:9090", "query": "up", "max": 1, "failures": 1});
+    let mut world = World::of(json!({"deadline": "60s", "analysis": {"prometheus": [query]}}));
+    // For longer than the deadline.
+    for _ in 0..90 {
+        assert_eq!(world.diary.step, 0, "nothing is no yes");
+        let answer = Err("the query has no result yet".to_owned());
+        world.checks = vec![Checked { name: "errors".into(), at: world.now, answer, failures_in_a_row: 0 }];
+        world.run(1);
+    }
+    assert_eq!(
+        world.diary.message,
+        "step 1 of 2 has not passed within 1m10s; it waited for a yes of check errors (the query has no result yet)"
+    );
+}
+
+#[test]
 fn a_step_with_a_pause_waits_for_a_person_however_long_he_sleeps() {
     let mut world = World::of(
         json!({"steps": [{"weight": 10, "hold": "5s", "pause": true}, {"weight": 50, "hold": "5s"}]}),
