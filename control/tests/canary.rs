@@ -187,6 +187,40 @@ fn what_a_version_would_get_whose_service_is_gone_the_other_gets() {
 }
 
 #[test]
+fn a_version_without_a_ready_endpoint_gets_nothing_if_the_other_has_one() {
+    let slice = |name: &str, port: u16| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+             ports: [{{name: http, port: {port}}}]\nendpoints: [{{addresses: [10.0.0.1]}}]\n"
+        )
+    };
+    let (stable, candidate) = (slice("resnet-v1", 8080), slice("resnet-v2", 9090));
+    let of = |slices: &[&str], weight| {
+        let all =
+            weights(&compiled(&set(&format!("{SERVICES}{CANARY}{}", slices.concat()), weight, 0, false)));
+        all[0].rsplit('=').next().unwrap().parse::<u32>().unwrap()
+    };
+    assert_eq!(of(&[&stable, &candidate], 20), 20);
+    assert_eq!((of(&[&stable], 20), of(&[&candidate], 20), of(&[], 20)), (0, 100, 20));
+    assert_eq!(of(&[&candidate], 0), 0, "what went back does not serve even so");
+}
+
+#[test]
+fn what_an_older_control_has_written_names_no_versions() {
+    let mut all = set(&format!("{SERVICES}{CANARY}"), 25, 0, false);
+    for object in &mut all.objects {
+        let mut changed = (**object).clone();
+        if let Body::Canary(canary) = &mut changed.body {
+            let course = serde_json::json!({"run": "0123456789abcdef", "weight": 25});
+            canary.status.course = Some(serde_json::from_value(course).unwrap());
+        }
+        *object = changed.into();
+    }
+    assert!(weights(&compiled(&all))[0].ends_with("resnet-v1:8080=75 default/resnet-v2:9090=25"));
+}
+
+#[test]
 fn a_version_that_is_refused_keeps_the_last_good_one_and_where_requests_go_now() {
     let text = format!("{SERVICES}{CANARY}");
     let (_, state) = compile(&set(&text, 5, 0, false), &State::default(), &trust());

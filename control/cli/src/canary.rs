@@ -28,6 +28,8 @@ const PATH: &str = "/apis/penstock.io/v1alpha1";
 const EVERY: Duration = Duration::from_millis(250);
 /// So long `watch` goes on without an answer: control and API servers are restarted, and a canary goes on.
 const AWAY: Duration = Duration::from_secs(60);
+/// Within this control knows of a Deployment that it was changed.
+const AFRESH: Duration = Duration::from_secs(5);
 /// Transitions that `show` shows.
 const SHOWN: usize = 8;
 
@@ -234,15 +236,18 @@ fn diary(canary: &Value) -> Diary {
 async fn order(source: &mut Source<'_>, wanted: &str, verb: &str, output: Output) -> Result<u8, Failure> {
     let canary = source.one(wanted).await?;
     let phase = diary(&canary).phase;
-    let useless = match verb {
-        "promote" => matches!(phase, Phase::Succeeded | Phase::RolledBack | Phase::Invalid),
-        "abort" => matches!(phase, Phase::RolledBack | Phase::Invalid),
+    let deployment = text(&canary, "/spec/deployment");
+    let useless = match (verb, phase) {
+        ("promote", Phase::Succeeded) | ("promote" | "abort", Phase::RolledBack | Phase::Invalid) => true,
+        ("abort", Phase::Succeeded) => !deployment.is_empty(),
         _ => false,
     };
     if useless {
-        let next = match text(&canary, "/spec/deployment") {
+        let next = match deployment {
             "" => "write another text into its spec.run to begin again".to_owned(),
-            name => format!("the next change of the Deployment {name} begins again"),
+            name => format!(
+                "the next change of the Deployment {name} begins again, as `kubectl rollout undo deployment/{name}` does"
+            ),
         };
         let why = format!("{} is at its end ({phase:?}); {next}", place(&canary));
         return Err(Failure::Problem(why));
@@ -261,6 +266,7 @@ async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<
     let mut wanted = wanted.to_owned();
     let mut table = Table::new(&["TIME", "PHASE", "STEP", ">WEIGHT", "WHY"]);
     let mut told = Told::default();
+    let began = Instant::now();
     let mut away: Option<Instant> = None;
     loop {
         match source.one(&wanted).await {
@@ -270,7 +276,9 @@ async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<
                 }
                 wanted = place(&canary);
                 told.tell(&canary, &mut table, output)?;
-                if let Some(end) = end(&canary)? {
+                if let Some(end) = end(&canary)?
+                    && (told.moved || began.elapsed() >= patience(&canary))
+                {
                     return Ok(end);
                 }
             }
@@ -294,6 +302,11 @@ async fn watch(source: &mut Source<'_>, wanted: &str, output: Output) -> Result<
             () = interruption.comes() => return Ok(exit::INTERRUPTED),
         }
     }
+}
+
+/// How long an end may be that of the run before: the first pod of a Deployment that has just been changed is yet to come.
+fn patience(canary: &Value) -> Duration {
+    if text(canary, "/spec/deployment").is_empty() { Duration::ZERO } else { AFRESH }
 }
 
 /// What the end of a canary is to a script, if it has come to one.
@@ -324,6 +337,8 @@ fn refusal(diary: &Diary) -> Option<&str> {
 #[derive(Default)]
 struct Told {
     begun: bool,
+    /// Anything has happened since.
+    moved: bool,
     run: Option<String>,
     refused: Option<String>,
     last: Option<Entry>,
@@ -336,6 +351,7 @@ impl Told {
         if output.format == Format::Table && !self.begun {
             output.text(&format!("{}\n", table.heading(output.terminal)))?;
         }
+        self.moved |= self.begun && diary.history.last() != self.last.as_ref();
         self.begun = true;
         let run = Some(diary.run.clone()).filter(|run| !run.is_empty());
         if let (Some(before), Some(now)) = (&self.run, &run)

@@ -137,10 +137,8 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
         memories.retain(|_, memory| now.duration_since(memory.there) < GONE);
         checks.only(|id| memories.contains_key(id));
         if now.duration_since(since) >= GONE {
-            trouble.tell(
-                "canaries that are gone are not forgotten",
-                home.only(&|id| memories.contains_key(id)).await,
-            );
+            let forgotten = home.only(&|id| memories.contains_key(id)).await;
+            trouble.tell("canaries that are gone are not forgotten".to_owned(), forgotten);
         }
         if canaries.is_empty() {
             continue;
@@ -177,23 +175,29 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
                     tell(&home, object, entry);
                 }
             }
-            let what = format!("what became of {} is not written, so it stays where it is", object.id);
-            trouble.tell(&what, written);
+            trouble.tell(
+                format!("what became of {} is not written, so it stays where it is", object.id),
+                written,
+            );
         }
     }
 }
 
-/// What is wrong, told once.
+/// What is wrong, each told once.
 #[derive(Default)]
-struct Trouble(Option<String>);
+struct Trouble(BTreeMap<String, String>);
 
 impl Trouble {
-    fn tell<T>(&mut self, what: &str, outcome: Result<T>) {
-        let why = outcome.err().map(|error| format!("{what}: {error:#}; it is tried again"));
-        if why.is_some() && self.0 != why {
-            tracing::warn!("{}", why.as_deref().unwrap_or_default());
+    fn tell<T>(&mut self, what: String, outcome: Result<T>) {
+        let Err(error) = outcome else {
+            self.0.remove(&what);
+            return;
+        };
+        let why = format!("{error:#}");
+        if self.0.get(&what) != Some(&why) {
+            tracing::warn!("{what}: {why}; it is tried again");
+            self.0.insert(what, why);
         }
-        self.0 = why;
     }
 }
 

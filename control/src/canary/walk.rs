@@ -158,6 +158,10 @@ impl Walker<'_> {
     fn begin(&mut self) {
         let Self { plan, facts, diary } = self;
         diary.steps = plan.steps.len();
+        if diary.run.is_empty() && diary.course.is_some() && plan.pair.is_none() {
+            // An older control has written it, and called runs otherwise: this one goes on.
+            diary.run.clone_from(&plan.run);
+        }
         // The same template again, after it went back and the Deployment had none but the stable one.
         let course = diary.course.as_ref().filter(|course| course.stable == course.candidate);
         let idled =

@@ -155,7 +155,13 @@ fn overlay<'a>(
     };
     let course = canary.status.course.clone().or_else(first)?;
     let reachable = |name: &str| find(name).filter(|target| unreachable(service, target).is_none());
-    let (stable, candidate) = (reachable(&course.stable), reachable(&course.candidate));
+    // What an older control has written names no versions.
+    let named_so = |of_course: &'_ str, of_spec: &'_ str| match of_course {
+        "" => reachable(of_spec),
+        name => reachable(name),
+    };
+    let (stable, candidate) =
+        (named_so(&course.stable, &spec.stable), named_so(&course.candidate, &spec.candidate));
     // Of a Deployment both are one as long as there is nothing to divide.
     let candidate = candidate.filter(|_| course.candidate != course.stable);
     let weight = match (stable, candidate) {
@@ -164,7 +170,14 @@ fn overlay<'a>(
         (Some(stable), Some(candidate)) if course.open => {
             share(joined.ready(&candidate.name), joined.ready(&stable.name))
         }
-        _ => course.weight.min(100),
+        // Nothing is sent to where nobody is, if anybody is elsewhere who gets requests at all.
+        (Some(stable), Some(candidate)) => {
+            match (joined.ready(&stable.name), joined.ready(&candidate.name)) {
+                (0, 1..) if course.weight > 0 => 100,
+                (1.., 0) => 0,
+                _ => course.weight.min(100),
+            }
+        }
     };
     let mut ours = named;
     ours.extend(stable.into_iter().chain(candidate));

@@ -433,6 +433,24 @@ fn after_a_success_a_person_still_goes_back() {
 }
 
 #[test]
+fn what_an_older_control_has_written_is_gone_on_with() {
+    let mut world = World::of(json!({}));
+    world.until(Phase::Succeeded, 60);
+    let mut written = serde_json::to_value(&world.diary).unwrap();
+    for field in ["run", "inForce"] {
+        written.as_object_mut().unwrap().remove(field);
+    }
+    written["course"] = json!({"run": "0123456789abcdef", "weight": 100});
+    world.diary = serde_json::from_value(written).unwrap();
+    world.run(5);
+    let course = world.diary.course.clone().unwrap();
+    assert_eq!(
+        (world.diary.phase, course.weight, course.candidate.as_str()),
+        (Phase::Succeeded, 100, "resnet-v2")
+    );
+}
+
+#[test]
 fn other_steps_are_gone_on_with_from_where_it_is() {
     let step = |weight: u32| json!({"weight": weight, "hold": "10s"});
     let mut world = World::of(json!({"steps": [step(10), step(30), step(60)]}));
