@@ -64,16 +64,17 @@ pub(super) fn read<'a>(
     faults: &mut Faults,
 ) -> Canaries<'a> {
     let mut canaries = Canaries::default();
+    let mut taken: BTreeMap<ServiceName, &Object> = BTreeMap::new();
     for (object, canary) in oldest_first(view) {
-        let Some(overlay) = overlay(object, canary, services, joined, faults) else { continue };
-        let name = overlay.service.name.clone();
-        if let Some(first) = canaries.0.get(&name) {
-            let message =
-                format!("{} is about the Service {name} already; remove one of the two", first.object.id);
+        let overlay = overlay(object, canary, services, joined, faults);
+        let Ok(name) = ServiceName::new(&object.id.namespace, &canary.spec.service) else { continue };
+        if let Some(first) = taken.get(&name) {
+            let message = format!("{} is about the Service {name} already; remove one of the two", first.id);
             faults.refuse_as(Reason::Conflicted, object, "/spec/service", message);
             continue;
         }
-        canaries.0.insert(name, overlay);
+        taken.insert(name.clone(), object);
+        canaries.0.extend(overlay.map(|overlay| (name, overlay)));
     }
     canaries
 }
