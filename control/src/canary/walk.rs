@@ -249,7 +249,12 @@ impl Walker<'_> {
         if matches!(diary.phase, Phase::Waiting | Phase::Invalid) && facts.stable_ready == 0 {
             return;
         }
-        let wanted = course(plan, diary.phase, diary.step);
+        let mut wanted = course(plan, diary.phase, diary.step);
+        if wanted.open > 0 {
+            let before = diary.course.as_ref().map(|course| course.open).filter(|open| *open > 0);
+            let pods = facts.pods.and_then(|pods| u32::try_from(pods.stable).ok());
+            wanted.open = before.or(pods).unwrap_or_default().max(1);
+        }
         if diary.course.as_ref() != Some(&wanted) {
             diary.course = Some(wanted);
             diary.applied_since = None;
@@ -585,7 +590,7 @@ fn course(plan: &Plan, phase: Phase, step: usize) -> Course {
     let Some(Pair { stable, candidate }) = &plan.pair else { return course };
     // What has succeeded is what serves, and what another change is held against.
     let stable = if phase == Phase::Succeeded { candidate } else { stable };
-    let open = phase == Phase::Promoting;
+    let open = u32::from(phase == Phase::Promoting);
     Course { stable: stable.clone(), candidate: candidate.clone(), open, ..course }
 }
 

@@ -4,8 +4,8 @@
 //! In: the Canaries, of which the course says where requests go, and to which two versions. Out: what a rule sends to the Service, to its stable or
 //! to its candidate version, divided between the last two. What a rule sends elsewhere stays. Before there is any course the stable
 //! version gets everything, if it is there. The candidate is a backend at weight 0 too, so that every proxy knows its endpoints before the first request goes there. The share of a version whose
-//! Service is gone goes to the other. While a template of a Deployment is promoted each of the two gets what its pods are of all: the first of them could not
-//! serve everything.
+//! Service is gone goes to the other. While a template of a Deployment is promoted each of its pods gets
+//! what each pod got before: the first of them could not serve everything, and once there are as many nothing goes to pods that Kubernetes ends at once.
 
 use std::collections::BTreeMap;
 
@@ -162,9 +162,8 @@ fn overlay<'a>(
     let weight = match (stable, candidate) {
         (None, _) => 100,
         (_, None) => 0,
-        (Some(stable), Some(candidate)) if course.open => {
-            share(joined.ready(&candidate.name), joined.ready(&stable.name))
-        }
+        (Some(stable), Some(_)) if course.open > 0 && joined.ready(&stable.name) == 0 => 100,
+        (_, Some(candidate)) if course.open > 0 => share(joined.ready(&candidate.name), course.open),
         _ => course.weight.min(100),
     };
     let mut ours = named;
@@ -184,10 +183,10 @@ fn overlay<'a>(
     })
 }
 
-/// Of a hundred, how many are the share of so many beside so many others; all, where nobody is there.
-fn share(these: usize, others: usize) -> u32 {
-    let all = these + others;
-    (100 * these + all / 2).checked_div(all).and_then(|percent| u32::try_from(percent).ok()).unwrap_or(100)
+/// Of a hundred, what so many pods get if each gets what each of `before` got.
+fn share(pods: usize, before: u32) -> u32 {
+    let percent = u32::try_from(pods).unwrap_or(u32::MAX).saturating_mul(100).checked_div(before);
+    percent.unwrap_or(100).min(100)
 }
 
 /// Why a port of the Service cannot be served by `target`.
