@@ -172,7 +172,7 @@ fn word(open: bool) -> &'static str {
 }
 
 async fn write(place: &Place, gate: &Gate) -> Result<()> {
-    let Gate { pod, uid, open, why } = gate;
+    let Gate { pod, uid, open, why, .. } = gate;
     let api: Api<Pod> = Api::namespaced(place.client.clone(), &pod.namespace);
     let condition = json!({
         "type": PROMOTED, "status": word(*open), "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
