@@ -134,10 +134,10 @@ fn requests_are_divided_between_templates_though_a_gate_is_closed() {
 }
 
 #[test]
-fn while_it_is_promoted_each_template_gets_what_its_pods_are_of_all() {
-    let promoting = course("a", "b", 100, ", open: true, matching: true");
+fn while_it_is_promoted_each_of_its_pods_gets_what_each_pod_got_before() {
+    let promoting = course("a", "b", 100, ", open: 4, matching: true");
     let of = |pods: &str| weights(&snapshot(&promoting, pods));
-    assert_eq!(of(&pods()), ["default/resnet-a.template:80=67", "default/resnet-b.template:80=33"]);
+    assert_eq!(of(&pods()), ["default/resnet-a.template:80=75", "default/resnet-b.template:80=25"]);
     let more = pods() + &pod("b", 2, 9000, 10, READY) + &pod("b", 3, 9000, 11, STARTING);
     assert_eq!(of(&more), ["default/resnet-a.template:80=50", "default/resnet-b.template:80=50"]);
     // One that is being ended takes no new requests, and the last of a template takes its share along.

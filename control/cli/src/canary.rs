@@ -466,6 +466,10 @@ fn versions(canary: &Value, diary: &Diary) -> [String; 2] {
         _ if deployment.is_empty() => {
             ["/spec/stable", "/spec/candidate"].map(|field| text(canary, field).to_owned())
         }
+        // What served before is gone.
+        Some(course) if course.stable == course.candidate && diary.phase == Phase::Succeeded => {
+            ["–".to_owned(), course.candidate.clone()]
+        }
         Some(course) if course.stable == course.candidate => {
             [course.stable.clone(), format!("deployment/{deployment}")]
         }

@@ -53,6 +53,9 @@ pub struct Diary {
     /// Since when no endpoint of the candidate is ready; before it has begun, of a Deployment, none of the stable version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unready_since: Option<Moment>,
+    /// Since when one of a Deployment's two templates is the only one that is there, or is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alone_since: Option<Moment>,
     /// Why it should go back, and would if there were anything to go back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stays: Option<String>,

@@ -117,7 +117,8 @@ impl Reader {
     fn deployment(&mut self, deployment: &str, spec: &Spec) {
         if !is_label(deployment) || deployment.len() > DEPLOYMENT {
             let message = format!(
-                "{deployment:?} is no name of a Deployment that is told apart; name one of this namespace, in at most {DEPLOYMENT} letters,                  digits and hyphens"
+                "{deployment:?} is no name of a Deployment that is told apart; name one of this namespace, in at most {DEPLOYMENT} letters, \
+                 digits and hyphens"
             );
             self.wrong("/spec/deployment".to_owned(), message);
         }

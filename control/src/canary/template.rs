@@ -73,8 +73,9 @@ fn pair(deployment: &str, phase: Phase, course: Option<&Course>, templates: &[Te
     let before = since(candidate).or(since(stable));
     let other = living().filter(|one| one.name != *stable && one.name != *candidate && one.since >= before);
     if let Some(next) = other.max_by_key(age) {
-        // A promotion that another change overtakes has been judged: what is promoted is what serves.
-        let stable = if *open { candidate } else { stable };
+        // Of a promotion that another change overtakes, what most of the pods are serves.
+        let pods = |name: &str| living().find(|one| one.name == name).map_or(0, |one| one.pods);
+        let stable = if *open > 0 && pods(candidate) >= pods(stable) { candidate } else { stable };
         return Some(Pair { stable: stable.clone(), candidate: next.name.clone() });
     }
     let goes_on = phase.judged() || phase == Phase::RollingBack;
@@ -90,7 +91,9 @@ impl Plan {
         let pair = pair.unwrap_or_default();
         self.stable = format!("{namespace}/{}", pair.stable);
         self.candidate = format!("{namespace}/{}", pair.candidate);
-        let stays = pair.stable == pair.candidate && !diary.run.is_empty();
+        // What is known of another Deployment, or of two Services, is of another run.
+        let ours = diary.course.as_ref().is_some_and(|course| of(deployment, &course.stable));
+        let stays = pair.stable == pair.candidate && !diary.run.is_empty() && ours;
         self.run = if stays { diary.run.clone() } else { self.spec.run_of(&pair.candidate) };
         self.pair = Some(pair);
         self
@@ -134,7 +137,7 @@ pub fn gate(course: &Course, template: &ServiceName) -> Option<bool> {
     if name == course.stable {
         return Some(true);
     }
-    (name == course.candidate).then_some(course.open)
+    (name == course.candidate).then_some(course.open > 0)
 }
 
 #[cfg(test)]
@@ -236,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_change_overtakes_a_promotion_and_what_was_promoted_serves() {
-        let promoting = Course { open: true, ..course("a", "b") };
+        let promoting = Course { open: 4, ..course("a", "b") };
         let (left, promoted) = (template("a", 1, 1), template("b", 3, 50));
         let next = template("c", 1, 90);
         let all = [left.clone(), promoted.clone(), next];
@@ -262,7 +265,7 @@ mod tests {
     #[test]
     fn a_gate_is_open_for_what_serves_and_for_what_is_promoted() {
         let of = |hash: &str| ServiceName::template("team-a", &format!("resnet-{hash}")).unwrap();
-        let (held, open) = (course("a", "b"), Course { open: true, ..course("a", "b") });
+        let (held, open) = (course("a", "b"), Course { open: 4, ..course("a", "b") });
         let idle = course("a", "a");
         let table = [
             (&held, "a", Some(true)),

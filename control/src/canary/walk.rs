@@ -28,6 +28,8 @@ const LONG: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_secs(300);
 /// A candidate without a ready endpoint for so long is gone. Until then it may be a pod that is being replaced; requests that fail meanwhile are judged.
 pub(super) const UNREADY: Duration = Duration::from_secs(10);
+/// A stable template of which all pods are there and none was ready for so long is mended by the next, and not held against it.
+const BROKEN: Duration = Duration::from_secs(60);
 /// What a proxy tells is of the second before. Of the first second of a run it may be about the run before, or about another candidate.
 const TOLD: Duration = Duration::from_secs(1);
 
@@ -232,6 +234,7 @@ impl Walker<'_> {
         if let Some(why) = self.diary.stays.clone() {
             self.back(why);
         }
+        self.gone();
         self.steer();
         if self.applied() && self.diary.applied_since.is_none() {
             self.diary.applied_since = Some(self.now());
@@ -253,7 +256,12 @@ impl Walker<'_> {
         if matches!(diary.phase, Phase::Waiting | Phase::Invalid) && facts.stable_ready == 0 {
             return;
         }
-        let wanted = course(plan, diary.phase, diary.step);
+        let mut wanted = course(plan, diary.phase, diary.step);
+        if wanted.open > 0 {
+            let before = diary.course.as_ref().map(|course| course.open).filter(|open| *open > 0);
+            let pods = facts.pods.and_then(|pods| u32::try_from(pods.stable).ok());
+            wanted.open = before.or(pods).unwrap_or_default().max(1);
+        }
         if diary.course.as_ref() != Some(&wanted) {
             diary.course = Some(wanted);
             diary.applied_since = None;
@@ -296,35 +304,40 @@ impl Walker<'_> {
         match waits {
             _ if self.diary.stays.is_some() => {}
             None => self.step(0),
-            Some(why) => {
-                self.diary.message = cut(why);
-                self.serve_by_what_is_ready();
-            }
+            Some(why) => self.diary.message = cut(why),
         }
     }
 
-    /// Nobody can mend a Deployment of which nothing is ready, if the mended template is held until what it replaces is.
-    fn serve_by_what_is_ready(&mut self) {
+    /// Of a Deployment: a template that is the only one there serves, whatever was decided of it; and one that went back and is gone is forgotten.
+    fn gone(&mut self) {
         let now = self.now();
         let Self { plan, facts, diary } = self;
-        let Some(Pair { stable, candidate }) = &plan.pair else { return };
+        let (Some(Pair { stable, candidate }), Some(pods)) = (&plan.pair, facts.pods) else { return };
         let serves = diary.course.as_ref().is_some_and(|course| course.stable == *candidate);
-        if serves || facts.stable_ready > 0 || facts.ready == 0 {
-            diary.unready_since = None;
+        let may = facts.refused.is_empty() && !plan.paused;
+        let broken = diary.phase == Phase::Waiting && pods.stable > 0 && facts.stable_ready == 0 && may;
+        let (patience, serving) = match diary.phase {
+            Phase::Promoting | Phase::Succeeded | Phase::Invalid => return,
+            _ if stable == candidate || serves => return,
+            _ if pods.stable == 0 && facts.ready > 0 => (UNREADY, candidate),
+            _ if broken && facts.ready > 0 => (BROKEN, candidate),
+            Phase::RolledBack if pods.candidate == 0 => (UNREADY, stable),
+            _ => {
+                diary.alone_since = None;
+                return;
+            }
+        };
+        let since = *diary.alone_since.get_or_insert(now);
+        if since.until(facts.now) < patience {
             return;
         }
-        let since = *diary.unready_since.get_or_insert(now);
-        if since.until(facts.now) >= UNREADY {
-            let spec = &plan.spec;
-            let course = Course {
-                stable: candidate.clone(),
-                candidate: candidate.clone(),
-                ..Course::stable_alone(plan.run.clone(), spec)
-            };
-            diary.course = Some(course);
-            diary.message =
-                cut(format!("no endpoint of {stable} was ready for {}: {candidate} serves", words(UNREADY)));
-            diary.unready_since = None;
+        let course = Course::stable_alone(plan.run.clone(), &plan.spec);
+        diary.course = Some(Course { stable: serving.clone(), candidate: serving.clone(), ..course });
+        (diary.alone_since, diary.applied_since) = (None, None);
+        if serving == candidate {
+            let words = words(patience);
+            diary.message = cut(format!("no endpoint of {stable} was ready for {words}: {candidate} serves"));
+            (diary.phase, diary.stays) = (Phase::Waiting, None);
             diary.note(facts.now);
         }
     }
@@ -364,7 +377,10 @@ impl Walker<'_> {
     /// Goes back, if there is anything to go back to.
     fn back(&mut self, why: String) {
         let Self { plan, facts, diary } = self;
-        if facts.stable_ready > 0 {
+        // Each old pod gets at most twice what each got before.
+        let open = diary.course.as_ref().map_or(0, |course| course.open);
+        let enough = usize::try_from(open.div_ceil(2)).unwrap_or(usize::MAX).max(1);
+        if facts.stable_ready >= enough {
             diary.stays = None;
             let asks =
                 plan.spec.deployment.as_ref().filter(|_| facts.pods.is_some_and(|pods| pods.candidate > 0));
@@ -376,8 +392,14 @@ impl Walker<'_> {
             };
             return self.enter(Phase::RollingBack, why);
         }
-        let message =
-            cut(format!("{why}; it stays until an endpoint of {} is ready to go back to", plan.stable));
+        let wanted = match &plan.spec.deployment {
+            Some(name) if open > 0 => format!(
+                "half of the {open} pods of {} are back, as by `kubectl rollout undo deployment/{name}`",
+                plan.stable
+            ),
+            _ => format!("an endpoint of {} is ready to go back to", plan.stable),
+        };
+        let message = cut(format!("{why}; it stays until {wanted}"));
         if diary.stays.is_none() {
             diary.stays = Some(why);
             diary.message = message;
@@ -395,10 +417,6 @@ impl Walker<'_> {
         if diary.stays.is_some() {
             return;
         }
-        if facts.pods.is_some_and(|pods| pods.candidate == 0) {
-            let why = format!("the Deployment went back: no pod of {} is left", plan.candidate);
-            return self.back(why);
-        }
         let left = facts.pods.filter(|_| diary.phase == Phase::Promoting).map(|pods| pods.stable);
         if left != diary.left {
             // As long as Kubernetes replaces them it is not late.
@@ -406,7 +424,12 @@ impl Walker<'_> {
         }
         diary.unready_since = (facts.ready == 0).then(|| diary.unready_since.unwrap_or(now));
         if diary.unready_since.is_some_and(|since| since.until(facts.now) >= UNREADY) {
-            let why = format!("no endpoint of {} was ready for {}", plan.candidate, words(UNREADY));
+            let why = match facts.pods {
+                Some(Pods { candidate: 0, .. }) => {
+                    format!("the Deployment went back: no pod of {} is left", plan.candidate)
+                }
+                _ => format!("no endpoint of {} was ready for {}", plan.candidate, words(UNREADY)),
+            };
             return self.back(why);
         }
         match judge(plan, diary, facts) {
@@ -472,7 +495,9 @@ impl Walker<'_> {
             return Wait::Person("paused by spec.paused".to_owned());
         }
         let asks = self.at().is_some_and(|step| step.pause) && !diary.promoted;
-        let held = diary.applied_since.is_some_and(|since| since.until(facts.now) >= self.hold());
+        // Of a Deployment: since Kubernetes has replaced the last pod.
+        let since = if promoting && facts.pods.is_some() { diary.deadline_since } else { diary.applied_since };
+        let held = since.is_some_and(|since| since.until(facts.now) >= self.hold());
         let lets_go = || Wait::Person("waits for `penstock canary promote`".to_owned());
         // Once it has asked it goes on asking, also when nights are quiet.
         if asks && held && diary.phase == Phase::Paused {
@@ -589,7 +614,7 @@ fn course(plan: &Plan, phase: Phase, step: usize) -> Course {
     let Some(Pair { stable, candidate }) = &plan.pair else { return course };
     // What has succeeded is what serves, and what another change is held against.
     let stable = if phase == Phase::Succeeded { candidate } else { stable };
-    let open = phase == Phase::Promoting;
+    let open = u32::from(phase == Phase::Promoting);
     Course { stable: stable.clone(), candidate: candidate.clone(), open, ..course }
 }
 

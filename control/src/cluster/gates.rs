@@ -39,6 +39,16 @@ struct Gate {
     uid: String,
     open: bool,
     why: String,
+    /// Not before the mesh sends requests to it: Kubernetes ends another pod for it, to which then nothing may go.
+    later: bool,
+}
+
+/// What was done about a gate.
+#[derive(Clone, Copy)]
+struct Tried {
+    open: bool,
+    at: Instant,
+    written: bool,
 }
 
 /// Writes until told to stop.
@@ -50,7 +60,7 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) -> Result<()> {
     let mut trouble = Trouble::new("gates of pods");
-    let mut tried: HashMap<String, (bool, Instant)> = HashMap::new();
+    let mut tried: HashMap<String, Tried> = HashMap::new();
     let mut led = false;
     loop {
         tokio::select! {
@@ -58,7 +68,7 @@ pub(super) async fn run(
             () = tokio::time::sleep(EVERY) => {}
         }
         let leading = *leads.borrow();
-        let fresh = leading && !std::mem::replace(&mut led, leading);
+        let fresh = !std::mem::replace(&mut led, leading) && leading;
         let changed = objects.has_changed().unwrap_or(false) || published.has_changed().unwrap_or(false);
         if !leading || !(fresh || changed || !tried.is_empty()) {
             continue;
@@ -67,16 +77,26 @@ pub(super) async fn run(
         let snapshot = published.borrow_and_update().snapshot.clone();
         let mut before = std::mem::take(&mut tried);
         for gate in due(&set, &snapshot.canaries) {
-            let last =
-                before.remove(&gate.uid).filter(|(open, at)| *open == gate.open && at.elapsed() < AGAIN);
-            if let Some(last) = last {
-                tried.insert(gate.uid, last);
-                continue;
+            let last = before.remove(&gate.uid).filter(|last| last.open == gate.open);
+            let now = Tried { open: gate.open, at: Instant::now(), written: true };
+            match last {
+                // At the next look the weights are everywhere.
+                None if gate.later => {
+                    tried.insert(gate.uid, Tried { written: false, ..now });
+                    continue;
+                }
+                Some(last) if last.written && last.at.elapsed() < AGAIN => {
+                    tried.insert(gate.uid, last);
+                    continue;
+                }
+                _ => {}
             }
-            if !*leads.borrow() || stop.is_cancelled() {
+            // A canary that went back meanwhile opens nothing more.
+            let overtaken = gate.open && published.borrow().snapshot.canaries != snapshot.canaries;
+            if !*leads.borrow() || stop.is_cancelled() || overtaken {
                 break;
             }
-            tried.insert(gate.uid.clone(), (gate.open, Instant::now()));
+            tried.insert(gate.uid.clone(), now);
             match write(&place, &gate).await {
                 Ok(()) => {
                     trouble.over();
@@ -110,26 +130,39 @@ fn of_pod(object: &Object, canaries: &[Arc<Object>]) -> Option<Gate> {
     {
         return None;
     }
-    let (open, why) = wanted(object, canaries)?;
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let said = conditions.into_iter().find(|one| one.type_ == PROMOTED).map(|one| one.status.as_str());
+    let said = |kind: &str| {
+        let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.find(|one| one.type_ == kind).map(|one| one.status.as_str())
+    };
+    let (open, why, later) = wanted(object, canaries)?;
+    if said(PROMOTED) == Some(word(open)) || (later && said("ContainersReady") != Some("True")) {
+        return None;
+    }
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    (said != Some(word(open))).then(|| Gate { pod: object.id.clone(), uid, open, why })
+    Some(Gate { pod: object.id.clone(), uid, open, why, later })
 }
 
-/// Whether a pod's gate is to be open, and why; `None`: it stays as it is.
-fn wanted(pod: &Object, canaries: &[Arc<Object>]) -> Option<(bool, String)> {
+/// Whether a pod's gate is to be open, why, and whether that is for later; `None`: it stays as it is.
+fn wanted(pod: &Object, canaries: &[Arc<Object>]) -> Option<(bool, String, bool)> {
     let namespace = &pod.id.namespace;
-    let mut all = Some((true, "no Canary holds it".to_owned()));
+    let mut all = Some((true, "no Canary holds it".to_owned(), false));
     let Some(made) = made(namespace, pod.metadata()) else { return all };
     for object in canaries.iter().filter(|object| object.id.namespace == *namespace) {
         let Body::Canary(canary) = &object.body else { continue };
         let Some(course) = course_of(canary, made.deployment) else { continue };
         match gate(course, &made.template) {
             Some(false) => {
-                return Some((false, format!("{} holds it until its template is promoted", object.id)));
+                return Some((
+                    false,
+                    format!("{} holds it until its template is promoted", object.id),
+                    false,
+                ));
             }
-            Some(true) => all = all.map(|_| (true, format!("{} lets its template serve", object.id))),
+            Some(true) => {
+                let promoted = made.template.name() != course.stable;
+                let why = format!("{} lets its template serve", object.id);
+                all = all.map(|(_, _, later)| (true, why, later || promoted));
+            }
             None => all = None,
         }
     }
@@ -141,7 +174,7 @@ fn word(open: bool) -> &'static str {
 }
 
 async fn write(place: &Place, gate: &Gate) -> Result<()> {
-    let Gate { pod, uid, open, why } = gate;
+    let Gate { pod, uid, open, why, .. } = gate;
     let api: Api<Pod> = Api::namespaced(place.client.clone(), &pod.namespace);
     let condition = json!({
         "type": PROMOTED, "status": word(*open), "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -177,7 +210,7 @@ mod tests {
         )
     }
 
-    fn course(stable: &str, candidate: &str, open: bool) -> String {
+    fn course(stable: &str, candidate: &str, open: u32) -> String {
         format!(
             "course: {{run: r, weight: 0, stable: cart-{stable}.template, candidate: cart-{candidate}.template, open: {open}}}"
         )
@@ -196,9 +229,13 @@ mod tests {
     fn what_serves_is_open_what_is_to_is_held_and_what_was_just_made_stays() {
         let pods = ["old", "new", "next"].map(|hash| pod(hash, None, "")).concat();
         let of = |course: &str| found(&format!("{pods}{}", canary("cart", "cart", course)));
-        assert_eq!(of(&course("old", "new", false)), ["old true", "new false"]);
-        assert_eq!(of(&course("old", "new", true)), ["old true", "new true"]);
-        assert_eq!(of(&course("new", "new", false)), ["new true"]);
+        assert_eq!(of(&course("old", "new", 0)), ["old true", "new false"]);
+        // The mesh first: as soon as it sends requests to it.
+        assert_eq!(of(&course("old", "new", 3)), ["old true"]);
+        let ready = pods.replace("conditions: []", "conditions: [{type: ContainersReady, status: \"True\"}]");
+        let promoted = format!("{ready}{}", canary("cart", "cart", &course("old", "new", 3)));
+        assert_eq!(found(&promoted), ["old true", "new true"]);
+        assert_eq!(of(&course("new", "new", 0)), ["new true"]);
     }
 
     #[test]
@@ -206,24 +243,22 @@ mod tests {
         let new = pod("new", Some("False"), "");
         assert_eq!(found(&new), ["new true"]);
         for other in [
-            canary("cart", "till", &course("old", "new", false)),
+            canary("cart", "till", &course("old", "new", 0)),
             canary("cart", "cart", ""),
             canary("cart", "cart", "course: {run: r, weight: 0, stable: cart-v1, candidate: cart-v2}"),
-            canary("cart", "cart", &course("old", "new", false)).replace("shop", "other"),
+            canary("cart", "cart", &course("old", "new", 0)).replace("shop", "other"),
         ] {
             assert_eq!(found(&format!("{new}{other}")), ["new true"], "{other}");
         }
         // Of two Canaries the one that holds it.
-        let two = [
-            canary("a", "cart", &course("new", "new", false)),
-            canary("b", "cart", &course("old", "new", false)),
-        ];
+        let two =
+            [canary("a", "cart", &course("new", "new", 0)), canary("b", "cart", &course("old", "new", 0))];
         assert_eq!(found(&format!("{}{}", pod("new", Some("True"), ""), two.concat())), ["new false"]);
     }
 
     #[test]
     fn what_says_so_already_or_is_on_its_way_out_is_left_alone() {
-        let canary = canary("cart", "cart", &course("old", "new", false));
+        let canary = canary("cart", "cart", &course("old", "new", 0));
         let ending = ", deletionTimestamp: \"2026-01-01T00:00:00Z\"";
         for pods in [
             pod("old", Some("True"), "") + &pod("new", Some("False"), ""),

@@ -4,8 +4,8 @@
 //! In: the Canaries, of which the course says where requests go, and to which two versions. Out: what a rule sends to the Service, to its stable or
 //! to its candidate version, divided between the last two. What a rule sends elsewhere stays. Before there is any course the stable
 //! version gets everything, if it is there. The candidate is a backend at weight 0 too, so that every proxy knows its endpoints before the first request goes there. The share of a version whose
-//! Service is gone goes to the other. While a template of a Deployment is promoted each of the two gets what its pods are of all: the first of them could not
-//! serve everything.
+//! Service is gone goes to the other. While a template of a Deployment is promoted each of its pods gets
+//! what each pod got before: the first of them could not serve everything, and once there are as many nothing goes to pods that Kubernetes ends at once.
 
 use std::collections::BTreeMap;
 
@@ -64,16 +64,17 @@ pub(super) fn read<'a>(
     faults: &mut Faults,
 ) -> Canaries<'a> {
     let mut canaries = Canaries::default();
+    let mut taken: BTreeMap<ServiceName, &Object> = BTreeMap::new();
     for (object, canary) in oldest_first(view) {
-        let Some(overlay) = overlay(object, canary, services, joined, faults) else { continue };
-        let name = overlay.service.name.clone();
-        if let Some(first) = canaries.0.get(&name) {
-            let message =
-                format!("{} is about the Service {name} already; remove one of the two", first.object.id);
+        let overlay = overlay(object, canary, services, joined, faults);
+        let Ok(name) = ServiceName::new(&object.id.namespace, &canary.spec.service) else { continue };
+        if let Some(first) = taken.get(&name) {
+            let message = format!("{} is about the Service {name} already; remove one of the two", first.id);
             faults.refuse_as(Reason::Conflicted, object, "/spec/service", message);
             continue;
         }
-        canaries.0.insert(name, overlay);
+        taken.insert(name.clone(), object);
+        canaries.0.extend(overlay.map(|overlay| (name, overlay)));
     }
     canaries
 }
@@ -175,6 +176,7 @@ fn overlay<'a>(
             match (joined.ready(&stable.name), joined.ready(&candidate.name)) {
                 (0, 1..) if course.weight > 0 => 100,
                 (1.., 0) => 0,
+                (_, ready) if course.open > 0 => share(ready, course.open),
                 _ => course.weight.min(100),
             }
         }
@@ -196,10 +198,10 @@ fn overlay<'a>(
     })
 }
 
-/// Of a hundred, how many are the share of so many beside so many others; all, where nobody is there.
-fn share(these: usize, others: usize) -> u32 {
-    let all = these + others;
-    (100 * these + all / 2).checked_div(all).and_then(|percent| u32::try_from(percent).ok()).unwrap_or(100)
+/// Of a hundred, what so many pods get if each gets what each of `before` got.
+fn share(pods: usize, before: u32) -> u32 {
+    let percent = u32::try_from(pods).unwrap_or(u32::MAX).saturating_mul(100).checked_div(before);
+    percent.unwrap_or(100).min(100)
 }
 
 /// Why a port of the Service cannot be served by `target`.

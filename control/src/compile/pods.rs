@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{self as core, Pod, PodCondition, PodSpec, PodSt
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use penstock_api::SpiffeId;
 use penstock_api::annotation::{Ports, pod as of_pod};
-use penstock_api::names::annotation;
+use penstock_api::names::{PROMOTED, annotation};
 use penstock_api::resource::Kind;
 use penstock_api::v1::{self, Protocol};
 
@@ -92,16 +92,24 @@ fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> 
 /// Why a pod is not ready though all of its containers are.
 #[derive(PartialEq)]
 enum Unready {
-    /// A gate is closed, which says so itself.
+    /// Its Canary's gate is closed, and no other.
     Gated,
+    /// Another gate is closed, which says so itself.
+    Closed,
     /// Its node has not been heard of, as after an outage of the API server: the kubelet's word, that all containers are ready, still stands.
     Unheard,
 }
 
-fn unready(status: &PodStatus) -> Option<Unready> {
+fn unready(pod: &Pod, status: &PodStatus) -> Option<Unready> {
     let so = |kind: &str, value: &str| condition(status, kind).is_some_and(|one| one.status == value);
+    let gates = || pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let mut others = gates().filter(|gate| gate.condition_type != PROMOTED);
     let reason = condition(status, "Ready").and_then(|ready| ready.reason.as_deref());
-    let why = if reason == Some("ReadinessGatesNotReady") { Unready::Gated } else { Unready::Unheard };
+    let why = match reason {
+        Some("ReadinessGatesNotReady") if others.all(|gate| so(&gate.condition_type, "True")) => Unready::Gated,
+        Some("ReadinessGatesNotReady") => Unready::Closed,
+        _ => Unready::Unheard,
+    };
     (so("Ready", "False") && so("ContainersReady", "True")).then_some(why)
 }
 

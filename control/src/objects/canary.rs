@@ -256,9 +256,10 @@ pub struct Course {
     /// Whether requests that fit go to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub matching: bool,
-    /// Of two templates of a Deployment: Kubernetes may take the candidate's pods for ready and go on, and requests go to each as far as it has come.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub open: bool,
+    /// Of two templates of a Deployment: above 0 Kubernetes may take the candidate's pods for ready and go on, and each of them gets what each of so many
+    /// pods got before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub open: u32,
 }
 
 impl Course {

@@ -18,6 +18,7 @@ fn deployed() -> World {
     let mut world =
         World::of(json!({"stable": null, "candidate": null, "deployment": "resnet", "promotion": "0s"}));
     world.templates = vec![template(&world, "a", REPLICAS)];
+    world.stable_ready = REPLICAS;
     world.look();
     world
 }
@@ -66,7 +67,7 @@ fn course(world: &World) -> Course {
 fn shown(world: &World) -> String {
     let Course { stable, candidate, weight, open, .. } = course(world);
     let short = |name: String| name.replace("resnet-", "").replace(".template", "");
-    format!("{} {} {weight}{}", short(stable), short(candidate), if open { " open" } else { "" })
+    format!("{} {} {weight}{}", short(stable), short(candidate), if open > 0 { " open" } else { "" })
 }
 
 #[test]
@@ -81,7 +82,7 @@ fn it_waits_for_a_change_and_each_change_is_a_run() {
     world.until(Phase::Progressing, 1);
     assert_eq!(shown(&world), "a b 10", "its gate is closed");
     world.until(Phase::Promoting, 60);
-    assert_eq!(shown(&world), "a b 100 open");
+    assert_eq!((shown(&world).as_str(), course(&world).open), ("a b 100 open", 4));
     promoted(&mut world);
     assert_eq!(shown(&world), "b b 100");
     assert_eq!(world.diary.message, "all requests go to team-a/resnet-b.template");
@@ -162,14 +163,81 @@ fn what_fails_while_it_is_promoted_is_closed_again() {
 }
 
 #[test]
+fn nobody_goes_back_to_so_few_pods_that_they_could_not_serve() {
+    let mut world = deployed();
+    change(&mut world, "b");
+    world.until(Phase::Promoting, 60);
+    for _ in 0..REPLICAS - 1 {
+        replace(&mut world);
+    }
+    world.run(5);
+    (world.failing, world.stable_ready) = (0.5, 1);
+    world.run(30);
+    assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Promoting, "a b 100 open"));
+    let why = &world.diary.message;
+    assert!(why.ends_with("; it stays until half of the 4 pods of team-a/resnet-a.template are back, as by `kubectl rollout undo deployment/resnet`"), "{why}");
+    // It is undone.
+    world.stable_ready = 2;
+    world.until(Phase::RolledBack, 5);
+    assert_eq!(shown(&world), "a b 0");
+}
+
+#[test]
+fn what_is_the_only_one_there_serves_whatever_became_of_it() {
+    for failing in [0.0, 0.5] {
+        let mut world = deployed();
+        change(&mut world, "b");
+        world.until(Phase::Progressing, 1);
+        world.failing = failing;
+        if failing > 0.0 {
+            world.until(Phase::RolledBack, 10);
+        }
+        world.failing = 0.0;
+        // Scaled to nothing, and up again: Kubernetes makes the newest template alone.
+        (world.templates[0].pods, world.templates[1].pods, world.stable_ready, world.ready) = (0, 0, 0, 0);
+        world.run(5);
+        (world.templates[1].pods, world.ready) = (4, 4);
+        world.run(12);
+        assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Waiting, "b b 0"), "{:#?}", world.diary);
+    }
+}
+
+#[test]
+fn a_pod_that_is_evicted_is_no_deployment_that_went_back() {
+    let mut world = deployed();
+    change(&mut world, "b");
+    world.until(Phase::Progressing, 1);
+    (world.templates[1].pods, world.ready) = (0, 0);
+    world.run(5);
+    assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Progressing, "a b 10"));
+    (world.templates[1].pods, world.ready) = (1, 1);
+    world.until(Phase::Promoting, 60);
+}
+
+#[test]
+fn another_deployment_is_another_run_and_requests_stay_until_it_has_pods() {
+    let mut world = World::of(json!({}));
+    world.until(Phase::Succeeded, 60);
+    let course = world.diary.course.clone();
+    let deployed = deployed();
+    world.spec = deployed.spec.clone();
+    (world.templates, world.stable_ready, world.ready) = (Vec::new(), 0, 0);
+    world.run(5);
+    assert_eq!((world.diary.phase, &world.diary.course), (Phase::Waiting, &course));
+    (world.templates, world.stable_ready, world.ready) = (deployed.templates.clone(), 4, 4);
+    world.run(5);
+    assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Waiting, "a a 0"));
+}
+
+#[test]
 fn a_deployment_that_goes_back_takes_its_run_with_it_and_the_same_change_begins_anew() {
     let mut world = deployed();
     change(&mut world, "b");
     world.until(Phase::Progressing, 1);
     world.run(3);
-    world.templates[1].pods = 0;
-    world.look();
-    assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::RollingBack, "a b 0"), "at once");
+    (world.templates[1].pods, world.ready) = (0, 0);
+    world.until(Phase::RollingBack, 15);
+    assert_eq!(shown(&world), "a b 0");
     assert_eq!(world.diary.message, "the Deployment went back: no pod of team-a/resnet-b.template is left");
     world.until(Phase::RolledBack, 5);
     world.templates.pop();
@@ -193,8 +261,9 @@ fn a_change_that_overtakes_a_promotion_is_held_against_what_was_promoted() {
     assert_eq!(shown(&world), "b c 10");
     // The Deployment goes back to b, and takes the last of a away.
     world.templates.pop();
-    world.until(Phase::RolledBack, 5);
-    world.run(5);
+    world.ready = 0;
+    world.until(Phase::RolledBack, 15);
+    world.run(15);
     assert_eq!(shown(&world), "b b 0");
 }
 
@@ -233,10 +302,12 @@ fn a_template_that_mends_what_is_not_ready_is_not_held_for_it() {
     let mut world = deployed();
     world.stable_ready = 0;
     change(&mut world, "b");
-    world.run(11);
+    world.run(59);
+    assert_eq!(shown(&world), "a a 0", "a moment is none");
+    world.run(3);
     assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Waiting, "b b 0"));
     let told = &world.diary.history.last().unwrap().message;
-    assert_eq!(told, "no endpoint of resnet-a.template was ready for 10s: resnet-b.template serves");
+    assert_eq!(told, "no endpoint of resnet-a.template was ready for 1m: resnet-b.template serves");
     world.stable_ready = 1;
     world.run(20);
     assert_eq!(world.diary.message, "waits for a change of the Deployment resnet");

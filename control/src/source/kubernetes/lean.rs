@@ -43,11 +43,12 @@ pub(super) fn lean(kind: ObjectKind, object: &mut Value) {
             return;
         }
     }
+    let gates = object.get("spec").and_then(|spec| spec.get("readinessGates")).cloned().unwrap_or_default();
     if let Some(status) = inner(object, "status") {
         let said = status.remove("conditions");
         status.retain(|key, _| STATUS.contains(&key.as_str()));
         if let Some(said) = said {
-            status.insert("conditions".to_owned(), telling(&said));
+            status.insert("conditions".to_owned(), telling(&said, &gates));
         }
     }
     if let Some(spec) = inner(object, "spec") {
@@ -72,9 +73,9 @@ fn tells(container: &Value) -> bool {
     asked.iter().any(|key| container.get(key).is_some()) || container.get("name") == Some(&PROXY.into())
 }
 
-/// Of a pod's conditions, whether it is ready; where it is not though all of its containers are, that, and why; and our own. When it was asked, and how
+/// Of a pod's conditions, whether it is ready; where it is not though all of its containers are, that, and why; and those of its gates. When it was asked, and how
 /// it said so, changes more often than what it said.
-fn telling(conditions: &Value) -> Value {
+fn telling(conditions: &Value, gates: &Value) -> Value {
     let of = |kind: &str| conditions.as_array().and_then(|all| all.iter().find(|one| one["type"] == kind));
     let short = |one: &Value| json!({"type": one["type"], "status": one["status"]});
     let whole = |one: &Value| json!({"type": one["type"], "status": one["status"], "reason": one["reason"]});
@@ -85,7 +86,8 @@ fn telling(conditions: &Value) -> Value {
         (Some(pod), _) => vec![short(pod)],
         (None, _) => Vec::new(),
     };
-    kept.extend(of(PROMOTED).map(short));
+    let gates = gates.as_array().into_iter().flatten().filter_map(|gate| gate["conditionType"].as_str());
+    kept.extend(gates.filter_map(|kind| of(kind).map(short)));
     kept.into()
 }
 
