@@ -28,6 +28,8 @@ const PATH: &str = "/apis/penstock.io/v1alpha1";
 const EVERY: Duration = Duration::from_millis(250);
 /// So long `watch` goes on without an answer: control and API servers are restarted, and a canary goes on.
 const AWAY: Duration = Duration::from_secs(60);
+/// As wide as every time in a history.
+const MOMENT: &str = "0000-00-00T00:00:00.000Z";
 /// Transitions that `show` shows.
 const SHOWN: usize = 8;
 
@@ -327,6 +329,9 @@ impl Told {
     fn tell(&mut self, canary: &Value, table: &mut Table, output: Output) -> Result<(), Failure> {
         let diary = diary(canary);
         if output.format == Format::Table && !self.begun {
+            // As wide as a line becomes, so that those to come stand below their headings.
+            let step = format!("{0} of {0}", diary.steps);
+            table.stream(&cells![MOMENT, "Progressing", step, "100 %", ""], output.terminal);
             output.text(&format!("{}\n", table.heading(output.terminal)))?;
         }
         self.begun = true;
