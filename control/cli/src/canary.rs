@@ -51,11 +51,9 @@ enum Verb {
     /// Show one canary: its steps, what was seen of both versions, and what happened
     #[command(after_help = "Example:\n  penstock canary show demo/digits")]
     Show(One),
-    /// Follow one canary to its end
-    ///
-    /// If another run takes the place of the one that is followed, that is said, and the new one is followed.
+    /// Follow one canary to its end; of another run that takes its place that is said, and it is followed
     #[command(
-        after_help = "Exit status:\n  0    it has succeeded\n  1    it went back, or makes no sense\n  2    there is no such canary (any more), or it may not be seen\n  3    nobody who knows answers\n  130  interrupted\n\nExample:\n  penstock canary watch demo/digits && echo promoted"
+        after_help = "Exit status: 0 it has succeeded, 1 it went back or makes no sense, 2 there is none or it may not\nbe seen, 3 nobody who knows answers, 130 interrupted\n\nExample:\n  penstock canary watch demo/digits && echo promoted"
     )]
     Watch(One),
     /// Let the step go that it is at, if analysis agrees
