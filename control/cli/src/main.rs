@@ -208,7 +208,8 @@ mod tests {
             let help = command.render_long_help().to_string();
             assert!(help.contains("Example"), "{help}");
             assert!(help.lines().count() <= 30, "{help}");
-            command.get_subcommands_mut().for_each(fit);
+            // What clap itself has added while it rendered is its own.
+            command.get_subcommands_mut().filter(|command| command.get_name() != "help").for_each(fit);
         }
         Cli::command().get_subcommands_mut().filter(|command| !command.is_hide_set()).for_each(fit);
     }
