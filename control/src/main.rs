@@ -47,7 +47,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the control plane until SIGTERM or SIGINT.
-    Run(Run),
+    Run(Box<Run>),
     /// Print a bearer token with which a proxy gets its certificate.
     Token(Token),
     /// Replace the root, with overlap: no proxy restarts and no connection breaks.
@@ -145,7 +145,7 @@ fn main() -> ExitCode {
     // A huge page stays whole as long as one object lies in it. Where the kernel has none there is nothing to do.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let outcome = match Cli::parse().command {
-        Command::Run(run) => serve(run),
+        Command::Run(run) => serve(*run),
         Command::Token(args) => token(args),
         Command::RotateRoot(RotateRoot { state }) => rotate(state),
     };

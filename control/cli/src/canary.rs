@@ -30,6 +30,8 @@ const EVERY: Duration = Duration::from_millis(250);
 const AWAY: Duration = Duration::from_secs(60);
 /// Within this control knows of a Deployment that it was changed.
 const AFRESH: Duration = Duration::from_secs(5);
+/// As wide as every time in a history.
+const MOMENT: &str = "0000-00-00T00:00:00.000Z";
 /// Transitions that `show` shows.
 const SHOWN: usize = 8;
 
@@ -51,11 +53,9 @@ enum Verb {
     /// Show one canary: its steps, what was seen of both versions, and what happened
     #[command(after_help = "Example:\n  penstock canary show demo/digits")]
     Show(One),
-    /// Follow one canary to its end
-    ///
-    /// If another run takes the place of the one that is followed, that is said, and the new one is followed.
+    /// Follow one canary to its end; of another run that takes its place that is said, and it is followed
     #[command(
-        after_help = "Exit status:\n  0    it has succeeded\n  1    it went back, or makes no sense\n  2    there is no such canary (any more), or it may not be seen\n  3    nobody who knows answers\n  130  interrupted\n\nExample:\n  penstock canary watch demo/digits && echo promoted"
+        after_help = "Exit status: 0 it has succeeded, 1 it went back or makes no sense, 2 there is none or it may not\nbe seen, 3 nobody who knows answers, 130 interrupted\n\nExample:\n  penstock canary watch demo/digits && echo promoted"
     )]
     Watch(One),
     /// Let the step go that it is at, if analysis agrees
@@ -349,6 +349,9 @@ impl Told {
     fn tell(&mut self, canary: &Value, table: &mut Table, output: Output) -> Result<(), Failure> {
         let diary = diary(canary);
         if output.format == Format::Table && !self.begun {
+            // As wide as a line becomes, so that those to come stand below their headings.
+            let step = format!("{0} of {0}", diary.steps);
+            table.stream(&cells![MOMENT, "Progressing", step, "100 %", ""], output.terminal);
             output.text(&format!("{}\n", table.heading(output.terminal)))?;
         }
         self.moved |= self.begun && diary.history.last() != self.last.as_ref();

@@ -42,10 +42,10 @@ pub(super) type Http = Client<HttpsConnector<Outside>, Full<Bytes>>;
 const KEEPERS: [(&str, &str); 2] = [("default", "kubernetes"), (SYSTEM_NAMESPACE, "penstock-control")];
 
 const NOWHERE: &str = "no address of anybody";
-const LOOPBACK: &str = "of loopback, where whoever listens trusts the whole machine";
-const LINK: &str = "of the link, where clouds hand out credentials";
-const CLOUD: &str = "where a cloud hands out credentials";
-const MANY: &str = "of a group (multicast)";
+const LOOPBACK: &str = "an address of loopback, where whoever listens trusts the whole machine";
+const LINK: &str = "an address of the link, where clouds hand out credentials";
+const CLOUD: &str = "an address at which a cloud hands out credentials";
+const MANY: &str = "an address of a group (multicast)";
 
 /// Where control asks nothing unless `--analysis-to` names such addresses alone. Of two that overlap the first counts.
 const FORBIDDEN: [(IpAddr, u8, &str); 16] = [
@@ -248,8 +248,8 @@ impl Outside {
             found => return found,
         }
         let what = match whose {
-            Whose { keeper: true, .. } => "of the API server or of control",
-            Whose { ours: true, .. } if !one_machine => "of the machine that control runs on",
+            Whose { keeper: true, .. } => "an address of the API server or of control",
+            Whose { ours: true, .. } if !one_machine => "an address of the machine that control runs on",
             _ => return None,
         };
         Some((Subnet::around(ip, if ip.is_ipv4() { 32 } else { 128 })?, what))

@@ -496,7 +496,8 @@ impl Walker<'_> {
         }
         let asks = self.at().is_some_and(|step| step.pause) && !diary.promoted;
         // Of a Deployment: since Kubernetes has replaced the last pod.
-        let since = if promoting && facts.pods.is_some() { diary.deadline_since } else { diary.applied_since };
+        let since =
+            if promoting && facts.pods.is_some() { diary.deadline_since } else { diary.applied_since };
         let held = since.is_some_and(|since| since.until(facts.now) >= self.hold());
         let lets_go = || Wait::Person("waits for `penstock canary promote`".to_owned());
         // Once it has asked it goes on asking, also when nights are quiet.

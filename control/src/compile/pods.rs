@@ -106,7 +106,9 @@ fn unready(pod: &Pod, status: &PodStatus) -> Option<Unready> {
     let mut others = gates().filter(|gate| gate.condition_type != PROMOTED);
     let reason = condition(status, "Ready").and_then(|ready| ready.reason.as_deref());
     let why = match reason {
-        Some("ReadinessGatesNotReady") if others.all(|gate| so(&gate.condition_type, "True")) => Unready::Gated,
+        Some("ReadinessGatesNotReady") if others.all(|gate| so(&gate.condition_type, "True")) => {
+            Unready::Gated
+        }
         Some("ReadinessGatesNotReady") => Unready::Closed,
         _ => Unready::Unheard,
     };

@@ -198,7 +198,12 @@ fn what_is_the_only_one_there_serves_whatever_became_of_it() {
         world.run(5);
         (world.templates[1].pods, world.ready) = (4, 4);
         world.run(12);
-        assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::Waiting, "b b 0"), "{:#?}", world.diary);
+        assert_eq!(
+            (world.diary.phase, shown(&world).as_str()),
+            (Phase::Waiting, "b b 0"),
+            "{:#?}",
+            world.diary
+        );
     }
 }
 
@@ -244,6 +249,7 @@ fn a_deployment_that_goes_back_takes_its_run_with_it_and_the_same_change_begins_
     world.run(5);
     assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::RolledBack, "a a 0"));
     change(&mut world, "b");
+    world.ready = 1;
     world.until(Phase::Progressing, 1);
     assert_eq!(shown(&world), "a b 10");
     promoted(&mut world);
