@@ -220,7 +220,8 @@ proptest! {
                 prop_assert_eq!((weight, shadow, matching), (0, 0, false));
             }
             if ours && next.phase == Phase::Waiting {
-                prop_assert_eq!(course.weight, 0);
+                // Of a run that was left and is asked for again the course may still be in force, while there is nothing to go back to.
+                prop_assert!(course.weight == 0 || facts.stable_ready == 0, "{:?}", next);
             }
             if next.phase == Phase::RollingBack && diary.phase != next.phase {
                 prop_assert!(facts.stable_ready > 0, "to nothing: {:?}", next);
