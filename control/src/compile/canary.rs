@@ -168,9 +168,6 @@ fn overlay<'a>(
     let weight = match (stable, candidate) {
         (None, _) => 100,
         (_, None) => 0,
-        (Some(stable), Some(candidate)) if course.open => {
-            share(joined.ready(&candidate.name), joined.ready(&stable.name))
-        }
         // Nothing is sent to where nobody is, if anybody is elsewhere who gets requests at all.
         (Some(stable), Some(candidate)) => {
             match (joined.ready(&stable.name), joined.ready(&candidate.name)) {

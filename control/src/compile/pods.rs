@@ -162,7 +162,7 @@ fn model<'a>(object: &'a Object, pod: &Pod, trust_domain: &str, faults: &mut Fau
         }
     }
     let said = pod.status.as_ref().and_then(|status| condition(status, "Ready"));
-    let unready = pod.status.as_ref().and_then(unready);
+    let unready = pod.status.as_ref().and_then(|status| unready(pod, status));
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     PodModel {
         object,
