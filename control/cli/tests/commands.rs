@@ -275,7 +275,7 @@ fn run(spec: &Value) -> String {
 fn canary(namespace: &str, spec: &Value, of: &Value, phase: &str, more: &Value) -> Value {
     let entry = |at: &str, phase: &str| json!({"at": format!("2026-11-27T12:00:{at}Z"), "phase": phase, "step": 0, "weight": 20, "message": "because"});
     let mut status = json!({
-        "phase": phase, "step": 0, "steps": 1, "course": {"run": run(of), "weight": 20}, "applied": 1, "concerned": 2, "message": "because",
+        "run": run(of), "phase": phase, "step": 0, "steps": 1, "course": {"run": run(of), "weight": 20}, "applied": 1, "concerned": 2, "message": "because",
         "candidate": {"requests": 1000, "successRate": 99.5},
         "history": [entry("00.000", "Progressing"), entry("30.500", phase)],
     });

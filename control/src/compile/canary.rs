@@ -157,14 +157,12 @@ fn overlay<'a>(
     let course = canary.status.course.clone().or_else(first)?;
     let reachable = |name: &str| find(name).filter(|target| unreachable(service, target).is_none());
     // What an older control has written names no versions.
-    let named_so = |of_course: &'_ str, of_spec: &'_ str| match of_course {
-        "" => reachable(of_spec),
-        name => reachable(name),
-    };
-    let (stable, candidate) =
-        (named_so(&course.stable, &spec.stable), named_so(&course.candidate, &spec.candidate));
+    let named_in = |course: &'a Course| (&course.stable, &course.candidate);
+    let told = canary.status.course.as_ref().filter(|course| !course.stable.is_empty());
+    let (stable, candidate) = told.map_or((&spec.stable, &spec.candidate), named_in);
     // Of a Deployment both are one as long as there is nothing to divide.
-    let candidate = candidate.filter(|_| course.candidate != course.stable);
+    let divides = candidate != stable;
+    let (stable, candidate) = (reachable(stable), reachable(candidate).filter(|_| divides));
     let weight = match (stable, candidate) {
         (None, _) => 100,
         (_, None) => 0,
