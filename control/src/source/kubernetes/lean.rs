@@ -1,6 +1,5 @@
 //! What is kept of an object. Of ten thousand pods most of the bytes are volumes, environment, and who wrote which field.
 
-use penstock_api::names::PROMOTED;
 use penstock_inject::PROXY;
 use serde_json::{Map, Value, json};
 
@@ -97,6 +96,8 @@ fn inner<'a>(object: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Ma
 
 #[cfg(test)]
 mod tests {
+    use penstock_api::names::PROMOTED;
+
     use super::*;
 
     #[test]
