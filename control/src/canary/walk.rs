@@ -168,7 +168,8 @@ impl Walker<'_> {
         let course = diary.course.as_ref().filter(|course| course.stable == course.candidate);
         let idled =
             course.is_some_and(|course| plan.pair.as_ref().is_some_and(|pair| pair.stable == course.stable));
-        let again = idled && !plan.idles() && diary.phase == Phase::RolledBack;
+        let made = facts.pods.is_some_and(|pods| pods.candidate > 0);
+        let again = idled && made && !plan.idles() && diary.phase == Phase::RolledBack;
         if diary.run == plan.run && !again {
             return self.steps_changed();
         }
@@ -256,6 +257,12 @@ impl Walker<'_> {
         if matches!(diary.phase, Phase::Waiting | Phase::Invalid) && facts.stable_ready == 0 {
             return;
         }
+        // What went back and is gone is forgotten: see `gone`.
+        let alone = diary.course.as_ref().is_some_and(|course| course.stable == course.candidate);
+        let none_left = facts.pods.is_some_and(|pods| pods.candidate == 0);
+        if diary.phase == Phase::RolledBack && alone && none_left {
+            return;
+        }
         let mut wanted = course(plan, diary.phase, diary.step);
         if wanted.open > 0 {
             let before = diary.course.as_ref().map(|course| course.open).filter(|open| *open > 0);
@@ -313,7 +320,9 @@ impl Walker<'_> {
         let now = self.now();
         let Self { plan, facts, diary } = self;
         let (Some(Pair { stable, candidate }), Some(pods)) = (&plan.pair, facts.pods) else { return };
-        let serves = diary.course.as_ref().is_some_and(|course| course.stable == *candidate);
+        let course = diary.course.as_ref();
+        let serves = course.is_some_and(|course| course.stable == *candidate);
+        let forgotten = course.is_some_and(|course| course.stable == course.candidate);
         let may = facts.refused.is_empty() && !plan.paused;
         let broken = diary.phase == Phase::Waiting && pods.stable > 0 && facts.stable_ready == 0 && may;
         let (patience, serving) = match diary.phase {
@@ -321,7 +330,7 @@ impl Walker<'_> {
             _ if stable == candidate || serves => return,
             _ if pods.stable == 0 && facts.ready > 0 => (UNREADY, candidate),
             _ if broken && facts.ready > 0 => (BROKEN, candidate),
-            Phase::RolledBack if pods.candidate == 0 => (UNREADY, stable),
+            Phase::RolledBack if pods.candidate == 0 && !forgotten => (UNREADY, stable),
             _ => {
                 diary.alone_since = None;
                 return;

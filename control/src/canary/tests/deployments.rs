@@ -220,6 +220,27 @@ fn a_pod_that_is_evicted_is_no_deployment_that_went_back() {
 }
 
 #[test]
+fn what_went_back_and_is_gone_is_another_run_when_it_is_made_again() {
+    let mut world = deployed();
+    change(&mut world, "b");
+    world.until(Phase::Progressing, 1);
+    world.failing = 0.5;
+    world.until(Phase::RolledBack, 10);
+    // It is undone, and its pods take their time to end.
+    (world.templates[1].pods, world.ready, world.failing) = (0, 0, 0.0);
+    world.run(15);
+    assert_eq!((world.diary.phase, shown(&world).as_str()), (Phase::RolledBack, "a a 0"));
+    let entries = world.diary.history.len();
+    world.run(60);
+    assert_eq!((shown(&world).as_str(), world.diary.history.len()), ("a a 0", entries));
+    // The same once more, while some of the first are still there.
+    world.now += SignedDuration::from_secs(60);
+    (world.templates[1], world.ready) = (template(&world, "b", 1), 1);
+    world.until(Phase::Progressing, 3);
+    assert_eq!(shown(&world), "a b 10");
+}
+
+#[test]
 fn another_deployment_is_another_run_and_requests_stay_until_it_has_pods() {
     let mut world = World::of(json!({}));
     world.until(Phase::Succeeded, 60);
