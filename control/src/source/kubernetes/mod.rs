@@ -110,7 +110,7 @@ impl Watched {
     }
 }
 
-/// Connects to the API of [`config`].
+/// Connects to the API that a configuration names.
 pub async fn client(context: Option<&str>) -> Result<Client> {
     client_of(config(context).await?)
 }
