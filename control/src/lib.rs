@@ -17,4 +17,5 @@ pub mod push;
 pub mod serve;
 pub mod snapshot;
 pub mod source;
+mod trouble;
 pub mod webhook;

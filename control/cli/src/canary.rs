@@ -470,12 +470,10 @@ fn versions(canary: &Value, diary: &Diary) -> [String; 2] {
             ["/spec/stable", "/spec/candidate"].map(|field| text(canary, field).to_owned())
         }
         // What served before is gone.
-        Some(course) if course.stable == course.candidate && diary.phase == Phase::Succeeded => {
+        Some(course) if course.is_whole() && diary.phase == Phase::Succeeded => {
             ["–".to_owned(), course.candidate.clone()]
         }
-        Some(course) if course.stable == course.candidate => {
-            [course.stable.clone(), format!("deployment/{deployment}")]
-        }
+        Some(course) if course.is_whole() => [course.stable.clone(), format!("deployment/{deployment}")],
         Some(course) => [course.stable.clone(), course.candidate.clone()],
         None => [String::new(), format!("deployment/{deployment}")],
     }

@@ -30,6 +30,7 @@ use crate::objects::{Body, Object, ObjectId};
 use crate::outcome::Outcome;
 use crate::push::Published;
 use crate::snapshot::Snapshot;
+use crate::trouble::Trouble;
 
 /// Between two looks while something moves: proxies tell what they saw each second.
 const MOVING: Duration = Duration::from_millis(250);
@@ -89,11 +90,13 @@ struct Memory {
     written: Option<Instant>,
     /// When it was there last.
     there: Instant,
+    trouble: Trouble,
 }
 
 impl Memory {
-    fn of(diary: &Diary, now: Instant) -> Self {
-        Self { proxies: (diary.concerned, now + RETURNS), written: None, there: now }
+    fn of(id: &ObjectId, diary: &Diary, now: Instant) -> Self {
+        let trouble = Trouble::new(format!("the diary of {id}"));
+        Self { proxies: (diary.concerned, now + RETURNS), written: None, there: now, trouble }
     }
 
     /// How many proxies that were here lately are not, if so many are.
@@ -110,7 +113,7 @@ impl Memory {
 pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) -> Result<()> {
     let mut checks = Checks::over(sight.outside.clone().client()?);
     let mut memories: BTreeMap<ObjectId, Memory> = BTreeMap::new();
-    let mut trouble = Trouble::default();
+    let mut forgetting = Trouble::new("canaries that are gone");
     // Since when this replica leads.
     let mut leads: Option<Instant> = None;
     let mut pause = MOVING;
@@ -131,14 +134,16 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
         let now = Instant::now();
         let since = *leads.get_or_insert(now);
         for (object, _) in &canaries {
-            let fresh = || Memory::of(&home.diary(&object.id).unwrap_or_default(), now);
+            let fresh = || Memory::of(&object.id, &home.diary(&object.id).unwrap_or_default(), now);
             memories.entry(object.id.clone()).or_insert_with(fresh).there = now;
         }
         memories.retain(|_, memory| now.duration_since(memory.there) < GONE);
         checks.only(|id| memories.contains_key(id));
         if now.duration_since(since) >= GONE {
-            let forgotten = home.only(&|id| memories.contains_key(id)).await;
-            trouble.tell("canaries that are gone are not forgotten".to_owned(), forgotten);
+            match home.only(&|id| memories.contains_key(id)).await {
+                Ok(()) => forgetting.over(),
+                Err(error) => forgetting.met(&error),
+            }
         }
         if canaries.is_empty() {
             continue;
@@ -167,36 +172,18 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
                 break;
             }
             memory.written = Some(Instant::now());
-            let written = home.write(&object.id, &next).await;
-            if written.as_ref().is_ok_and(|written| *written) {
-                let known = diary.history.last();
-                let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
-                for entry in fresh.collect::<Vec<_>>().into_iter().rev() {
-                    tell(&home, object, entry);
+            match home.write(&object.id, &next).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    memory.trouble.over();
+                    let known = diary.history.last();
+                    let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
+                    for entry in fresh.collect::<Vec<_>>().into_iter().rev() {
+                        tell(&home, object, entry);
+                    }
                 }
+                Err(error) => memory.trouble.met(&error),
             }
-            trouble.tell(
-                format!("what became of {} is not written, so it stays where it is", object.id),
-                written,
-            );
-        }
-    }
-}
-
-/// What is wrong, each told once.
-#[derive(Default)]
-struct Trouble(BTreeMap<String, String>);
-
-impl Trouble {
-    fn tell<T>(&mut self, what: String, outcome: Result<T>) {
-        let Err(error) = outcome else {
-            self.0.remove(&what);
-            return;
-        };
-        let why = format!("{error:#}");
-        if self.0.get(&what) != Some(&why) {
-            tracing::warn!("{what}: {why}; it is tried again");
-            self.0.insert(what, why);
         }
     }
 }

@@ -165,7 +165,7 @@ impl Walker<'_> {
             diary.run.clone_from(&plan.run);
         }
         // The same template again, after it went back and the Deployment had none but the stable one.
-        let course = diary.course.as_ref().filter(|course| course.stable == course.candidate);
+        let course = diary.course.as_ref().filter(|course| course.is_whole());
         let idled =
             course.is_some_and(|course| plan.pair.as_ref().is_some_and(|pair| pair.stable == course.stable));
         let made = facts.pods.is_some_and(|pods| pods.candidate > 0);
@@ -194,7 +194,7 @@ impl Walker<'_> {
         }
     }
 
-    /// Of a run that goes on with other steps: it goes on at the step that is nearest to where it is, and never above.
+    /// Of a run that goes on with other steps: it goes on at the step that is nearest below where it is, at the first if there is none.
     fn steps_changed(&mut self) {
         let Self { plan, diary, .. } = self;
         let Some(before) = diary.in_force.as_ref().map(|spec| &spec.steps) else { return };
@@ -235,7 +235,7 @@ impl Walker<'_> {
         if let Some(why) = self.diary.stays.clone() {
             self.back(why);
         }
-        self.gone();
+        self.one_left();
         self.steer();
         if self.applied() && self.diary.applied_since.is_none() {
             self.diary.applied_since = Some(self.now());
@@ -257,8 +257,8 @@ impl Walker<'_> {
         if matches!(diary.phase, Phase::Waiting | Phase::Invalid) && facts.stable_ready == 0 {
             return;
         }
-        // What went back and is gone is forgotten: see `gone`.
-        let alone = diary.course.as_ref().is_some_and(|course| course.stable == course.candidate);
+        // What went back and is gone is forgotten: see `one_left`.
+        let alone = diary.course.as_ref().is_some_and(Course::is_whole);
         let none_left = facts.pods.is_some_and(|pods| pods.candidate == 0);
         if diary.phase == Phase::RolledBack && alone && none_left {
             return;
@@ -316,13 +316,13 @@ impl Walker<'_> {
     }
 
     /// Of a Deployment: a template that is the only one there serves, whatever was decided of it; and one that went back and is gone is forgotten.
-    fn gone(&mut self) {
+    fn one_left(&mut self) {
         let now = self.now();
         let Self { plan, facts, diary } = self;
         let (Some(Pair { stable, candidate }), Some(pods)) = (&plan.pair, facts.pods) else { return };
         let course = diary.course.as_ref();
         let serves = course.is_some_and(|course| course.stable == *candidate);
-        let forgotten = course.is_some_and(|course| course.stable == course.candidate);
+        let forgotten = course.is_some_and(Course::is_whole);
         let may = facts.refused.is_empty() && !plan.paused;
         let broken = diary.phase == Phase::Waiting && pods.stable > 0 && facts.stable_ready == 0 && may;
         let (patience, serving) = match diary.phase {
@@ -409,12 +409,10 @@ impl Walker<'_> {
             _ => format!("an endpoint of {} is ready to go back to", plan.stable),
         };
         let message = cut(format!("{why}; it stays until {wanted}"));
+        diary.message = message;
         if diary.stays.is_none() {
             diary.stays = Some(why);
-            diary.message = message;
             diary.note(facts.now);
-        } else {
-            diary.message = message;
         }
     }
 

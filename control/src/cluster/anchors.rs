@@ -22,10 +22,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Place, Trouble, asked, labels};
+use super::{Place, asked, labels};
 use crate::identity::Trust;
 use crate::namespaces::{All, Known, Namespaces};
 use crate::objects::{Body, ObjectSet};
+use crate::trouble::Trouble;
 
 /// The name of the ConfigMap.
 const NAME: &str = "penstock-anchors";

@@ -20,10 +20,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Place, Trouble, written};
+use super::{Place, written};
 use crate::canary::template::{course_of, gate, made};
 use crate::objects::{Body, Object, ObjectId, ObjectSet};
 use crate::push::Published;
+use crate::trouble::Trouble;
 
 /// Who writes, in `managedFields`.
 const WRITER: &str = "penstock-control-gate";

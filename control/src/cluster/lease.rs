@@ -20,8 +20,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Outcome, Place, Trouble, outcome};
+use super::{Outcome, Place, outcome};
 use crate::metric;
+use crate::trouble::Trouble;
 
 /// The name of the Lease.
 const NAME: &str = "penstock-control";

@@ -231,33 +231,6 @@ async fn asked<T>(question: impl Future<Output = kube::Result<T>>) -> Result<T> 
         .context("the API server has not answered in time")??)
 }
 
-/// What keeps one part from being kept up: told when it begins, when it becomes another, and when it is over.
-#[derive(Debug)]
-struct Trouble {
-    what: &'static str,
-    known: Option<String>,
-}
-
-impl Trouble {
-    fn new(what: &'static str) -> Self {
-        Self { what, known: None }
-    }
-
-    fn met(&mut self, error: &anyhow::Error) {
-        let why = format!("{error:#}");
-        if self.known.as_ref() != Some(&why) {
-            tracing::warn!("{}: {why}; what is in force stays, and it is tried again", self.what);
-            self.known = Some(why);
-        }
-    }
-
-    fn over(&mut self) {
-        if self.known.take().is_some() {
-            tracing::info!("{}: all is well again", self.what);
-        }
-    }
-}
-
 /// The labels of what control makes.
 fn labels() -> std::collections::BTreeMap<String, String> {
     [(MADE_BY, CONTROL), ("app.kubernetes.io/name", "penstock"), ("app.kubernetes.io/part-of", "penstock")]

@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::peers::{self, Peers, Said};
 use super::root_secret::{self, ASK, Found, Lives, NAME, REPLICA_PREFIX, ROTATION};
-use super::{Acknowledged, Outcome, Place, Trouble, asked, written};
+use super::{Acknowledged, Outcome, Place, asked, written};
 use crate::identity::material::{Material, fingerprint};
 use crate::identity::rotation::{Facts, Phase};
 use crate::identity::{Authority, Trust, epoch};
 use crate::objects::ObjectSet;
+use crate::trouble::Trouble;
 
 /// How often the Secret is looked at. What an operator sees of a rotation that he asked for, and what another replica
 /// signs after a step, is at most so old.

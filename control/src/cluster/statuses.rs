@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::replicas::{self, Others};
-use super::{Outcome as Written, Place, Trouble, written};
+use super::{Outcome as Written, Place, written};
 use crate::conditions::{Difference, complaint, difference};
 use crate::events::{Event, Events, Regarding};
 use crate::fleet::Fleet;
@@ -29,6 +29,7 @@ use crate::objects::{ObjectId, ObjectKind};
 use crate::outcome::Outcomes;
 use crate::push::Published;
 use crate::source::kubernetes::{Statuses, Watched};
+use crate::trouble::Trouble;
 
 /// Who writes, in `managedFields`.
 const WRITER: &str = "penstock-control-status";

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::secret::is_own;
 use super::webhook_secret::{self, NAME, Seen, Webhook};
-use super::{Outcome, Place, Trouble, asked, written};
+use super::{Outcome, Place, asked, written};
 use crate::identity::epoch;
+use crate::trouble::Trouble;
 
 /// The configuration of the webhook.
 const CONFIGURATION: &str = "penstock-injector";

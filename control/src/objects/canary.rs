@@ -263,6 +263,11 @@ pub struct Course {
 }
 
 impl Course {
+    /// Of a Deployment, whether there is one template alone, and nothing to divide.
+    pub fn is_whole(&self) -> bool {
+        self.stable == self.candidate
+    }
+
     /// Nothing goes to the candidate.
     pub fn stable_alone(run: String, spec: &Spec) -> Self {
         Self { run, stable: spec.stable.clone(), candidate: spec.candidate.clone(), ..Self::default() }
