@@ -527,6 +527,9 @@ impl Drop for Exchange {
             None => self.worker.unrouted(self.direction),
         };
         outcome.finish(&end);
+        if end.failed && self.direction == Direction::Outbound {
+            self.worker.telemetry.fails();
+        }
         self.worker.shared.drain.end(self.direction);
         let details = self.details.take().map(|details| {
             let mut details = *details;

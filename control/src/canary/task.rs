@@ -32,7 +32,7 @@ use crate::push::Published;
 use crate::snapshot::Snapshot;
 use crate::trouble::Trouble;
 
-/// Between two looks while something moves: proxies tell what they saw each second.
+/// Between two looks while something moves: so soon do proxies tell of requests that fail.
 const MOVING: Duration = Duration::from_millis(250);
 /// Between two looks while nothing does.
 const RESTING: Duration = Duration::from_secs(1);
@@ -176,6 +176,8 @@ pub async fn run<H: Home>(sight: Sight, mut home: H, stop: CancellationToken) ->
                 Ok(false) => {}
                 Ok(true) => {
                     memory.trouble.over();
+                    // The next look shows it.
+                    pause = MOVING;
                     let known = diary.history.last();
                     let fresh = next.history.iter().rev().take_while(|entry| Some(*entry) != known);
                     for entry in fresh.collect::<Vec<_>>().into_iter().rev() {

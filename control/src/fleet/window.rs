@@ -1,4 +1,4 @@
-//! The last minutes of what one proxy saw, a second at a time. Pure: time is an argument.
+//! The last minutes of what one proxy saw, as it told it: each second, sooner when requests fail. Pure: time is an argument.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use tokio::time::Instant;
 
 use super::seen::Seen;
 
-/// Five minutes of seconds.
-const SECONDS: usize = 300;
+/// How far back it reaches.
+const REACH: Duration = Duration::from_secs(300);
+/// Messages that it holds: a proxy whose requests fail all the time tells four times a second.
+const MESSAGES: usize = 4 * 300;
 /// Rows that one message may have: what a pod talks to, with room. More are dropped, so that a proxy gone wrong
 /// cannot fill control's memory.
 const ROWS: usize = 2_048;
@@ -45,7 +47,7 @@ struct Counts {
 }
 
 #[derive(Debug)]
-struct Second {
+struct Told {
     at: Instant,
     span: Duration,
     rows: Vec<Row>,
@@ -55,7 +57,7 @@ struct Second {
 /// One proxy's last minutes.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    seconds: VecDeque<Second>,
+    told: VecDeque<Told>,
     /// Rows of one kind share their names.
     keys: BTreeMap<Arc<Key>, ()>,
 }
@@ -96,10 +98,14 @@ impl Window {
         let span = Duration::from_millis(outcomes.interval_ms.clamp(1, LONGEST));
         let rows = outcomes.rows.into_iter().take(ROWS).map(|row| self.row(row)).collect();
         let shadows = outcomes.shadows.into_iter().take(ROWS).collect();
-        self.seconds.push_back(Second { at: now, span, rows, shadows });
-        if self.seconds.len() > SECONDS {
-            self.seconds.pop_front();
-            // A name that no second uses any more is held by the set alone.
+        self.told.push_back(Told { at: now, span, rows, shadows });
+        let old = |told: &Told| now.saturating_duration_since(told.at) >= REACH;
+        let held = self.told.len();
+        while self.told.len() > MESSAGES || self.told.front().is_some_and(old) {
+            self.told.pop_front();
+        }
+        if self.told.len() < held {
+            // A name that no message uses any more is held by the set alone.
             self.keys.retain(|key, ()| Arc::strong_count(key) > 1);
         }
     }
@@ -137,10 +143,10 @@ impl Window {
     /// Adds what the proxy saw in the last `window`; answers how much of it the proxy was there for.
     pub(super) fn sum_into(&self, totals: &mut Totals, window: Duration, now: Instant) -> Duration {
         let mut covered = Duration::ZERO;
-        let recent = |second: &&Second| now.saturating_duration_since(second.at) < window;
-        for second in self.seconds.iter().rev().take_while(recent) {
-            covered = now.saturating_duration_since(second.at) + second.span;
-            for row in &second.rows {
+        let recent = |told: &&Told| now.saturating_duration_since(told.at) < window;
+        for told in self.told.iter().rev().take_while(recent) {
+            covered = now.saturating_duration_since(told.at) + told.span;
+            for row in &told.rows {
                 let key = (row.key.direction, row.key.service.clone(), row.key.backend.clone());
                 let total = totals.0.entry(key).or_default();
                 row.sum_into(total);
@@ -151,10 +157,10 @@ impl Window {
 
     /// Adds what the proxy saw of `services` as their client in the last `window`.
     pub(super) fn see_into(&self, seen: &mut Seen, services: &[String], window: Duration, now: Instant) {
-        let recent = |second: &&Second| now.saturating_duration_since(second.at) < window;
-        for second in self.seconds.iter().rev().take_while(recent) {
+        let recent = |told: &&Told| now.saturating_duration_since(told.at) < window;
+        for told in self.told.iter().rev().take_while(recent) {
             let outbound = |row: &&Row| row.key.direction == i32::from(Direction::Outbound);
-            let rows = second.rows.iter().filter(outbound);
+            let rows = told.rows.iter().filter(outbound);
             for row in rows.filter(|row| services.contains(&row.key.service)) {
                 let pair = (row.key.service.clone(), row.key.backend.clone());
                 let backend = seen.backends.entry(pair).or_default();
@@ -164,7 +170,7 @@ impl Window {
                     backend.reports += 1;
                 }
             }
-            for shadow in second.shadows.iter().filter(|shadow| services.contains(&shadow.service)) {
+            for shadow in told.shadows.iter().filter(|shadow| services.contains(&shadow.service)) {
                 let pair = (shadow.service.clone(), shadow.mirror.clone());
                 seen.shadows.entry(pair).or_default().add(shadow);
             }
@@ -205,13 +211,16 @@ mod tests {
 
     #[test]
     fn the_window_and_its_names_are_bounded() {
-        let mut window = Window::default();
-        for at in 0..2 * SECONDS as u64 {
-            let mut outcomes = second(1);
-            outcomes.rows[0].endpoint = format!("a/p{at}");
-            window.add(outcomes, Instant::now() + Duration::from_secs(at));
+        // Each second, as often as a proxy may, and oftener.
+        for (interval, held) in [(1_000, 300), (250, MESSAGES), (1, MESSAGES)] {
+            let (mut window, start) = (Window::default(), Instant::now());
+            for message in 0..2 * MESSAGES as u64 {
+                let mut outcomes = second(1);
+                outcomes.rows[0].endpoint = format!("a/p{message}");
+                window.add(outcomes, start + Duration::from_millis(message * interval));
+            }
+            assert_eq!(window.told.len(), held);
+            assert!(window.keys.len() <= held + 2, "{}", window.keys.len());
         }
-        assert_eq!(window.seconds.len(), SECONDS);
-        assert!(window.keys.len() <= SECONDS + 2, "{}", window.keys.len());
     }
 }

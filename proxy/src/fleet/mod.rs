@@ -1,4 +1,5 @@
-//! What the proxy tells control while it lives: outcomes each second, tapped requests, answers to questions.
+//! What the proxy tells control while it lives: outcomes each second (sooner when
+//! requests fail), tapped requests, answers to questions.
 //!
 //! In: the connection to control that has the configuration stream, the pages, the telemetry. Out: one more stream on it, so that no
 //! port of the pod is opened for it and one replica of control knows all of this proxy; opened again with backoff and jitter when
@@ -33,6 +34,8 @@ use crate::telemetry::tap::Tap;
 
 /// How often outcomes are told.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The same once a request has failed: a canary that fails must not get a second's requests more for it.
+const HURRY: Duration = Duration::from_millis(250);
 /// Messages on their way out. When control reads too slowly, outcomes wait in their cells and add up.
 const OUTGOING: usize = 64;
 /// Tapped requests on their way out; more are dropped and counted.
@@ -133,9 +136,18 @@ impl Attached<'_> {
         let (events, mut tapped) = mpsc::channel(TAPPED);
         let mut tick = interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // When the last tick was, and whether the next comes early: once, however many fail.
+        let (mut last, mut hurries) = (Instant::now(), false);
         loop {
             tokio::select! {
-                _ = tick.tick() => self.tell(),
+                at = tick.tick() => {
+                    self.tell();
+                    (last, hurries) = (at, false);
+                }
+                () = self.pages.telemetry.failure(), if !hurries => {
+                    tick.reset_at(last + HURRY);
+                    hurries = true;
+                }
                 Some(event) = tapped.recv() => self.forward(event),
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.obey(message, &events),

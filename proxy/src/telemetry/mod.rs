@@ -25,6 +25,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Version};
 use penstock_api::SpiffeId;
 use penstock_api::v1::{Decision, Direction};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use outcome::{End, Labels, Outcome, Outcomes};
@@ -162,6 +163,7 @@ pub struct Telemetry {
     taps: tap::Taps,
     ledger: Mutex<Ledger>,
     page: page::Cache,
+    failed: Notify,
 }
 
 impl Telemetry {
@@ -188,6 +190,7 @@ impl Telemetry {
             taps: tap::Taps::default(),
             ledger: Mutex::default(),
             page: page::Cache::default(),
+            failed: Notify::new(),
         })
     }
 
@@ -235,6 +238,16 @@ impl Telemetry {
             let at = details.as_ref().map_or_else(|| SystemTime::now() - end.total, |details| details.at);
             log.offer(log::Line { at, labels: labels.clone(), end: *end, details });
         }
+    }
+
+    /// Says that a request of the application's own has failed: whoever waits for it hurries.
+    pub fn fails(&self) {
+        self.failed.notify_one();
+    }
+
+    /// Waits until one has failed, at once if one has since the last call.
+    pub async fn failure(&self) {
+        self.failed.notified().await;
     }
 
     /// Opens a tap, or replaces the one of the same number.
