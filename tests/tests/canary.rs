@@ -168,7 +168,8 @@ async fn a_candidate_that_fails_a_fifth_of_its_requests_is_sent_none_within_thre
     let began = Instant::now();
     let status = stage.reaches("is back", phase("RolledBack")).await;
     let took = began.elapsed();
-    println!("from the first failure to a weight of 0 on every proxy: {took:?}");    assert!(took < Duration::from_secs(3), "{took:?}: {status:#}");
+    println!("from the first failure to a weight of 0 on every proxy: {took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}: {status:#}");
     assert_eq!(status["course"]["weight"], 0);
     assert_eq!(status["applied"], status["concerned"], "every proxy has it");
     let message = status["message"].as_str().unwrap();
