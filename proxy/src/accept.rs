@@ -1,12 +1,14 @@
 //! Sockets: listeners that each worker has of its own, connections up to a limit, and where a redirected connection
 //! was going.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use penstock_api::Reason;
@@ -62,39 +64,131 @@ const PROBE: Duration = Duration::from_secs(15);
 /// Probes without an answer that end a connection.
 const PROBES: u32 = 4;
 
-/// Counts the open connections of one listener, over all workers.
+/// How many connections a listener takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// In all.
+    pub connections: u32,
+    /// From one address; 0: as many as in all.
+    pub per_peer: u32,
+}
+
+/// The open connections of one listener, over all workers.
 #[derive(Debug, Default)]
-pub struct OpenConnections(AtomicU32);
+pub struct OpenConnections {
+    all: AtomicU32,
+    /// By address, of those that have any. Connections come and go much less often than requests, so a lock it may be.
+    peers: Mutex<HashMap<IpAddr, Peer>>,
+}
 
-/// A connection that counts as open.
-#[derive(Debug)]
-pub struct Counted(Arc<OpenConnections>);
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    open: u32,
+    /// Of these, in their handshakes.
+    shaking: u32,
+}
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
+/// What a connection was one too many for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TooMany {
+    InAll,
+    FromPeer,
+}
+
+impl TooMany {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InAll => "all",
+            Self::FromPeer => "peer",
+        }
     }
 }
 
-/// Accepts connections for ever and hands each to `serve` in a task of its own. Above `limit` the newest is handed to
-/// `refuse`.
+impl OpenConnections {
+    fn open(self: &Arc<Self>, peer: IpAddr, bounds: Bounds) -> Result<Counted, TooMany> {
+        if self.all.fetch_add(1, Relaxed) >= bounds.connections {
+            self.all.fetch_sub(1, Relaxed);
+            return Err(TooMany::InAll);
+        }
+        let mut peers = self.lock();
+        let known = peers.entry(peer).or_default();
+        if bounds.per_peer > 0 && known.open >= bounds.per_peer {
+            self.all.fetch_sub(1, Relaxed);
+            return Err(TooMany::FromPeer);
+        }
+        known.open += 1;
+        Ok(Counted { open: Arc::clone(self), peer })
+    }
+
+    fn change(&self, peer: IpAddr, change: impl FnOnce(&mut Peer)) {
+        let mut peers = self.lock();
+        if let Entry::Occupied(mut known) = peers.entry(peer) {
+            change(known.get_mut());
+            if known.get().open == 0 {
+                known.remove();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Peer>> {
+        // Every change is one assignment.
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that counts as open.
+#[derive(Debug)]
+pub struct Counted {
+    open: Arc<OpenConnections>,
+    peer: IpAddr,
+}
+
+impl Counted {
+    /// Its handshake begins; `None`: so many of its peer's are going on already.
+    pub fn shakes(&self, limit: u32) -> Option<Shaking<'_>> {
+        let mut begun = false;
+        self.open.change(self.peer, |peer| {
+            begun = peer.shaking < limit;
+            peer.shaking += u32::from(begun);
+        });
+        begun.then_some(Shaking(self))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.all.fetch_sub(1, Relaxed);
+        self.open.change(self.peer, |peer| peer.open -= 1);
+    }
+}
+
+/// A connection in its handshake.
+#[derive(Debug)]
+pub struct Shaking<'a>(&'a Counted);
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.0.open.change(self.0.peer, |peer| peer.shaking -= 1);
+    }
+}
+
+/// Accepts connections for ever and hands each to `serve` in a task of its own. Beyond `bounds` the newest is refused.
 pub async fn accept<S, F>(
     name: &'static str,
     listener: TcpListener,
     open: Arc<OpenConnections>,
-    limit: u32,
+    bounds: Bounds,
     serve: S,
 ) where
     S: Fn(TcpStream, Counted) -> F + 'static,
     F: Future<Output = ()> + 'static,
 {
     let accepted = metrics::counter!(metric::CONNECTIONS_ACCEPTED.name, "listener" => name);
-    let refused = metrics::counter!(metric::CONNECTIONS_REFUSED.name, "listener" => name);
     let serve = Rc::new(serve);
     let mut quiet_until: Option<Instant> = None;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 // Out of file descriptors, mostly: wait for some to be closed instead of spinning.
                 tracing::warn!(listener = name, %error, "cannot accept; raise the limit of open files?");
@@ -103,20 +197,30 @@ pub async fn accept<S, F>(
             }
         };
         tune(&stream);
-        if open.0.fetch_add(1, Relaxed) >= limit {
-            open.0.fetch_sub(1, Relaxed);
-            refused.increment(1);
-            if quiet_until.is_none_or(|until| Instant::now() >= until) {
-                quiet_until = Some(Instant::now() + Duration::from_secs(10));
-                tracing::warn!(listener = name, limit, reason = %Reason::TooManyConnections, "refusing connections");
+        match open.open(peer, bounds) {
+            Ok(counted) => {
+                accepted.increment(1);
+                let serve = Rc::clone(&serve);
+                tokio::task::spawn_local(async move { serve(stream, counted).await });
             }
-            refuse(stream);
-            continue;
+            Err(too_many) => {
+                let limit = too_many.name();
+                metrics::counter!(metric::CONNECTIONS_REFUSED.name, "listener" => name, "limit" => limit)
+                    .increment(1);
+                if quiet_until.is_none_or(|until| Instant::now() >= until) {
+                    quiet_until = Some(Instant::now() + Duration::from_secs(10));
+                    let Bounds { connections, per_peer } = bounds;
+                    let of = match too_many {
+                        TooMany::InAll => connections,
+                        TooMany::FromPeer => per_peer,
+                    };
+                    tracing::warn!(
+                        listener = name, %peer, limit, of, reason = %Reason::TooManyConnections, "refusing connections"
+                    );
+                }
+                refuse(stream);
+            }
         }
-        accepted.increment(1);
-        let counted = Counted(Arc::clone(&open));
-        let serve = Rc::clone(&serve);
-        tokio::task::spawn_local(async move { serve(stream, counted).await });
     }
 }
 
@@ -144,5 +248,34 @@ mod tests {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         assert_eq!(original_destination(&server), None);
+    }
+
+    #[test]
+    fn a_peer_has_its_share_and_what_is_closed_leaves_nothing() {
+        let open = Arc::new(OpenConnections::default());
+        let bounds = Bounds { connections: 5, per_peer: 2 };
+        let [greedy, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let mut held: Vec<_> = (0..2).map(|_| open.open(greedy, bounds).unwrap()).collect();
+        assert_eq!(open.open(greedy, bounds).unwrap_err(), TooMany::FromPeer);
+        held.push(open.open(other, bounds).unwrap());
+        held.pop();
+        held.pop();
+        held.push(open.open(greedy, bounds).unwrap());
+        let all = Bounds { connections: 2, per_peer: 0 };
+        assert_eq!(open.open(other, all).unwrap_err(), TooMany::InAll);
+        drop(held);
+        assert_eq!((open.all.load(Relaxed), open.lock().len()), (0, 0));
+    }
+
+    #[test]
+    fn handshakes_of_a_peer_are_counted_while_they_last() {
+        let open = Arc::new(OpenConnections::default());
+        let bounds = Bounds { connections: 5, per_peer: 0 };
+        let peer = "10.0.0.1".parse().unwrap();
+        let [one, two] = [(); 2].map(|()| open.open(peer, bounds).unwrap());
+        let shaking = one.shakes(1).unwrap();
+        assert!(two.shakes(1).is_none());
+        drop(shaking);
+        assert!(two.shakes(1).is_some());
     }
 }

@@ -76,7 +76,9 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
         match self.get_mut() {
             Self::Client(body, exchange) => {
-                let mut frame = ready!(Pin::new(body).poll_frame(cx));
+                let polled = Pin::new(body).poll_frame(cx);
+                exchange.client_is_waited_for(polled.is_pending());
+                let mut frame = ready!(polled);
                 if let Some(Ok(frame)) = &mut frame {
                     came_in(frame, exchange)?;
                 }

@@ -55,6 +55,8 @@ pub struct Exchange {
     /// The span of what was executed for it and others.
     executed: Cell<Option<Span>>,
     request_bytes: Cell<u64>,
+    /// Whoever reads the request's body waits for the client to send more of it.
+    waits_for_client: Cell<bool>,
     /// How long the client waits, by its own word.
     said: Cell<Option<Duration>>,
     response_bytes: Cell<u64>,
@@ -123,6 +125,7 @@ impl Exchange {
             verdict: Cell::new(""),
             executed: Cell::new(None),
             request_bytes: Cell::new(0),
+            waits_for_client: Cell::new(false),
             said: Cell::new(None),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
@@ -452,6 +455,16 @@ impl Exchange {
     /// Bytes of the response's body have passed.
     pub fn received(&self, bytes: usize) {
         self.response_bytes.set(self.response_bytes.get() + bytes as u64);
+    }
+
+    /// Whether more of the request's body was asked for than the client has sent.
+    pub fn client_is_waited_for(&self, waits: bool) {
+        self.waits_for_client.set(waits);
+    }
+
+    /// Whether it is the client that nothing moves for.
+    pub fn waits_for_client(&self) -> bool {
+        self.waits_for_client.get()
     }
 
     /// Bytes of the request's body so far.

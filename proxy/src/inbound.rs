@@ -70,7 +70,7 @@ async fn secured(
     listener: Option<Arc<Listener>>,
     original: Option<std::net::SocketAddr>,
 ) {
-    let tls = match handshake(&worker, stream).await {
+    let tls = match handshake(&worker, stream, &counted).await {
         Ok(tls) => tls,
         Err(failure) => {
             metrics::counter!(metric::HANDSHAKE_FAILURES.name, "listener" => LISTENER).increment(1);
@@ -124,7 +124,11 @@ async fn secured(
     serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
 }
 
-async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<ReadAhead>, Failure> {
+async fn handshake(
+    worker: &Worker,
+    stream: TcpStream,
+    counted: &Counted,
+) -> Result<TlsStream<ReadAhead>, Failure> {
     let peer =
         stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
     let material = worker.shared.identity.current().ok_or_else(|| {
@@ -133,6 +137,13 @@ async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<ReadA
             format!("{peer} wants mutual TLS, and this proxy has no certificate yet"),
         )
     })?;
+    let limit = worker.shared.limits.handshakes_per_peer;
+    let Some(_shaking) = counted.shakes(limit) else {
+        return Err(Failure::unprocessed(
+            Reason::TooManyConnections,
+            format!("{peer}: {limit} handshakes with its address are going on already"),
+        ));
+    };
     let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(ReadAhead::new(stream));
     match tokio::time::timeout(worker.shared.limits.handshake_time, accepting).await {
         Ok(Ok(tls)) => Ok(tls),

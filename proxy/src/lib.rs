@@ -21,6 +21,7 @@ pub mod early;
 pub mod exchange;
 pub mod failure;
 pub mod fleet;
+pub mod flood;
 pub mod headers;
 pub mod held;
 pub mod identity;

@@ -7,6 +7,10 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections that are open at once, each listener, all workers. Above: the newest is answered 503 and closed.
     pub connections: u32,
+    /// Of these, inbound, from one address; 0 = as many as in all. A sidecar has tens; a gateway or a NAT in front of many clients may need more.
+    pub connections_per_peer: u32,
+    /// TLS handshakes of one address that go on at once. Above: the newest connection is closed.
+    pub handshakes_per_peer: u32,
     /// The header section of a request, bytes (RFC 9110 names none; common servers allow 8 to 64 KiB).
     pub header_bytes: u32,
     /// Header fields of a request.
@@ -41,6 +45,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            connections_per_peer: 4_096,
+            handshakes_per_peer: 512,
             header_bytes: 64 << 10,
             header_count: 128,
             header_time: Duration::from_secs(60),

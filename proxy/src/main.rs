@@ -144,6 +144,9 @@ struct Run {
     /// Open connections, each listener
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     max_connections: u32,
+    /// Of these, inbound, from one address; 0 = as many as in all
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_peer)]
+    peer_connections: u32,
     /// Largest request body, bytes; 0 = no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     max_body: u64,
@@ -466,6 +469,7 @@ fn told(options: &Run, node: &str) -> Options {
 fn limits(options: &Run) -> Limits {
     Limits {
         connections: options.max_connections,
+        connections_per_peer: options.peer_connections,
         body_bytes: options.max_body,
         arena_bytes: options.arena,
         prepare_threads: options.prepare_threads,

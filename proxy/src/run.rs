@@ -14,7 +14,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::accept::{self, OpenConnections};
+use crate::accept::{self, Bounds, OpenConnections};
 use crate::coalesce::Sharing;
 use crate::config::static_file::{Listener, StaticFile};
 use crate::config::{Cluster, Store};
@@ -222,20 +222,25 @@ fn work(
         let worker = Worker::new(shared, rand::random());
         for (listen, socket, open) in listeners {
             let listener = tokio::net::TcpListener::from_std(socket)?;
-            let limit = worker.shared.limits.connections;
+            let Limits { connections, connections_per_peer, .. } = worker.shared.limits;
+            // The application is one peer, and has its sidecar for itself.
+            let bounds = match listen.serves {
+                Serves::Outbound(_) => Bounds { connections, per_peer: 0 },
+                Serves::Inbound(_) => Bounds { connections, per_peer: connections_per_peer },
+            };
             let worker = std::rc::Rc::clone(&worker);
             match listen.serves {
                 Serves::Outbound(to) => {
                     let serve = move |stream, counted| {
                         outbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
                     };
-                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, limit, serve));
+                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, bounds, serve));
                 }
                 Serves::Inbound(to) => {
                     let serve = move |stream, counted| {
                         inbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
                     };
-                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, limit, serve));
+                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, bounds, serve));
                 }
             }
         }

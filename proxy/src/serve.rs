@@ -13,15 +13,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use penstock_api::Reason;
+use penstock_api::{Reason, SpiffeId};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::age;
 use crate::body::ResponseBody;
 use crate::coalesce;
 use crate::connection::{Connection, To};
 use crate::drain::Farewell;
+use crate::flood::{Flood, Guarded};
 use crate::limits::{self, Limits};
 use crate::local::LocalExecutor;
 use crate::receive::gate::Mismatch;
@@ -50,8 +51,10 @@ pub async fn http<T, H, F>(
     let old = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let client = Rc::clone(&connection);
     let result = if http2 {
+        let (stream, flood) = Guarded::new(stream, Instant::now());
+        let caller = Rc::clone(&client);
         let service = service_fn(move |request: Request<Incoming>| {
-            handle(Rc::clone(&client), request.map(ClientBody::Hyper))
+            handle(Rc::clone(&caller), request.map(ClientBody::Hyper))
         });
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -65,7 +68,11 @@ pub async fn http<T, H, F>(
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), service);
         let leave = Leave { farewell, old, lingers: None };
-        until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
+        let result = until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await;
+        if let Some(flood) = flood.get() {
+            return flooded(listener, &client, flood);
+        }
+        result
     } else {
         let handle = move |request| handle(Rc::clone(&client), request);
         let leave = Leave { farewell, old, lingers: connection.sidecar.then(Rc::default) };
@@ -165,6 +172,13 @@ async fn until_farewell<C: Future>(serving: C, leave: Leave, say: fn(Pin<&mut C>
         serving.as_mut().poll(cx)
     })
     .await
+}
+
+/// Says whose connection was closed, and why. The client was told in the words of HTTP/2.
+fn flooded(listener: &'static str, client: &Connection, flood: Flood) {
+    metrics::counter!(metric::FLOODS.name, "listener" => listener, "kind" => flood.name()).increment(1);
+    let client = client.client_id().map_or("a client without identity", SpiffeId::as_str);
+    tracing::warn!(listener, client, kind = flood.name(), "closed an HTTP/2 connection: {flood}");
 }
 
 /// Names the reason for which hyper closed a connection by itself (it has answered 400, 408 or 431 where HTTP has an

@@ -68,7 +68,7 @@ reasons! {
     HeadersTooLarge   "headers-too-large"   431  8 "DPE" Client   "The header section is above its limit.";
     HeaderTimeout     "header-timeout"      408  4 "SI"  Client   "The request's headers did not arrive in time.";
     BodyTooLarge      "body-too-large"      413  8 "DPE" Client   "The request's body is above its limit.";
-    BodyTimeout       "body-timeout"        408  4 "SI"  Client   "The request's body, which has to be prepared for the model, did not arrive in time.";
+    BodyTimeout       "body-timeout"        408  4 "SI"  Client   "The request's body, or the next piece of it, did not arrive in time.";
     BodyEncoded       "body-encoded"        415 12 "DPE" Client   "The request's body has to be prepared for the model, and is compressed.";
     NoRoom            "no-room"             503  8 "UO"  Mesh     "There is no room now for the bodies, or the tensors, of requests that have to be prepared.";
     BadInput          "bad-input"           400  3 "DPE" Client   "An input could not be prepared for the model: not what its pipeline takes, damaged, or above a limit.";

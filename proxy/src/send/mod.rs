@@ -562,6 +562,13 @@ impl Times {
             // The body may still be on its way up: only a stall counts.
             if exchange.request_bytes() == seen {
                 let limit = self.idle.unwrap_or_default();
+                // The server is not at fault for what it has not been sent, and is not to be shunned for it.
+                if exchange.waits_for_client() {
+                    return Err(Failure::new(
+                        Reason::BodyTimeout,
+                        format!("the client sent no byte of its request's body in {limit:?}"),
+                    ));
+                }
                 return Err(Failure::new(
                     Reason::IdleTimeout,
                     format!("no byte to or from {} in {limit:?}", who()),

@@ -30,12 +30,14 @@ penstock_api::metrics! {
         "Answers to copies that were held against those that clients got: agreed or differed.";
     CONNECTIONS_ACCEPTED Counter "penstock_connections_accepted_total" ["listener"]
         "Connections that clients made.";
-    CONNECTIONS_REFUSED Counter "penstock_connections_refused_total" ["listener"]
-        "Connections above the listener's limit, answered 503 and closed.";
+    CONNECTIONS_REFUSED Counter "penstock_connections_refused_total" ["listener", "limit"]
+        "Connections above a limit (all, or those of one peer), answered 503 and closed.";
     HANDSHAKE_FAILURES Counter "penstock_handshake_failures_total" ["listener"]
         "TLS handshakes that failed: no certificate, an unknown one, an expired one, or too slow.";
     MALFORMED Counter "penstock_malformed_requests_total" ["listener"]
         "Connections that were closed because what came in was not HTTP, or too large, or too slow.";
+    FLOODS Counter "penstock_http2_floods_total" ["listener", "kind"]
+        "HTTP/2 connections that were closed (GOAWAY, ENHANCE_YOUR_CALM) for a flood: idle-frames (PING, SETTINGS, PRIORITY, empty and unknown frames) or resets.";
     EARLY Counter "penstock_early_connections_total" ["listener"]
         "Connections that were held because the proxy was not ready yet.";
     DETECT_TIMEOUTS Counter "penstock_detect_timeouts_total" []

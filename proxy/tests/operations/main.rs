@@ -14,6 +14,7 @@ use std::time::Duration;
 use penstock_api::reason::{Blame, Reason};
 use penstock_balance::Settings;
 use penstock_proxy::config::{Policy, RetryPolicy, Timeouts, store};
+use penstock_proxy::flood::allowance;
 use penstock_proxy::limits::{self, Limits};
 use penstock_proxy::oob;
 use penstock_proxy::telemetry::metric;
@@ -337,6 +338,22 @@ fn limits() -> String {
             "send buffer",
             limits::SEND_BUFFER.to_string(),
             "HTTP/2: bytes of one stream that wait to be written.",
+        ),
+        row(
+            "idle frames",
+            allowance::IDLE.to_string(),
+            "HTTP/2: frames of one connection that carry nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty and unknown ones); \
+             requests and answers pay for more. Above: GOAWAY with ENHANCE_YOUR_CALM.",
+        ),
+        row(
+            "resets",
+            allowance::RESETS.to_string(),
+            "HTTP/2: streams of one connection that the client resets; each answer that came to its end pays for one more. Above: the same.",
+        ),
+        row(
+            "each second",
+            allowance::EACH_SECOND.to_string(),
+            "HTTP/2: what time adds to each of the two, up to their limit.",
         ),
         row(
             "lane",
