@@ -144,6 +144,11 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Connections of the same listener, this one among them.
+    pub fn of(&self) -> u32 {
+        self.open.all.load(Relaxed)
+    }
+
     /// Its handshake begins; `None`: so many of its peer's are going on already.
     pub fn shakes(&self, limit: u32) -> Option<Shaking<'_>> {
         let mut begun = false;

@@ -64,14 +64,29 @@ impl Default for Limits {
     }
 }
 
-/// HTTP/2 flow control, chosen by measurement (research: default windows reach 0.07 to 0.23 GB/s, these 0.7 to 1.7):
-/// a stream may have 2 MiB under way, a connection 8 MiB, so that three full streams cannot stop a fourth.
-pub const STREAM_WINDOW: u32 = 2 << 20;
-/// See [`STREAM_WINDOW`].
-pub const CONNECTION_WINDOW: u32 = 8 << 20;
+/// HTTP/2 flow control: what a stream may have under way (research: with the default of 64 KiB a connection reaches 0.07 to 0.23 GB/s, with
+/// megabytes 0.7 to 1.7).
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// Streams on one connection of ours before another is opened.
+pub const STREAMS: u32 = 64;
+/// What a connection may have under way: all of its streams' windows, so that streams whose readers have stopped cannot stop the others.
+pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// What clients' connections may have under way together, as long as each has [`CLIENT_WINDOW`].
+pub const CLIENT_WINDOWS: u32 = 256 << 20;
+/// What a client's connection may have under way however many there are.
+pub const CLIENT_WINDOW: u32 = 8 << 20;
+
+/// What a new connection of a client may have under way when so many are open, this one among them: it is the client's choice to fill it, and
+/// nobody's but the application's to empty it.
+pub fn client_window(open: u32) -> u32 {
+    (CLIENT_WINDOWS / open.max(1)).clamp(CLIENT_WINDOW, CONNECTION_WINDOW)
+}
 /// The largest HTTP/2 frame that is asked for: large enough that its nine bytes of head vanish, small enough that
 /// other streams' frames get in between.
 pub const FRAME: u32 = 256 << 10;
+/// What an HTTP/1 connection reads at once at most, bytes, and the largest header section of a response: pieces of a body hold the buffer that they
+/// came in, so a stream that nobody reads holds two of these.
+pub const READ: usize = 128 << 10;
 /// Requests between sidecars whose body is at least so large go over a connection of their own (HTTP/1.1 within mutual TLS), bytes:
 /// below, a body fits into four frames of HTTP/2, and what is behind it waits for a millisecond at most.
 pub const LANE: u64 = 1 << 20;
@@ -81,7 +96,7 @@ pub const LANES: u32 = 8;
 /// than asking for the place first.
 pub const DIRECT: u64 = 64 << 10;
 /// What one HTTP/2 stream may have waiting to be written.
-pub const SEND_BUFFER: usize = 1 << 20;
+pub const SEND_BUFFER: usize = 256 << 10;
 /// Copies of requests (mirrors) on their way at once, each worker: a mirror that hangs holds no more than these. More are dropped.
 pub const COPIES: u32 = 256;
 /// Bytes that are held for copies, each worker: what their mirrors have not read yet, and answers until they are compared. A copy that

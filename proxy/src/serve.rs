@@ -59,7 +59,7 @@ pub async fn http<T, H, F>(
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(limits::STREAM_WINDOW)
-            .initial_connection_window_size(limits::CONNECTION_WINDOW)
+            .initial_connection_window_size(limits::client_window(connection.counted.of()))
             .max_frame_size(limits::FRAME)
             .max_send_buf_size(limits::SEND_BUFFER)
             .max_concurrent_streams(limits.streams)
@@ -128,6 +128,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_time)
         .max_headers(limits.header_count)
+        .max_buf_size(limits::READ)
         .max_header_size(limits.header_bytes as usize)
         // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
         .half_close(false)

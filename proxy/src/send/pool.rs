@@ -23,15 +23,13 @@ use super::connect::{Connected, Wire, connect};
 use crate::body::RequestBody;
 use crate::config::{Cluster, Endpoint, Policy};
 use crate::failure::Failure;
-use crate::limits;
+use crate::limits::{self, STREAMS};
 use crate::local::LocalExecutor;
 use crate::worker::Worker;
 
 /// An idle HTTP/1.1 connection is given up before common servers give it up (uvicorn and Node after 5 s), since a
 /// request that crosses their close on the way is lost.
 const IDLE: Duration = Duration::from_secs(4);
-/// Streams on one HTTP/2 connection before another is opened; fewer, if the peer takes fewer.
-const STREAMS: u32 = 200;
 /// A peer that does not answer a ping for this long is gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a connection with streams is pinged.
@@ -308,6 +306,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (sender, connection) = http1::Builder::new()
+        .max_buf_size(limits::READ)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| handshake_failed(&open, &error))?;

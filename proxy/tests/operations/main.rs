@@ -327,13 +327,18 @@ fn limits() -> String {
         .collect();
     let row = |name: &str, value: String, meaning: &str| vec![name.to_owned(), value, meaning.to_owned()];
     rows.extend([
-        row("stream window", limits::STREAM_WINDOW.to_string(), "HTTP/2: bytes of one stream under way."),
+        row("stream window", limits::STREAM_WINDOW.to_string(), "HTTP/2: bytes of one stream under way, and so what one that nobody reads takes of memory."),
         row(
             "connection window",
             limits::CONNECTION_WINDOW.to_string(),
-            "HTTP/2: bytes of one connection under way.",
+            "HTTP/2: bytes of one connection under way: all that its streams may have, so that those whose readers have stopped do not stop the \
+             others. Inbound, fewer when many clients are connected (see below).",
         ),
+        row("client windows", limits::CLIENT_WINDOWS.to_string(), "HTTP/2: what a listener's clients may have under way together, shared evenly."),
+        row("client window", limits::CLIENT_WINDOW.to_string(), "HTTP/2: what each may have in any case."),
+        row("streams per connection", limits::STREAMS.to_string(), "HTTP/2: streams on a connection to an endpoint before another is opened."),
         row("frame", limits::FRAME.to_string(), "HTTP/2: the largest frame that is asked for, bytes."),
+        row("read", limits::READ.to_string(), "HTTP/1: what is read of a connection at once at most, and the header section of a response."),
         row(
             "send buffer",
             limits::SEND_BUFFER.to_string(),

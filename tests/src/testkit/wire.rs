@@ -125,6 +125,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(self.buffer.drain(..length).collect())
     }
 
+    /// Bytes that have come and were not asked for yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Everything until the other side is done.
     pub async fn rest(&mut self) -> Vec<u8> {
         while self.fill().await.is_ok() {}
