@@ -63,8 +63,9 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
-	@$(MAKE) e2e-cluster
-	@$(MAKE) conformance CONFORMANCE_OUT="$(TARGET)/conformance"
+	# With the programs that were built above: without tests, cargo would choose other features, and compile everything anew.
+	@$(MAKE) e2e-cluster BUILT=1
+	@$(MAKE) conformance BUILT=1 CONFORMANCE_OUT="$(TARGET)/conformance"
 	@$(MAKE) fuzz SECONDS=10 FUZZ_CORPUS=none
 
 CLUSTER := python3 tests/cluster/cluster.py
@@ -86,7 +87,7 @@ e2e-cluster: ## Penstock on that Kubernetes, from its installation to its end, u
 ifeq ($(PENSTOCK_NO_CLUSTER),1)
 	@echo "PENSTOCK_NO_CLUSTER=1: nothing is tried on Kubernetes"
 else
-	$(CARGO) build $(LOCKED) --workspace --bins
+	$(if $(BUILT),,$(CARGO) build $(LOCKED) --workspace --bins)
 	$(CLUSTER) --name e2e up
 	status=0; { python3 tests/cluster/smoke.py --name e2e && $(CLUSTER) --name e2e images --bins "$(TARGET)/debug" \
 	  && python3 tests/cluster/mesh.py --name e2e --bins "$(TARGET)/debug"; } || status=$$?; $(CLUSTER) --name e2e down; exit $$status
@@ -107,7 +108,7 @@ conformance: ## the Gateway API's own tests of a mesh, on that Kubernetes; write
 ifeq ($(PENSTOCK_NO_CLUSTER),1)
 	@echo "PENSTOCK_NO_CLUSTER=1: the conformance suite is not tried"
 else
-	$(CARGO) build $(LOCKED) --workspace --bins
+	$(if $(BUILT),,$(CARGO) build $(LOCKED) --workspace --bins)
 	$(CLUSTER) --name conf up
 	status=0; { $(CLUSTER) --name conf images --bins "$(TARGET)/debug" && python3 tests/conformance/conformance.py --name conf \
 	  --bins "$(TARGET)/debug" --out "$(CONFORMANCE_OUT)"; } || status=$$?; $(CLUSTER) --name conf down; exit $$status

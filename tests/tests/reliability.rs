@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
-use penstock_tests::testkit::proxy::metric;
+use penstock_tests::testkit::proxy::{counts_are_told, metric};
+use penstock_tests::testkit::wire::get;
 use penstock_tests::testkit::{PATIENCE, wait_until};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 /// The pains that are decided here.
-const PAINS: [u32; 12] = [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13, 14];
+const PAINS: [u32; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// The names of all tests of this crate.
 fn tests() -> BTreeSet<String> {
@@ -98,6 +99,48 @@ async fn pain_5_a_proxys_memory_follows_what_its_pod_talks_to_and_not_the_cluste
     );
     assert_eq!(resources, resources_now, "it holds what it was asked about");
     assert!(memory_now < memory + GROWTH, "{memory} KiB grew to {memory_now}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pain_15_what_clients_say_makes_no_metrics() {
+    let mut mesh = Mesh::default().pod("client", None).service("web", &[]).pod("web-1", Some("web"));
+    let _web = Origin::named(mesh.application("web-1"), "web-1", Duration::ZERO).await;
+    mesh = mesh.start().await;
+    mesh.reaches("client", "web").await;
+    let mut client = mesh.client("client").await;
+    // Each of these is the client's to choose: method, host, path, model, session, priority, and an address outside of the mesh.
+    let mut say = async |number: usize| {
+        for host in ["web.test".to_owned(), format!("no-{number}.test"), format!("127.1.2.{number}:9")] {
+            // What is asked of a model is a POST.
+            let method = if number % 2 == 0 { "POST".to_owned() } else { format!("X-{number}") };
+            let body = format!("{{\"model\":\"m-{number}\",\"messages\":[]}}");
+            let request = format!(
+                "{method} /v1/chat/completions/{number} HTTP/1.1\r\nhost: {host}\r\npenstock-session: {number}\r\n\
+                 penstock-priority: {number}\r\nuser-agent: {number}\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            client.ask(request).await.unwrap();
+        }
+    };
+    let rows = async |mesh: &Mesh| {
+        counts_are_told().await;
+        let mut rows = Vec::new();
+        for pod in ["client", "web-1"] {
+            rows.push(get(mesh.admin(pod), "/metrics").await.unwrap().text().lines().count());
+        }
+        rows
+    };
+    for number in 1..=3 {
+        say(number).await;
+    }
+    let few = rows(&mesh).await;
+    for number in 4..=200 {
+        say(number).await;
+    }
+    let many = rows(&mesh).await;
+    println!("{few:?} rows became {many:?}");
+    assert!(many.iter().zip(&few).all(|(many, few)| *many <= few + 10), "{few:?} rows became {many:?}");
 }
 
 /// What tunnels whose readers stop may hold, KiB, with both directions of each blocked: kernel buffers are not the

@@ -121,7 +121,7 @@ const IN_FORCE: [&str; 3] =
     ["Accepted=True/Accepted", "ResolvedRefs=True/ResolvedRefs", "Programmed=True/Programmed"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
+async fn pain_12_a_route_is_programmed_when_every_proxy_that_it_concerns_has_it() {
     let Some(server) = ApiServer::start().await else { return };
     let client = server.client().await;
     install_definitions(&client).await;
