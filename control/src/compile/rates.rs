@@ -14,11 +14,13 @@ use super::access::{self, Memory, Mesh, Reading, Told};
 use super::faults::Faults;
 use crate::objects::Object;
 use crate::objects::access::Rule;
-use crate::objects::rate::{By, Limit, RateLimit};
+use crate::objects::rate::{By, Limit, Rate, RateLimit};
 use crate::snapshot::Builder;
 
 const SECOND: u64 = 1_000;
 const MINUTE: u64 = 60 * SECOND;
+
+const NOTHING: &str = "write 1 or more; who may ask for nothing is denied by an AccessPolicy";
 
 /// Adds the limits of each pod to what it is told, and what their Services lead to to `memory`.
 pub(super) fn add(
@@ -103,22 +105,11 @@ fn read(object: &Object, limit: &Limit, pointer: &str, faults: &mut Faults) -> (
     if limit.requests.is_none() && limit.concurrent.is_none() && limit.tokens.is_none() {
         reading.refuse("requests", "it says nothing of how much; write requests, concurrent or tokens");
     }
-    let mut at_least_one = |field: &str, number: Option<u32>| {
-        if number == Some(0) {
-            reading.refuse(field, "write 1 or more; who may ask for nothing is denied by an AccessPolicy");
-        }
-    };
-    at_least_one("concurrent", limit.concurrent);
-    at_least_one("requests/perSecond", limit.requests.map(|rate| rate.per_second));
-    at_least_one("requests/burst", limit.requests.and_then(|rate| rate.burst));
-    at_least_one("tokens/perMinute", limit.tokens.map(|rate| rate.per_minute));
-    at_least_one("tokens/burst", limit.tokens.and_then(|rate| rate.burst));
-
-    let rate = |count: u32, period_ms: u64, burst: Option<u32>| v1::Rate {
-        count: count.into(),
-        period_ms,
-        burst: burst.unwrap_or(count).into(),
-    };
+    if limit.concurrent == Some(0) {
+        reading.refuse("concurrent", NOTHING);
+    }
+    let requests = limit.requests.and_then(|asked| rate(&mut reading, "requests", asked));
+    let tokens = limit.tokens.and_then(|asked| rate(&mut reading, "tokens", asked));
     let written = v1::RateLimit {
         policy: object.id.qualified(),
         name: limit.name.clone(),
@@ -127,9 +118,27 @@ fn read(object: &Object, limit: &Limit, pointer: &str, faults: &mut Faults) -> (
         by_identity: by(By::Identity),
         by_model: by(By::Model),
         by_route: by(By::Route),
-        requests: limit.requests.map(|asked| rate(asked.per_second, SECOND, asked.burst)),
+        requests,
         concurrent: limit.concurrent.unwrap_or_default(),
-        tokens: limit.tokens.map(|asked| rate(asked.per_minute, MINUTE, asked.burst)),
+        tokens,
     };
     (written, matches_well && reading.sound)
+}
+
+/// A rate; `None`: it makes no sense.
+fn rate(reading: &mut Reading<'_, '_>, field: &str, asked: Rate) -> Option<v1::Rate> {
+    let (count, period_ms) = match (asked.per_second, asked.per_minute) {
+        (Some(count), None) => (count, SECOND),
+        (None, Some(count)) => (count, MINUTE),
+        _ => {
+            reading.refuse(field, "write either perSecond or perMinute");
+            return None;
+        }
+    };
+    let burst = asked.burst.unwrap_or(count);
+    if count == 0 || burst == 0 {
+        reading.refuse(field, NOTHING);
+        return None;
+    }
+    Some(v1::Rate { count: count.into(), period_ms, burst: burst.into() })
 }

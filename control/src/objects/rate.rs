@@ -40,12 +40,12 @@ pub struct Limit {
     pub r#match: Option<Matching>,
     /// What is counted for itself; all together unless said.
     pub by: Option<Vec<By>>,
-    /// Requests in a second.
-    pub requests: Option<PerSecond>,
+    /// Requests in a time.
+    pub requests: Option<Rate>,
     /// Requests at a time.
     pub concurrent: Option<u32>,
-    /// Tokens in a minute.
-    pub tokens: Option<PerMinute>,
+    /// Tokens in a time.
+    pub tokens: Option<Rate>,
 }
 
 /// From one of these, to one of those, and when all of this is so, as in a rule of an access policy.
@@ -71,22 +71,14 @@ pub enum By {
     Route,
 }
 
-/// Requests.
+/// So many in each second, or in each minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PerSecond {
-    /// In each second.
-    pub per_second: u32,
-    /// At once, after a time without any; those of a second unless said.
-    pub burst: Option<u32>,
-}
-
-/// Tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PerMinute {
+pub struct Rate {
+    /// In each second; either this or `perMinute`.
+    pub per_second: Option<u32>,
     /// In each minute.
-    pub per_minute: u32,
-    /// At once, after a time without any; those of a minute unless said.
+    pub per_minute: Option<u32>,
+    /// At once, after a time without any; those of a second, or of a minute, unless said.
     pub burst: Option<u32>,
 }

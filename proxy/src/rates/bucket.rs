@@ -32,11 +32,6 @@ impl Pace {
         pace
     }
 
-    /// What it is the pace of.
-    pub fn rate(&self) -> Rate {
-        self.rate
-    }
-
     /// How long so many take to come in; rather too long than too short.
     fn cost(&self, amount: u64) -> u64 {
         let whole = self.rate.period.as_nanos().saturating_mul(amount.into());

@@ -28,7 +28,7 @@ use ahash::RandomState;
 use http::header::{ACCEPT_ENCODING, HOST};
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request};
-use penstock_api::access::{Facts, Http, Key, Named, RateLimit};
+use penstock_api::access::{Facts, Http, Key, Named, Rate, RateLimit};
 use penstock_api::{Reason, SpiffeId, path, v1};
 use penstock_inference::openai;
 
@@ -129,16 +129,14 @@ impl Limit {
 
     /// What it gives, in words.
     fn gives(&self, what: What) -> String {
-        let rate = |pace: Option<&Pace>| pace.map_or((0, 0), |pace| (pace.rate().count, pace.rate().burst));
+        let rate = |rate: Option<Rate>, of: &str| {
+            let Some(Rate { count, period, burst }) = rate else { return String::new() };
+            let unit = if period == Duration::from_secs(1) { "s" } else { "min" };
+            format!("{count} {of}/{unit} and {burst} at once")
+        };
         match what {
-            What::Requests => {
-                let (count, burst) = rate(self.requests.as_ref());
-                format!("{count} requests/s and {burst} at once")
-            }
-            What::Tokens => {
-                let (count, burst) = rate(self.tokens.as_ref());
-                format!("{count} tokens/min and {burst} at once")
-            }
+            What::Requests => rate(self.rule.requests, "requests"),
+            What::Tokens => rate(self.rule.tokens, "tokens"),
             What::Concurrent => format!("{} requests at a time", self.rule.concurrent.unwrap_or_default()),
         }
     }

@@ -54,7 +54,7 @@ fn after(result: Result<Held, Failure>) -> Option<u64> {
 
 #[test]
 fn each_identity_has_its_own_and_the_story_names_it() {
-    let one = v1::RateLimit { by_identity: true, requests: rate(1, seconds(10), 2), ..limit("each") };
+    let one = v1::RateLimit { by_identity: true, requests: rate(6, seconds(60), 2), ..limit("each") };
     let rates = rates(vec![one], &Rates::default());
     let mut ask = Ask::of(&rates);
     assert!(ask.once(FRONT).is_ok() && ask.once(FRONT).is_ok() && ask.once(BATCH).is_ok());
@@ -62,7 +62,7 @@ fn each_identity_has_its_own_and_the_story_names_it() {
     assert_eq!((failure.reason, failure.retry_after, failure.unprocessed), (Reason::RateLimited, 10, true));
     assert_eq!(
         failure.story,
-        "limit each of RateLimit test/p gives spiffe://cluster.local/ns/web/sa/front 1 requests/s and 2 at once, and that \
+        "limit each of RateLimit test/p gives spiffe://cluster.local/ns/web/sa/front 6 requests/min and 2 at once, and that \
          is used up here; come again in 10 s"
     );
     assert!(ask.once(BATCH).is_ok(), "others do not feel it");
