@@ -8,7 +8,7 @@ use std::fmt;
 /// Whose fault it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The client's: sending it again changes nothing.
+    /// The client's: sending it again, at once or elsewhere, changes nothing.
     Client,
     /// The server's, or the way to it.
     Upstream,
