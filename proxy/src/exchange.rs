@@ -49,8 +49,6 @@ pub struct Exchange {
     tries: Cell<u32>,
     headers: Cell<Duration>,
     began: Cell<bool>,
-    /// The server wants to hear it later.
-    refused: Cell<bool>,
     /// What the access log's flags say beyond the reason's.
     flag: Cell<&'static str>,
     /// What access policies said of it beyond nothing.
@@ -124,7 +122,6 @@ impl Exchange {
             tries: Cell::new(0),
             headers: Cell::new(Duration::ZERO),
             began: Cell::new(false),
-            refused: Cell::new(false),
             flag: Cell::new(""),
             verdict: Cell::new(""),
             executed: Cell::new(None),
@@ -391,11 +388,6 @@ impl Exchange {
         }
     }
 
-    /// Whether the server has answered the current try that it wants to hear it later: how fast it says so says nothing about it.
-    pub fn refused(&self, refused: bool) {
-        self.refused.set(refused);
-    }
-
     /// Logs and taps show this word among its flags.
     pub fn flag(&self, word: &'static str) {
         self.flag.set(word);
@@ -419,8 +411,8 @@ impl Exchange {
     /// The first byte of the answer is here: the work that the request waited for is done. A server that streams sends
     /// its headers long before that, when it has only begun to work.
     pub fn began(&self) {
-        // A failure is no measurement: it would make a broken server look fast. Nor is a refusal.
-        if self.status.get() >= 500 || self.refused.get() || self.began.replace(true) {
+        // A failure is no measurement: it would make a broken server look fast.
+        if self.status.get() >= 500 || self.began.replace(true) {
             return;
         }
         let now = self.worker.now();
@@ -542,7 +534,6 @@ impl Drop for Exchange {
         let server = self.server();
         let how = match end.reason.map(Reason::blame) {
             None if end.failed => How::Failed,
-            None if self.refused.get() => How::Abandoned,
             None => How::Served,
             Some(Blame::Upstream) => How::Failed,
             Some(_) => How::Abandoned,

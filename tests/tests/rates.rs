@@ -278,6 +278,36 @@ async fn tokens_are_counted_from_answers_whole_and_streamed() {
     served(&shop.ask("other", &silent).await);
 }
 
+/// How fast a replica refuses says nothing about how fast it works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_refuses_draws_no_more_requests_than_others() {
+    let mesh = Mesh::default().pod("front", None).service("shop", &[]).pod("a", Some("shop"));
+    let mut mesh = mesh.pod("b", Some("shop"));
+    let time = Duration::from_millis(20);
+    let _a = Origin::named(mesh.application("a"), "a", time).await;
+    let _b = Origin::named(mesh.application("b"), "b", time).await;
+    // Another Service leads to one of the two, and the limit is about that.
+    let one = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: one, namespace: test}}\nspec: {{ports: [{{name: main, port: 80, targetPort: {1}}}]}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: one-1, namespace: test, labels: \
+         {{kubernetes.io/service-name: one}}}}\naddressType: IPv4\nports: [{{name: main, port: {1}}}]\nendpoints: [{{addresses: [{0}], \
+         targetRef: {{kind: Pod, namespace: test, name: a}}}}]\n",
+        mesh.application("a").ip(),
+        mesh.application("a").port()
+    );
+    mesh.file("one.yaml", &one);
+    let few = limits("[{name: few, requests: {perMinute: 1, burst: 5}}]");
+    mesh.file("rates.yaml", &few.replace("name: shop}", "name: one}"));
+    let mesh = mesh.start().await;
+    mesh.reaches("front", "shop").await;
+    let mut front = mesh.client("front").await;
+    let mut served = 0;
+    for _ in 0..100 {
+        served += usize::from(front.ask(get("/x")).await.unwrap().status() == 200);
+    }
+    assert!(served > 25, "{served} of 100 were served, and half of the replicas serve all");
+}
+
 /// Answers every call over HTTP/2 with `unimplemented`, which is not what a proxy says.
 async fn grpc_server(mesh: &Mesh) -> JoinHandle<()> {
     let listener = TcpListener::bind(mesh.application_grpc("server")).await.unwrap();

@@ -109,7 +109,6 @@ pub async fn send(
         let Failed { failure, back, stale } = match result {
             Ok(mut answered) => {
                 let status = grpc_as_http(&answered.response);
-                exchange.refused(status == 429);
                 if matches!(status, 502..=504) {
                     ejection.failure(&policy.outlier, worker.now());
                 } else {
