@@ -66,7 +66,9 @@ pub fn difference(
         ObjectKind::HTTPRoute | ObjectKind::GRPCRoute | ObjectKind::InferencePool => {
             route(outcome, reach, known, &settle)?
         }
-        ObjectKind::InferencePolicy | ObjectKind::AccessPolicy => policy(outcome, reach, known, &settle),
+        ObjectKind::InferencePolicy | ObjectKind::AccessPolicy | ObjectKind::RateLimit => {
+            policy(outcome, reach, known, &settle)
+        }
         _ => return None,
     };
     if wanted == *known {

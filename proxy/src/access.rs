@@ -184,6 +184,16 @@ async fn only_probe(
     }
 }
 
+/// The model that a request asks for, with the whole of its body if it stands there; `copied`: its path in canonical form, if it has
+/// another itself.
+pub async fn model(
+    request: &mut Request<RequestBody>,
+    copied: Option<&str>,
+    exchange: &Rc<Exchange>,
+) -> Named {
+    model::of(request, copied, exchange, held::PATIENCE).await
+}
+
 /// What is known of a request; `copied`: its path in canonical form, if it has another itself.
 fn http<'a, B>(request: &'a Request<B>, copied: Option<&'a str>, named: &'a Named) -> Http<'a> {
     Http {

@@ -164,7 +164,7 @@ impl Share {
     fn next(&mut self) -> Option<Frame<Bytes>> {
         let frame = match self.parts.pop_front() {
             Some(part) => {
-                self.exchange.received(part.len());
+                self.exchange.came_back(&part);
                 Some(Frame::data(part))
             }
             None => self.trailers.take().map(|mut trailers| {
@@ -200,7 +200,7 @@ impl Replay {
             Some(Ok(frame)) => {
                 if let Some((exchange, data)) = exchange.zip(frame.data_ref()) {
                     exchange.began();
-                    exchange.received(data.len());
+                    exchange.came_back(data);
                 }
                 return Poll::Ready(Some(Ok(frame)));
             }
@@ -294,7 +294,7 @@ impl Body for ResponseBody {
                 upstream.idle.moved();
                 if let Some(data) = frame.data_ref() {
                     upstream.exchange.began();
-                    upstream.exchange.received(data.len());
+                    upstream.exchange.came_back(data);
                     if upstream.body.is_end_stream() {
                         upstream.end();
                     }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Response};
 use penstock_api::reason::Blame;
 use penstock_api::v1::{Decision, Direction};
 use penstock_api::{Reason, SpiffeId};
@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::headers::LOAD_REPORT_FORMAT;
 use crate::loaded::Loaded;
 use crate::models::Model;
+use crate::rates::Held;
 use crate::telemetry::Details;
 use crate::telemetry::outcome::{End, Outcome};
 use crate::telemetry::trace::Span;
@@ -70,6 +71,8 @@ pub struct Exchange {
     let_in: Cell<bool>,
     place: RefCell<Option<Place>>,
     asked: RefCell<Option<Asked>>,
+    /// What it holds of the limits that count it.
+    held: RefCell<Option<Held>>,
     details: OnceCell<Box<Details>>,
     decision: RefCell<Option<Box<Decision>>>,
 }
@@ -135,6 +138,7 @@ impl Exchange {
             let_in: Cell::new(false),
             place: RefCell::new(None),
             asked: RefCell::new(None),
+            held: RefCell::new(None),
             details: OnceCell::new(),
             decision: RefCell::new(None),
         })
@@ -328,8 +332,23 @@ impl Exchange {
         }
     }
 
+    /// Limits count it, for as long as it lasts.
+    pub fn holds(&self, held: Held) {
+        self.held.replace(Some(held));
+    }
+
+    /// The client gets that answer, whose body those limits may count too.
+    pub fn answers<B>(&self, response: &Response<B>) {
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            held.answered(response.status(), response.headers());
+        }
+    }
+
     /// The application is asked for a model's work.
     pub fn asks(&self, model: Arc<Model>, work: &Work, permit: Option<Permit>) {
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            held.asks(work.units);
+        }
         let now = self.worker.now();
         let units = model.units(work, now);
         let alone = permit.as_ref().map_or(Duration::ZERO, |_| model.outlook(units, now).service);
@@ -467,6 +486,14 @@ impl Exchange {
         self.waits_for_client.get()
     }
 
+    /// Bytes of an answer to the client have passed.
+    pub fn came_back(&self, data: &[u8]) {
+        self.received(data.len());
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            held.passes(data);
+        }
+    }
+
     /// Bytes of the request's body so far.
     pub fn request_bytes(&self) -> u64 {
         self.request_bytes.get()
@@ -534,6 +561,9 @@ impl Drop for Exchange {
             if let Some(permit) = permit.filter(|_| how == How::Served) {
                 permit.answered(took, Some(alone).filter(|alone| !alone.is_zero()), None);
             }
+        }
+        if let Some(held) = self.held.take() {
+            held.settle(self.worker.now());
         }
         let outcome = match self.leave(how) {
             Some(outcome) => outcome,

@@ -35,7 +35,7 @@ use crate::send::{self, Outgoing};
 use crate::telemetry::metric;
 use crate::work::Work;
 use crate::worker::Worker;
-use crate::{coalesce, early, identity, oob, probe, serve, tcp, upgrade, work};
+use crate::{coalesce, early, identity, oob, probe, rates, serve, tcp, upgrade, work};
 
 const LISTENER: &str = "inbound";
 
@@ -228,6 +228,7 @@ pub async fn request(
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
+    exchange.answers(&response);
     exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
     report::stamp(&exchange, response.headers_mut());
     if connection.sidecar && exchange.is_let_in() {
@@ -283,6 +284,9 @@ async fn stages(
 
     // Authorize: whether this client may ask that.
     access::authorize(connection, &to, exchange, &authority, &mut request).await?;
+
+    // Limit: whether this client, or all together, have asked for too much.
+    rates::limit(connection, &to, exchange, &authority, &mut request).await?;
 
     // What the application is asked for: which model, how much work.
     let work = work::read(&mut request, exchange).await;

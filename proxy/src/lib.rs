@@ -36,6 +36,7 @@ pub mod outbound;
 pub mod outside;
 pub mod prepare;
 pub mod probe;
+pub mod rates;
 pub mod readahead;
 pub mod receive;
 pub mod report;

@@ -108,7 +108,7 @@ async fn what_install_prints_is_accepted_and_checked_by_a_real_api_server() {
         apply(&client, object, false).await.unwrap();
     }
     // A definition that is accepted is served some time later.
-    for kind in ["AccessPolicy", "Canary", "InferencePolicy"] {
+    for kind in ["AccessPolicy", "Canary", "InferencePolicy", "RateLimit"] {
         let (api, _) = place(&client, &policy(kind, json!({})));
         wait_until(&format!("{kind} is served"), PATIENCE, async || {
             api.list(&ListParams::default()).await.is_ok()
@@ -216,6 +216,11 @@ fn canary(more: Value) -> Value {
 async fn schemas(client: &Client) {
     let access = |spec: Value| policy("AccessPolicy", spec);
     let rule = |rule: Value| access(json!({"action": "Allow", "rules": [rule]}));
+    let limit = |more: Value| {
+        let mut limit = json!({"name": "l"});
+        limit.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        policy("RateLimit", json!({"limits": [limit]}))
+    };
     let inference = |more: Value| {
         let mut spec = json!({"targetRef": {"kind": "Service", "name": "digits"}});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -269,6 +274,10 @@ async fn schemas(client: &Client) {
         ),
     ];
     good.extend([
+        limit(json!({"concurrent": 1})),
+        limit(json!({"requests": {"perSecond": 1, "burst": 5}, "tokens": {"perMinute": 100_000}, "by": ["identity", "model"]})),
+        limit(json!({"requests": {"perMinute": 1}, "by": ["route"], "match": {"to": [{"paths": ["/a/*"]}, {"models": ["m"]}]}})),
+        limit(json!({"concurrent": 1, "match": {"from": [{"notNamespaces": ["a"]}], "when": {"headers": [{"name": "x"}]}}})),
         canary(json!({})),
         canary(json!({"stable": "s", "steps": [{"weight": 0, "shadow": 100, "pause": true}], "shadow": {}})),
         policy("Canary", json!({"service": "s", "deployment": "s", "steps": [{"weight": 5}]})),
@@ -284,7 +293,7 @@ async fn schemas(client: &Client) {
     ]);
 
     // The examples that people copy, in the namespace that is there.
-    for example in ["access/policies.yaml", "canary/canary.yaml", "gpu/service.yaml"] {
+    for example in ["access/policies.yaml", "access/rates.yaml", "canary/canary.yaml", "gpu/service.yaml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/examples").join(example);
         let all = documents(&std::fs::read_to_string(path).unwrap());
         good.extend(all.into_iter().filter(|object| object["apiVersion"] == "penstock.io/v1alpha1").map(
@@ -335,6 +344,22 @@ async fn schemas(client: &Client) {
         rule(json!({"to": [{"models": ["a*b"]}]})),
         rule(json!({"to": [{"grpc": [{"service": "/a.B", "method": "C"}]}]})),
         rule(json!({"to": [{"grpc": [{"service": "a.B", "method": "C*"}]}]})),
+        policy("RateLimit", json!({"limits": []})),
+        policy(
+            "RateLimit",
+            json!({"limits": [{"name": "a", "concurrent": 1}, {"name": "a", "concurrent": 2}]}),
+        ),
+        limit(json!({})),
+        limit(json!({"name": "A b", "concurrent": 1})),
+        limit(json!({"concurrent": 0})),
+        limit(json!({"requests": {"burst": 1}})),
+        limit(json!({"requests": {"perSecond": 1, "perMinute": 1}})),
+        limit(json!({"tokens": {"perMinute": 0}})),
+        limit(json!({"concurrent": 1, "by": ["caller"]})),
+        limit(json!({"concurrent": 1, "by": ["route"]})),
+        limit(json!({"concurrent": 1, "match": {"to": []}})),
+        limit(json!({"concurrent": 1, "match": {"from": [{}]}})),
+        limit(json!({"concurrent": 1, "matches": {}})),
         policy("InferencePolicy", json!({"targetRef": {"kind": "Deployment", "name": "x"}})),
         inference(json!({"batches": {"max": 1}})),
         inference(json!({"balance": "fastest"})),

@@ -250,6 +250,8 @@ async fn policies_say_whether_they_are_in_force() {
     nowhere["targetRefs"] = json!([{"kind": "Service", "name": "nowhere"}]);
     // What the schema lets pass and control does not.
     let odd = json!({"action": "Deny", "rules": [{"to": [{"paths": ["/a/../b"]}]}]});
+    let odd_path = json!({"to": [{"paths": ["/a/../b"]}]});
+    let rates = |name: &str, limits: Value| json!({"apiVersion": "penstock.io/v1alpha1", "kind": "RateLimit", "metadata": named(name), "spec": {"limits": limits}});
     let in_force = ["Accepted=True/Accepted", "Programmed=True/Programmed"];
     let table = [
         (access("allow", allow), in_force),
@@ -258,6 +260,11 @@ async fn policies_say_whether_they_are_in_force() {
         (inference("a", "resnet"), in_force),
         (inference("b", "resnet"), ["Accepted=False/Conflicted", "Programmed=False/Invalid"]),
         (inference("c", "nowhere"), ["Accepted=False/TargetNotFound", "Programmed=False/Invalid"]),
+        (rates("few", json!([{"name": "l", "concurrent": 1}])), in_force),
+        (
+            rates("odd", json!([{"name": "l", "concurrent": 1, "match": odd_path}])),
+            ["Accepted=False/Invalid", "Programmed=False/Invalid"],
+        ),
     ];
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),

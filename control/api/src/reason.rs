@@ -8,7 +8,7 @@ use std::fmt;
 /// Whose fault it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The client's: sending it again changes nothing.
+    /// The client's: sending it again, at once or elsewhere, changes nothing.
     Client,
     /// The server's, or the way to it.
     Upstream,
@@ -89,6 +89,7 @@ reasons! {
     TooManyRequests   "too-many-requests"   503 14 "UO"  Mesh     "Too many requests to the Service are in flight.";
     TooManyConnections "too-many-connections" 503 14 "UO" Mesh    "The listener is at its connection limit.";
     QueueFull         "queue-full"          429  8 "UO"  Mesh     "Too many requests wait for the model, and the caller has its share of them.";
+    RateLimited       "rate-limited"        429  8 "RL"  Client   "The caller, or all who are counted with it, have used up what a RateLimit gives them.";
     TooLate           "too-late"            503  4 "UO"  Mesh     "The model could not have answered before the request's deadline, so it was not begun.";
     UpstreamReset     "upstream-reset"      502 14 "UR"  Upstream "The endpoint closed or reset before it answered.";
     UpstreamProtocol  "upstream-protocol"   502 13 "UPE" Upstream "The endpoint answered with something that is not HTTP.";

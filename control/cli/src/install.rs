@@ -23,10 +23,11 @@ const IMAGES: &str = "penstock.io";
 const REPLICAS: u32 = 2;
 
 const NAMESPACES: &str = include_str!("../../../manifests/install/namespace.yaml");
-const CRDS: [&str; 3] = [
+const CRDS: [&str; 4] = [
     include_str!("../../../manifests/install/crd-accesspolicies.yaml"),
     include_str!("../../../manifests/install/crd-canaries.yaml"),
     include_str!("../../../manifests/install/crd-inferencepolicies.yaml"),
+    include_str!("../../../manifests/install/crd-ratelimits.yaml"),
 ];
 const RBAC: &str = include_str!("../../../manifests/install/rbac.yaml");
 const SERVICES: &str = include_str!("../../../manifests/install/services.yaml");

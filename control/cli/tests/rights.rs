@@ -13,7 +13,7 @@ use serde_json::Value;
 type Right = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 /// In all namespaces, besides what is watched.
-const EVERYWHERE: [Right; 16] = [
+const EVERYWHERE: [Right; 17] = [
     ("get", "", "namespaces", "", "whether a pod that is made now is injected"),
     ("list", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
     ("watch", "", "namespaces", "", "whose pods are injected, and where trust anchors are wanted"),
@@ -24,6 +24,7 @@ const EVERYWHERE: [Right; 16] = [
     ("patch", "penstock.io", "accesspolicies/status", "", "whether a policy is accepted"),
     ("patch", "penstock.io", "canaries/status", "", "how far a canary is"),
     ("patch", "penstock.io", "inferencepolicies/status", "", "whether a policy is accepted"),
+    ("patch", "penstock.io", "ratelimits/status", "", "whether a limit is accepted"),
     ("create", "events.k8s.io", "events", "", "that a pod was not injected, why an object is refused"),
     ("create", "authentication.k8s.io", "tokenreviews", "", "identity::review"),
     ("create", "", "configmaps", "", "trust anchors; `create` cannot be held to a name"),

@@ -305,7 +305,11 @@ mod tests {
             ..Default::default()
         };
         let mut builder = Builder::default();
-        builder.add(Kind::Access, "a/digits-0", &v1::Access { policies: vec![allow], level: 1 });
+        builder.add(
+            Kind::Access,
+            "a/digits-0",
+            &v1::Access { policies: vec![allow], level: 1, limits: Vec::new() },
+        );
         builder.add(Kind::Access, "a/open", &v1::Access::default());
         builder.add(Kind::Access, "b/open", &v1::Access::default());
         builder.add(Kind::Workload, "a/digits-0", &workload);
@@ -325,7 +329,11 @@ mod tests {
         let http = v1::WorkloadPort { port: 8002, protocol: v1::Protocol::Http.into(), ..Default::default() };
         let found_out = [8000, 8001].map(|port| v1::WorkloadPort { port, ..Default::default() });
         let raw = v1::Workload { ports: [&found_out[..], &[http]].concat(), ..Default::default() };
-        builder.add(Kind::Access, "c/raw", &v1::Access { policies: vec![deny], level: 1 });
+        builder.add(
+            Kind::Access,
+            "c/raw",
+            &v1::Access { policies: vec![deny], level: 1, limits: Vec::new() },
+        );
         builder.add(Kind::Workload, "c/raw", &raw);
         builder.build(Vec::new())
     }

@@ -19,10 +19,11 @@ use super::Unread;
 use super::endpoints::Joined;
 use super::faults::Faults;
 use super::pods::{PodModel, Pods};
+use super::rates;
 use super::services::Services;
 use super::view::View;
 use crate::objects::Object;
-use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule};
+use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule, Selector, TargetRef};
 use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
@@ -39,7 +40,10 @@ pub(super) struct Protected {
 pub(super) type Memory = BTreeMap<String, Protected>;
 
 /// The pods that a policy is about, each with the ports (none = all).
-type Targets<'a> = BTreeMap<&'a str, BTreeSet<u16>>;
+pub(super) type Targets<'a> = BTreeMap<&'a str, BTreeSet<u16>>;
+
+/// What each pod of the mesh is told.
+pub(super) type Told<'a> = BTreeMap<&'a str, v1::Access>;
 
 /// What is known of the mesh besides the policies.
 pub(super) struct Mesh<'a, 'o> {
@@ -51,7 +55,7 @@ pub(super) struct Mesh<'a, 'o> {
     pub before: &'a Memory,
 }
 
-/// Adds the policies of each pod of the mesh. One without any is told so: that a proxy has not heard of policies must
+/// Adds the policies and rate limits of each pod of the mesh. One without any is told so: that a proxy has not heard of policies must
 /// never mean that there are none. Returns what the Services that are named lead to, or last led to.
 pub(super) fn add(
     mesh: &Mesh<'_, '_>,
@@ -61,11 +65,9 @@ pub(super) fn add(
 ) -> Memory {
     let Mesh { view, pods, .. } = mesh;
     let mut memory = Memory::new();
-    let mut of_pods: BTreeMap<&str, v1::Access> = pods
-        .iter()
-        .filter(|(_, pod)| pod.injected)
-        .map(|(name, _)| (name.as_str(), v1::Access { policies: Vec::new(), level: access::LEVEL }))
-        .collect();
+    let told = || v1::Access { level: access::LEVEL, ..v1::Access::default() };
+    let injected = pods.iter().filter(|(_, pod)| pod.injected);
+    let mut of_pods: Told<'_> = injected.map(|(name, _)| (name.as_str(), told())).collect();
     for unread in unread {
         let policy = closed(&unread.id.qualified(), &unread.why);
         let in_namespace = |(name, _): &(&&str, &mut v1::Access)| namespace(name) == unread.id.namespace;
@@ -75,7 +77,9 @@ pub(super) fn add(
     }
     let mut allowing = Allowing::new();
     for (object, policy) in &view.access {
-        let targets = targets(object, policy, mesh, &mut memory, faults);
+        let spec = &policy.spec;
+        let targets =
+            targets(object, spec.selector.as_ref(), spec.target_refs.as_deref(), mesh, &mut memory, faults);
         let compiled = compiled(object, policy, faults);
         let mut selects = false;
         let allows = policy.spec.action == Action::Allow;
@@ -88,13 +92,7 @@ pub(super) fn add(
             let Some(access) = of_pods.get_mut(pod) else { continue };
             selects = true;
             builder.part_of(&object.id, Kind::Access, pod);
-            for port in ports.iter().filter(|port| pods[pod].is_past_proxy(**port)) {
-                let message = format!(
-                    "port {port} of Pod {pod} is reached past its proxy ({}), so nothing is enforced there",
-                    annotation::SKIP_INBOUND_PORTS
-                );
-                faults.note(object, "/spec", message);
-            }
+            past_proxy(object, pod, &ports, pods, faults);
             if allows || open {
                 allowing.entry(pod).or_default().push((object, ports.clone()));
             }
@@ -120,10 +118,28 @@ pub(super) fn add(
         }
     }
     left_open(&allowing, pods, faults);
+    rates::add(mesh, &mut of_pods, &mut memory, builder, faults);
     for (name, access) in of_pods {
         builder.add(Kind::Access, name, &access);
     }
     memory
+}
+
+/// Says of which ports nothing can be enforced.
+pub(super) fn past_proxy(
+    object: &Object,
+    pod: &str,
+    ports: &BTreeSet<u16>,
+    pods: &Pods<'_>,
+    faults: &mut Faults,
+) {
+    for port in ports.iter().filter(|port| pods[pod].is_past_proxy(**port)) {
+        let message = format!(
+            "port {port} of Pod {pod} is reached past its proxy ({}), so nothing is enforced there",
+            annotation::SKIP_INBOUND_PORTS
+        );
+        faults.note(object, "/spec", message);
+    }
 }
 
 /// The Allow policies about each pod, with the ports (none = all).
@@ -178,16 +194,17 @@ fn everything<'a>(object: &Object, pods: &'a Pods<'_>) -> Targets<'a> {
 }
 
 /// What a policy is about; `None`: that makes no sense.
-fn targets<'a>(
+pub(super) fn targets<'a>(
     object: &Object,
-    policy: &AccessPolicy,
+    selector: Option<&Selector>,
+    refs: Option<&[TargetRef]>,
     mesh: &Mesh<'a, '_>,
     memory: &mut Memory,
     faults: &mut Faults,
 ) -> Option<Targets<'a>> {
     let pods = mesh.pods;
-    let refs = policy.spec.target_refs.as_deref().unwrap_or_default();
-    match &policy.spec.selector {
+    let refs = refs.unwrap_or_default();
+    match selector {
         Some(_) if !refs.is_empty() => {
             faults.refuse(object, "/spec/selector", "it has targetRefs too; keep one of the two");
             return None;
@@ -307,7 +324,7 @@ fn compiled(object: &Object, policy: &AccessPolicy, faults: &mut Faults) -> Opti
     let mut sound = true;
     let mut written = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
-        let mut read = Reading { object, faults, pointer: format!("/spec/rules/{index}"), sound: true };
+        let mut read = Reading::new(object, faults, format!("/spec/rules/{index}"));
         written.push(read.rule(rule));
         sound &= read.sound;
     }
@@ -322,17 +339,23 @@ fn compiled(object: &Object, policy: &AccessPolicy, faults: &mut Faults) -> Opti
 }
 
 /// A rule as it is read.
-struct Reading<'a, 'o> {
+pub(super) struct Reading<'a, 'o> {
     object: &'o Object,
     faults: &'a mut Faults,
     pointer: String,
-    sound: bool,
+    /// Nothing was refused.
+    pub(super) sound: bool,
 }
 
 type Texts<'a> = &'a Option<Vec<String>>;
 
-impl Reading<'_, '_> {
-    fn rule(&mut self, rule: &Rule) -> v1::AccessRule {
+impl<'a, 'o> Reading<'a, 'o> {
+    /// One that stands there.
+    pub(super) fn new(object: &'o Object, faults: &'a mut Faults, pointer: String) -> Self {
+        Self { object, faults, pointer, sound: true }
+    }
+
+    pub(super) fn rule(&mut self, rule: &Rule) -> v1::AccessRule {
         self.not_empty("from", rule.from.as_deref());
         self.not_empty("to", rule.to.as_deref());
         self.not_empty("when/headers", rule.when.as_ref().and_then(|when| when.headers.as_deref()));
@@ -417,7 +440,7 @@ impl Reading<'_, '_> {
         }
     }
 
-    fn refuse(&mut self, field: &str, message: &str) {
+    pub(super) fn refuse(&mut self, field: &str, message: &str) {
         self.sound = false;
         self.faults.refuse(self.object, format!("{}/{field}", self.pointer), message);
     }

@@ -5,6 +5,7 @@
 //! says which word is wrong and what would be right.
 
 use penstock_api::annotation::grammar::{Parsed, bytes, number, settings, words};
+use penstock_api::annotation::pod as of_pod;
 use penstock_api::names::annotation;
 use penstock_api::service::is_label;
 use penstock_api::v1::{self, Balance, Sticky, sticky};
@@ -16,7 +17,7 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 type Setting = (&'static str, fn(&str, &mut v1::Policy) -> Parsed<()>);
 
 /// The annotations that make up a Service's policy.
-pub const OF_POLICY: [Setting; 8] = [
+pub const OF_POLICY: [Setting; 9] = [
     (annotation::BALANCE, |text, policy| {
         balance(text).map(|(balance, tuning)| {
             policy.set_balance(balance);
@@ -30,6 +31,10 @@ pub const OF_POLICY: [Setting; 8] = [
     (annotation::LIMITS, |text, policy| limits(text).map(|limits| policy.limits = Some(limits))),
     (annotation::BATCH, |text, policy| batch(text).map(|batch| policy.batch = Some(batch))),
     (annotation::COALESCE, |text, policy| coalesce(text).map(|coalesce| policy.coalesce = Some(coalesce))),
+    (annotation::ADMISSION, |text, policy| {
+        let read = of_pod::ADMISSION.read(text).map_err(|error| error.why);
+        read.map(|admission| policy.admission = Some(admission))
+    }),
 ];
 
 /// `gpu`, `prefix`, `least-request`, `round-robin`, `ring-hash` or `orca-wrr`; and how it is tuned, as
@@ -309,6 +314,7 @@ mod tests {
                 annotation::COALESCE,
                 "single-flight,outbound,cache=256Mi/30s,shared,deterministic,headers=Accept-Language+x-tone",
             ),
+            (annotation::ADMISSION, "limit=8,queue=2"),
         ];
         let mut policy = v1::Policy::default();
         for (name, text) in table {
@@ -356,6 +362,7 @@ mod tests {
                 target_ms: Some(50),
             }),
             pipelines: Vec::new(),
+            admission: Some(v1::Admission { limit: 8, queue: 2 }),
             coalesce: Some(v1::Coalesce {
                 single_flight: true,
                 cache_bytes: 256 << 20,
@@ -464,7 +471,7 @@ mod tests {
 
     #[test]
     fn examples_in_the_table_of_annotations_are_read() {
-        for one in ALL.iter().filter(|one| one.on == On::Service) {
+        for one in ALL.iter().filter(|one| matches!(one.on, On::Service | On::ServiceAndPod)) {
             assert!(!one.examples.is_empty(), "{}", one.name);
             for example in one.examples {
                 let of_policy = OF_POLICY.iter().find(|(name, _)| *name == one.name);

@@ -19,6 +19,7 @@ mod memory;
 mod mirrors;
 mod pods;
 mod pools;
+mod rates;
 mod routes;
 mod services;
 mod templates;
@@ -56,7 +57,7 @@ pub struct TrustAnchors {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     accepted: BTreeMap<ObjectId, Accepted>,
-    /// What the Services that access policies name lead to, or led to before they were gone.
+    /// What the Services that access policies and rate limits name lead to, or led to before they were gone.
     protected: access::Memory,
 }
 

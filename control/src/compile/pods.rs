@@ -367,6 +367,8 @@ pub(super) fn add(
         let targets = joined.targets.get(name).unwrap_or(&nothing);
         let numbers: BTreeSet<u16> = pod.ports.keys().chain(targets.keys()).copied().collect();
         let mut ports = Vec::new();
+        // By a Service, of all that it leads to.
+        let mut asked = None;
         for number in numbers {
             let leading = targets.get(&number).map(Vec::as_slice).unwrap_or_default();
             let protocol = if pod.opaque.contains(&number) {
@@ -390,6 +392,7 @@ pub(super) fn add(
                 }
             }
             let policies = || leading.iter().filter_map(|(service, _)| Some(&services.get(service)?.policy));
+            asked = asked.or_else(|| policies().find_map(|policy| policy.admission));
             ports.push(v1::WorkloadPort {
                 port: number.into(),
                 protocol: protocol.into(),
@@ -455,7 +458,7 @@ pub(super) fn add(
                 service_account: pod.service_account.clone(),
                 ports,
                 permissive: pod.permissive,
-                admission: pod.admission,
+                admission: pod.admission.or(asked),
                 probes,
                 grpc_probes,
                 forward_identity: pod.forward_identity,

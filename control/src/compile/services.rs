@@ -127,8 +127,8 @@ pub(super) fn policy(object: &Object, faults: &mut Faults) -> v1::Policy {
 pub(super) fn add(services: &Services<'_>, builder: &mut Builder, faults: &mut Faults) {
     let mut taken: BTreeMap<SocketAddr, &ServiceName> = BTreeMap::new();
     for (name, service) in services {
-        // How inputs are prepared concerns the endpoints' own proxies alone.
-        let policy = v1::Policy { pipelines: Vec::new(), ..service.policy.clone() };
+        // How inputs are prepared and requests queued concerns the endpoints' own proxies alone.
+        let policy = v1::Policy { pipelines: Vec::new(), admission: None, ..service.policy.clone() };
         let message = v1::Service {
             namespace: name.namespace().to_owned(),
             name: name.name().to_owned(),

@@ -13,6 +13,7 @@ use crate::objects::access::AccessPolicy;
 use crate::objects::canary::Canary;
 use crate::objects::inference::InferencePolicy;
 use crate::objects::pool::InferencePool;
+use crate::objects::rate::RateLimit;
 use crate::objects::{Body, Object, ObjectId};
 
 /// An object and its typed content.
@@ -30,6 +31,7 @@ pub(super) struct View<'a> {
     pub grants: Vec<Of<'a, ReferenceGrant>>,
     pub inference: Vec<Of<'a, InferencePolicy>>,
     pub access: Vec<Of<'a, AccessPolicy>>,
+    pub rates: Vec<Of<'a, RateLimit>>,
     pub canaries: Vec<Of<'a, Canary>>,
 }
 
@@ -47,6 +49,7 @@ impl<'a> View<'a> {
                 Body::ReferenceGrant(body) => view.grants.push((object, body)),
                 Body::InferencePolicy(body) => view.inference.push((object, body)),
                 Body::AccessPolicy(body) => view.access.push((object, body)),
+                Body::RateLimit(body) => view.rates.push((object, body)),
                 Body::Canary(body) => view.canaries.push((object, body)),
             }
         }

@@ -67,10 +67,12 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         ("gateway.networking.k8s.io", "ReferenceGrant") => ObjectKind::ReferenceGrant,
         ("penstock.io", "InferencePolicy") => ObjectKind::InferencePolicy,
         ("penstock.io", "AccessPolicy") => ObjectKind::AccessPolicy,
+        ("penstock.io", "RateLimit") => ObjectKind::RateLimit,
         ("penstock.io", "Canary") => ObjectKind::Canary,
         ("penstock.io", unknown) => {
-            let message =
-                format!("{unknown} is no kind of penstock.io; write InferencePolicy, AccessPolicy or Canary");
+            let message = format!(
+                "{unknown} is no kind of penstock.io; write InferencePolicy, AccessPolicy, RateLimit or Canary"
+            );
             return Err(broken(document.line_of("/kind"), Scope::File, message));
         }
         _ => {
@@ -95,7 +97,9 @@ fn object(file: &Arc<str>, document: Node) -> Result<Option<Object>, Broken> {
         return Err(broken(document.line_of(&format!("/metadata/{field}")), Scope::Object(id), message));
     }
     let mut json = document.to_json();
-    quantities_to_text(&mut json);
+    if kind == ObjectKind::Pod {
+        quantities_to_text(&mut json);
+    }
     let body = body(kind, &json).and_then(|body| match unknown_field(&document, &known(&body), "") {
         Some(pointer) => {
             Err((pointer, "there is no such field; is it misspelt, or in the wrong place?".to_owned()))
@@ -137,6 +141,7 @@ fn body(kind: ObjectKind, json: &Value) -> Result<Body, (String, String)> {
         ObjectKind::ReferenceGrant => Body::ReferenceGrant(typed(json)?),
         ObjectKind::InferencePolicy => Body::InferencePolicy(typed(json)?),
         ObjectKind::AccessPolicy => Body::AccessPolicy(typed(json)?),
+        ObjectKind::RateLimit => Body::RateLimit(typed(json)?),
         ObjectKind::Canary => Body::Canary(typed(json)?),
     })
 }
@@ -153,6 +158,7 @@ fn known(body: &Body) -> Value {
         Body::ReferenceGrant(object) => serde_json::to_value(object),
         Body::InferencePolicy(object) => serde_json::to_value(object),
         Body::AccessPolicy(object) => serde_json::to_value(object),
+        Body::RateLimit(object) => serde_json::to_value(object),
         Body::Canary(object) => serde_json::to_value(object),
     }
     .unwrap_or_default()

@@ -8,6 +8,7 @@ pub mod canary;
 pub mod decode;
 pub mod inference;
 pub mod pool;
+pub mod rate;
 pub mod yaml;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use self::access::AccessPolicy;
 use self::canary::{Canary, Course};
 use self::inference::InferencePolicy;
 use self::pool::InferencePool;
+use self::rate::RateLimit;
 use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
@@ -76,6 +78,7 @@ pub enum ObjectKind {
     GRPCRoute,
     Canary,
     AccessPolicy,
+    RateLimit,
 }
 
 impl ObjectKind {
@@ -89,6 +92,7 @@ impl ObjectKind {
                 | Self::Canary
                 | Self::InferencePolicy
                 | Self::AccessPolicy
+                | Self::RateLimit
         )
     }
 }
@@ -117,6 +121,7 @@ pub enum Body {
     ReferenceGrant(Box<ReferenceGrant>),
     InferencePolicy(Box<InferencePolicy>),
     AccessPolicy(Box<AccessPolicy>),
+    RateLimit(Box<RateLimit>),
     Canary(Box<Canary>),
 }
 
@@ -160,6 +165,7 @@ impl Object {
             Body::ReferenceGrant(object) => &object.metadata,
             Body::InferencePolicy(object) => &object.metadata,
             Body::AccessPolicy(object) => &object.metadata,
+            Body::RateLimit(object) => &object.metadata,
             Body::Canary(object) => &object.metadata,
         }
     }

@@ -24,6 +24,7 @@ use penstock_balance::{Ask, EndpointState, Members, Pool, RetryBudget, Settings}
 
 use crate::loaded::{self, Loaded};
 use crate::prepare::Prepare;
+use crate::rates::Rates;
 pub use store::Store;
 
 /// Everything the data path needs, at one moment.
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub workload: Option<Arc<Workload>>,
     /// Who may ask the pod for what; `None`: control has not said so.
     pub access: Option<Arc<Access>>,
+    /// How much of it, with what is left.
+    pub rates: Arc<Rates>,
     /// What control said of each service name that was asked for.
     pub services: AHashMap<ServiceName, Known<Service>>,
     /// What control said of each address that was asked for.

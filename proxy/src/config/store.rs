@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::{Address, Cluster, Endpoint, Known, Service, Snapshot, compile};
+use crate::rates::Rates;
 
 /// How long a request waits for control to say what its destination is.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -317,7 +318,7 @@ impl Store {
         let mut refusals = Vec::new();
         let mut touched = Vec::new();
         let mut addresses = Vec::new();
-        let (mut workload, mut access) = (None, None);
+        let (mut workload, mut access, mut rates) = (None, None, None);
         let mut held = self.held();
         for Change { kind, name, payload } in changes {
             let result = match payload {
@@ -325,7 +326,12 @@ impl Store {
                     compile::workload(&message).map(|compiled| workload = Some(Some(Arc::new(compiled))))
                 }
                 Some(Payload::Access(message)) => {
-                    Access::compile(&message).map(|compiled| access = Some(Some(Arc::new(compiled))))
+                    let limits = Rates::compile(&message, &self.snapshot().rates);
+                    Access::compile(&message).and_then(|compiled| {
+                        rates = Some(Arc::new(limits?));
+                        access = Some(Some(Arc::new(compiled)));
+                        Ok(())
+                    })
                 }
                 // That control no longer knows who may call does not mean that everybody may.
                 None if kind == Kind::Access => {
@@ -354,6 +360,9 @@ impl Store {
             if let Some(access) = access {
                 snapshot.access = access;
             }
+            if let Some(rates) = rates {
+                snapshot.rates = rates;
+            }
         });
         refusals
     }
@@ -374,6 +383,7 @@ impl Store {
         let mut next = Snapshot {
             workload: before.workload.clone(),
             access: before.access.clone(),
+            rates: before.rates.clone(),
             services: before.services.clone(),
             addresses: before.addresses.clone(),
         };

@@ -44,6 +44,10 @@ penstock_api::metrics! {
         "Connections whose protocol nobody declared and whose first bytes came too late to tell.";
     ACCESS Counter "penstock_access_refusals_total" ["policy", "verdict"]
         "Requests and connections that access policies denied, or would deny if an Audit were in force; by the policy, the first where none allows it.";
+    RATE_LIMITED Counter "penstock_rate_limited_total" ["policy", "limit"]
+        "Requests that were refused by a limit of a RateLimit.";
+    RATE_TOKENS Counter "penstock_rate_tokens_total" ["policy", "limit"]
+        "Tokens that answers used, by each limit of tokens that counted them.";
     CERTIFICATE_EXPIRY Gauge "penstock_certificate_expiry_seconds" []
         "When the certificate in use ends, seconds since the epoch.";
     CERTIFICATE_RENEWALS Counter "penstock_certificate_renewals_total" ["result"]

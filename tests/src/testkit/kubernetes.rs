@@ -188,7 +188,9 @@ pub fn place(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
 /// Installs the definitions of the Gateway API, of its Inference Extension, and our own, and waits until they are served.
 pub async fn install_definitions(client: &Client) {
     let mut all = gateway_definitions().unwrap();
-    for own in ["crd-accesspolicies.yaml", "crd-canaries.yaml", "crd-inferencepolicies.yaml"] {
+    for own in
+        ["crd-accesspolicies.yaml", "crd-canaries.yaml", "crd-inferencepolicies.yaml", "crd-ratelimits.yaml"]
+    {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/install").join(own);
         all.push(serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap());
     }

@@ -14,6 +14,7 @@
 mod entry;
 mod model;
 mod pattern;
+mod rate;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,6 +26,7 @@ use crate::v1::{self, access_policy::Effect};
 pub use entry::{Arrival, Came, Entry, HEALTH};
 pub use model::{Named, OIP};
 pub use pattern::Pattern;
+pub use rate::{By, Key, Rate, RateLimit};
 
 /// The newest kind of condition that this code knows.
 pub const LEVEL: u32 = 1;
@@ -54,7 +56,7 @@ pub struct Http<'a> {
 }
 
 /// The model that a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Model<'a> {
     /// It is about no model.
     None,
@@ -216,7 +218,6 @@ impl Access {
             ));
         }
         let policies = from.policies.iter().map(policy).collect::<Result<Vec<_>, String>>()?;
-        let rules = || policies.iter().flat_map(|policy| &policy.rules);
         let paths = |audit| move |policy: &Policy| policy.audit == audit && policy.looks_at_paths();
         let models = |audit| move |policy: &Policy| policy.audit == audit && policy.looks_at_models();
         Ok(Self {
@@ -224,9 +225,7 @@ impl Access {
             audits_models: policies.iter().any(models(true)),
             looks_at_paths: policies.iter().any(paths(false)),
             audits_paths: policies.iter().any(paths(true)),
-            looks_at_host: rules()
-                .flat_map(|rule| &rule.headers)
-                .any(|header| header.name == http::header::HOST),
+            looks_at_host: policies.iter().flat_map(|policy| &policy.rules).any(Rule::looks_at_host),
             policies,
         })
     }
@@ -342,7 +341,7 @@ impl Policy {
     }
 
     fn looks_at_models(&self) -> bool {
-        self.rules.iter().flat_map(|rule| &rule.to).any(|to| to.models.is_said())
+        self.rules.iter().any(Rule::looks_at_models)
     }
 
     /// The first rule that matches at least so surely.
@@ -352,6 +351,14 @@ impl Policy {
 }
 
 impl Rule {
+    fn looks_at_models(&self) -> bool {
+        self.to.iter().any(|to| to.models.is_said())
+    }
+
+    fn looks_at_host(&self) -> bool {
+        self.headers.iter().any(|header| header.name == http::header::HOST)
+    }
+
     fn is_from(&self, client: Option<&SpiffeId>) -> Match {
         surest(&self.from, |from| from.matches(client))
     }
@@ -518,6 +525,10 @@ fn rule(index: usize, from: &v1::AccessRule) -> Result<Rule, String> {
         "" => format!("rule {}", index + 1),
         name => format!("rule {} ({name})", index + 1),
     };
+    labelled(label, from)
+}
+
+fn labelled(label: String, from: &v1::AccessRule) -> Result<Rule, String> {
     let wrong = |error: String| format!("{label}: {error}");
     let sources = from.from.iter().map(|from| {
         Ok(From {

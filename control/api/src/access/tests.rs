@@ -28,7 +28,7 @@ fn to(to: AccessTo) -> AccessRule {
 }
 
 fn access(policies: Vec<AccessPolicy>) -> Access {
-    Access::compile(&v1::Access { policies, level: LEVEL }).unwrap()
+    Access::compile(&v1::Access { policies, level: LEVEL, limits: Vec::new() }).unwrap()
 }
 
 /// A request as a table writes it.
@@ -272,7 +272,8 @@ fn a_policy_about_some_ports_leaves_the_others_alone() {
 fn what_is_not_understood_is_refused_and_what_cannot_be_read_denies() {
     let newer = v1::Access { level: LEVEL + 1, ..v1::Access::default() };
     assert!(Access::compile(&newer).unwrap_err().contains("upgrade"));
-    let compile = |policy| Access::compile(&v1::Access { policies: vec![policy], level: LEVEL });
+    let compile =
+        |policy| Access::compile(&v1::Access { policies: vec![policy], level: LEVEL, limits: Vec::new() });
     assert!(compile(policy("p", Effect::Unspecified, vec![])).unwrap_err().contains("AccessPolicy test/p"));
     let bad = to(AccessTo { paths: texts(&["x"]), ..AccessTo::default() });
     assert!(compile(policy("p", Effect::Allow, vec![bad])).unwrap_err().contains("rule 1"));

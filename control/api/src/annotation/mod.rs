@@ -32,6 +32,8 @@ pub enum On {
     InjectedPod,
     /// Services.
     Service,
+    /// Services, for the pods that they lead to, and pods, which win.
+    ServiceAndPod,
     /// Canaries, and a command writes it.
     Canary,
 }
@@ -44,6 +46,7 @@ impl On {
             Self::Pod => "pod",
             Self::InjectedPod => "pod, written by the injector",
             Self::Service => "Service",
+            Self::ServiceAndPod => "Service; pod, which wins",
             Self::Canary => "Canary, written by `penstock canary`",
         }
     }
@@ -178,7 +181,7 @@ pub const ALL: [Annotation; 26] = [
     },
     Annotation {
         name: annotation::ADMISSION,
-        on: On::Pod,
+        on: On::ServiceAndPod,
         form: "limit=<n> | limit=adaptive, [,queue=<n>]",
         examples: &["limit=8,queue=256", "limit=adaptive,queue=256"],
         without: "no limit; queue=1024 where a limit is",
@@ -312,7 +315,7 @@ mod tests {
     #[test]
     fn examples_on_pods_are_read_and_only_those_of_pods() {
         for one in &ALL {
-            let by_hand = matches!(one.on, On::PodAndNamespace | On::Pod);
+            let by_hand = matches!(one.on, On::PodAndNamespace | On::Pod | On::ServiceAndPod);
             for example in one.examples {
                 assert_eq!(
                     pod::check(one.name, example),

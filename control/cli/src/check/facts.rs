@@ -50,6 +50,7 @@ pub(super) enum Fact {
     AccessPolicies,
     Canaries,
     InferencePolicies,
+    RateLimits,
     Events,
     Injection,
 }
@@ -94,6 +95,7 @@ impl Fact {
             Self::AccessPolicies => all("/apis/penstock.io/v1alpha1/accesspolicies"),
             Self::Canaries => all("/apis/penstock.io/v1alpha1/canaries"),
             Self::InferencePolicies => all("/apis/penstock.io/v1alpha1/inferencepolicies"),
+            Self::RateLimits => all("/apis/penstock.io/v1alpha1/ratelimits"),
             Self::Events => all("/apis/events.k8s.io/v1/events?fieldSelector=reason%3DNotInjected"),
             Self::Injection => one("/api/v1/namespaces/default/pods?dryRun=All".to_owned()),
         }
@@ -118,7 +120,7 @@ const BEFORE: [Fact; 13] = [
 ];
 
 /// What has to be known besides once it is installed.
-const INSTALLED: [Fact; 17] = [
+const INSTALLED: [Fact; 18] = [
     Fact::Lease,
     Fact::Root,
     Fact::WebhookCertificate,
@@ -135,6 +137,7 @@ const INSTALLED: [Fact; 17] = [
     Fact::AccessPolicies,
     Fact::Canaries,
     Fact::InferencePolicies,
+    Fact::RateLimits,
     Fact::Events,
 ];
 

@@ -311,7 +311,10 @@ fn routes(facts: &Facts) -> Check {
 }
 
 /// Objects of Penstock's own.
-const POLICIES: [Fact; 3] = [Fact::AccessPolicies, Fact::Canaries, Fact::InferencePolicies];
+const POLICIES: [Fact; 4] = [Fact::AccessPolicies, Fact::Canaries, Fact::InferencePolicies, Fact::RateLimits];
+
+/// The same, as `kubectl` takes them.
+const POLICY_KINDS: &str = "accesspolicies,canaries,inferencepolicies,ratelimits";
 
 /// Policies for which `wrong` has something to say.
 fn policies(facts: &Facts, kinds: &[&str]) -> Vec<String> {
@@ -333,7 +336,7 @@ fn accepted(facts: &Facts) -> Check {
     let check = "policies";
     for fact in POLICIES {
         if let other @ (Answer::Denied(_) | Answer::Failed(_)) = facts.get(fact) {
-            return unknown(check, "accesspolicies,canaries,inferencepolicies", other);
+            return unknown(check, POLICY_KINDS, other);
         }
     }
     let bad = policies(facts, &["Accepted", "ResolvedRefs"]);
@@ -341,8 +344,8 @@ fn accepted(facts: &Facts) -> Check {
     if bad.is_empty() {
         return Check::ok(check, format!("{}, none refused", many(count, "policy", "policies")));
     }
-    let fix = "Correct what its status names: kubectl -n NAMESPACE describe accesspolicies,canaries,inferencepolicies";
-    Check::bad(Verdict::Problem, check, format!("{} refused", many(bad.len(), "is", "are")), cut(bad), fix)
+    let fix = format!("Correct what its status names: kubectl -n NAMESPACE describe {POLICY_KINDS}");
+    Check::bad(Verdict::Problem, check, format!("{} refused", many(bad.len(), "is", "are")), cut(bad), &fix)
         .because("An access policy that makes no sense denies everything to whom it is about; a canary moves nothing any more.")
 }
 

@@ -46,7 +46,7 @@ pub struct Watched {
 }
 
 /// All that is read, and so all that control needs `list` and `watch` for.
-pub const WATCHED: [Watched; 10] = [
+pub const WATCHED: [Watched; 11] = [
     Watched { kind: ObjectKind::Service, group: "", version: "v1", plural: "services" },
     Watched { kind: ObjectKind::Pod, group: "", version: "v1", plural: "pods" },
     Watched {
@@ -86,6 +86,7 @@ pub const WATCHED: [Watched; 10] = [
         version: "v1alpha1",
         plural: "accesspolicies",
     },
+    Watched { kind: ObjectKind::RateLimit, group: "penstock.io", version: "v1alpha1", plural: "ratelimits" },
     Watched { kind: ObjectKind::Canary, group: "penstock.io", version: "v1alpha1", plural: "canaries" },
 ];
 

@@ -11,9 +11,11 @@
 
 mod blocks;
 mod read;
+mod usage;
 
 pub use blocks::{BLOCK, MAX_BLOCKS};
 pub use read::Reader;
+pub use usage::Usage;
 
 /// What is read of a body unless told otherwise: the leading blocks of a prompt, and what stands before it.
 pub const PREFIX: usize = 64 << 10;
