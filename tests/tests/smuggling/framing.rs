@@ -301,7 +301,6 @@ fn chunks() -> Vec<Probe> {
         ("last-letter", "@hex\r\n@body\r\no\r\n\r\n", Unfinished),
         ("last-space-before", "@hex\r\n@body\r\n 0\r\n\r\n", Unfinished),
         ("no-last-end", "@hex\r\n@body\r\n0\r\n", Unfinished),
-        ("last-end-line-feed", "@hex\r\n@body\r\n0\r\n\n", MayPass),
         ("last-end-carriage-return", "@hex\r\n@body\r\n0\r\n\r", Unfinished),
         ("no-last", "@hex\r\n@body\r\n", Unfinished),
         ("none", "", Unfinished),
@@ -311,6 +310,9 @@ fn chunks() -> Vec<Probe> {
     probes.push(
         Probe::new("chunk-only-last", post("transfer-encoding: chunked\r\n", "0\r\n\r\n"), Passes).body(""),
     );
+    // hyper reads on for trailers, and takes the tail for some.
+    let bytes = post("transfer-encoding: chunked\r\n", "@hex\r\n@body\r\n0\r\n\n");
+    probes.push(Probe::new("chunk-last-end-line-feed", bytes, MayPass).behind(Behind::Swallowed));
     let follows = "0\r\n\r\nGET @smuggled HTTP/1.1\r\nhost: @host\r\n\r\n";
     let probe = Probe::new("chunk-request-behind", post("transfer-encoding: chunked\r\n", follows), Passes);
     probes.push(probe.body("").then(Passes));

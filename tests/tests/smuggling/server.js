@@ -35,6 +35,9 @@ server.on('connection', (socket) => {
   socket.number = ++connections;
 });
 server.on('clientError', (error, socket) => {
+  // What comes behind what was refused is refused, too.
+  if (socket.refused) return;
+  socket.refused = true;
   const line = (error.rawPacket || Buffer.alloc(0)).toString('latin1').slice(0, 400);
   // A connection that ends in the middle of a request is told by that request.
   if (error.code !== 'ECONNRESET' && error.code !== 'HPE_INVALID_EOF_STATE') {
@@ -42,9 +45,17 @@ server.on('clientError', (error, socket) => {
   }
   if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n');
 });
+const refused = (request, status) => {
+  const seen = { host: request.headers.host || '', connection: String(request.socket.number), saw: '', trailers: '' };
+  tell({ ...seen, status, line: `${request.method} ${request.url}` });
+};
+server.on('checkExpectation', (request, response) => {
+  refused(request, 417);
+  response.writeHead(417, { 'content-length': 0, connection: 'close' });
+  response.end();
+});
 server.on('connect', (request, socket) => {
-  const saw = { host: request.headers.host || '', connection: String(socket.number), saw: '', trailers: '' };
-  tell({ ...saw, status: 405, line: `CONNECT ${request.url}` });
+  refused(request, 405);
   socket.end('HTTP/1.1 405 Method Not Allowed\r\nconnection: close\r\ncontent-length: 0\r\n\r\n');
 });
 process.on('SIGTERM', () => process.exit(0));

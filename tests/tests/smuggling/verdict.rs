@@ -78,7 +78,7 @@ pub(crate) fn by_case(lines: Vec<Line>, seen: Vec<Seen>, server: SocketAddr) -> 
 }
 
 /// Fields that mean nothing in trailers, and may do harm there (RFC 9110, 6.5.1).
-const FORBIDDEN: [&str; 6] =
+pub(crate) const FORBIDDEN: [&str; 6] =
     ["content-length", "transfer-encoding", "host", "connection", "authorization", "penstock-client-id"];
 
 /// What is wrong, and which of the wanted requests arrived.
@@ -160,6 +160,17 @@ pub(crate) fn judge(case: &Case, account: &Account) -> (Vec<String>, Vec<usize>)
     }
     wrong.extend(account.innocent.iter().map(|what| format!("another client's request, sent next, {what}")));
     (wrong, arrived)
+}
+
+/// What arrived, as far as it says something of the proxy. What a server refused by itself does not; and whether the tail behind a
+/// refusal is read depends on how much of the body had come by then.
+pub(crate) fn comparable(case: &Case, account: &Account, arrived: Vec<usize>) -> Option<Vec<usize>> {
+    if account.lines.iter().any(|line| line.status != 200 && line.reason.is_empty()) {
+        return None;
+    }
+    let tail = case.wants.len() - 1;
+    let is_open = case.wants[tail].fate == Fate::MayPass && !arrived.contains(&(tail - 1));
+    Some(arrived.into_iter().filter(|at| !(is_open && *at == tail)).collect())
 }
 
 /// A target without its query, as the log has it.
