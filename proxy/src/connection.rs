@@ -1,19 +1,19 @@
 //! A client's connection: what is known of it before its first request.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, Version};
 use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
 use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
-use crate::headers;
+use crate::headers::{self, Found};
 use crate::report::LastTold;
 use crate::worker::Worker;
 
@@ -127,13 +127,21 @@ impl Connection {
         self.client.as_ref().map(|(id, _)| id)
     }
 
-    /// The host and port that a request is for, from its target or its Host header.
-    pub fn authority(&self, request: &http::request::Parts) -> Result<Authority, Failure> {
+    /// The host and port that a request is for, from its target or its Host header; or why two servers could take the request for
+    /// different ones.
+    pub fn authority(&self, request: &http::request::Parts, found: Found) -> Result<Authority, Failure> {
         if headers::ambiguous_host(&request.headers) {
             return Err(Failure::unprocessed(Reason::BadRequest, "the request names two hosts"));
         }
+        if headers::is_coded(&request.headers, found) {
+            return Err(Failure::unprocessed(
+                Reason::BadRequest,
+                "the body's transfer-encoding is more than chunked once, and no server here takes more off",
+            ));
+        }
+        check_form(request)?;
         if let Some(authority) = request.uri.authority() {
-            return Ok(authority.clone());
+            return check_host(authority).map(|()| authority.clone());
         }
         let Some(host) = request.headers.get(http::header::HOST) else {
             // HTTP/1.0 knows no Host, and there is no doubt where the connection leads.
@@ -152,6 +160,7 @@ impl Connection {
         }
         let authority = Authority::try_from(host.as_bytes())
             .map_err(|error| Failure::unprocessed(Reason::BadRequest, format!("the Host header: {error}")))?;
+        check_host(&authority)?;
         *last = Some((host.clone(), authority.clone()));
         Ok(authority)
     }
@@ -163,5 +172,105 @@ impl Connection {
             None => format!("localhost:{}", self.to.port()?.port),
         };
         text.try_into().ok()
+    }
+}
+
+/// Refuses a target that is not of its method: only CONNECT names an authority alone, and only OPTIONS asks for `*` (RFC 9112, 3.2).
+/// Servers read the others each in their own way.
+fn check_form(request: &http::request::Parts) -> Result<(), Failure> {
+    let (method, uri) = (&request.method, &request.uri);
+    let alone = uri.authority().is_some() && uri.scheme().is_none();
+    let fits = match *method {
+        Method::CONNECT => uri.authority().is_some(),
+        Method::OPTIONS => !alone,
+        _ => !alone && uri.path() != "*",
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Failure::unprocessed(
+        Reason::BadRequest,
+        format!("{method} is not asked of {uri}; name a path, and to CONNECT a host and a port"),
+    ))
+}
+
+/// Refuses what is more than a host and a port. A user's name before them is there to deceive (RFC 9110, 4.2.4), and of what is none
+/// of these each server makes something else.
+fn check_host(authority: &Authority) -> Result<(), Failure> {
+    let host = authority.host();
+    let port = authority.as_str().strip_prefix(host);
+    let is_port = |port: &str| match port.strip_prefix(':') {
+        Some(digits) => {
+            digits.bytes().all(|b| b.is_ascii_digit()) && (digits.is_empty() || digits.parse::<u16>().is_ok())
+        }
+        None => port.is_empty(),
+    };
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty(),
+    };
+    if is_host && port.is_some_and(is_port) {
+        return Ok(());
+    }
+    Err(Failure::unprocessed(
+        Reason::BadRequest,
+        format!("{authority} is no host with or without a port, and servers would read it differently"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for good in ["a", "a.b:80", "a:", "[::1]", "[::1]:80", "1.2.3.4:5", "_a.b", "a%41"] {
+            assert!(check_host(&good.parse().unwrap()).is_ok(), "{good}");
+        }
+        for bad in [
+            "u@a",
+            "u:p@a:80",
+            "a@a",
+            ":80",
+            "a:x",
+            "a:+80",
+            "a:-1",
+            "a:65536",
+            "[a]",
+            "[::1]x",
+            "[::1%25e]:80",
+        ] {
+            if let Ok(authority) = bad.parse() {
+                assert!(check_host(&authority).is_err(), "{bad}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_target_has_the_form_of_its_method() {
+        let fits = |method: &str, target: &str| {
+            let request = http::Request::builder().method(method).uri(target).body(()).unwrap();
+            check_form(&request.into_parts().0).is_ok()
+        };
+        for (method, target) in [
+            ("GET", "/"),
+            ("GET", "http://a/"),
+            ("OPTIONS", "*"),
+            ("OPTIONS", "/*"),
+            ("CONNECT", "a:80"),
+            ("CONNECT", "http://a/chat"),
+        ] {
+            assert!(fits(method, target), "{method} {target}");
+        }
+        for (method, target) in [
+            ("GET", "a:80"),
+            ("POST", "a"),
+            ("OPTIONS", "a"),
+            ("GET", "*"),
+            ("CONNECT", "/"),
+            ("CONNECT", "*"),
+        ] {
+            assert!(!fits(method, target), "{method} {target}");
+        }
     }
 }

@@ -3,8 +3,12 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONNECTION, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Request, Version, uri};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderMap, Method, Request, Version, uri};
+use http_body::Body;
 use penstock_api::{Reason, names, path};
 
 use crate::config::{HeaderChange, PathChange, Redirect, Rewrite};
@@ -49,7 +53,7 @@ pub struct Found {
     pub report: bool,
     /// A header that only a sidecar may send.
     pub ours: bool,
-    /// One that begins as ours do, and is none.
+    /// One that begins as ours do, and is none; or one that HTTP/1 has no words for.
     strange: bool,
 }
 
@@ -88,9 +92,12 @@ pub fn look(headers: &HeaderMap) -> Found {
 }
 
 /// Whether a name is kept for headers of ours that there may be one day: what a client says under it must not mean
-/// anything then.
+/// anything then. Or it is no token (RFC 9110, 5.1), which `http` lets pass in one case, over HTTP/2.
 fn is_strange(name: &HeaderName) -> bool {
     let name = name.as_str();
+    if name.contains('"') {
+        return true;
+    }
     // Many servers take an underscore for a hyphen (CGI, WSGI).
     if name.contains('_') {
         let name = name.replace('_', "-");
@@ -103,6 +110,18 @@ fn is_strange(name: &HeaderName) -> bool {
 pub fn ambiguous_host(headers: &HeaderMap) -> bool {
     // The map knows at once when no name repeats.
     headers.len() != headers.keys_len() && headers.get_all(HOST).iter().nth(1).is_some()
+}
+
+/// Whether a body is coded in any other way than in chunks, once. hyper takes off the chunks and nothing else, and what is left would
+/// travel on as if it were plain (RFC 9112, 6.1).
+pub fn is_coded(headers: &HeaderMap, found: Found) -> bool {
+    if !found.one_hop {
+        return false;
+    }
+    let values =
+        headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let mut codings = values.map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty());
+    codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) || codings.next().is_some()
 }
 
 /// HTTP/2 may send a cookie in pieces; HTTP/1 wants it whole (RFC 9113, 8.2.3).
@@ -136,9 +155,7 @@ pub fn strip_hop(headers: &mut HeaderMap, found: Found, upgrade: bool) {
         let named: Vec<HeaderName> = tokens(headers)
             .filter_map(|token| token.parse().ok())
             // Framing and routing are not the client's to remove.
-            .filter(|name| {
-                *name != HOST && *name != http::header::CONTENT_LENGTH && !(upgrade && *name == UPGRADE)
-            })
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH && !(upgrade && *name == UPGRADE))
             .collect();
         for name in named {
             headers.remove(name);
@@ -192,10 +209,15 @@ pub fn strip_ours(headers: &mut HeaderMap, found: Found) {
     }
 }
 
-/// The same of trailers: a server that reads them as it reads headers must not take a client's word there either.
+/// The same of trailers, and what may not stand there (RFC 9110, 6.5.1): a server that reads them as it reads headers must not take a
+/// client's word there either.
 pub fn strip_trailers(trailers: &mut HeaderMap) {
     let found = look(trailers);
+    strip_hop(trailers, found, false);
     strip_ours(trailers, found);
+    for name in [HOST, CONTENT_LENGTH, AUTHORIZATION] {
+        trailers.remove(name);
+    }
 }
 
 fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -247,7 +269,7 @@ pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form
             }
             *request.version_mut() = Version::HTTP_11;
             // CONNECT has no path, only an authority (RFC 9110, 9.3.6).
-            if request.method() == http::Method::CONNECT {
+            if request.method() == Method::CONNECT {
                 let mut target = uri::Parts::default();
                 target.authority = Some(authority.clone());
                 *request.uri_mut() = uri::Uri::from_parts(target).map_err(bad)?;
@@ -270,7 +292,7 @@ pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form
             request.headers_mut().remove(HOST);
             let mut target = uri::Parts::default();
             target.authority = Some(authority.clone());
-            let plain_connect = request.method() == http::Method::CONNECT
+            let plain_connect = request.method() == Method::CONNECT
                 && request.extensions().get::<hyper::ext::Protocol>().is_none();
             if !plain_connect {
                 target.scheme = Some(uri::Scheme::HTTP);
@@ -280,6 +302,17 @@ pub fn shape<B>(request: &mut Request<B>, authority: &uri::Authority, form: Form
         }
     }
     Ok(())
+}
+
+/// Says over HTTP/1.1 that a body follows, where hyper would take it for none: that of a GET or HEAD whose length nobody has said.
+pub fn announce<B: Body>(request: &mut Request<B>) {
+    let is_odd = matches!(*request.method(), Method::GET | Method::HEAD) && !request.body().is_end_stream();
+    if is_odd
+        && request.body().size_hint().exact().is_none()
+        && !request.headers().contains_key(CONTENT_LENGTH)
+    {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 /// Rewrites host and path. `prefix` is what the rule's match covered.
@@ -425,6 +458,71 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_in_chunks_once_or_it_is_refused() {
+        let coded = |values: &[&str]| {
+            let mut map = HeaderMap::new();
+            for value in values {
+                map.append(TRANSFER_ENCODING, value.parse().unwrap());
+            }
+            is_coded(&map, look(&map))
+        };
+        for plain in [&[][..], &["chunked"], &["Chunked"], &[", chunked ,"], &["", "chunked"]] {
+            assert!(!coded(plain), "{plain:?}");
+        }
+        for more in [
+            &["gzip, chunked"][..],
+            &["chunked, chunked"],
+            &["identity, chunked"],
+            &["gzip", "chunked"],
+            &["chunked", "chunked"],
+            &["chunked", "identity"],
+            &["\"a, chunked"],
+        ] {
+            assert!(coded(more), "{more:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_framing_routing_or_who_asks() {
+        let mut trailers = headers(&[
+            ("x-sum", "1"),
+            ("grpc-status", "0"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "a"),
+            ("connection", "close, x-named"),
+            ("x-named", "1"),
+            ("authorization", "x"),
+            ("penstock-client-id", "spiffe://x"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(trailers, headers(&[("x-sum", "1"), ("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn a_body_that_hyper_would_leave_out_is_announced() {
+        use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+        let stream = || StreamBody::new(futures_util::stream::empty::<Result<_, std::convert::Infallible>>());
+        let announced =
+            |method: &str,
+             length: bool,
+             body: http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, _>| {
+                let mut request = Request::builder().method(method).body(body).unwrap();
+                if length {
+                    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
+                }
+                announce(&mut request);
+                request.headers().contains_key(TRANSFER_ENCODING)
+            };
+        assert!(announced("GET", false, stream().boxed_unsync()));
+        assert!(announced("HEAD", false, stream().boxed_unsync()));
+        assert!(!announced("POST", false, stream().boxed_unsync()), "hyper says so itself");
+        assert!(!announced("GET", true, stream().boxed_unsync()));
+        assert!(!announced("GET", false, Full::from("x").boxed_unsync()));
+        assert!(!announced("GET", false, Empty::new().boxed_unsync()));
+    }
+
+    #[test]
     fn cookies_are_whole_on_http1() {
         let mut map = HeaderMap::new();
         for piece in ["a=1", "b=2", "c=3"] {
@@ -524,5 +622,10 @@ mod tests {
         let found = look(&map);
         strip_ours(&mut map, found);
         assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["my_own"]);
+        let mut map = HeaderMap::new();
+        map.insert(HeaderName::from_lowercase(b"x\"y").unwrap(), HeaderValue::from_static("1"));
+        let found = look(&map);
+        strip_ours(&mut map, found);
+        assert!(map.is_empty(), "HTTP/1 cannot carry it");
     }
 }

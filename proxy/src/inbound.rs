@@ -245,7 +245,7 @@ async fn stages(
     let worker = &connection.worker;
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
-    let authority = connection.authority(&parts)?;
+    let authority = connection.authority(&parts, found)?;
     let client = connection.client_id();
     exchange.keep_request(&mut parts, &authority, client);
 

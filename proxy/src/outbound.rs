@@ -128,7 +128,7 @@ async fn stages(
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
     let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
-    let authority = connection.authority(&parts)?;
+    let authority = connection.authority(&parts, found)?;
     exchange.keep_request(&mut parts, &authority, None);
     if found.wants_report {
         exchange.show_reports(&parts.headers);

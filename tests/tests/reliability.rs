@@ -1,4 +1,5 @@
-//! Pains of today's meshes that need no pods to be shown (docs/RELIABILITY.md has all of them).
+//! Pains of today's meshes that need no pods to be shown (docs/RELIABILITY.md has all of them), and whether the pages of pains and of
+//! attacks name tests that exist.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -18,10 +19,15 @@ use tokio::time::timeout;
 /// The pains that are decided here.
 const PAINS: [u32; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// The names of all tests of this crate.
-fn tests() -> BTreeSet<String> {
+/// Where tests of the whole system are, and where those of its parts.
+const SYSTEM: [&str; 1] = ["tests/tests"];
+const ALL: [&str; 3] = ["tests/tests", "proxy", "control"];
+
+/// The names of all tests below some folders of the repository.
+fn tests(folders: &[&str]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut folders: Vec<_> = folders.iter().map(|folder| root.join(folder)).collect();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if entry.is_dir() {
@@ -40,10 +46,59 @@ fn tests() -> BTreeSet<String> {
     found
 }
 
+/// What stands in backticks.
+fn names(cell: &str) -> BTreeSet<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// How the rows of the attack classes begin.
+const ATTACKS: [&str; 16] = [
+    "HTTP/1 smuggling",
+    "cache and coalescing keys",
+    "HTTP/2 rapid reset",
+    "CONTINUATION flood",
+    "floods of empty frames",
+    "memory of HTTP/2",
+    "memory of headers",
+    "authorization led around",
+    "control and proxies of different versions",
+    "headers of clients",
+    "injection into logs",
+    "decompression bombs",
+    "X.509",
+    "TLS that loops",
+    "Slowloris",
+    "an external processor",
+];
+
+#[test]
+fn every_attack_class_has_tests_that_exist_or_says_that_it_is_open_or_why_it_cannot_occur() {
+    let page = include_str!("../../docs/SECURITY.md");
+    let (_, section) = page.split_once("## Attack classes\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert_eq!(rows.len(), ATTACKS.len(), "{rows:#?}");
+    let tests = tests(&ALL);
+    for (attack, row) in ATTACKS.iter().zip(rows) {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        let [class, prevents, shown] = cells[..] else { panic!("{row:?} has other than three cells") };
+        assert!(class.starts_with(attack), "{class:?} is not {attack:?}");
+        let named = names(shown);
+        for name in &named {
+            assert!(tests.contains(name), "{attack}: there is no test {name}");
+        }
+        match shown {
+            "open" => assert!(prevents.contains("open"), "{attack}: what is open?"),
+            "none" => assert!(prevents.contains("cannot occur"), "{attack}: why is there no test?"),
+            _ => assert!(!named.is_empty(), "{attack} names no test"),
+        }
+    }
+}
+
 #[test]
 fn every_pain_has_a_test_that_exists_and_every_test_of_a_pain_is_on_the_page() {
     let page = include_str!("../../docs/RELIABILITY.md");
-    let tests = tests();
+    let tests = tests(&SYSTEM);
     let mut on_page = BTreeSet::new();
     for pain in PAINS {
         let row = page
@@ -51,7 +106,7 @@ fn every_pain_has_a_test_that_exists_and_every_test_of_a_pain_is_on_the_page() {
             .find(|line| line.starts_with(&format!("| {pain} | ")))
             .unwrap_or_else(|| panic!("no row {pain}"));
         let cell = row.split(" | ").last().unwrap();
-        let named: BTreeSet<String> = cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let named = names(cell);
         for name in &named {
             assert!(tests.contains(name), "pain {pain}: there is no test {name}");
         }

@@ -357,6 +357,9 @@ async fn try_once(
     let form = if over_http2 { Form::Absolute } else { Form::Origin };
     let fail = |failure| Failed { failure, back: None, stale: false };
     headers::shape(&mut outgoing.request, &outgoing.authority, form).map_err(fail)?;
+    if form == Form::Origin {
+        headers::announce(&mut outgoing.request);
+    }
     if endpoint.sidecar && outgoing.spoken != Version::HTTP_2 {
         let version = if outgoing.spoken == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
         outgoing.request.headers_mut().insert(headers::PROTOCOL, HeaderValue::from_static(version));
