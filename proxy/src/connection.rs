@@ -214,7 +214,9 @@ fn check_host(authority: &Authority) -> Result<(), Failure> {
     }
     Err(Failure::unprocessed(
         Reason::BadRequest,
-        format!("{authority} is no host with or without a port, and servers would read it differently"),
+        format!(
+            "{host:?} is no host, or stands beside more than a port, which servers read differently; name a host, and no user"
+        ),
     ))
 }
 
@@ -224,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
-        for good in ["a", "a.b:80", "a:", "[::1]", "[::1]:80", "1.2.3.4:5", "_a.b", "a%41"] {
+        for good in ["a", "a.b:80", "a:", "[::1]", "[::1]:80", "1.2.3.4:5", "_a.b"] {
             assert!(check_host(&good.parse().unwrap()).is_ok(), "{good}");
         }
         for bad in [

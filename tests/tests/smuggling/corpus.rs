@@ -269,7 +269,7 @@ impl Filling {
         let (mut target, mut tensors) = (format!("/{mark}/probe"), "");
         if let Size::Tensors(length) = size {
             // As many requests as have room, so that one begins wherever a reader loses its way.
-            body = body.iter().copied().cycle().take(length / body.len() * body.len()).collect();
+            body = body.repeat(length / body.len());
             "/v2/models/m/infer".clone_into(&mut target);
             tensors = "inference-header-content-length: 2\r\n";
         }

@@ -235,7 +235,7 @@ fn requests() -> Vec<Asked> {
     ] {
         all.push(asked(&format!("authority-{name}"), Refused).instead(":authority", Some(authority)));
     }
-    let more = format!("GET /@mark/smuggled HTTP/1.1\r\nhost: @mark.test\r\n\r\nGET");
+    let more = format!("{SMUGGLED}GET");
     for (name, method) in
         [("lines", more.as_str()), ("space", "GET /"), ("empty", ""), ("nul", "GET\0"), ("colon", "GET:")]
     {
