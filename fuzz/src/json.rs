@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use http::HeaderMap;
 use penstock_coalesce::json::Document;
 use penstock_coalesce::key::{self, Scope};
-use penstock_inference::openai::{Api, Ask, Reader};
+use penstock_inference::openai::{Api, Ask, Reader, Usage};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::{bounded, choice, pieces};
 
 /// The body of an OpenAI request, behind a byte for the endpoint and one for where it is cut. Read in pieces it says what
-/// it says as a whole, and the model is the one that a parser of JSON finds.
+/// it says as a whole, and the model is the one that a parser of JSON finds. The same bytes as an answer say the same of what was
+/// used, however they are cut.
 pub fn openai(data: &[u8]) {
     let (api, data) = choice(data);
     let (cuts, body) = choice(data);
@@ -23,6 +24,12 @@ pub fn openai(data: &[u8]) {
         reader.push(piece);
     }
     assert_eq!(reader.finish(), whole, "read in pieces");
+    for usage in [Usage::of_document, Usage::of_stream] {
+        let (mut at_once, mut cut) = (usage(), usage());
+        bounded(body, || at_once.push(body));
+        pieces(body, cuts).for_each(|piece| cut.push(piece));
+        assert_eq!((cut.tokens(), cut.events()), (at_once.tokens(), at_once.events()), "read in pieces");
+    }
     for length in [None, Some(0), Some(body.len() as u64), Some(u64::MAX)] {
         whole.prompt_tokens(length);
     }

@@ -12,8 +12,8 @@ pub struct Usage {
     form: Form,
     /// Of a stream, where in its lines; `None`: the answer is one document.
     line: Option<Line>,
-    /// A document has begun in the current event.
-    begun: bool,
+    /// Whether the data of the current event are a document; `None`: they have not begun.
+    document: Option<bool>,
     events: u64,
 }
 
@@ -97,18 +97,18 @@ impl Usage {
     }
 
     fn data(&mut self, piece: &[u8]) {
-        // `[DONE]` is the end, and no document.
-        if !self.begun && piece.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
-            self.begun = true;
-            self.events += 1;
+        if self.document.is_none() {
+            // `[DONE]` is the end, and no document.
+            self.document = piece.iter().find(|byte| !byte.is_ascii_whitespace()).map(|byte| *byte == b'{');
+            self.events += u64::from(self.document == Some(true));
         }
-        if self.begun {
+        if self.document == Some(true) {
             self.scan.push(piece, &mut self.form);
         }
     }
 
     fn next_document(&mut self) {
-        self.begun = false;
+        self.document = None;
         self.scan = Scan::default();
         self.form = Form { said: self.form.said, ..Form::default() };
     }
@@ -254,6 +254,25 @@ data: [DONE]\n\
         assert_eq!(stream(responses), (Some(7), 2));
     }
 
+    const WORDS: [&str; 16] = [
+        "data:",
+        "data: ",
+        "\n",
+        "\r\n",
+        "\n\n",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "x",
+        "7",
+        "\"usage\":",
+        "\"response\":",
+        "\"total_tokens\":",
+        "\"\\u0075",
+    ];
+
     proptest! {
         #[test]
         fn it_does_not_matter_where_it_is_cut(cuts in prop::collection::vec(0..STREAM.len(), 0..8)) {
@@ -269,10 +288,17 @@ data: [DONE]\n\
         }
 
         #[test]
-        fn garbage_is_borne(bytes in prop::collection::vec(prop::sample::select(&b"data:{}[]\",\n\r\\us1"[..]), 0..300)) {
-            let (mut whole, mut events) = (Usage::of_document(), Usage::of_stream());
-            whole.push(&bytes);
-            events.push(&bytes);
+        fn garbage_is_borne(
+            words in prop::collection::vec(prop::sample::select(&WORDS[..]), 0..60),
+            piece in 1_usize..20,
+        ) {
+            let text = words.concat();
+            for usage in [Usage::of_document, Usage::of_stream] {
+                let (mut whole, mut cut) = (usage(), usage());
+                whole.push(text.as_bytes());
+                text.as_bytes().chunks(piece).for_each(|piece| cut.push(piece));
+                prop_assert_eq!((whole.tokens(), whole.events()), (cut.tokens(), cut.events()));
+            }
         }
     }
 }
