@@ -167,7 +167,7 @@ async fn pain_15_what_clients_say_makes_no_metrics() {
     let mut say = async |number: usize| {
         for host in ["web.test".to_owned(), format!("no-{number}.test"), format!("127.1.2.{number}:9")] {
             // What is asked of a model is a POST.
-            let method = if number % 2 == 0 { "POST".to_owned() } else { format!("X-{number}") };
+            let method = if number.is_multiple_of(2) { "POST".to_owned() } else { format!("X-{number}") };
             let body = format!("{{\"model\":\"m-{number}\",\"messages\":[]}}");
             let request = format!(
                 "{method} /v1/chat/completions/{number} HTTP/1.1\r\nhost: {host}\r\npenstock-session: {number}\r\n\
