@@ -1,7 +1,7 @@
 //! HTTP/2 clients that send what costs them nothing and a server work: each kind ends with the connection, is counted where it is ours to
 //! count, takes no memory, and nobody else notices. The frames are written by hand (RFC 9113, 6).
 
-#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ async fn flood(proxy: &Proxy, first: &[u8], more: impl Fn(u32) -> Vec<u8>) -> En
     for round in 0..1_000 {
         let batch: Vec<u8> = (0..1_000).flat_map(|number| more(1_000 * round + number)).collect();
         let sent = timeout(PATIENCE, writer.write_all(&batch)).await;
-        if !sent.expect("the proxy takes no more, and does not end the connection").is_ok() {
+        if sent.expect("the proxy takes no more, and does not end the connection").is_err() {
             break;
         }
         written += 1_000;
