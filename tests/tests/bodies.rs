@@ -1,6 +1,6 @@
 //! Large bodies, many at a time and at different speeds: whoever reads slowly is waited for with little memory, and holds up nobody else.
 //!
-//! 16 MiB each, or a whole GiB with `PENSTOCK_THOROUGH=1` (some minutes, and only sensible with release builds).
+//! 8 MiB each, or a whole GiB with `PENSTOCK_THOROUGH=1` (some minutes, and only sensible with release builds).
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -26,7 +26,7 @@ const MEMORY: u64 = 80 << 10;
 const PIECE: usize = 256 << 10;
 
 fn size() -> u64 {
-    if std::env::var_os("PENSTOCK_THOROUGH").is_some() { 1 << 30 } else { 16 << 20 }
+    if std::env::var_os("PENSTOCK_THOROUGH").is_some() { 1 << 30 } else { 8 << 20 }
 }
 
 /// Sends `/down` a body of the size that stands in its path, and says of any other request how many bytes it had.
