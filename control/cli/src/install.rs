@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn what_is_referred_to_comes_first() {
         let kinds = kinds(&manifest(&Args::default()).unwrap());
-        assert_eq!(kinds.len(), 16, "{kinds:?}");
+        assert_eq!(kinds.len(), 17, "{kinds:?}");
         let at = |kind: &str| kinds.iter().position(|known| known == kind).unwrap();
         assert_eq!(at("Namespace"), 0);
         assert!(at("CustomResourceDefinition") < at("ClusterRole"));
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn definitions_alone_are_the_definitions() {
         let text = manifest(&Args { crds_only: true, ..Args::default() }).unwrap();
-        assert_eq!(kinds(&text), ["CustomResourceDefinition"; 3]);
+        assert_eq!(kinds(&text), ["CustomResourceDefinition"; 4]);
     }
 
     #[test]
