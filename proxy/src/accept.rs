@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -110,19 +110,22 @@ impl OpenConnections {
             self.all.fetch_sub(1, Relaxed);
             return Err(TooMany::InAll);
         }
-        let mut peers = self.lock();
-        let known = peers.entry(peer).or_default();
-        if bounds.per_peer > 0 && known.open >= bounds.per_peer {
-            self.all.fetch_sub(1, Relaxed);
-            return Err(TooMany::FromPeer);
+        let of_peer = bounds.per_peer > 0;
+        if of_peer {
+            let mut peers = self.lock();
+            let known = peers.entry(one_peer(peer)).or_default();
+            if known.open >= bounds.per_peer {
+                self.all.fetch_sub(1, Relaxed);
+                return Err(TooMany::FromPeer);
+            }
+            known.open += 1;
         }
-        known.open += 1;
-        Ok(Counted { open: Arc::clone(self), peer })
+        Ok(Counted { open: Arc::clone(self), peer, of_peer })
     }
 
     fn change(&self, peer: IpAddr, change: impl FnOnce(&mut Peer)) {
         let mut peers = self.lock();
-        if let Entry::Occupied(mut known) = peers.entry(peer) {
+        if let Entry::Occupied(mut known) = peers.entry(one_peer(peer)) {
             change(known.get_mut());
             if known.get().open == 0 {
                 known.remove();
@@ -141,6 +144,16 @@ impl OpenConnections {
 pub struct Counted {
     open: Arc<OpenConnections>,
     peer: IpAddr,
+    /// Whether it counts for its peer, too.
+    of_peer: bool,
+}
+
+/// Who counts as one peer: an address, of IPv6 the network that one host has for itself.
+fn one_peer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
 }
 
 impl Counted {
@@ -149,31 +162,43 @@ impl Counted {
         self.open.all.load(Relaxed)
     }
 
-    /// Its handshake begins; `None`: so many of its peer's are going on already.
+    /// The other end.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// Its handshake begins; `None`: so many of its peer's are going on already. Only where a peer's connections are counted.
     pub fn shakes(&self, limit: u32) -> Option<Shaking<'_>> {
+        if limit == 0 || !self.of_peer {
+            return Some(Shaking(None));
+        }
         let mut begun = false;
         self.open.change(self.peer, |peer| {
             begun = peer.shaking < limit;
             peer.shaking += u32::from(begun);
         });
-        begun.then_some(Shaking(self))
+        begun.then(|| Shaking(Some(self)))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.open.all.fetch_sub(1, Relaxed);
-        self.open.change(self.peer, |peer| peer.open -= 1);
+        if self.of_peer {
+            self.open.change(self.peer, |peer| peer.open -= 1);
+        }
     }
 }
 
 /// A connection in its handshake.
 #[derive(Debug)]
-pub struct Shaking<'a>(&'a Counted);
+pub struct Shaking<'a>(Option<&'a Counted>);
 
 impl Drop for Shaking<'_> {
     fn drop(&mut self) {
-        self.0.open.change(self.0.peer, |peer| peer.shaking -= 1);
+        if let Some(counted) = self.0 {
+            counted.open.change(counted.peer, |peer| peer.shaking -= 1);
+        }
     }
 }
 
@@ -275,9 +300,9 @@ mod tests {
     #[test]
     fn handshakes_of_a_peer_are_counted_while_they_last() {
         let open = Arc::new(OpenConnections::default());
-        let bounds = Bounds { connections: 5, per_peer: 0 };
-        let peer = "10.0.0.1".parse().unwrap();
-        let [one, two] = [(); 2].map(|()| open.open(peer, bounds).unwrap());
+        let bounds = Bounds { connections: 5, per_peer: 5 };
+        // Two addresses of one network are one peer.
+        let [one, two] = ["fd00::1", "fd00::2"].map(|ip| open.open(ip.parse().unwrap(), bounds).unwrap());
         let shaking = one.shakes(1).unwrap();
         assert!(two.shakes(1).is_none());
         drop(shaking);

@@ -37,7 +37,7 @@ pub struct Connection {
     /// When the client, a sidecar, was last told of our load.
     pub last_told: LastTold,
     /// Counts while it is open.
-    pub counted: Counted,
+    pub counted: Rc<Counted>,
 }
 
 /// What a connection leads to.

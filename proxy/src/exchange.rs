@@ -58,6 +58,8 @@ pub struct Exchange {
     request_bytes: Cell<u64>,
     /// Whoever reads the request's body waits for the client to send more of it.
     waits_for_client: Cell<bool>,
+    /// It is a call of gRPC, whose client may have said all that it has to say without ending its stream.
+    grpc: Cell<bool>,
     /// How long the client waits, by its own word.
     said: Cell<Option<Duration>>,
     response_bytes: Cell<u64>,
@@ -129,6 +131,7 @@ impl Exchange {
             executed: Cell::new(None),
             request_bytes: Cell::new(0),
             waits_for_client: Cell::new(false),
+            grpc: Cell::new(false),
             said: Cell::new(None),
             response_bytes: Cell::new(0),
             mtls: Cell::new(false),
@@ -481,9 +484,14 @@ impl Exchange {
         self.waits_for_client.set(waits);
     }
 
-    /// Whether it is the client that nothing moves for.
+    /// It is a call of gRPC, or not.
+    pub fn is_call(&self, grpc: bool) {
+        self.grpc.set(grpc);
+    }
+
+    /// Whether it is the client's fault that nothing moves. Of a call of gRPC nobody can tell.
     pub fn waits_for_client(&self) -> bool {
-        self.waits_for_client.get()
+        self.waits_for_client.get() && !self.grpc.get()
     }
 
     /// Bytes of an answer to the client have passed.

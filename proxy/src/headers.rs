@@ -124,6 +124,15 @@ pub fn is_coded(headers: &HeaderMap, found: Found) -> bool {
     codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) || codings.next().is_some()
 }
 
+/// Refuses an answer that is coded so: its client would be given what it cannot read.
+pub fn check_answer(headers: &HeaderMap, found: Found) -> Result<(), Failure> {
+    if !is_coded(headers, found) {
+        return Ok(());
+    }
+    let story = "the server's transfer-encoding is more than chunked once, and nobody here takes more off";
+    Err(Failure::new(Reason::UpstreamProtocol, story))
+}
+
 /// HTTP/2 may send a cookie in pieces; HTTP/1 wants it whole (RFC 9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     if headers.len() == headers.keys_len() || headers.get_all(COOKIE).iter().nth(1).is_none() {

@@ -73,7 +73,12 @@ async fn secured(
     let tls = match handshake(&worker, stream, &counted).await {
         Ok(tls) => tls,
         Err(failure) => {
-            metrics::counter!(metric::HANDSHAKE_FAILURES.name, "listener" => LISTENER).increment(1);
+            if failure.reason == Reason::TooManyConnections {
+                let labels = [("listener", LISTENER), ("limit", "handshakes")];
+                metrics::counter!(metric::CONNECTIONS_REFUSED.name, &labels).increment(1);
+            } else {
+                metrics::counter!(metric::HANDSHAKE_FAILURES.name, "listener" => LISTENER).increment(1);
+            }
             tracing::info!(listener = LISTENER, %failure, "refused a connection");
             return;
         }
@@ -119,7 +124,7 @@ async fn secured(
         to,
         last_host: Default::default(),
         last_told: Default::default(),
-        counted,
+        counted: Rc::new(counted),
     });
     serve::http(LISTENER, tls, wire == Wire::Http2, connection, farewell, request).await;
 }
@@ -206,7 +211,7 @@ async fn plaintext(
         to,
         last_host: Default::default(),
         last_told: Default::default(),
-        counted,
+        counted: Rc::new(counted),
     });
     serve::http(LISTENER, stream, http2, connection, farewell, request).await;
 }
@@ -227,6 +232,7 @@ pub async fn request(
     }
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
+    exchange.is_call(grpc);
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
     exchange.answers(&response);
     exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
@@ -325,9 +331,11 @@ async fn stages(
             answered.lease,
             exchange,
             watched.map(|watched| *watched),
+            &connection.counted,
         ));
     }
     let found = headers::look(&parts.headers);
+    headers::check_answer(&parts.headers, found)?;
     headers::strip_hop(&mut parts.headers, found, false);
     headers::strip_ours(&mut parts.headers, found);
     parts.version = Version::HTTP_11;

@@ -7,9 +7,10 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections that are open at once, each listener, all workers. Above: the newest is answered 503 and closed.
     pub connections: u32,
-    /// Of these, inbound, from one address; 0 = as many as in all. A sidecar has tens; a gateway or a NAT in front of many clients may need more.
+    /// Of these, inbound, from one address (of IPv6: one /64); 0 = as many as in all. A sidecar has tens; raise it (`--peer-connections`) where a
+    /// gateway or a NAT stands before many clients.
     pub connections_per_peer: u32,
-    /// TLS handshakes of one address that go on at once. Above: the newest connection is closed.
+    /// TLS handshakes of one address that go on at once; 0 = any number. Above: the newest connection is closed.
     pub handshakes_per_peer: u32,
     /// The header section of a request, bytes (RFC 9110 names none; common servers allow 8 to 64 KiB).
     pub header_bytes: u32,
@@ -46,7 +47,7 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             connections_per_peer: 4_096,
-            handshakes_per_peer: 512,
+            handshakes_per_peer: 1_024,
             header_bytes: 64 << 10,
             header_count: 128,
             header_time: Duration::from_secs(60),
@@ -71,7 +72,8 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 pub const STREAMS: u32 = 64;
 /// What a connection may have under way: all of its streams' windows, so that streams whose readers have stopped cannot stop the others.
 pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// What clients' connections may have under way together, as long as each has [`CLIENT_WINDOW`].
+/// What is shared among clients' connections when they come: each gets this over those open, [`CONNECTION_WINDOW`] at most, [`CLIENT_WINDOW`] at
+/// least.
 pub const CLIENT_WINDOWS: u32 = 256 << 20;
 /// What a client's connection may have under way however many there are.
 pub const CLIENT_WINDOW: u32 = 8 << 20;
@@ -81,6 +83,11 @@ pub const CLIENT_WINDOW: u32 = 8 << 20;
 pub fn client_window(open: u32) -> u32 {
     (CLIENT_WINDOWS / open.max(1)).clamp(CLIENT_WINDOW, CONNECTION_WINDOW)
 }
+/// What each of its streams may have under way then: as many as we put on a connection cannot fill it.
+pub fn stream_window(connection: u32) -> u32 {
+    (connection / STREAMS).clamp(64 << 10, STREAM_WINDOW)
+}
+
 /// The largest HTTP/2 frame that is asked for: large enough that its nine bytes of head vanish, small enough that
 /// other streams' frames get in between.
 pub const FRAME: u32 = 256 << 10;

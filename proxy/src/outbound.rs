@@ -76,7 +76,7 @@ pub async fn connection(
         to: listener.map_or(To::Mesh, To::Static),
         last_host: Default::default(),
         last_told: Default::default(),
-        counted,
+        counted: Rc::new(counted),
     });
     // The drain never closes a connection under a live application.
     serve::http(LISTENER, stream, http2, connection, None, request).await;
@@ -104,7 +104,7 @@ async fn refuse(
         to: To::Refusal(failure),
         last_host: Default::default(),
         last_told: Default::default(),
-        counted,
+        counted: Rc::new(counted),
     });
     serve::http(LISTENER, stream, http2, connection, None, request).await;
 }
@@ -116,6 +116,7 @@ pub async fn request(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
     let grpc = answer::is_grpc(request.headers());
+    exchange.is_call(grpc);
     Ok(answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc))
 }
 
@@ -208,8 +209,9 @@ async fn stages(
     if let Some(client) = client_upgrade
         && upgrade::accepted(&parts)
     {
-        return Ok(upgrade::join(client, parts, body, answered.lease, exchange, None));
+        return Ok(upgrade::join(client, parts, body, answered.lease, exchange, None, &connection.counted));
     }
+    headers::check_answer(&parts.headers, found).inspect_err(|_| shadow::failed(&copies))?;
     headers::strip_hop(&mut parts.headers, found, false);
     change(&mut parts.headers, backend, rule);
     parts.version = Version::HTTP_11;

@@ -51,15 +51,18 @@ pub async fn http<T, H, F>(
     let old = age.map(|age| Box::pin(tokio::time::sleep(age)));
     let client = Rc::clone(&connection);
     let result = if http2 {
-        let (stream, flood) = Guarded::new(stream, Instant::now());
+        // A sidecar puts the streams of all its callers on one connection.
+        let callers = if connection.sidecar { limits::STREAMS } else { 1 };
+        let (stream, flood) = Guarded::new(stream, callers, Instant::now());
+        let window = limits::client_window(connection.counted.of());
         let caller = Rc::clone(&client);
         let service = service_fn(move |request: Request<Incoming>| {
             handle(Rc::clone(&caller), request.map(ClientBody::Hyper))
         });
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
-            .initial_stream_window_size(limits::STREAM_WINDOW)
-            .initial_connection_window_size(limits::client_window(connection.counted.of()))
+            .initial_stream_window_size(limits::stream_window(window))
+            .initial_connection_window_size(window)
             .max_frame_size(limits::FRAME)
             .max_send_buf_size(limits::SEND_BUFFER)
             .max_concurrent_streams(limits.streams)
@@ -178,8 +181,9 @@ async fn until_farewell<C: Future>(serving: C, leave: Leave, say: fn(Pin<&mut C>
 /// Says whose connection was closed, and why. The client was told in the words of HTTP/2.
 fn flooded(listener: &'static str, client: &Connection, flood: Flood) {
     metrics::counter!(metric::FLOODS.name, "listener" => listener, "kind" => flood.name()).increment(1);
-    let client = client.client_id().map_or("a client without identity", SpiffeId::as_str);
-    tracing::warn!(listener, client, kind = flood.name(), "closed an HTTP/2 connection: {flood}");
+    let peer = client.counted.peer();
+    let client = client.client_id().map_or("", SpiffeId::as_str);
+    tracing::info!(listener, client, %peer, kind = flood.name(), "closed an HTTP/2 connection: {flood}");
 }
 
 /// Names the reason for which hyper closed a connection by itself (it has answered 400, 408 or 431 where HTTP has an

@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use crate::accept::Counted;
 use crate::access;
 use crate::body::ResponseBody;
 use crate::exchange::Exchange;
@@ -30,7 +31,7 @@ pub fn accepted(response: &response::Parts) -> bool {
 }
 
 /// Answers the client with the server's agreement, and lets bytes pass between the two until both are done, or until
-/// `watched` says that the request would no longer be allowed. The exchange lives as long as they do.
+/// `watched` says that the request would no longer be allowed. The exchange lives as long as they do, and the connection counts as open.
 pub fn join(
     client: Option<OnUpgrade>,
     mut parts: response::Parts,
@@ -38,12 +39,13 @@ pub fn join(
     lease: Lease,
     exchange: &Rc<Exchange>,
     watched: Option<access::Watched>,
+    counted: &Rc<Counted>,
 ) -> Response<ResponseBody> {
     let server = parts.extensions.remove::<OnUpgrade>();
-    let exchange = Rc::clone(exchange);
+    let (exchange, counted) = (Rc::clone(exchange), Rc::clone(counted));
     tokio::task::spawn_local(async move {
-        // The body is empty; it keeps an HTTP/2 stream open.
-        let _held = (body, lease);
+        // The body is empty; it keeps an HTTP/2 stream open. And hyper's part of the connection is over, but the connection is not.
+        let _held = (body, lease, counted);
         let (Some(client), Some(server)) = (client, server) else { return };
         let (client, server) = match tokio::try_join!(client, server) {
             Ok(both) => both,

@@ -141,18 +141,18 @@ fn served(answer: &Message) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_caller_has_its_own_and_an_edited_limit_holds_within_a_second() {
+async fn each_caller_has_its_own_and_an_edited_limit_holds_at_once() {
     let mut shop = Shop::open(Mesh::default()).await;
-    shop.limit("[{name: each, by: [identity], requests: {perMinute: 4, burst: 3}}]").await;
+    shop.limit("[{name: each, by: [identity], requests: {perMinute: 1, burst: 3}}]").await;
     let mut front = shop.mesh.client("front").await;
     let plain = get("/x");
     for _ in 0..3 {
         served(&front.ask(&plain).await.unwrap());
     }
     let answer = front.ask(&plain).await.unwrap();
-    assert!(refused(&answer, "each") <= 15, "{answer:?}");
+    assert!(refused(&answer, "each") <= 60, "{answer:?}");
     let story = answer.text();
-    assert!(story.contains(&spiffe("front")) && story.contains("4 requests/min and 3 at once"), "{story}");
+    assert!(story.contains(&spiffe("front")) && story.contains("1 requests/min and 3 at once"), "{story}");
     shop.counted("penstock_rate_limited_total", "each", 1.0).await;
     for _ in 0..3 {
         served(&shop.ask("other", &plain).await);
@@ -160,7 +160,7 @@ async fn each_caller_has_its_own_and_an_edited_limit_holds_within_a_second() {
 
     // What does not change the limit leaves what is counted.
     shop.limit(
-        "[{name: each, by: [identity], requests: {perMinute: 4, burst: 3}}, {name: many, concurrent: 100}]",
+        "[{name: each, by: [identity], requests: {perMinute: 1, burst: 3}}, {name: many, concurrent: 100}]",
     )
     .await;
     refused(&front.ask(&plain).await.unwrap(), "each");
@@ -169,9 +169,10 @@ async fn each_caller_has_its_own_and_an_edited_limit_holds_within_a_second() {
     let begun = Instant::now();
     shop.mesh.write();
     while front.ask(&plain).await.unwrap().status() != 200 {
-        assert!(begun.elapsed() < Duration::from_secs(1), "not within a second");
+        assert!(begun.elapsed() < PATIENCE, "the edited limit is not in force");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    println!("an edited limit is in force after {:?}", begun.elapsed());
     for _ in 0..20 {
         served(&front.ask(&plain).await.unwrap());
     }

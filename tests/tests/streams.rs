@@ -78,17 +78,20 @@ const TOKEN: usize = 200;
 /// Longer than this no stream waits for its next token while its server writes and its client reads.
 const STALL: Duration = Duration::from_secs(10);
 
+/// More than fit into the windows and buffers between a server and a client that does not read: 8 MB.
+const MANY: usize = 40_000;
+
 /// Tokens of each; 10,000 with `PENSTOCK_THOROUGH=1`.
 fn tokens() -> usize {
     if std::env::var_os("PENSTOCK_THOROUGH").is_some() { 10_000 } else { 1_000 }
 }
 
 /// Answers with tokens, one by one, as fast as they are taken.
-async fn write(mut respond: h2::server::SendResponse<Bytes>) {
+async fn write(mut respond: h2::server::SendResponse<Bytes>, tokens: usize) {
     let response = http::Response::builder().header("content-type", "text/event-stream").body(()).unwrap();
     let Ok(mut body) = respond.send_response(response, false) else { return };
     let token = Bytes::from(format!("data: {}\n\n", "t".repeat(TOKEN - 8)));
-    for _ in 0..tokens() {
+    for _ in 0..tokens {
         body.reserve_capacity(TOKEN);
         while body.capacity() < TOKEN {
             match poll_fn(|cx| body.poll_capacity(cx)).await {
@@ -121,8 +124,10 @@ async fn a_hundred_streams_of_tokens_share_a_connection_beside_one_that_nobody_r
     let _origin = Origin::start_at(mesh.application("a"), |client| async move {
         // The sidecar looks for metrics, too, over HTTP/1.
         let Ok(mut connection) = h2::server::handshake(client.io).await else { return };
-        while let Some(Ok((_request, respond))) = connection.accept().await {
-            tokio::spawn(write(respond));
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            // How many stands in the path.
+            let tokens = request.uri().path()[1..].parse().unwrap_or_default();
+            tokio::spawn(write(respond, tokens));
         }
     })
     .await;
@@ -133,25 +138,25 @@ async fn a_hundred_streams_of_tokens_share_a_connection_beside_one_that_nobody_r
     client.initial_window_size(64 << 10).initial_connection_window_size(1 << 20);
     let (mut sender, connection) = client.handshake::<_, Bytes>(stream).await.unwrap();
     let driving = tokio::spawn(connection);
-    let mut ask = async || {
+    let mut ask = async |tokens: usize| {
         sender = sender.clone().ready().await.unwrap();
-        let request = http::Request::get("http://llm.test/").body(()).unwrap();
+        let request = http::Request::get(format!("http://llm.test/{tokens}")).body(()).unwrap();
         let response = sender.send_request(request, true).unwrap().0.await.unwrap();
         assert_eq!(response.status(), 200, "{response:?}");
         response.into_body()
     };
     let began = tokio::time::Instant::now();
-    // It takes what its window holds, and then its server waits.
-    let unread = ask().await;
+    // It takes what the windows on its way hold, and then its server waits.
+    let unread = ask(MANY).await;
     let mut all = JoinSet::new();
     for _ in 0..STREAMS {
-        all.spawn(read(ask().await));
+        all.spawn(read(ask(tokens()).await));
     }
     while let Some(bytes) = all.join_next().await {
         assert_eq!(bytes.unwrap(), tokens() * TOKEN);
     }
     println!("{STREAMS} streams of {} tokens: {:?}", tokens(), began.elapsed());
-    assert_eq!(read(unread).await, tokens() * TOKEN);
+    assert_eq!(read(unread).await, MANY * TOKEN);
     // No GOAWAY, no reset: it ends because we are done.
     drop(sender);
     driving.await.unwrap().unwrap();

@@ -328,9 +328,9 @@ impl Store {
                 Some(Payload::Access(message)) => {
                     let limits = Rates::compile(&message, &self.snapshot().rates);
                     Access::compile(&message).and_then(|compiled| {
-                        rates = Some(Arc::new(limits?));
+                        // Policies are in force whatever becomes of limits: those protect from the wrong people.
                         access = Some(Some(Arc::new(compiled)));
-                        Ok(())
+                        limits.map(|limits| rates = Some(Arc::new(limits)))
                     })
                 }
                 // That control no longer knows who may call does not mean that everybody may.

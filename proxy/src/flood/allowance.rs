@@ -1,8 +1,8 @@
 //! What a connection may send that brings nothing. Pure: time is an argument.
 //!
 //! Two accounts. *Idle* frames are all that carry no part of a request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty frames, types that
-//! nobody knows. A request, a piece of a body and above all each piece of an answer, which the client has to make room for, pay for some of
-//! them. *Resets* end a stream before its answer has: an answer that came to its end pays for one. So a client that works may send
+//! nobody knows. A request, what its body holds and above all what an answer holds, for which the client has to make room, pay for some of
+//! them. *Resets* end a stream; an answer that has begun pays for one. So a client that works may send
 //! any number of either, and one that does not gets what time brings.
 
 use std::fmt;
@@ -19,15 +19,20 @@ pub const IDLE: u32 = 10_000;
 pub const RESETS: u32 = 1_024;
 /// What time brings to each account, each second.
 pub const EACH_SECOND: u32 = 100;
-/// Idle frames that a piece of an answer pays for: a WINDOW_UPDATE for its stream, one for the connection, and room.
-const ANSWERED: f64 = 4.0;
+/// Idle frames that a piece of an answer pays for: a WINDOW_UPDATE for its stream and one for the connection. Smaller pieces pay nothing: a
+/// client that opens a window byte by byte gets what it asks for, at its own cost (CVE-2019-9511).
+const PIECE: f64 = 2.0;
+/// See above.
+const SMALLEST: u32 = 16;
+/// Bytes of an answer that pay for one more: clients that read 4 KiB at a time open both windows each time, however large the frame was (Go).
+const BYTES: f64 = 1_024.0;
 
 /// What there was too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flood {
     /// Frames that carry nothing.
     Idle,
-    /// Streams that are reset before they are answered.
+    /// Streams that are reset before an answer to them has begun.
     Resets,
 }
 
@@ -44,15 +49,8 @@ impl Flood {
 impl fmt::Display for Flood {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Idle => {
-                write!(f, "more than {IDLE} frames that carry nothing, and {EACH_SECOND} more each second")
-            }
-            Self::Resets => {
-                write!(
-                    f,
-                    "more than {RESETS} streams reset before they were answered, and {EACH_SECOND} more each second"
-                )
-            }
+            Self::Idle => f.write_str("too many frames that carry nothing"),
+            Self::Resets => f.write_str("too many streams reset before an answer to them had begun"),
         }
     }
 }
@@ -64,14 +62,17 @@ impl std::error::Error for Flood {}
 pub struct Allowance {
     idle: f64,
     resets: f64,
+    /// So many callers share it, and each may give up as much as one who has a connection for himself.
+    callers: f64,
     /// Until when time has been paid.
     paid: Instant,
 }
 
 impl Allowance {
-    /// Full ones.
-    pub const fn new(now: Instant) -> Self {
-        Self { idle: IDLE as f64, resets: RESETS as f64, paid: now }
+    /// Full ones, for so many callers.
+    pub fn new(callers: u32, now: Instant) -> Self {
+        let callers = f64::from(callers.max(1));
+        Self { idle: f64::from(IDLE), resets: callers * f64::from(RESETS), callers, paid: now }
     }
 
     /// A frame of the client's; `now` is asked only if the frame costs something.
@@ -82,7 +83,7 @@ impl Allowance {
                 self.resets -= 1.0;
             }
             HEADERS => self.earn(1.0),
-            DATA if head.length > 0 || head.has(END_STREAM) => self.earn(1.0),
+            DATA if head.length > 0 || head.has(END_STREAM) => self.earn(f64::from(head.length) / BYTES),
             _ => {
                 self.grow(now());
                 self.idle -= 1.0;
@@ -98,29 +99,33 @@ impl Allowance {
     }
 
     /// A frame of ours.
-    pub const fn goes(&mut self, head: Head) {
+    pub fn goes(&mut self, head: Head) {
         match head.kind {
-            HEADERS | DATA => {
-                self.earn(ANSWERED);
-                if head.has(END_STREAM) {
-                    self.resets = (self.resets + 1.0).min(RESETS as f64);
-                }
+            // Trailers too, which does no harm: there is an answer before them.
+            HEADERS => {
+                self.earn(PIECE);
+                self.repay(1.0);
             }
+            DATA if head.length >= SMALLEST => self.earn(PIECE + f64::from(head.length) / BYTES),
             // The client has to answer these.
             PING | SETTINGS if !head.has(ACK) => self.earn(1.0),
             _ => {}
         }
     }
 
-    const fn earn(&mut self, frames: f64) {
-        self.idle = (self.idle + frames).min(IDLE as f64);
+    fn earn(&mut self, frames: f64) {
+        self.idle = (self.idle + frames).min(f64::from(IDLE));
+    }
+
+    fn repay(&mut self, resets: f64) {
+        self.resets = (self.resets + resets).min(self.callers * f64::from(RESETS));
     }
 
     fn grow(&mut self, now: Instant) {
-        let brought = now.saturating_duration_since(self.paid).as_secs_f64() * EACH_SECOND as f64;
+        let brought = now.saturating_duration_since(self.paid).as_secs_f64() * f64::from(EACH_SECOND);
         self.paid = now;
         self.earn(brought);
-        self.resets = (self.resets + brought).min(RESETS as f64);
+        self.repay(brought * self.callers);
     }
 }
 
@@ -147,7 +152,7 @@ mod tests {
             head(0xfa, 9, 0),
         ] {
             let start = Instant::now();
-            let mut allowance = Allowance::new(start);
+            let mut allowance = Allowance::new(1, start);
             for _ in 0..IDLE {
                 assert_eq!(allowance.comes(kind, || start), None);
             }
@@ -162,7 +167,7 @@ mod tests {
     #[test]
     fn streams_that_are_begun_only_to_be_reset_have_an_end() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
+        let mut allowance = Allowance::new(1, start);
         for _ in 0..RESETS {
             assert_eq!(allowance.comes(head(HEADERS, 30, END_STREAM), || start), None);
             assert_eq!(allowance.comes(head(RST_STREAM, 4, 0), || start), None);
@@ -172,16 +177,46 @@ mod tests {
     }
 
     #[test]
+    fn a_sidecars_connection_is_that_of_many_callers() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(64, start);
+        for _ in 0..64 * RESETS {
+            assert_eq!(allowance.comes(head(RST_STREAM, 4, 0), || start), None);
+        }
+        assert_eq!(allowance.comes(head(RST_STREAM, 4, 0), || start), Some(Flood::Resets));
+    }
+
+    #[test]
+    fn who_opens_windows_byte_by_byte_pays_for_it() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(1, start);
+        let mut dribble = || {
+            allowance.goes(head(DATA, 1, 0));
+            allowance.comes(head(WINDOW_UPDATE, 4, 0), || start)
+        };
+        assert_eq!((0..=IDLE).find_map(|_| dribble()), Some(Flood::Idle));
+    }
+
+    #[test]
     fn who_works_may_go_on_for_ever() {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
+        let mut allowance = Allowance::new(1, start);
+        let comes = |allowance: &mut Allowance, kind| {
+            assert_eq!(allowance.comes(head(kind, 4, 0), || start), None);
+        };
         for _ in 0..100_000 {
-            // A request, its answer in one piece, the windows opened again, a PING; and one that is given up.
-            assert_eq!(allowance.comes(head(HEADERS, 30, END_STREAM), || start), None);
+            // A request, its answer in one piece, the windows opened again, a PING; then it is given up.
+            comes(&mut allowance, HEADERS);
             allowance.goes(head(HEADERS, 30, 0));
             allowance.goes(head(DATA, 200, END_STREAM));
             for kind in [WINDOW_UPDATE, WINDOW_UPDATE, PING, RST_STREAM] {
-                assert_eq!(allowance.comes(head(kind, 4, 0), || start), None);
+                comes(&mut allowance, kind);
+            }
+            // A large frame that is read 4 KiB at a time.
+            allowance.goes(head(DATA, 256 << 10, 0));
+            for _ in 0..64 {
+                comes(&mut allowance, WINDOW_UPDATE);
+                comes(&mut allowance, WINDOW_UPDATE);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A few bytes of PING, SETTINGS, PRIORITY, of an empty frame or of a stream that is reset as soon as it is begun cost their sender
 //! nothing and a server work; the protocol allows them in any number (RFC 9113, 10.5, names this and leaves the numbers to
-//! implementations; CVE-2019-9512 to -9518, CVE-2023-44487, CVE-2025-8671). So each connection has an [`Allowance`] of them, which grows
+//! implementations; CVE-2019-9511, -9512, -9513, -9515 and -9518, CVE-2023-44487). So each connection has an [`Allowance`] of them, which grows
 //! with time and with the work that is really done over it. [`Guarded`] reads the head of each frame as it passes, in both
 //! directions, and says GOAWAY with ENHANCE_YOUR_CALM to whoever overdraws. What is wrong rather than too much (lengths, order, header
 //! sections without end) is h2's to refuse.
@@ -44,15 +44,15 @@ pub struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    /// Guards `stream`. The cell tells afterwards whether the connection ended because of a flood: an error would lose that on
+    /// Guards `stream`, which so many callers share. The cell tells afterwards whether the connection ended because of a flood: an error would lose that on
     /// its way through h2.
-    pub fn new(stream: S, now: Instant) -> (Self, Rc<Cell<Option<Flood>>>) {
+    pub fn new(stream: S, callers: u32, now: Instant) -> (Self, Rc<Cell<Option<Flood>>>) {
         let flood = Rc::new(Cell::new(None));
         let guarded = Self {
             stream,
             incoming: Frames::after(PREFACE),
             outgoing: Frames::after(0),
-            allowance: Allowance::new(now),
+            allowance: Allowance::new(callers, now),
             last: 0,
             flood: Rc::clone(&flood),
         };
@@ -63,7 +63,9 @@ impl<S> Guarded<S> {
         let Self { incoming, allowance, last, .. } = self;
         let mut flood = None;
         incoming.pass(bytes, |head| {
-            *last = (*last).max(head.stream);
+            if head.kind == frames::HEADERS {
+                *last = (*last).max(head.stream);
+            }
             flood = flood.or(allowance.comes(head, Instant::now));
         });
         flood
@@ -92,6 +94,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
         ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;
         if let Some(flood) = this.comes(&out.filled()[known..]) {
             this.flood.set(Some(flood));
+            // Who gets an error gets no bytes with it.
+            out.set_filled(known);
             this.say_goodbye(cx);
             return Poll::Ready(Err(io::Error::other(flood)));
         }
@@ -154,7 +158,7 @@ mod tests {
     #[tokio::test]
     async fn who_floods_is_told_so_between_frames_and_cut_off() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let (mut guarded, flood) = Guarded::new(server, Instant::now());
+        let (mut guarded, flood) = Guarded::new(server, 1, Instant::now());
         let mut sent = vec![b'x'; PREFACE];
         sent.extend([0, 0, 0, frames::HEADERS, 5, 0, 0, 0, 7]);
         for _ in 0..=allowance::IDLE {
@@ -172,7 +176,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_said_into_the_middle_of_a_frame() {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let (mut guarded, _flood) = Guarded::new(server, Instant::now());
+        let (mut guarded, _flood) = Guarded::new(server, 1, Instant::now());
         guarded.write_all(&[0, 0, 8, frames::DATA, 0, 0, 0, 0, 1, b'h', b'a']).await.unwrap();
         let mut sent = vec![b'x'; PREFACE];
         for _ in 0..=allowance::IDLE {

@@ -12,7 +12,6 @@ use penstock_inference::openai::{BYTES_PER_TOKEN, Usage};
 
 use super::Limit;
 use super::table::At;
-use crate::telemetry::metric;
 
 /// The places of one request.
 #[derive(Debug, Default)]
@@ -114,8 +113,7 @@ impl Held {
         for (limit, at) in &self.places {
             let Some(pace) = &limit.tokens else { continue };
             limit.table.get(*at).tokens.debit(pace, used, now);
-            let (policy, name) = (limit.rule.policy.to_string(), limit.rule.name.to_string());
-            metrics::counter!(metric::RATE_TOKENS.name, "policy" => policy, "limit" => name).increment(used);
+            limit.used.increment(used);
         }
     }
 }

@@ -28,6 +28,7 @@ use ahash::RandomState;
 use http::header::{ACCEPT_ENCODING, HOST};
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request};
+use metrics::Counter;
 use penstock_api::access::{Facts, Http, Key, Named, Rate, RateLimit};
 use penstock_api::{Reason, SpiffeId, path, v1};
 use penstock_inference::openai;
@@ -59,6 +60,9 @@ pub struct Limit {
     requests: Option<Pace>,
     tokens: Option<Pace>,
     table: Table,
+    /// Requests that it refused, and tokens that it has counted.
+    refused: Counter,
+    used: Counter,
 }
 
 /// Of what there is no more.
@@ -85,7 +89,10 @@ impl Refusal {
 
 impl Limit {
     fn new(rule: RateLimit) -> Self {
+        let labels = [("policy", rule.policy.to_string()), ("limit", rule.name.to_string())];
         Self {
+            refused: metrics::counter!(metric::RATE_LIMITED.name, &labels),
+            used: metrics::counter!(metric::RATE_TOKENS.name, &labels),
             requests: rule.requests.map(Pace::new),
             tokens: rule.tokens.map(Pace::new),
             table: Table::new(rule.by.is_said()),
@@ -144,8 +151,7 @@ impl Limit {
     /// What happened, to whom, because of what; what to do.
     fn refuse(&self, refusal: Refusal, whom: &str, at: At) -> Failure {
         let (policy, name) = (&self.rule.policy, &self.rule.name);
-        let labels = [("policy", policy.to_string()), ("limit", name.to_string())];
-        metrics::counter!(metric::RATE_LIMITED.name, &labels).increment(1);
+        self.refused.increment(1);
         let others = match self.table.is_shared(at) {
             true => format!(" and all others beyond the {PLACES} that it tells apart"),
             false => String::new(),

@@ -458,6 +458,13 @@ fn explain(endpoint: &Endpoint, error: &hyper::Error, came_back: bool) -> Failur
         if cause.is_reset() && !cause.is_remote() && !cause.is_library() {
             return Failure::new(Reason::ClientClosed, format!("the client's body broke off: {cause}"));
         }
+        // It had too much of what others sent over the same connection, which is no reason to shun it.
+        if cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            return Failure::new(
+                Reason::TooManyRequests,
+                format!("{who} closed the connection as flooded: {cause}"),
+            );
+        }
         return Failure::new(Reason::UpstreamReset, format!("{who} reset the request: {cause}"));
     }
     if error.is_user() || error.is_body_write_aborted() {

@@ -332,10 +332,11 @@ fn limits() -> String {
             "connection window",
             limits::CONNECTION_WINDOW.to_string(),
             "HTTP/2: bytes of one connection under way: all that its streams may have, so that those whose readers have stopped do not stop the \
-             others. Inbound, fewer when many clients are connected (see below).",
+             others. Inbound, less when many clients are connected (see below).",
         ),
-        row("client windows", limits::CLIENT_WINDOWS.to_string(), "HTTP/2: what a listener's clients may have under way together, shared evenly."),
-        row("client window", limits::CLIENT_WINDOW.to_string(), "HTTP/2: what each may have in any case."),
+        row("client windows", limits::CLIENT_WINDOWS.to_string(), "HTTP/2: a new connection of a client may have this over the number of those open, between the limits above and below; its streams a sixty-fourth of that, \
+             64 KiB at least."),
+        row("client window", limits::CLIENT_WINDOW.to_string(), "HTTP/2: the least that each gets."),
         row("streams per connection", limits::STREAMS.to_string(), "HTTP/2: streams on a connection to an endpoint before another is opened."),
         row("frame", limits::FRAME.to_string(), "HTTP/2: the largest frame that is asked for, bytes."),
         row("read", limits::READ.to_string(), "HTTP/1: what is read of a connection at once at most, and the header section of a response."),
@@ -353,7 +354,7 @@ fn limits() -> String {
         row(
             "resets",
             allowance::RESETS.to_string(),
-            "HTTP/2: streams of one connection that the client resets; each answer that came to its end pays for one more. Above: the same.",
+            "HTTP/2: streams of one connection that the client resets, of a sidecar's 64 times as many; each answer that has begun pays for one more. Above: the same.",
         ),
         row(
             "each second",
