@@ -9,6 +9,7 @@ use penstock_tests::testkit::servers::{
     MlServer, Model, POISON, TorchServe, Triton, clients, file, models, post,
 };
 use penstock_tests::testkit::wire::{Message, get};
+use penstock_tests::testkit::{PATIENCE, wait_until};
 use serde_json::{Value, json};
 
 fn read(answer: &Message) -> Value {
@@ -53,7 +54,9 @@ async fn triton_serves_the_model_in_all_its_forms() {
     for model in ["rowsum", "rowsum-dynamic", "rowsum-poison"] {
         let answer = post(triton.http, &format!("/v2/models/{model}/infer"), &rows(6.0)).await.unwrap();
         is_right(&read(&answer));
-        assert_eq!(triton.executions(model).await, (1, 2), "one execution of two rows");
+        // Triton counts when it has answered.
+        let counted = async || triton.executions(model).await == (1, 2);
+        wait_until("one execution of two rows is counted", PATIENCE, counted).await;
     }
     let poisoned = post(triton.http, "/v2/models/rowsum-poison/infer", &rows(POISON)).await.unwrap();
     assert_eq!(poisoned.status(), 500);
