@@ -191,7 +191,9 @@ fn wanted(row: &Row, target: Target) -> String {
 /// The figures of one run, for the line that says that it is done.
 pub(crate) fn progress(case: &Case, run: &Measured, direct: bool) -> String {
     let metrics = case.metrics().into_iter().filter(|metric| !(direct && metric.of_proxy()));
-    let told = metrics.filter(|metric| !matches!(metric, Metric::P999 | Metric::RssPeak));
+    // What is added to a direct connection is known when all runs are done.
+    let left_out = |metric: &Metric| matches!(metric, Metric::P999 | Metric::RssPeak | Metric::GapP99);
+    let told = metrics.filter(|metric| !left_out(metric));
     told.map(|metric| format!("  {} {}", figure(metric, metric.of(run)), heading(metric))).collect()
 }
 

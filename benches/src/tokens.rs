@@ -4,7 +4,6 @@
 //! on. So what a gap between two tokens became on the way does not depend on how exactly the upstream kept its pace. All streams
 //! have the same pace and another moment: together they are a steady flow, not a burst every [`PACE`].
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -46,9 +45,15 @@ fn wait(nth: usize, now: u64) -> Duration {
 /// The `nth` stream, from now on.
 pub(crate) fn stream(nth: usize) -> Result<UnsyncBoxBody<Bytes, std::io::Error>> {
     let ticks = Ticks::new(wait(nth, now()), PACE)?;
-    let tokens = stream::unfold(ticks, async |mut ticks| {
-        let token = ticks.next().await.map(|()| Frame::data(token(now())));
-        Some((token, ticks))
+    // What is late is sent at once, with the moment at which it is.
+    let tokens = stream::unfold((ticks, 0), async |(mut ticks, mut due)| {
+        while due == 0 {
+            match ticks.next().await {
+                Ok(count) => due = count,
+                Err(error) => return Some((Err(error), (ticks, 0))),
+            }
+        }
+        Some((Ok(Frame::data(token(now()))), (ticks, due - 1)))
     });
     Ok(UnsyncBoxBody::new(StreamBody::new(tokens)))
 }

@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_asked_for_tokens_are_compared_with_none() {
+    fn tokens_are_always_sent_without_a_proxy_too() {
         let tokens = chosen(&["token-stream".to_owned()]).unwrap()[0];
         assert_eq!(takers(&[Subject::Penstock], &tokens), [Subject::Penstock, Subject::Direct]);
         assert_eq!(takers(&[Subject::Penstock], &CASES[0]), [Subject::Penstock]);

@@ -1,7 +1,7 @@
 //! `penstock-bench load`: sends requests over a fixed set of connections and measures, in a process of its own
 //! so that it can be pinned.
 //!
-//! In: an address, how to speak to it, for how long, and the processes to watch. Out: one [`Measured`] as JSON on
+//! In: an address, how to speak to it and what for, for how long, and the processes to watch. Out: one [`Measured`] as JSON on
 //! standard output. CPU and memory of the watched processes are read here, at the very moments when the measured
 //! window opens and closes. Failed requests are counted, not fatal; a run in which nothing succeeds is.
 

@@ -71,9 +71,11 @@ impl Ticks {
         Ok(Self(Receiver::from_owned_fd_unchecked(timer)?))
     }
 
-    /// Waits until it fires, or has done so since it was last looked at.
-    pub(crate) async fn next(&mut self) -> Result<()> {
-        self.0.read_exact(&mut [0; 8]).await.map(|_| ())
+    /// Waits until it fires, and says how often it has done so since it was last looked at.
+    pub(crate) async fn next(&mut self) -> Result<u64> {
+        let mut count = [0; size_of::<u64>()];
+        self.0.read_exact(&mut count).await?;
+        Ok(u64::from_ne_bytes(count))
     }
 }
 
@@ -84,6 +86,16 @@ fn timespec(time: Duration) -> Timespec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn ticks_that_nobody_waited_for_are_not_lost() {
+        let start = Instant::now();
+        let mut ticks = Ticks::new(Duration::from_millis(1), Duration::from_millis(10)).unwrap();
+        assert_eq!(ticks.next().await.unwrap(), 1);
+        tokio::time::sleep_until(start + Duration::from_millis(35)).await;
+        let missed = ticks.next().await.unwrap();
+        assert!((3..=20).contains(&missed), "{missed} in 35 ms or somewhat more, at one each 10 ms");
+    }
 
     #[tokio::test]
     async fn what_nobody_takes_stays_due_from_its_own_moment() {
