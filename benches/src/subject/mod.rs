@@ -156,8 +156,9 @@ impl Subject {
         }
     }
 
-    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates, to rest or to keep connections. Bytes are
-    /// compared with HAProxy alone, since the others do not splice, and redirection and starts with ourselves.
+    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates, to rest or to keep
+    /// connections. Bytes are compared with HAProxy alone, since the others do not splice, and redirection and starts with
+    /// ourselves.
     pub(crate) fn takes_part(self, case: &Case) -> bool {
         match case.shape {
             Shape::Start => self == Self::Penstock,
