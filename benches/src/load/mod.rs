@@ -335,17 +335,24 @@ impl Target {
 
     /// One connection, or one after the other, from the first byte to the end, which is always an error.
     async fn connection(&self, schedule: &Schedule, tally: &Tally) -> io::Result<Infallible> {
-        while self.purpose == Purpose::Handshakes {
+        if self.purpose == Purpose::Handshakes {
+            return self.one_after_the_other(tally).await;
+        }
+        match &self.tls {
+            None => self.speak(connect(self.address).await?, false, schedule, tally).await,
+            Some(tls) => self.speak(secure(self.address, tls).await?, true, schedule, tally).await,
+        }
+    }
+
+    /// A connection for each request.
+    async fn one_after_the_other(&self, tally: &Tally) -> io::Result<Infallible> {
+        loop {
             let began = Instant::now();
             let status = match &self.tls {
                 None => self.once(connect(self.address).await?).await?,
                 Some(tls) => self.once(secure(self.address, tls).await?).await?,
             };
             tally.answered(began, status, self.request.body());
-        }
-        match &self.tls {
-            None => self.speak(connect(self.address).await?, false, schedule, tally).await,
-            Some(tls) => self.speak(secure(self.address, tls).await?, true, schedule, tally).await,
         }
     }
 
