@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::load::{Measured, Protocol, Purpose};
+use crate::report::Row;
 use crate::subject::{BASELINE, Subject};
 use crate::tokens;
 
@@ -314,11 +315,13 @@ impl Case {
 }
 
 impl Target {
-    /// Whether it is met by a median and a ratio, if what it is about is known.
-    pub(crate) fn met(self, median: Option<f64>, ratio: Option<f64>) -> Option<bool> {
+    /// Whether it is met by every run, or by none; of a ratio, by the medians. `None` where runs disagree, or nothing is known.
+    pub(crate) fn met(self, row: &Row) -> Option<bool> {
         match self {
-            Self::Median(most) => median.map(|median| median <= most),
-            Self::Ratio(most) => ratio.map(|ratio| ratio <= most),
+            Self::Median(most) if row.max? <= most => Some(true),
+            Self::Median(most) if row.min? > most => Some(false),
+            Self::Median(_) => None,
+            Self::Ratio(most) => row.ratio.map(|ratio| ratio <= most),
         }
     }
 }
@@ -432,6 +435,7 @@ impl Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Summary;
 
     #[test]
     fn a_case_measures_what_decides_about_it() {
@@ -451,10 +455,16 @@ mod tests {
 
     #[test]
     fn a_target_is_met_by_what_it_is_about() {
-        assert_eq!(Target::Median(6.0).met(Some(5.9), Some(1.0)), Some(true));
-        assert_eq!(Target::Median(6.0).met(Some(6.1), None), Some(false));
-        assert_eq!(Target::Ratio(0.37).met(Some(99.0), Some(0.37)), Some(true));
-        assert_eq!(Target::Ratio(0.37).met(Some(0.1), None), None, "nobody to compare with");
+        let row = |runs: [f64; 3], ratio| {
+            let figures = Summary::of(runs.to_vec()).unwrap();
+            Row { ratio, ..Row::measured("idle-5000", "penstock", Metric::KibPerConn.named(), &figures) }
+        };
+        let met = |target: Target, runs, ratio| target.met(&row(runs, ratio));
+        assert_eq!(met(Target::Median(6.0), [5.0, 5.5, 6.0], Some(1.0)), Some(true));
+        assert_eq!(met(Target::Median(6.0), [6.1, 7.0, 8.0], None), Some(false));
+        assert_eq!(met(Target::Median(6.0), [-90.0, 5.0, 7.0], None), None, "runs disagree");
+        assert_eq!(met(Target::Ratio(0.37), [9.0; 3], Some(0.37)), Some(true));
+        assert_eq!(met(Target::Ratio(0.37), [0.1; 3], None), None, "nobody to compare with");
     }
 
     #[test]

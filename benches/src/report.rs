@@ -180,10 +180,10 @@ fn wanted(row: &Row, target: Target) -> String {
         }
     };
     let is = is.map_or("not known".to_owned(), |is| format!("{is:.2}"));
-    let met = match target.met(row.median, row.ratio) {
+    let met = match target.met(row) {
         Some(true) => ", met",
         Some(false) => ", not met",
-        None => "",
+        None => ", not decided",
     };
     format!("{}: {what} is to be at most {most}: {is}{met}", row.subject)
 }
@@ -266,6 +266,8 @@ mod tests {
     fn what_is_wanted_is_told_beside_what_is() {
         let row = |median, ratio| Row {
             median: Some(median),
+            min: Some(median),
+            max: Some(median),
             ratio,
             baseline: Some("envoy"),
             ..Row::blank("h1-small", "penstock", ("cpu_s_per_1k", "s/1000 requests"))
@@ -273,7 +275,7 @@ mod tests {
         let told = wanted(&row(0.01, Some(0.40)), Target::Ratio(0.37));
         assert_eq!(told, "penstock: cpu_s_per_1k / envoy is to be at most 0.37: 0.40, not met");
         let told = wanted(&row(0.01, None), Target::Ratio(0.37));
-        assert!(told.ends_with("at most 0.37: not known"), "{told}");
+        assert!(told.ends_with("at most 0.37: not known, not decided"), "{told}");
         let told = wanted(&row(5.0, None), Target::Median(6.0));
         assert!(told.contains("in s/1000 requests") && told.ends_with("at most 6: 5.00, met"), "{told}");
     }

@@ -332,21 +332,20 @@ impl Bed {
     }
 }
 
-/// Subtracts what the way does to gaps between tokens without a proxy. The median of those runs, since no run belongs to
-/// another; without them nobody's figure is known.
+/// Subtracts what the way does to gaps between tokens without a proxy, in the run of the same turn: so what the machine did to those
+/// is a part of how far the difference spreads. Without them nobody's figure is known.
 fn take_off_direct(round: &mut Round) {
-    let direct = match round.get(&Subject::Direct) {
-        Some(Ok(runs)) => Summary::of(runs.iter().map(|run| Metric::GapWholeP99.of(run)).collect()),
-        _ => None,
-    };
-    for (subject, runs) in round.iter_mut().filter(|(subject, _)| **subject != Subject::Direct) {
-        match (direct, runs.as_mut()) {
+    let direct = round.get(&Subject::Direct).and_then(|runs| runs.as_ref().ok());
+    let direct: Option<Vec<f64>> =
+        direct.map(|runs| runs.iter().map(|run| Metric::GapWholeP99.of(run)).collect());
+    for (_, runs) in round.iter_mut().filter(|(subject, _)| **subject != Subject::Direct) {
+        match (&direct, runs.as_mut()) {
             (Some(direct), Ok(runs)) => {
-                runs.iter_mut().for_each(|run| run.gap_p99_us = run.gap_whole_p99_us - direct.median);
+                runs.iter_mut()
+                    .zip(direct)
+                    .for_each(|(run, direct)| run.gap_p99_us = run.gap_whole_p99_us - direct);
             }
-            (None, Ok(_)) => {
-                *runs = Err(format!("there is no direct connection to compare {} with", subject.name()));
-            }
+            (None, Ok(_)) => *runs = Err("there is no direct connection to compare it with".to_owned()),
             (_, Err(_)) => {}
         }
     }
@@ -581,7 +580,7 @@ mod tests {
         take_off_direct(&mut round);
         let added: Vec<f64> =
             round[&Subject::Penstock].as_ref().unwrap().iter().map(|run| run.gap_p99_us).collect();
-        assert_eq!(added, [50.0, 60.0, -10.0]);
+        assert_eq!(added, [50.0, 100.0, -30.0]);
         assert_eq!(round[&Subject::Nginx].as_ref().unwrap_err(), "ended");
         round.insert(Subject::Direct, Err("the port was taken".to_owned()));
         take_off_direct(&mut round);
