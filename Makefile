@@ -229,7 +229,7 @@ lint: $(DENY) ## format, clippy, documentation, dependencies, length of files, l
 	# --examples, of which there are none, makes cargo choose the features that clippy chose. Programs are named, since
 	# two of them share their name with their library.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items \
-	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-simgpu --bin penstock-modelserver --bin penstock-gpu-test
+	  --lib --examples --bin penstock --bin penstock-bench --bin penstock-counted --bin penstock-simgpu --bin penstock-modelserver --bin penstock-gpu-test
 	$(DENY) --locked check bans licenses sources
 
 # Built once, without the features that fetch advisories; a debug build checks in seconds all the same.

@@ -1,9 +1,12 @@
 //! The cases of the proxy bed and the metrics of their rows.
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
-use crate::load::{Measured, Protocol};
+use crate::load::{Measured, Protocol, Purpose};
+use crate::report::Row;
 use crate::subject::{BASELINE, Subject};
+use crate::tokens;
 
 /// How many bytes a MiB has.
 const MIB: usize = 1 << 20;
@@ -50,6 +53,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) says: &'static str,
     pub(crate) shape: Shape,
+    /// What the client's connections are for.
+    pub(crate) purpose: Purpose,
     pub(crate) client: Protocol,
     pub(crate) upstream: Protocol,
     pub(crate) connections: usize,
@@ -58,12 +63,32 @@ pub(crate) struct Case {
     pub(crate) rate: u32,
     /// The metric whose spread decides whether the case is run again.
     pub(crate) main: Metric,
+    /// What we want of it.
+    pub(crate) target: Option<Target>,
+    /// Whether system calls and allocations are counted, in a run of their own.
+    pub(crate) counted: bool,
 }
+
+/// At most so much of the main figure is what we want of ourselves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Target {
+    /// Of the median itself.
+    Median(f64),
+    /// Of its ratio to the baseline's.
+    Ratio(f64),
+}
+
+/// Connections that are there and do nothing.
+const IDLE: usize = 5000;
+/// Clients that each open a connection, ask, close it, and begin anew.
+const NEWCOMERS: usize = 16;
 
 const SMALL: Case = Case {
     name: "h1-small",
     says: "GET over 64 HTTP/1.1 connections, HTTP/1.1 upstream",
     shape: Shape::Plain,
+    purpose: Purpose::Requests,
     client: Protocol::H1,
     upstream: Protocol::H1,
     connections: 64,
@@ -71,6 +96,18 @@ const SMALL: Case = Case {
     body: 0,
     rate: 0,
     main: Metric::CpuPer1k,
+    target: None,
+    counted: false,
+};
+
+const IDLERS: Case = Case {
+    name: "idle-5000",
+    says: "memory for each of 5,000 idle HTTP/1.1 connections, after one request over each",
+    purpose: Purpose::Idle,
+    connections: IDLE,
+    main: Metric::KibPerConn,
+    target: Some(Target::Median(6.0)),
+    ..SMALL
 };
 
 const POST: Case = Case {
@@ -83,8 +120,8 @@ const POST: Case = Case {
 };
 
 /// All cases, in the order in which they are run.
-pub(crate) const CASES: [Case; 15] = [
-    SMALL,
+pub(crate) const CASES: [Case; 19] = [
+    Case { target: Some(Target::Ratio(0.37)), counted: true, ..SMALL },
     Case {
         name: "h2-small",
         says: "GET over 16 h2c connections with 4 streams each, h2c upstream",
@@ -108,6 +145,8 @@ pub(crate) const CASES: [Case; 15] = [
         name: "mesh-mtls",
         says: "h1-small over two proxies, mutual TLS between them",
         shape: Shape::Mesh,
+        target: Some(Target::Ratio(0.37)),
+        counted: true,
         ..SMALL
     },
     Case {
@@ -155,6 +194,35 @@ pub(crate) const CASES: [Case; 15] = [
         ..SMALL
     },
     Case {
+        name: "handshake",
+        says: "GET over a new connection each, with a client certificate and nothing resumed; 16 clients",
+        shape: Shape::Tls,
+        purpose: Purpose::Handshakes,
+        connections: NEWCOMERS,
+        target: Some(Target::Ratio(0.85)),
+        ..SMALL
+    },
+    Case {
+        name: "token-stream",
+        says: "100 streams over one h2c connection, 200 bytes every 20 ms in each, h2c upstream",
+        purpose: Purpose::Tokens,
+        client: Protocol::H2,
+        upstream: Protocol::H2,
+        connections: 1,
+        streams: tokens::STREAMS,
+        main: Metric::GapP99,
+        target: Some(Target::Median(200.0)),
+        ..SMALL
+    },
+    IDLERS,
+    Case {
+        name: "idle-5000-tls",
+        says: "the same with a client certificate",
+        shape: Shape::Tls,
+        target: Some(Target::Median(16.0)),
+        ..IDLERS
+    },
+    Case {
         name: "rest",
         says: "memory at rest, after one request",
         connections: 0,
@@ -197,7 +265,17 @@ impl Case {
 
     /// Whether the proxy's core is meant to be full.
     pub(crate) fn saturates(&self) -> bool {
-        !self.at_rest() && self.rate == 0
+        let full = matches!(self.purpose, Purpose::Requests | Purpose::Handshakes);
+        full && !self.at_rest() && self.rate == 0
+    }
+
+    /// The metric that stands for a subject, which without a proxy is not what it is about.
+    pub(crate) fn main_of(&self, subject: Subject) -> Metric {
+        match self.main {
+            Metric::GapP99 if subject == Subject::Direct => Metric::GapWholeP99,
+            main if subject == Subject::Direct && main.of_proxy() => Metric::Rps,
+            main => main,
+        }
     }
 
     /// The metrics of its rows, in the order of the table.
@@ -208,6 +286,17 @@ impl Case {
         if self.at_rest() {
             return vec![Metric::Rss];
         }
+        match self.purpose {
+            Purpose::Requests | Purpose::Handshakes => {}
+            Purpose::Idle => {
+                return vec![Metric::KibPerConn, Metric::CpuPer1k, Metric::Rss, Metric::RssPeak];
+            }
+            Purpose::Tokens => {
+                let gaps = [Metric::GapP99, Metric::GapWholeP99];
+                let others = [Metric::P50, Metric::P99, Metric::CpuPer1k, Metric::Rss, Metric::RssPeak];
+                return [&gaps[..], &others].concat();
+            }
+        }
         let mut metrics = vec![Metric::Rps, Metric::P50, Metric::P99, Metric::P999, Metric::CpuPer1k];
         if self.body > 0 {
             metrics.extend([Metric::MbPerS, Metric::CpuPerGb]);
@@ -217,6 +306,23 @@ impl Case {
         }
         metrics.extend([Metric::Rss, Metric::RssPeak]);
         metrics
+    }
+
+    /// The metrics that are counted in a run of their own.
+    pub(crate) fn counts(&self) -> &'static [Metric] {
+        if self.counted { &[Metric::Syscalls, Metric::Allocations] } else { &[] }
+    }
+}
+
+impl Target {
+    /// Whether it is met by every run, or by none; of a ratio, by the medians. `None` where runs disagree, or nothing is known.
+    pub(crate) fn met(self, row: &Row) -> Option<bool> {
+        match self {
+            Self::Median(most) if row.max? <= most => Some(true),
+            Self::Median(most) if row.min? > most => Some(false),
+            Self::Median(_) => None,
+            Self::Ratio(most) => row.ratio.map(|ratio| ratio <= most),
+        }
     }
 }
 
@@ -236,6 +342,13 @@ pub(crate) enum Metric {
     Rss,
     RssPeak,
     Ready,
+    KibPerConn,
+    /// By how much gaps between tokens grew, above what they do without a proxy.
+    GapP99,
+    /// By how much they grew on the whole way.
+    GapWholeP99,
+    Syscalls,
+    Allocations,
 }
 
 impl Metric {
@@ -253,6 +366,11 @@ impl Metric {
             Self::Rss => "rss",
             Self::RssPeak => "rss_peak",
             Self::Ready => "ready_ms",
+            Self::KibPerConn => "kib_per_conn",
+            Self::GapP99 => "gap_p99_us",
+            Self::GapWholeP99 => "gap_whole_p99_us",
+            Self::Syscalls => "syscalls",
+            Self::Allocations => "allocations",
         }
     }
 
@@ -265,21 +383,34 @@ impl Metric {
     fn unit(self) -> &'static str {
         match self {
             Self::Rps => "requests/s",
-            Self::P50 | Self::P99 | Self::P999 => "us",
+            Self::P50 | Self::P99 | Self::P999 | Self::GapP99 | Self::GapWholeP99 => "us",
             Self::CpuPer1k | Self::MachinePer1k => "s/1000 requests",
             Self::MbPerS => "MB/s",
             Self::CpuPerGb => "s/GB",
             Self::Rss | Self::RssPeak => "MiB",
             Self::Ready => "ms",
+            Self::KibPerConn => "KiB",
+            Self::Syscalls | Self::Allocations => "per request",
         }
     }
 
     /// Whether it is about the proxy's processes, which a run without a proxy doesn't have.
     pub(crate) fn of_proxy(self) -> bool {
-        matches!(self, Self::CpuPer1k | Self::CpuPerGb | Self::Rss | Self::RssPeak | Self::Ready)
+        matches!(
+            self,
+            Self::CpuPer1k
+                | Self::CpuPerGb
+                | Self::Rss
+                | Self::RssPeak
+                | Self::Ready
+                | Self::KibPerConn
+                | Self::GapP99
+                | Self::Syscalls
+                | Self::Allocations
+        )
     }
 
-    /// Its value in one run. GB and MB are powers of ten, MiB is not.
+    /// Its value in one run; what is counted is in none. GB and MB are powers of ten, MiB and KiB are not.
     pub(crate) fn of(self, run: &Measured) -> f64 {
         match self {
             Self::Rps => run.requests as f64 / run.seconds,
@@ -293,6 +424,10 @@ impl Metric {
             Self::Rss => run.rss,
             Self::RssPeak => run.rss_peak,
             Self::Ready => run.ready_ms,
+            Self::KibPerConn => run.kib_per_conn,
+            Self::GapP99 => run.gap_p99_us,
+            Self::GapWholeP99 => run.gap_whole_p99_us,
+            Self::Syscalls | Self::Allocations => f64::NAN,
         }
     }
 }
@@ -300,14 +435,36 @@ impl Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Summary;
 
     #[test]
     fn a_case_measures_what_decides_about_it() {
         for case in CASES {
             assert!(case.metrics().contains(&case.main), "{}", case.name);
+            let direct = case.main_of(Subject::Direct);
+            assert!(
+                !Subject::Direct.takes_part(&case) || case.metrics().contains(&direct),
+                "{}: {direct:?}",
+                case.name
+            );
+            assert!(!case.counts().iter().any(|count| case.metrics().contains(count)), "{}", case.name);
             let (one, many) = (case.runs(1), case.runs(50));
             assert!(many == 50 && one == if case.name == "start" { STARTS } else { 1 }, "{}", case.name);
         }
+    }
+
+    #[test]
+    fn a_target_is_met_by_what_it_is_about() {
+        let row = |runs: [f64; 3], ratio| {
+            let figures = Summary::of(runs.to_vec()).unwrap();
+            Row { ratio, ..Row::measured("idle-5000", "penstock", Metric::KibPerConn.named(), &figures) }
+        };
+        let met = |target: Target, runs, ratio| target.met(&row(runs, ratio));
+        assert_eq!(met(Target::Median(6.0), [5.0, 5.5, 6.0], Some(1.0)), Some(true));
+        assert_eq!(met(Target::Median(6.0), [6.1, 7.0, 8.0], None), Some(false));
+        assert_eq!(met(Target::Median(6.0), [-90.0, 5.0, 7.0], None), None, "runs disagree");
+        assert_eq!(met(Target::Ratio(0.37), [9.0; 3], Some(0.37)), Some(true));
+        assert_eq!(met(Target::Ratio(0.37), [0.1; 3], None), None, "nobody to compare with");
     }
 
     #[test]

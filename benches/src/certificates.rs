@@ -12,6 +12,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -62,8 +63,8 @@ pub(crate) enum Alpn {
     H2,
 }
 
-/// A client that trusts the bench's authority and presents `leaf`, if any. TLS 1.3, AES-128-GCM and X25519 only,
-/// so that every subject does the same arithmetic.
+/// A client that trusts the bench's authority and presents `leaf`, if any. TLS 1.3, AES-128-GCM and X25519 only, and no session
+/// is resumed, so that every subject does the same arithmetic.
 pub(crate) fn connector(dir: &Path, leaf: Option<&str>, alpn: Alpn) -> Result<TlsConnector> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
@@ -81,6 +82,7 @@ pub(crate) fn connector(dir: &Path, leaf: Option<&str>, alpn: Alpn) -> Result<Tl
             PrivateKeyDer::from_pem_file(dir.join(format!("{leaf}.key"))).context("the key")?,
         )?,
     };
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = match alpn {
         Alpn::H1 => vec![b"http/1.1".to_vec()],
         Alpn::H2 => vec![b"h2".to_vec()],

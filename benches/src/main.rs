@@ -16,6 +16,7 @@ mod mesh;
 mod process;
 mod report;
 mod subject;
+mod tokens;
 mod upstream;
 mod usage;
 

@@ -111,6 +111,21 @@ impl Process {
         }
     }
 
+    /// Sends it, and its whole group, a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let group = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("its process id")?;
+        kill_process_group(group, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// Tells it to end by a signal, and waits until it has, however it ends.
+    pub(crate) async fn end(mut self, signal: Signal, limit: Duration) -> Result<()> {
+        self.signal(signal)?;
+        match tokio::time::timeout(limit, self.child.wait()).await {
+            Ok(status) => status.map(|_| ()).with_context(|| format!("{} cannot be waited for", self.name)),
+            Err(_) => Err(self.story(&format!("did not end within {limit:?}"))),
+        }
+    }
+
     /// Kills it and waits until it is gone.
     pub(crate) async fn stop(mut self) {
         self.kill();
@@ -118,9 +133,13 @@ impl Process {
     }
 
     fn kill(&self) {
-        if let Some(group) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        // It has ended already if this fails.
+        let _ = self.signal(Signal::KILL);
+    }
+
+    /// All that it has said.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// What happened to it, and the last that it said.

@@ -7,8 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::case::{Case, Metric};
+use crate::case::{Case, Metric, Target};
 use crate::load::Measured;
+use crate::subject::Subject;
 
 /// The runs of one figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,7 +32,7 @@ impl Summary {
 
     /// (max - min) / median.
     pub(crate) fn spread(&self) -> f64 {
-        if self.median == 0.0 { 0.0 } else { (self.max - self.min) / self.median }
+        if self.median == 0.0 { 0.0 } else { (self.max - self.min) / self.median.abs() }
     }
 }
 
@@ -53,6 +54,9 @@ pub(crate) struct Row {
     pub(crate) baseline: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ratio: Option<f64>,
+    /// What we want of it, where it is ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<Target>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) note: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +79,7 @@ impl Row {
             runs: 0,
             baseline: None,
             ratio: None,
+            target: None,
             note: None,
             error: None,
         }
@@ -99,7 +104,7 @@ impl Row {
     /// (max - min) / median, if there is more than one run.
     pub(crate) fn spread(&self) -> Option<f64> {
         let median = self.median.filter(|median| *median != 0.0 && self.runs > 1)?;
-        Some((self.max? - self.min?) / median)
+        Some((self.max? - self.min?) / median.abs())
     }
 }
 
@@ -114,7 +119,7 @@ pub(crate) fn write(path: &Path, rows: &[Row]) -> Result<()> {
 
 /// The medians of a case, a line to each subject; ratio and spread are of the main figure.
 pub(crate) fn table(case: &Case, rows: &[Row]) -> String {
-    let metrics = case.metrics();
+    let metrics = [&case.metrics(), case.counts()].concat();
     let mut head = vec![case.name.to_owned()];
     head.extend(metrics.iter().map(|metric| heading(*metric).to_owned()));
     head.extend([format!("/ {}", case.baseline().name()), "spread".to_owned()]);
@@ -126,11 +131,12 @@ pub(crate) fn table(case: &Case, rows: &[Row]) -> String {
     for subject in subjects {
         let of =
             |metric: Metric| rows.iter().find(|row| row.subject == subject && row.metric == metric.name());
-        let any = rows.iter().find(|row| row.subject == subject);
-        if let Some(why) = any.and_then(|row| row.error.as_deref().or(row.note.as_deref())) {
-            notes.push(format!("{subject}: {why}"));
+        for row in rows.iter().filter(|row| row.subject == subject) {
+            let told = row.error.as_deref().or(row.note.as_deref()).map(|why| format!("{subject}: {why}"));
+            notes.extend(told.filter(|told| !notes.contains(told)));
+            notes.extend(row.target.map(|target| wanted(row, target)));
         }
-        let main = of(case.main).or_else(|| of(Metric::Rps));
+        let main = of(case.main).or_else(|| of(case.main_of(Subject::Direct)));
         let mut line = vec![subject.to_owned()];
         line.extend(metrics.iter().map(|metric| {
             of(*metric).and_then(|row| row.median).map_or("-".to_owned(), |median| figure(*metric, median))
@@ -165,10 +171,29 @@ pub(crate) fn aligned(lines: &[Vec<String>]) -> String {
     text
 }
 
+/// What is wanted of a row, and whether it is so.
+fn wanted(row: &Row, target: Target) -> String {
+    let (what, most, is) = match target {
+        Target::Median(most) => (format!("{} in {}", row.metric, row.unit), most, row.median),
+        Target::Ratio(most) => {
+            (format!("{} / {}", row.metric, row.baseline.unwrap_or_default()), most, row.ratio)
+        }
+    };
+    let is = is.map_or("not known".to_owned(), |is| format!("{is:.2}"));
+    let met = match target.met(row) {
+        Some(true) => ", met",
+        Some(false) => ", not met",
+        None => ", not decided",
+    };
+    format!("{}: {what} is to be at most {most}: {is}{met}", row.subject)
+}
+
 /// The figures of one run, for the line that says that it is done.
 pub(crate) fn progress(case: &Case, run: &Measured, direct: bool) -> String {
     let metrics = case.metrics().into_iter().filter(|metric| !(direct && metric.of_proxy()));
-    let told = metrics.filter(|metric| !matches!(metric, Metric::P999 | Metric::RssPeak));
+    // What is added to a direct connection is known when all runs are done.
+    let left_out = |metric: &Metric| matches!(metric, Metric::P999 | Metric::RssPeak | Metric::GapP99);
+    let told = metrics.filter(|metric| !left_out(metric));
     told.map(|metric| format!("  {} {}", figure(metric, metric.of(run)), heading(metric))).collect()
 }
 
@@ -190,15 +215,29 @@ fn heading(metric: Metric) -> &'static str {
         Metric::Rss => "RSS MiB",
         Metric::RssPeak => "peak MiB",
         Metric::Ready => "ready ms",
+        Metric::KibPerConn => "KiB/conn",
+        Metric::GapP99 => "gap p99 us",
+        Metric::GapWholeP99 => "whole gap us",
+        Metric::Syscalls => "syscalls",
+        Metric::Allocations => "allocations",
     }
 }
 
 fn figure(metric: Metric, value: f64) -> String {
     match metric {
-        Metric::Rps | Metric::P50 | Metric::P99 | Metric::P999 | Metric::MbPerS => format!("{value:.0}"),
+        Metric::Rps
+        | Metric::P50
+        | Metric::P99
+        | Metric::P999
+        | Metric::MbPerS
+        | Metric::GapP99
+        | Metric::GapWholeP99 => {
+            format!("{value:.0}")
+        }
         Metric::CpuPer1k | Metric::MachinePer1k => format!("{:.1}", value * 1e3),
         Metric::CpuPerGb => format!("{value:.2}"),
-        Metric::Rss | Metric::RssPeak | Metric::Ready => format!("{value:.1}"),
+        Metric::Rss | Metric::RssPeak | Metric::Ready | Metric::KibPerConn => format!("{value:.1}"),
+        Metric::Syscalls | Metric::Allocations => format!("{value:.1}"),
     }
 }
 
@@ -221,6 +260,30 @@ mod tests {
         let json = serde_json::to_value(&row).unwrap();
         assert_eq!(json["error"], "not installed");
         assert!(json.get("median").is_none() && json.get("ratio").is_none());
+    }
+
+    #[test]
+    fn what_is_wanted_is_told_beside_what_is() {
+        let row = |median, ratio| Row {
+            median: Some(median),
+            min: Some(median),
+            max: Some(median),
+            ratio,
+            baseline: Some("envoy"),
+            ..Row::blank("h1-small", "penstock", ("cpu_s_per_1k", "s/1000 requests"))
+        };
+        let told = wanted(&row(0.01, Some(0.40)), Target::Ratio(0.37));
+        assert_eq!(told, "penstock: cpu_s_per_1k / envoy is to be at most 0.37: 0.40, not met");
+        let told = wanted(&row(0.01, None), Target::Ratio(0.37));
+        assert!(told.ends_with("at most 0.37: not known, not decided"), "{told}");
+        let told = wanted(&row(5.0, None), Target::Median(6.0));
+        assert!(told.contains("in s/1000 requests") && told.ends_with("at most 6: 5.00, met"), "{told}");
+    }
+
+    #[test]
+    fn a_figure_below_nothing_spreads_as_far_as_one_above() {
+        let summary = Summary::of(vec![-4.0, -2.0, -1.0]).unwrap();
+        assert_eq!(summary.spread(), 1.5);
     }
 
     #[test]

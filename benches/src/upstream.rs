@@ -2,24 +2,27 @@
 //! short body that nobody else could make up, and counts.
 //!
 //! It listens on two ports that the kernel picks, one for HTTP/1.1 and one for h2c, and prints both as JSON on
-//! standard output. `GET /seen` on either says how many requests have arrived, and is not one of them. It reads
-//! bodies whole before it answers: a server that answers early makes proxies abort the upload.
+//! standard output. `GET /seen` on either says how many requests have arrived, and is not one of them; `GET /tokens` is answered
+//! with a stream of [`tokens`]. It reads bodies whole before it answers: a server that answers early makes proxies abort the upload.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::tokens;
 
 /// Arguments of `penstock-bench upstream`.
 #[derive(Args, Clone, Debug)]
@@ -45,7 +48,11 @@ pub(crate) async fn run(args: UpstreamArgs) -> Result<()> {
     let addresses = Addresses { h1: h1.local_addr()?, h2: h2.local_addr()? };
     println!("{}", serde_json::to_string(&addresses)?);
 
-    let server = Arc::new(Server { answer: Bytes::from(args.answer), seen: AtomicU64::new(0) });
+    let server = Arc::new(Server {
+        answer: Bytes::from(args.answer),
+        seen: AtomicU64::new(0),
+        streams: AtomicUsize::new(0),
+    });
     tokio::try_join!(accept(h1, server.clone(), serve_h1), accept(h2, server, serve_h2))?;
     Ok(())
 }
@@ -53,21 +60,31 @@ pub(crate) async fn run(args: UpstreamArgs) -> Result<()> {
 struct Server {
     answer: Bytes,
     seen: AtomicU64,
+    /// Streams of tokens that were asked for.
+    streams: AtomicUsize,
 }
 
+/// The answer, or tokens.
+type Answer = Either<Full<Bytes>, UnsyncBoxBody<Bytes, std::io::Error>>;
+
 impl Server {
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Answer>> {
         if request.uri().path() == "/seen" {
-            return Ok(Response::new(Full::from(self.seen.load(Ordering::Relaxed).to_string())));
+            let seen = self.seen.load(Ordering::Relaxed).to_string();
+            return Ok(Response::new(Either::Left(Full::from(seen))));
         }
         self.seen.fetch_add(1, Ordering::Relaxed);
+        if request.uri().path() == tokens::PATH {
+            let stream = tokens::stream(self.streams.fetch_add(1, Ordering::Relaxed))?;
+            return Ok(Response::new(Either::Right(stream)));
+        }
         let mut body = request.into_body();
         if !body.is_end_stream() {
             while let Some(frame) = body.frame().await {
                 frame?;
             }
         }
-        Ok(Response::new(Full::new(self.answer.clone())))
+        Ok(Response::new(Either::Left(Full::new(self.answer.clone()))))
     }
 }
 

@@ -25,6 +25,20 @@ pub(crate) fn tree(root: u32) -> BTreeSet<u32> {
     found
 }
 
+/// Whether somebody traces all threads of these processes.
+pub(crate) fn all_traced(pids: &[u32]) -> Result<bool> {
+    for pid in pids {
+        let path = format!("/proc/{pid}/task");
+        let tasks = fs::read_dir(&path).with_context(|| format!("{path}: has the process ended?"))?;
+        let untraced = |status: String| number(&status, "TracerPid:") == Some(0.0);
+        // A thread that has ended meanwhile needs no tracer.
+        if tasks.flatten().any(|task| fs::read_to_string(task.path().join("status")).is_ok_and(untraced)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// CPU seconds, user and system, that these processes have used.
 pub(crate) fn cpu_seconds(pids: &BTreeSet<u32>) -> Result<f64> {
     let mut ticks = 0;
@@ -57,13 +71,14 @@ pub(crate) fn memory(pids: &BTreeSet<u32>) -> Result<Memory> {
     for pid in pids {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| format!("{path}: has the process ended?"))?;
-        sum.now += kib(&status, "VmRSS:").unwrap_or(0.0) / 1024.0;
-        sum.peak += kib(&status, "VmHWM:").unwrap_or(0.0) / 1024.0;
+        sum.now += number(&status, "VmRSS:").unwrap_or(0.0) / 1024.0;
+        sum.peak += number(&status, "VmHWM:").unwrap_or(0.0) / 1024.0;
     }
     Ok(sum)
 }
 
-fn kib(status: &str, field: &str) -> Option<f64> {
+/// The number behind a field's name.
+fn number(status: &str, field: &str) -> Option<f64> {
     status.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?.parse().ok()
 }
 
@@ -96,6 +111,12 @@ mod tests {
         let stat = "cpu  1 1 1 1 1 1 1 1 0 0\ncpu0 10 1 20 999 999 2 3 4 0 0\ncpu10 9 9 9 9 9 9 9 9 0 0\n";
         assert_eq!(core_ticks(stat, 0), Some(40));
         assert_eq!(core_ticks(stat, 7), None);
+    }
+
+    #[test]
+    fn nobody_traces_this_process() {
+        assert!(!all_traced(&[std::process::id()]).unwrap());
+        assert!(all_traced(&[]).unwrap());
     }
 
     #[test]

@@ -75,6 +75,37 @@ fn an_open_loop_keeps_its_rate() {
 }
 
 #[test]
+fn each_request_may_have_a_connection_of_its_own() {
+    let upstream = Upstream::start().unwrap();
+    let run = measured(&upstream.load("h1", &["--purpose", "handshakes"]).unwrap()).unwrap();
+    assert!(run["requests"].as_u64().unwrap() > 20, "{run}");
+    assert_eq!(run["errors"], 0, "{run}");
+}
+
+#[test]
+fn idle_connections_are_one_request_each() {
+    let upstream = Upstream::start().unwrap();
+    let run = measured(&upstream.load("h1", &["--purpose", "idle"]).unwrap()).unwrap();
+    assert_eq!((run["requests"].as_u64(), run["errors"].as_u64()), (Some(4), Some(0)), "{run}");
+    assert!(run["kib_per_conn"].as_f64().unwrap().abs() < 1e6, "{run}");
+    let refused = upstream.load("h2", &["--purpose", "idle"]).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("--purpose idle is measured with --protocol h1"), "{said}");
+}
+
+#[test]
+fn tokens_come_at_their_pace() {
+    let upstream = Upstream::start().unwrap();
+    let run = measured(&upstream.load("h2", &["--purpose", "tokens", "--streams", "25"]).unwrap()).unwrap();
+    // 4 connections of 25 streams, 50 tokens a second in each, for 0.4 s.
+    let tokens = run["requests"].as_u64().unwrap();
+    assert!((1800..=2300).contains(&tokens), "{run}");
+    assert_eq!(run["errors"], 0, "{run}");
+    assert!(run["gap_whole_p99_us"].as_f64().unwrap() < 1e6, "{run}");
+    assert!(run["p50_us"].as_f64() <= run["p99_us"].as_f64(), "{run}");
+}
+
+#[test]
 fn a_port_without_a_server_is_a_story_and_not_a_figure() {
     let upstream = Upstream::start().unwrap();
     let mut load = Command::new(BENCH);

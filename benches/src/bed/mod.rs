@@ -3,8 +3,9 @@
 //! Of a case, the runs of the subjects are interleaved (A B C, B C A, …), each with fresh processes that are
 //! checked before they are timed. If the main figure of any subject spreads too far, the whole case is run once
 //! more, so that the rows of a case always come from one round. A subject that fails has an `error` instead of
-//! figures; the bed goes on.
+//! figures; the bed goes on. System calls and allocations are counted at last, in runs that are not timed.
 
+mod counts;
 pub(crate) mod hosts;
 mod start;
 mod verify;
@@ -17,16 +18,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 use crate::case::{CASES, Case, Metric, Shape};
-use crate::load::{self, Measured, Protocol};
+use crate::load::{self, Measured, Protocol, Purpose};
 use crate::process::{self, Process};
 use crate::report::{self, Row, Summary};
 use crate::subject::{Programs, SUBJECTS, Subject};
 use crate::upstream::Addresses;
 use crate::{certificates, install, usage};
 
+use counts::Counts;
 use hosts::{Host, Hosts};
 use start::Start;
 
@@ -45,6 +48,10 @@ const FOREIGN: f64 = 0.15;
 const FAILED: f64 = 0.01;
 /// What a run costs besides its seconds: processes, checks. For the estimate only.
 const AROUND: f64 = 0.5;
+/// How long a load may take longer than it should; to open thousands of connections is not in its seconds.
+const OVERTIME: Duration = Duration::from_secs(60);
+/// Files that a proxy may have open: an idle connection each, as many to the upstream, and its own.
+const FILES: u64 = 16_384;
 /// How long a process rests before its memory is read.
 const REST: Duration = Duration::from_secs(1);
 
@@ -111,6 +118,9 @@ pub(crate) async fn run(args: ProxyArgs) -> Result<()> {
         "this machine lets us use {cores} core; the bed needs two: one for the proxy, one for the load"
     );
     let _lock = alone()?;
+    if cases.iter().any(|case| case.purpose == Purpose::Idle) {
+        allow_files()?;
+    }
 
     let timed = cases.iter().filter(|case| case.shape != Shape::Start);
     let runs: usize = timed.map(|case| takers(&subjects, case).len() * args.runs).sum();
@@ -138,7 +148,8 @@ pub(crate) async fn run(args: ProxyArgs) -> Result<()> {
                 (bed.round(&case, &takers).await?, wide)
             }
         };
-        let told = rows_of(&case, &round, &before);
+        let counts = bed.count(&case, &round).await;
+        let told = rows_of(&case, &round, &counts, &before);
         println!("\n{}", report::table(&case, &told));
         rows.extend(told);
         report::write(&bed.args.out, &rows)?;
@@ -216,6 +227,9 @@ impl Bed {
                 }
             }
         }
+        if case.purpose == Purpose::Tokens {
+            take_off_direct(&mut round);
+        }
         Ok(round)
     }
 
@@ -238,14 +252,7 @@ impl Bed {
         let addresses = redirected.map_or(self.addresses, |redirected| redirected.addresses);
         let mut running =
             subject.start(case, &self.programs, addresses, self.dir.path(), PROXY_CORE, hosts)?;
-        let check = verify::Check {
-            case,
-            subject,
-            upstream: addresses,
-            answer: &self.answer,
-            certificates: self.dir.path(),
-            hosts,
-        };
+        let check = self.check(case, subject, redirected);
         check.run(&mut running).await?;
         let pids: Vec<u32> = running.processes.iter().map(Process::pid).collect();
         let run = if case.at_rest() {
@@ -256,35 +263,66 @@ impl Bed {
             let address = running.front.to_string();
             let companion = redirected.map_or(&self.upstream, |redirected| &redirected.upstream).pid();
             let _away = hosts.map(|hosts| hosts.enter(Host::Client)).transpose()?;
-            self.load(case, &address, &pids, companion)
-                .await
-                .with_context(|| running.story("was under load").to_string())?
+            let arguments = self.arguments(case, &address, &pids, companion, self.args.seconds);
+            self.load(&arguments).await.with_context(|| running.story("was under load").to_string())?
         };
         running.check()?;
         running.stop().await;
         Ok(run)
     }
 
-    async fn load(&self, case: &Case, address: &str, watch: &[u32], companion: u32) -> Result<Measured> {
+    /// How `subject` is looked at before it is measured.
+    fn check<'a>(
+        &'a self,
+        case: &'a Case,
+        subject: Subject,
+        redirected: Option<&'a Redirected>,
+    ) -> verify::Check<'a> {
+        verify::Check {
+            case,
+            subject,
+            upstream: redirected.map_or(self.addresses, |redirected| redirected.addresses),
+            answer: &self.answer,
+            certificates: self.dir.path(),
+            hosts: redirected.map(|redirected| &redirected.hosts),
+        }
+    }
+
+    /// What the load generator is told.
+    fn arguments(
+        &self,
+        case: &Case,
+        address: &str,
+        watch: &[u32],
+        companion: u32,
+        seconds: f64,
+    ) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["load".into()];
         let mut flag = |name: &str, value: String| args.extend([format!("--{name}").into(), value.into()]);
         flag("address", address.to_owned());
         flag("protocol", case.client.flag().to_owned());
+        flag("purpose", case.purpose.flag().to_owned());
         flag("connections", case.connections.to_string());
         flag("streams", case.streams.to_string());
         flag("body", case.body.to_string());
         flag("rate", case.rate.to_string());
         flag("warm-up", self.args.warm_up.to_string());
-        flag("seconds", self.args.seconds.to_string());
+        flag("seconds", seconds.to_string());
         flag("companion", companion.to_string());
         if case.shape == Shape::Tls {
             flag("tls", self.dir.path().display().to_string());
         }
         watch.iter().for_each(|pid| flag("watch", pid.to_string()));
+        args
+    }
 
-        let limit = Duration::from_secs_f64(self.args.warm_up + self.args.seconds + 15.0);
-        let load = process::spawn(Some(LOAD_CORE), "load", &self.this, &args, self.dir.path(), true)?;
-        let run = load::read(&load.output(limit).await?)?;
+    fn start_load(&self, arguments: &[OsString]) -> Result<Process> {
+        process::spawn(Some(LOAD_CORE), "load", &self.this, arguments, self.dir.path(), true)
+    }
+
+    async fn load(&self, arguments: &[OsString]) -> Result<Measured> {
+        let limit = Duration::from_secs_f64(self.args.warm_up + self.args.seconds) + OVERTIME;
+        let run = load::read(&self.start_load(arguments)?.output(limit).await?)?;
         let failed = run.errors as f64 / (run.requests + run.errors) as f64;
         if failed > FAILED {
             let why = run.first_error.unwrap_or_default();
@@ -292,6 +330,36 @@ impl Bed {
         }
         Ok(run)
     }
+}
+
+/// Subtracts what the way does to gaps between tokens without a proxy, in the run of the same turn: so what the machine did to those
+/// is a part of how far the difference spreads. Without them nobody's figure is known.
+fn take_off_direct(round: &mut Round) {
+    let direct = round.get(&Subject::Direct).and_then(|runs| runs.as_ref().ok());
+    let direct: Option<Vec<f64>> =
+        direct.map(|runs| runs.iter().map(|run| Metric::GapWholeP99.of(run)).collect());
+    for (_, runs) in round.iter_mut().filter(|(subject, _)| **subject != Subject::Direct) {
+        match (&direct, runs.as_mut()) {
+            (Some(direct), Ok(runs)) => {
+                runs.iter_mut()
+                    .zip(direct)
+                    .for_each(|(run, direct)| run.gap_p99_us = run.gap_whole_p99_us - direct);
+            }
+            (None, Ok(_)) => *runs = Err("there is no direct connection to compare it with".to_owned()),
+            (_, Err(_)) => {}
+        }
+    }
+}
+
+/// Lets this process and its children have so many files open, or fails if that is not allowed here.
+fn allow_files() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= FILES) {
+        return Ok(());
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), ..limit }).with_context(|| {
+        format!("thousands of idle connections need {FILES} open files; allow so many (ulimit -Hn), or leave the idle-* cases out")
+    })
 }
 
 /// An upstream, in the network namespace that this thread is in.
@@ -307,8 +375,12 @@ fn chosen(names: &[String]) -> Result<Vec<Case>> {
     crate::case::chosen(&CASES, |case| case.name, names)
 }
 
+/// Who of these takes part; what is added to a direct connection needs one, whoever was asked for.
 fn takers(subjects: &[Subject], case: &Case) -> Vec<Subject> {
-    subjects.iter().copied().filter(|subject| subject.takes_part(case)).collect()
+    let asked = |subject: &Subject| {
+        subjects.contains(subject) || (case.purpose == Purpose::Tokens && *subject == Subject::Direct)
+    };
+    SUBJECTS.into_iter().filter(|subject| asked(subject) && subject.takes_part(case)).collect()
 }
 
 /// Two benches at a time spoil each other's figures.
@@ -331,20 +403,23 @@ pub(crate) fn alone() -> Result<File> {
 /// The subjects whose main figure spreads too far, and by how much.
 fn wide(case: &Case, round: &Round) -> BTreeMap<Subject, f64> {
     let spread = |subject: &Subject, runs: &[Measured]| {
-        let metric = main_metric(case, *subject);
+        let metric = case.main_of(*subject);
         let summary = Summary::of(runs.iter().map(|run| metric.of(run)).collect())?;
         (summary.spread() > WIDE).then_some((*subject, summary.spread()))
     };
     round.iter().filter_map(|(subject, runs)| spread(subject, runs.as_ref().ok()?)).collect()
 }
 
-/// A run without a proxy has no CPU seconds of it.
-fn main_metric(case: &Case, subject: Subject) -> Metric {
-    if subject == Subject::Direct && case.main.of_proxy() { Metric::Rps } else { case.main }
-}
-
 /// The rows of a case.
-fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<Row> {
+fn rows_of(case: &Case, round: &Round, counts: &Counts, before: &BTreeMap<Subject, f64>) -> Vec<Row> {
+    let of_baseline = |row: Row, baseline: Option<f64>| Row {
+        baseline: Some(case.baseline().name()),
+        ratio: baseline
+            .filter(|baseline| *baseline > 0.0)
+            .zip(row.median)
+            .map(|(baseline, median)| report::rounded(median / baseline)),
+        ..row
+    };
     let summary = |subject: Subject, metric: Metric| {
         let runs = round.get(&subject)?.as_ref().ok()?;
         Summary::of(runs.iter().map(|run| metric.of(run)).collect())
@@ -355,7 +430,7 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
             Ok(runs) => runs,
             Err(error) => {
                 let row = Row::failed(case.name, subject.name(), case.main.named(), error.clone());
-                rows.push(Row { baseline: Some(case.baseline().name()), ..row });
+                rows.push(of_baseline(row, None));
                 continue;
             }
         };
@@ -365,10 +440,24 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
                 continue;
             }
             let Some(figures) = summary(*subject, metric) else { continue };
-            let baseline = summary(case.baseline(), metric).filter(|baseline| baseline.median > 0.0);
-            let ratio = baseline.map(|baseline| report::rounded(figures.median / baseline.median));
-            let row = Row::measured(case.name, subject.name(), metric.named(), &figures);
-            rows.push(Row { baseline: Some(case.baseline().name()), ratio, note: note.clone(), ..row });
+            let baseline = summary(case.baseline(), metric).map(|baseline| baseline.median);
+            let row =
+                of_baseline(Row::measured(case.name, subject.name(), metric.named(), &figures), baseline);
+            let target = case.target.filter(|_| *subject == Subject::Penstock && metric == case.main);
+            rows.push(Row { target, note: note.clone(), ..row });
+        }
+        for metric in case.counts() {
+            let count = |subject: Subject| counts.get(&(subject, *metric));
+            let row = match count(*subject) {
+                None => continue,
+                Some(Ok(counted)) => {
+                    let figures = Summary { median: *counted, min: *counted, max: *counted, runs: 1 };
+                    Row::measured(case.name, subject.name(), metric.named(), &figures)
+                }
+                Some(Err(error)) => Row::failed(case.name, subject.name(), metric.named(), error.clone()),
+            };
+            let baseline = count(case.baseline()).and_then(|counted| counted.as_ref().ok()).copied();
+            rows.push(of_baseline(row, baseline));
         }
     }
     rows
@@ -377,7 +466,7 @@ fn rows_of(case: &Case, round: &Round, before: &BTreeMap<Subject, f64>) -> Vec<R
 /// What a reader must know of these runs before trusting them.
 fn note(case: &Case, subject: Subject, runs: &[Measured], before: Option<f64>) -> Option<String> {
     let mut notes = Vec::new();
-    let metric = main_metric(case, subject);
+    let metric = case.main_of(subject);
     let spread = Summary::of(runs.iter().map(|run| metric.of(run)).collect()).map_or(0.0, |all| all.spread());
     match before {
         Some(before) if spread > WIDE => {
@@ -452,13 +541,60 @@ mod tests {
             (Subject::Nginx, Err("nginx ended with exit status: 1".to_owned())),
         ];
         let round: Round = round.into_iter().collect();
-        let rows = rows_of(&case, &round, &BTreeMap::new());
+        let counts = [(Subject::Penstock, 4.0), (Subject::Envoy, 8.0)]
+            .map(|(subject, calls)| ((subject, Metric::Syscalls), Ok(calls)));
+        let mut counts: Counts = counts.into_iter().collect();
+        counts.insert((Subject::Penstock, Metric::Allocations), Err("not built".to_owned()));
+        let rows = rows_of(&case, &round, &counts, &BTreeMap::new());
         let main: Vec<&Row> = rows.iter().filter(|row| row.metric == case.main.name()).collect();
         assert_eq!(main.len(), 3);
         assert!((main[0].ratio.unwrap() - 0.5).abs() < 1e-9);
         assert!(main[0].note.as_ref().unwrap().contains("its core was only 45 % busy"));
         assert!(main[1].note.is_none());
         assert!(main[2].error.as_ref().unwrap().contains("exit status"));
+        assert_eq!((main[0].target, main[1].target), (case.target, None), "what is wanted is wanted of us");
+        let of = |subject: Subject, metric: Metric| {
+            rows.iter().find(|row| row.subject == subject.name() && row.metric == metric.name())
+        };
+        let calls = of(Subject::Penstock, Metric::Syscalls).unwrap();
+        assert_eq!((calls.median, calls.ratio, calls.runs), (Some(4.0), Some(0.5), 1));
+        assert_eq!(of(Subject::Penstock, Metric::Allocations).unwrap().error.as_deref(), Some("not built"));
+        assert!(
+            of(Subject::Envoy, Metric::Allocations).is_none()
+                && of(Subject::Nginx, Metric::Syscalls).is_none()
+        );
+    }
+
+    #[test]
+    fn what_a_gap_is_without_a_proxy_is_taken_off() {
+        let gaps = |gaps: &[f64]| {
+            let run = |gap: &f64| Measured { gap_whole_p99_us: *gap, ..Measured::default() };
+            gaps.iter().map(run).collect::<Vec<_>>()
+        };
+        let round = [
+            (Subject::Penstock, Ok(gaps(&[150.0, 160.0, 90.0]))),
+            (Subject::Nginx, Err("ended".to_owned())),
+            (Subject::Direct, Ok(gaps(&[100.0, 60.0, 120.0]))),
+        ];
+        let mut round: Round = round.into_iter().collect();
+        take_off_direct(&mut round);
+        let added: Vec<f64> =
+            round[&Subject::Penstock].as_ref().unwrap().iter().map(|run| run.gap_p99_us).collect();
+        assert_eq!(added, [50.0, 100.0, -30.0]);
+        assert_eq!(round[&Subject::Nginx].as_ref().unwrap_err(), "ended");
+        round.insert(Subject::Direct, Err("the port was taken".to_owned()));
+        take_off_direct(&mut round);
+        assert!(round[&Subject::Penstock].as_ref().unwrap_err().contains("no direct connection"));
+    }
+
+    #[test]
+    fn tokens_are_always_sent_without_a_proxy_too() {
+        let tokens = chosen(&["token-stream".to_owned()]).unwrap()[0];
+        assert_eq!(takers(&[Subject::Penstock], &tokens), [Subject::Penstock, Subject::Direct]);
+        assert_eq!(takers(&[Subject::Penstock], &CASES[0]), [Subject::Penstock]);
+        let idle = chosen(&["idle-5000".to_owned()]).unwrap()[0];
+        let peers = [Subject::Penstock, Subject::Envoy, Subject::Haproxy, Subject::Nginx];
+        assert_eq!(takers(&SUBJECTS, &idle), peers, "without a proxy nobody's memory grows");
     }
 
     #[test]
@@ -467,7 +603,7 @@ mod tests {
         let round: Round = [(Subject::Envoy, Ok(runs(&[0.9, 0.95, 1.4])))].into_iter().collect();
         let wide = wide(&case, &round);
         assert!(wide[&Subject::Envoy] > 0.5);
-        let rows = rows_of(&case, &round, &wide);
+        let rows = rows_of(&case, &round, &Counts::new(), &wide);
         assert!(rows[0].note.as_ref().unwrap().contains("spreads by 53 %, by 53 % when run first"));
     }
 

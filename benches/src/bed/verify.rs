@@ -89,7 +89,7 @@ impl Check<'_> {
     }
 
     /// How many requests the upstream has seen.
-    async fn seen(&self) -> Result<u64> {
+    pub(super) async fn seen(&self) -> Result<u64> {
         let _away = self.hosts.map(|hosts| hosts.enter(Host::Server)).transpose()?;
         let mut connection = h1::Connection::new(load::connect(self.upstream.h1).await?);
         let request = h1::Request::new("/seen", 0);

@@ -43,6 +43,11 @@ impl Request {
         let chunk = bytes.split_off(head);
         Self { head: bytes, body: chunk.len(), chunk }
     }
+
+    /// Bytes of its body.
+    pub(crate) fn body(&self) -> usize {
+        self.body
+    }
 }
 
 /// One connection and what was read of it.
@@ -61,6 +66,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// A connection over a stream that is ready to carry requests.
     pub(crate) fn new(stream: S) -> Self {
         Self { stream, input: vec![0; 16 * 1024] }
+    }
+
+    /// The stream, without the buffer.
+    pub(crate) fn into_stream(self) -> S {
+        self.stream
     }
 
     /// Sends the request and reads the whole answer.

@@ -5,6 +5,7 @@
 //! to a dynamic entry, and `:status` comes first. Requests have no body. Settings, pings and flow control are
 //! answered as they must be.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{Error, ErrorKind, Result};
 
@@ -12,12 +13,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::tally::Tally;
+use crate::tokens;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADER: usize = 9;
 /// What a peer may send in one frame, as we leave the setting alone.
 const MAX_FRAME: usize = 16 * 1024;
-/// The window that we give the connection, and half of which we give back at a time.
+/// The window that we give the connection, and half of which we give back at a time. A stream has as much, more than any of this bed
+/// lasts for.
 const WINDOW: u32 = 1 << 30;
 
 mod kind {
@@ -64,12 +67,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Says hello; what is queued travels with the first flush.
     pub(crate) fn new(stream: S, secure: bool) -> Self {
         let mut output = PREFACE.to_vec();
-        // HEADER_TABLE_SIZE = 0, ENABLE_PUSH = 0.
-        frame(&mut output, kind::SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]);
+        // HEADER_TABLE_SIZE = 0, ENABLE_PUSH = 0, INITIAL_WINDOW_SIZE.
+        let mut settings = vec![0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 4];
+        settings.extend_from_slice(&WINDOW.to_be_bytes());
+        frame(&mut output, kind::SETTINGS, 0, 0, &settings);
         frame(&mut output, kind::WINDOW_UPDATE, 0, 0, &WINDOW.to_be_bytes());
-        // :method GET, :scheme http(s), :path / from the static table; :authority as a literal, never indexed.
-        let mut headers = vec![0x82, if secure { 0x87 } else { 0x86 }, 0x84, 0x11, 9];
-        headers.extend_from_slice(b"localhost");
+        let headers = headers(secure, "/");
         Self { stream, input: vec![0; 4 * MAX_FRAME], from: 0, to: 0, output, headers, next: 1, owed: 0 }
     }
 
@@ -139,6 +142,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// `streams` of tokens at once, read until an error ends the connection.
+    pub(crate) async fn token_streams(
+        mut self,
+        streams: usize,
+        secure: bool,
+        tally: &Tally,
+    ) -> Result<Infallible> {
+        self.headers = headers(secure, tokens::PATH);
+        let mut readers: BTreeMap<u32, tokens::Reader> =
+            (0..streams).map(|_| (self.request(), tokens::Reader::default())).collect();
+        loop {
+            let mut broken = None;
+            self.turn(|event| {
+                let Some(reader) = readers.get_mut(&event.stream) else { return };
+                reader.take(event.data, tokens::now(), |arrived| tally.token(arrived));
+                match event.status {
+                    Some(status) if status != 200 => {
+                        broken = Some(format!("a stream was answered with status {status}"));
+                    }
+                    _ if event.ended || event.reset => broken = Some("a stream of tokens ended".to_owned()),
+                    _ => {}
+                }
+            })
+            .await?;
+            if let Some(broken) = broken {
+                return Err(Error::other(broken));
+            }
+        }
+    }
+
     /// One request, its status and its body.
     pub(crate) async fn exchange(&mut self) -> Result<(u16, Vec<u8>)> {
         let stream = self.request();
@@ -156,6 +189,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         if reset { Err(ErrorKind::ConnectionReset.into()) } else { Ok((status, body)) }
     }
+}
+
+/// The header block of a GET: `:method`, `:scheme` and a `:path` of `/` from the static table; other paths and `:authority` as
+/// literals, never indexed.
+fn headers(secure: bool, path: &str) -> Vec<u8> {
+    let mut headers = vec![0x82, if secure { 0x87 } else { 0x86 }];
+    match path {
+        "/" => headers.push(0x84),
+        // A length below 127 is one byte.
+        _ => headers.extend([0x14, path.len() as u8].iter().chain(path.as_bytes())),
+    }
+    headers.extend(b"\x11\x09localhost");
+    headers
 }
 
 struct Flight {

@@ -1,13 +1,14 @@
 //! `penstock-bench load`: sends requests over a fixed set of connections and measures, in a process of its own
 //! so that it can be pinned.
 //!
-//! In: an address, how to speak to it, for how long, and the processes to watch. Out: one [`Measured`] as JSON on
+//! In: an address, how to speak to it and what for, for how long, and the processes to watch. Out: one [`Measured`] as JSON on
 //! standard output. CPU and memory of the watched processes are read here, at the very moments when the measured
 //! window opens and closes. Failed requests are counted, not fatal; a run in which nothing succeeds is.
 
 pub(crate) mod h1;
 pub(crate) mod h2;
-mod pace;
+mod idle;
+pub(crate) mod pace;
 mod tally;
 
 use std::convert::Infallible;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
@@ -29,12 +30,15 @@ use tokio_rustls::client::TlsStream;
 
 use crate::bed::{LOAD_CORE, PROXY_CORE};
 use crate::certificates::{self, Alpn};
-use crate::usage;
+use crate::{tokens, usage};
 use pace::Schedule;
 use tally::Tally;
 
 /// After a connection failed, before the next: a refused port must not become a busy loop.
 const AFTER_ERROR: Duration = Duration::from_millis(10);
+
+/// The share of the tokens that were due without which gaps say nothing.
+const MOST: f64 = 0.9;
 
 /// The HTTP version that a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,6 +67,40 @@ impl Protocol {
     }
 }
 
+/// What connections are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Purpose {
+    /// Requests, one after the other.
+    Requests,
+    /// One request each; the next goes over a new one.
+    Handshakes,
+    /// One request each, and then nothing: what is measured is the memory that they take.
+    Idle,
+    /// Streams of tokens.
+    Tokens,
+}
+
+impl Purpose {
+    /// As on the command line.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Handshakes => "handshakes",
+            Self::Idle => "idle",
+            Self::Tokens => "tokens",
+        }
+    }
+
+    /// The HTTP version that it is measured with, if not both.
+    fn speaks(self) -> Option<Protocol> {
+        match self {
+            Self::Requests => None,
+            Self::Handshakes | Self::Idle => Some(Protocol::H1),
+            Self::Tokens => Some(Protocol::H2),
+        }
+    }
+}
+
 /// Arguments of `penstock-bench load`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LoadArgs {
@@ -71,6 +109,9 @@ pub(crate) struct LoadArgs {
     address: SocketAddr,
     #[arg(long, value_enum, default_value = "h1")]
     protocol: Protocol,
+    /// What connections are for
+    #[arg(long, value_enum, default_value = "requests")]
+    purpose: Purpose,
     #[arg(long, default_value_t = 64)]
     connections: usize,
     /// Requests in flight on one HTTP/2 connection
@@ -107,7 +148,7 @@ pub(crate) struct LoadArgs {
 pub(crate) struct Measured {
     /// Length of the window.
     pub(crate) seconds: f64,
-    /// Requests answered with 200 in the window.
+    /// Requests answered with 200, or tokens that arrived, in the window.
     pub(crate) requests: u64,
     /// Failures in the window.
     pub(crate) errors: u64,
@@ -115,7 +156,7 @@ pub(crate) struct Measured {
     pub(crate) first_error: Option<String>,
     /// Bytes of request bodies.
     pub(crate) bytes: u64,
-    /// Median latency; of an open loop, from the moment the request was due.
+    /// Median latency; of an open loop, from the moment the request was due; of a token, from the moment it was sent.
     pub(crate) p50_us: f64,
     /// 99th percentile.
     pub(crate) p99_us: f64,
@@ -130,6 +171,15 @@ pub(crate) struct Measured {
     /// From the start of the process to ready, where that is what was measured.
     #[serde(default)]
     pub(crate) ready_ms: f64,
+    /// Memory of the watched processes for each idle connection.
+    #[serde(default)]
+    pub(crate) kib_per_conn: f64,
+    /// By how much the way stretched the gaps between tokens, 99th percentile.
+    #[serde(default)]
+    pub(crate) gap_whole_p99_us: f64,
+    /// The same less what it is without a proxy; the bed knows it, not the load.
+    #[serde(default)]
+    pub(crate) gap_p99_us: f64,
     /// CPU seconds of this process and its companions.
     pub(crate) load_cpu_s: f64,
     /// CPU seconds that anyone spent on the two cores.
@@ -152,6 +202,17 @@ async fn measure(args: LoadArgs) -> Result<Measured> {
         args.protocol == Protocol::H1 || args.rate == 0,
         "the open loop speaks h1 only, --protocol is h2"
     );
+    if let Some(speaks) = args.purpose.speaks() {
+        ensure!(
+            args.protocol == speaks && args.rate == 0,
+            "--purpose {} is measured with --protocol {} and without --rate",
+            args.purpose.flag(),
+            speaks.flag()
+        );
+    }
+    if args.purpose == Purpose::Idle {
+        return idle::measure(&args, &Target::new(&args)?).await;
+    }
     let tally = Rc::new(Tally::new()?);
     let schedule = Rc::new(Schedule::default());
     let target = Rc::new(Target::new(&args)?);
@@ -184,8 +245,12 @@ async fn measure(args: LoadArgs) -> Result<Measured> {
         let why = first_error.unwrap_or_else(|| "no answer came in time".to_owned());
         bail!("not one request to {} was answered with 200 in {} s: {why}", args.address, args.seconds);
     }
+    if args.purpose == Purpose::Tokens {
+        let due = (args.connections * args.streams) as f64 * args.seconds / tokens::PACE.as_secs_f64();
+        let came = tally.requests() as f64;
+        ensure!(came >= due * MOST, "{came} of {due:.0} tokens came while they were measured");
+    }
     Ok(Measured {
-        seconds: (after.at - before.at).as_secs_f64(),
         requests: tally.requests(),
         errors,
         first_error,
@@ -193,12 +258,8 @@ async fn measure(args: LoadArgs) -> Result<Measured> {
         p50_us: tally.quantile_us(0.5),
         p99_us: tally.quantile_us(0.99),
         p999_us: tally.quantile_us(0.999),
-        cpu_s: after.watched - before.watched,
-        rss: after.memory.now,
-        rss_peak: after.memory.peak,
-        ready_ms: 0.0,
-        load_cpu_s: after.load - before.load,
-        cores_busy_s: after.cores - before.cores,
+        gap_whole_p99_us: tally.stretch_us(0.99),
+        ..after.since(&before)
     })
 }
 
@@ -223,12 +284,26 @@ impl Reading {
             cores: usage::cores_busy(&[PROXY_CORE, LOAD_CORE])?,
         })
     }
+
+    /// What was used since another reading, and the memory now.
+    fn since(&self, before: &Self) -> Measured {
+        Measured {
+            seconds: (self.at - before.at).as_secs_f64(),
+            cpu_s: self.watched - before.watched,
+            rss: self.memory.now,
+            rss_peak: self.memory.peak,
+            load_cpu_s: self.load - before.load,
+            cores_busy_s: self.cores - before.cores,
+            ..Measured::default()
+        }
+    }
 }
 
 /// Where and how requests are sent.
 struct Target {
     address: SocketAddr,
     protocol: Protocol,
+    purpose: Purpose,
     streams: usize,
     open: bool,
     request: h1::Request,
@@ -250,6 +325,7 @@ impl Target {
         Ok(Self {
             address: args.address,
             protocol: args.protocol,
+            purpose: args.purpose,
             streams: args.streams,
             open: args.rate > 0,
             request,
@@ -257,12 +333,35 @@ impl Target {
         })
     }
 
-    /// One connection, from its first byte to its end, which is always an error.
+    /// One connection, or one after the other, from the first byte to the end, which is always an error.
     async fn connection(&self, schedule: &Schedule, tally: &Tally) -> io::Result<Infallible> {
+        if self.purpose == Purpose::Handshakes {
+            return self.one_after_the_other(tally).await;
+        }
         match &self.tls {
             None => self.speak(connect(self.address).await?, false, schedule, tally).await,
             Some(tls) => self.speak(secure(self.address, tls).await?, true, schedule, tally).await,
         }
+    }
+
+    /// A connection for each request.
+    async fn one_after_the_other(&self, tally: &Tally) -> io::Result<Infallible> {
+        loop {
+            let began = Instant::now();
+            let status = match &self.tls {
+                None => self.once(connect(self.address).await?).await?,
+                Some(tls) => self.once(secure(self.address, tls).await?).await?,
+            };
+            tally.answered(began, status, self.request.body());
+        }
+    }
+
+    /// One request and its status, and the goodbye that TLS asks for.
+    async fn once<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<u16> {
+        let mut connection = h1::Connection::new(stream);
+        let status = connection.exchange(&self.request).await?.status;
+        connection.into_stream().shutdown().await?;
+        Ok(status)
     }
 
     async fn speak<S>(
@@ -276,6 +375,9 @@ impl Target {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match self.protocol {
+            Protocol::H2 if self.purpose == Purpose::Tokens => {
+                h2::Connection::new(stream, secure).token_streams(self.streams, secure, tally).await
+            }
             Protocol::H2 => h2::Connection::new(stream, secure).closed_loop(self.streams, tally).await,
             Protocol::H1 if self.open => {
                 h1::Connection::new(stream).open_loop(&self.request, schedule, tally).await
@@ -303,7 +405,10 @@ pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// A connection in TLS to a server that proves to be `localhost`.
 pub(crate) async fn secure(address: SocketAddr, tls: &TlsConnector) -> io::Result<TlsStream<TcpStream>> {
-    let stream = connect(address).await?;
+    encrypt(connect(address).await?, tls).await
+}
+
+async fn encrypt(stream: TcpStream, tls: &TlsConnector) -> io::Result<TlsStream<TcpStream>> {
     let name = rustls::pki_types::ServerName::try_from("localhost").map_err(io::Error::other)?;
     tls.connect(name, stream).await
 }

@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::Result;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -42,12 +41,11 @@ impl Schedule {
     /// Puts `rate` requests a second on the schedule until it is dropped.
     pub(crate) async fn keep(&self, rate: u32) -> Result<()> {
         let period = Duration::from_secs(1) / rate.max(1);
-        // Tokio has no type for a timer; that of a pipe does what is needed: wait until readable, then read.
-        let mut timer = Receiver::from_owned_fd_unchecked(timer(period)?)?;
+        let mut ticks = Ticks::new(period, period)?;
         let start = Instant::now();
         let mut sent: u32 = 0;
         loop {
-            timer.read_exact(&mut [0; 8]).await?;
+            ticks.next().await?;
             while start + period * sent <= Instant::now() {
                 self.due.borrow_mut().push_back(start + period * sent);
                 self.wake.notify_one();
@@ -57,21 +55,47 @@ impl Schedule {
     }
 }
 
-/// A timer of the kernel that fires every `period`.
-fn timer(period: Duration) -> Result<OwnedFd> {
-    let timer = rustix::time::timerfd_create(
-        TimerfdClockId::Monotonic,
-        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-    )?;
-    let period = Timespec { tv_sec: period.as_secs() as i64, tv_nsec: i64::from(period.subsec_nanos()) };
-    let spec = Itimerspec { it_interval: period, it_value: period };
-    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
-    Ok(timer)
+/// A timer of the kernel.
+pub(crate) struct Ticks(Receiver);
+
+impl Ticks {
+    /// Fires after `first`, which is not zero, and then every `period`.
+    pub(crate) fn new(first: Duration, period: Duration) -> Result<Self> {
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        let spec = Itimerspec { it_interval: timespec(period), it_value: timespec(first) };
+        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
+        // Tokio has no type for a timer; that of a pipe does what is needed: wait until readable, then read.
+        Ok(Self(Receiver::from_owned_fd_unchecked(timer)?))
+    }
+
+    /// Waits until it fires, and says how often it has done so since it was last looked at.
+    pub(crate) async fn next(&mut self) -> Result<u64> {
+        let mut count = [0; size_of::<u64>()];
+        self.0.read_exact(&mut count).await?;
+        Ok(u64::from_ne_bytes(count))
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn ticks_that_nobody_waited_for_are_not_lost() {
+        let start = Instant::now();
+        let mut ticks = Ticks::new(Duration::from_millis(1), Duration::from_millis(10)).unwrap();
+        assert_eq!(ticks.next().await.unwrap(), 1);
+        tokio::time::sleep_until(start + Duration::from_millis(35)).await;
+        let missed = ticks.next().await.unwrap();
+        assert!((3..=20).contains(&missed), "{missed} in 35 ms or somewhat more, at one each 10 ms");
+    }
 
     #[tokio::test]
     async fn what_nobody_takes_stays_due_from_its_own_moment() {

@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
+use crate::tokens::Arrived;
+
 /// Three digits up to a minute.
 const HIGHEST_US: u64 = 60_000_000;
 
@@ -14,6 +16,7 @@ const HIGHEST_US: u64 = 60_000_000;
 pub(crate) struct Tally {
     measuring: Cell<bool>,
     latency: RefCell<Histogram<u64>>,
+    stretch: RefCell<Histogram<u64>>,
     bytes: Cell<u64>,
     errors: Cell<u64>,
     first_error: RefCell<Option<String>>,
@@ -22,9 +25,11 @@ pub(crate) struct Tally {
 impl Tally {
     /// Nothing counted, not measuring yet.
     pub(crate) fn new() -> Result<Self> {
+        let histogram = || Histogram::new_with_bounds(1, HIGHEST_US, 3).context("the histogram");
         Ok(Self {
             measuring: Cell::new(false),
-            latency: RefCell::new(Histogram::new_with_bounds(1, HIGHEST_US, 3).context("the histogram")?),
+            latency: RefCell::new(histogram()?),
+            stretch: RefCell::new(histogram()?),
             bytes: Cell::new(0),
             errors: Cell::new(0),
             first_error: RefCell::new(None),
@@ -47,6 +52,14 @@ impl Tally {
         }
     }
 
+    /// A token, which counts as a request.
+    pub(crate) fn token(&self, arrived: Arrived) {
+        if self.measuring.get() {
+            self.record(arrived.way);
+            self.stretch.borrow_mut().saturating_record(micros(arrived.stretch));
+        }
+    }
+
     /// A request that was due at `due` and never answered: its wait so far still counts as latency.
     pub(crate) fn lost(&self, due: Instant) {
         if self.measuring.get() {
@@ -63,8 +76,7 @@ impl Tally {
     }
 
     fn record(&self, latency: Duration) {
-        let us = u64::try_from(latency.as_micros()).unwrap_or(HIGHEST_US).max(1);
-        self.latency.borrow_mut().saturating_record(us);
+        self.latency.borrow_mut().saturating_record(micros(latency));
     }
 
     /// Requests answered inside the window.
@@ -77,6 +89,11 @@ impl Tally {
         self.latency.borrow().value_at_quantile(q) as f64
     }
 
+    /// By how much the way stretched the gaps between tokens, at quantile `q`, in microseconds.
+    pub(crate) fn stretch_us(&self, q: f64) -> f64 {
+        self.stretch.borrow().value_at_quantile(q) as f64
+    }
+
     /// Bytes of request bodies.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.get()
@@ -86,4 +103,8 @@ impl Tally {
     pub(crate) fn errors(&self) -> (u64, Option<String>) {
         (self.errors.get(), self.first_error.borrow().clone())
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(HIGHEST_US).max(1)
 }

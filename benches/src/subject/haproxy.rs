@@ -20,11 +20,16 @@ pub(super) fn config(role: &Role<'_>) -> String {
         ),
     };
     // splice-auto splices where HAProxy's own heuristics expect it to pay.
-    let (mode, more) = if role.bytes { ("tcp", "option splice-auto") } else { ("http", "http-reuse always") };
+    let (mode, more) = match (role.bytes, role.trickles) {
+        (true, _) => ("tcp", "option splice-auto"),
+        (false, false) => ("http", "http-reuse always"),
+        // Without it a stream's first pieces are held back for 200 ms.
+        (false, true) => ("http", "http-reuse always\n    option http-no-delay"),
+    };
     format!(
         "global
     nbthread 1
-    maxconn 4096
+    maxconn {clients}
 defaults
     mode {mode}
     timeout connect 5s
@@ -39,5 +44,6 @@ backend next
 ",
         role.listen.port(),
         role.next(),
+        clients = role.clients,
     )
 }

@@ -18,7 +18,7 @@ use penstock_api::names::{PROXY_UID, port};
 
 use crate::bed::hosts::{Host, Hosts};
 use crate::case::{Case, Shape};
-use crate::load::Protocol;
+use crate::load::{Protocol, Purpose};
 use crate::process::{self, Process};
 use crate::upstream::Addresses;
 
@@ -42,6 +42,11 @@ pub(crate) enum Subject {
 /// All subjects.
 pub(crate) const SUBJECTS: [Subject; 6] =
     [Subject::Penstock, Subject::Loopback, Subject::Envoy, Subject::Haproxy, Subject::Nginx, Subject::Direct];
+
+/// Connections that a proxy has room for, where it must be told.
+const CLIENTS: usize = 4096;
+/// As many more than a case has as are enough for those to the upstream.
+const SPARE: usize = 1024;
 
 /// The subject that ratios refer to.
 pub(crate) const BASELINE: Subject = Subject::Envoy;
@@ -70,6 +75,10 @@ pub(crate) struct Role<'a> {
     next: Next,
     /// Bytes are passed as they come.
     bytes: bool,
+    /// Answers come in small pieces, none of which should wait for the next.
+    trickles: bool,
+    /// Connections that clients may have.
+    clients: usize,
     /// Where certificates are and files may be written.
     dir: &'a Path,
 }
@@ -147,15 +156,19 @@ impl Subject {
         }
     }
 
-    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates or to rest. Bytes are
-    /// compared with HAProxy alone, since the others do not splice, and redirection and starts with ourselves.
+    /// Whether the case makes sense for it: without a proxy there is nobody to ask for certificates, to rest or to keep
+    /// connections. Bytes are compared with HAProxy alone, since the others do not splice, and redirection and starts with
+    /// ourselves.
     pub(crate) fn takes_part(self, case: &Case) -> bool {
         match case.shape {
             Shape::Start => self == Self::Penstock,
             Shape::Redirected => matches!(self, Self::Penstock | Self::Loopback),
             _ if self == Self::Loopback => false,
             Shape::Bytes => matches!(self, Self::Penstock | Self::Haproxy | Self::Direct),
-            shape => self != Self::Direct || (shape == Shape::Plain && !case.at_rest()),
+            shape => {
+                self != Self::Direct
+                    || (shape == Shape::Plain && !case.at_rest() && case.purpose != Purpose::Idle)
+            }
         }
     }
 
@@ -184,6 +197,8 @@ impl Subject {
             client: case.client,
             next: upstream,
             bytes,
+            trickles: case.purpose == Purpose::Tokens,
+            clients: CLIENTS.max(case.connections + SPARE),
             dir,
         };
         if self == Self::Direct {

@@ -41,7 +41,7 @@ daemon off;
 worker_processes 1;
 pid {pid};
 error_log stderr error;
-events {{ worker_connections 4096; }}
+events {{ worker_connections {clients}; }}
 http {{
     access_log off;
     client_body_temp_path {spool}.body; proxy_temp_path {spool}.proxy; fastcgi_temp_path {spool}.fastcgi;
@@ -59,6 +59,7 @@ http {{
     }}
 }}
 ",
+        clients = role.clients,
         next = role.next(),
     )
 }
