@@ -103,9 +103,11 @@ mod tests {
         let start = Instant::now();
         let kept = tokio::time::timeout(Duration::from_millis(100), schedule.keep(1000)).await;
         assert!(kept.is_err(), "it keeps on until dropped");
+        // A busy machine may end the wait late.
+        let most = start.elapsed().as_millis() as usize + 1;
         let waiting = schedule.waiting();
-        assert!((90..=110).contains(&waiting.len()), "{} in 100 ms at 1000/s", waiting.len());
-        assert!(waiting[0] - start < Duration::from_millis(5));
+        assert!((90..=most).contains(&waiting.len()), "{} in {most} ms at 1000/s", waiting.len());
+        assert!(waiting[0] - start < Duration::from_millis(50));
         assert!(waiting.windows(2).all(|pair| pair[1] - pair[0] == Duration::from_millis(1)));
         assert_eq!(schedule.next().await, waiting[0]);
     }
