@@ -117,8 +117,7 @@ impl Keeping {
             return true;
         }
         let state = now.clone();
-        let stored =
-            tokio::task::spawn_blocking(move || memory::store(&state, &file).map(|()| state)).await;
+        let stored = tokio::task::spawn_blocking(move || memory::store(&state, &file).map(|()| state)).await;
         self.due = Instant::now() + KEPT_EVERY;
         match stored {
             Ok(Ok(state)) => {

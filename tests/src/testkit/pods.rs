@@ -160,13 +160,10 @@ impl Pods {
             }
         }
         let pods = pods.iter().map(|pod| (*pod).to_owned()).collect();
-        self.services.insert(name.to_owned(), Service {
-            number,
-            headless: false,
-            protocol,
-            annotations: Vec::new(),
-            pods,
-        });
+        self.services.insert(
+            name.to_owned(),
+            Service { number, headless: false, protocol, annotations: Vec::new(), pods },
+        );
         self
     }
 

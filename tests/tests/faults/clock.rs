@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use penstock_tests::testkit::pods::Pods;
 use penstock_tests::testkit::{PATIENCE, wait_until};
+use rustix::process::Pid;
 
 use super::world::{FAULT, World};
 
@@ -41,6 +42,19 @@ fn by_the_clock_of(library: &Path, file: &Path) -> Vec<String> {
     ]
 }
 
+/// What the library has in shared memory for a process, which it does not take away itself from one that is killed.
+struct Shared(Pid);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let pid = self.0.as_raw_nonzero();
+        for name in ["sem.faketime_sem", "faketime_shm"] {
+            // A process that ended by itself has none.
+            let _ = std::fs::remove_file(format!("/dev/shm/{name}_{pid}"));
+        }
+    }
+}
+
 /// Puts the clock forward or back, as a whole: a reader sees the old file or the new one.
 fn put(pods: &Pods, offset: &str) {
     let draft = pods.shared_file("clock.draft", offset);
@@ -68,17 +82,18 @@ async fn a_clock_jumps(fault: &'static str, whose: Whose, offset: i64) {
         let file = pods.shared_file(CLOCK, "+0");
         let through = by_the_clock_of(&library, &file);
         match whose {
-            Whose::Control => {
-                pods.mesh.control_through = through;
-                pods.mesh = pods.mesh.leaf_lifetime("12h");
-            }
-            Whose::Server => {
-                pods.pod_mut("web-2").through = through;
-            }
+            Whose::Control => pods.mesh.control_through = through,
+            Whose::Server => pods.pod_mut("web-2").through = through,
         }
+        pods.mesh = pods.mesh.leaf_lifetime("12h");
         pods.with("newcomer", &[])
     });
     let Some(world) = world.await else { return };
+    let process = match whose {
+        Whose::Control => world.pods.mesh.control.as_ref(),
+        Whose::Server => world.pods.pod("web-2").sidecar.as_ref(),
+    };
+    let _shared = Shared(process.unwrap().pid());
     let mut world = world.is_well().await;
     put(&world.pods, &format!("{offset:+}"));
     // Each of these asks of a new connection: whoever cannot be reached because of its clock is left out, and the other one answers.

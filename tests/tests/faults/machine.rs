@@ -74,7 +74,8 @@ async fn without_files_newcomers_wait_and_nobody_else_notices() {
     let mut newcomers = JoinSet::new();
     for _ in 0..NEWCOMERS {
         let mut wire = world.pods.pod("client").connect(world.pods.cluster_ip("reads")).unwrap();
-        newcomers.spawn(async move { wire.ask("GET / HTTP/1.1\r\nhost: reads\r\n\r\n").await.unwrap().status() });
+        newcomers
+            .spawn(async move { wire.ask("GET / HTTP/1.1\r\nhost: reads\r\n\r\n").await.unwrap().status() });
     }
     tokio::time::sleep(FAULT).await;
     let mut answered = 0;
@@ -119,7 +120,8 @@ async fn control_goes_on_with_a_full_disk_says_so_and_keeps_everything_when_ther
 
     let mut filled = std::fs::File::create(seen_by_control("filled")).unwrap();
     let block = [0; 4096];
-    let full = std::iter::repeat_with(|| filled.write_all(&block)).take(1 << 10).find_map(Result::err).unwrap();
+    let full =
+        std::iter::repeat_with(|| filled.write_all(&block)).take(1 << 10).find_map(Result::err).unwrap();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     world.control_goes_on().await;
     // Nor does a certificate need the disk.

@@ -37,16 +37,15 @@ http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Answers).serve_forever()
 #[tokio::test]
 async fn an_application_that_stands_still_is_left_alone_until_it_goes_on() {
     let Some(mut world) = World::new(|pods| pods).await else { return };
-    let machine = &world.pods.pod("web-2").machine;
-    let folder = tempfile::tempdir().unwrap();
-    let in_pod = format!("--net={}", machine.namespace.path());
-    let port = APPLICATION.to_string();
-    let python = ["python3", "-c", APPLICATION_OF_ITS_OWN, &port, "web-2"];
-    let args = [&[&in_pod, "--", "setpriv", "--pdeathsig", "KILL", "--"], &python[..]].concat();
-    drop(world.applications.remove("web-2"));
-    let application = Process::start("web-2-application", Path::new("nsenter"), &args, folder.path());
+    let machine = world.pods.pod("web-2").machine.namespace.share();
     let own = SocketAddr::from(([127, 0, 0, 1], APPLICATION));
-    let machine = machine.namespace.share();
+    drop(world.applications.remove("web-2"));
+    wait_until("nobody listens", PATIENCE, async || machine.connect(own).is_err()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (in_pod, port) = (format!("--net={}", machine.path()), APPLICATION.to_string());
+    let args = [in_pod.as_str(), "--", "setpriv", "--pdeathsig", "KILL", "--", "python3", "-c", APPLICATION_OF_ITS_OWN];
+    let args = [&args[..], &[port.as_str(), "web-2"]].concat();
+    let application = Process::start("web-2-application", Path::new("nsenter"), &args, folder.path());
     wait_until("the application listens", PATIENCE, async || machine.connect(own).is_ok()).await;
 
     let mut world = world.is_well().await;
