@@ -43,7 +43,17 @@ async fn an_application_that_stands_still_is_left_alone_until_it_goes_on() {
     wait_until("nobody listens", PATIENCE, async || machine.connect(own).is_err()).await;
     let folder = tempfile::tempdir().unwrap();
     let (in_pod, port) = (format!("--net={}", machine.path()), APPLICATION.to_string());
-    let args = [in_pod.as_str(), "--", "setpriv", "--pdeathsig", "KILL", "--", "python3", "-c", APPLICATION_OF_ITS_OWN];
+    let args = [
+        in_pod.as_str(),
+        "--",
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "--",
+        "python3",
+        "-c",
+        APPLICATION_OF_ITS_OWN,
+    ];
     let args = [&args[..], &[port.as_str(), "web-2"]].concat();
     let application = Process::start("web-2-application", Path::new("nsenter"), &args, folder.path());
     wait_until("the application listens", PATIENCE, async || machine.connect(own).is_ok()).await;

@@ -23,33 +23,33 @@ struct Asked {
 
 /// What became of requests.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Requests that are over.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// How many failed, by reason: the proxy's, a status without one, or the kind of an error of the connection.
-    pub reasons: BTreeMap<String, usize>,
+    pub(crate) reasons: BTreeMap<String, usize>,
     /// The longest, answered or not.
-    pub longest: Duration,
+    pub(crate) longest: Duration,
     /// How long after the fault began a request was answered that began after it.
-    pub first_answer: Option<Duration>,
+    pub(crate) first_answer: Option<Duration>,
     /// How long after the fault began the last request failed.
-    pub last_failure: Option<Duration>,
+    pub(crate) last_failure: Option<Duration>,
 }
 
 impl Seen {
     /// How many failed.
-    pub fn failed(&self) -> usize {
+    pub(crate) fn failed(&self) -> usize {
         self.reasons.values().sum()
     }
 
     /// Panics if any failed.
-    pub fn has_no_failure(&self, who: &str) {
+    pub(crate) fn has_no_failure(&self, who: &str) {
         assert!(self.requests > 0, "{who}: nothing was asked");
         assert_eq!(self.failed(), 0, "{who}: {self:#?}");
     }
 
     /// Panics if more failed than `most`, or for another reason than these.
-    pub fn fails_at_most(&self, most: usize, reasons: &[&str], who: &str) {
+    pub(crate) fn fails_at_most(&self, most: usize, reasons: &[&str], who: &str) {
         assert!(self.failed() <= most, "{who}: more than {most} failed: {self:#?}");
         let other = self.reasons.keys().find(|reason| !reasons.contains(&reason.as_str()));
         assert_eq!(other, None, "{who}: {self:#?}");
@@ -58,7 +58,7 @@ impl Seen {
 
 /// A load that goes on.
 #[derive(Debug)]
-pub struct Steady {
+pub(crate) struct Steady {
     asked: Arc<Mutex<Vec<Asked>>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -66,7 +66,7 @@ pub struct Steady {
 
 impl Steady {
     /// Starts asking `/` of a Service, by its name and address, from a machine.
-    pub fn start(
+    pub(crate) fn start(
         from: &Namespace,
         to: SocketAddr,
         method: &'static str,
@@ -98,7 +98,7 @@ impl Steady {
     }
 
     /// What became of the requests that began at `since` or later; times count from `fault`.
-    pub fn seen(&self, since: Option<Instant>, fault: Instant) -> Seen {
+    pub(crate) fn seen(&self, since: Option<Instant>, fault: Instant) -> Seen {
         let asked = self.asked.lock().unwrap();
         let mut seen = Seen::default();
         for one in asked.iter().filter(|one| since.is_none_or(|since| one.begun >= since)) {
@@ -120,13 +120,13 @@ impl Steady {
     }
 
     /// Whether somebody has answered a request that began at `since` or later.
-    pub fn is_answered_by(&self, name: &str, since: Instant) -> bool {
+    pub(crate) fn is_answered_by(&self, name: &str, since: Instant) -> bool {
         let asked = self.asked.lock().unwrap();
         asked.iter().rev().any(|one| one.begun >= since && one.answer.as_deref() == Ok(name))
     }
 
     /// Stops asking, and waits for what is under way.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         self.stop.send_replace(true);
         (&mut self.task).await.unwrap();
     }

@@ -32,21 +32,21 @@ const FAULTS: [&str; 14] = [
 ];
 
 /// What was seen of one kind of request.
-pub struct Row<'a> {
+pub(crate) struct Row<'a> {
     /// Which of [`FAULTS`].
-    pub fault: &'static str,
+    pub(crate) fault: &'static str,
     /// GET or POST.
-    pub method: &'static str,
+    pub(crate) method: &'static str,
     /// What became of them.
-    pub seen: &'a Seen,
+    pub(crate) seen: &'a Seen,
     /// How long after the end of the fault both servers answered again.
-    pub back: Duration,
+    pub(crate) back: Duration,
     /// What the client's sidecar has grown by, KiB.
-    pub grown: u64,
+    pub(crate) grown: u64,
 }
 
 /// Writes a row into the table, if that is wanted.
-pub fn keep(row: &Row<'_>) {
+pub(crate) fn keep(row: &Row<'_>) {
     if std::env::var("UPDATE_DOCS").as_deref() != Ok("1") {
         return;
     }

@@ -26,7 +26,7 @@ const WORK: Duration = Duration::from_millis(5);
 /// How long all is well first.
 const BEFORE: Duration = Duration::from_secs(2);
 /// How long a fault lasts, unless a test says otherwise.
-pub const FAULT: Duration = Duration::from_secs(5);
+pub(crate) const FAULT: Duration = Duration::from_secs(5);
 /// A fault's last effects are over when of the requests of so long none has failed: longer than one try of either Service takes.
 const QUIET: Duration = Duration::from_secs(3);
 /// How long nothing may fail any more from then on.
@@ -45,16 +45,16 @@ const READS: [(&str, &str); 2] = [
 const WRITES: [(&str, &str); 1] = [(annotation::TIMEOUT, "connect=500ms,per-try=2s,request=5s")];
 
 /// Pods, Services and applications.
-pub struct World {
+pub(crate) struct World {
     /// The applications by their pods.
-    pub applications: BTreeMap<&'static str, Origin>,
+    pub(crate) applications: BTreeMap<&'static str, Origin>,
     /// The pods. They go after everything that lives in them.
-    pub pods: Pods,
+    pub(crate) pods: Pods,
 }
 
 impl World {
     /// All of it; `None` where it cannot be. `shape` may change what there is before it starts.
-    pub async fn new(shape: impl FnOnce(Pods) -> Pods) -> Option<Self> {
+    pub(crate) async fn new(shape: impl FnOnce(Pods) -> Pods) -> Option<Self> {
         let mut pods = Pods::new()?;
         for name in ["client", "web-1", "web-2", "aside"] {
             pods = pods.with(name, &[]);
@@ -71,7 +71,7 @@ impl World {
     }
 
     /// Begins the load; all is well for a while, and then the fault begins.
-    pub async fn is_well(self) -> Struck {
+    pub(crate) async fn is_well(self) -> Struck {
         let load = |pod: &str, method, service, every| {
             let from = &self.pods.pod(pod).machine.namespace;
             Steady::start(from, self.pods.cluster_ip(service), method, service, every)
@@ -100,10 +100,10 @@ impl World {
 }
 
 /// A Service that is made meanwhile.
-pub const LATE: &str = "made-late";
+pub(crate) const LATE: &str = "made-late";
 
 /// A mesh under load, to which something happens.
-pub struct Struck {
+pub(crate) struct Struck {
     get: Steady,
     post: Steady,
     aside: Steady,
@@ -113,15 +113,15 @@ pub struct Struck {
     settled: Instant,
     back: Duration,
     /// The pods. They go after everything that lives in them.
-    pub pods: Pods,
+    pub(crate) pods: Pods,
 }
 
 /// What was seen of a fault.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Of the requests to `reads`.
-    pub get: Seen,
+    pub(crate) get: Seen,
     /// Of those to `writes`.
-    pub post: Seen,
+    pub(crate) post: Seen,
 }
 
 impl Struck {
@@ -134,8 +134,13 @@ impl Struck {
         .await;
     }
 
+    /// How long ago the fault began.
+    pub(crate) fn since(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// Control takes up what is new, and pushes it.
-    pub async fn control_goes_on(&mut self) {
+    pub(crate) async fn control_goes_on(&mut self) {
         let mesh = &mut self.pods.mesh;
         let before = mesh.status().await.snapshot;
         let service = format!(
@@ -152,7 +157,7 @@ impl Struck {
     }
 
     /// The fault is over: both servers answer again, and after some time nothing fails any more.
-    pub async fn recovers(&mut self) {
+    pub(crate) async fn recovers(&mut self) {
         let over = Instant::now();
         self.both_answer(over).await;
         self.back = over.elapsed();
@@ -169,7 +174,7 @@ impl Struck {
 
     /// Ends the load, checks what holds for every fault (whom it does not concern has noticed nothing, and what has settled stays so), and
     /// writes the rows of `fault`.
-    pub async fn told(mut self, fault: &'static str) -> Outcome {
+    pub(crate) async fn told(mut self, fault: &'static str) -> Outcome {
         let grown = self.client_memory().saturating_sub(self.memory);
         for load in [&mut self.get, &mut self.post, &mut self.aside] {
             load.stop().await;
