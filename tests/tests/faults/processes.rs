@@ -61,12 +61,13 @@ async fn an_application_that_stands_still_is_left_alone_until_it_goes_on() {
     let mut world = world.is_well().await;
     application.signal(Signal::STOP);
     tokio::time::sleep(FAULT * 2).await;
+    assert!(!world.is_answered_by("web-2", FAULT), "it does not stand still");
     application.signal(Signal::CONT);
     world.recovers().await;
     let seen = world.told("application stopped").await;
     seen.get.has_no_failure("GET");
     assert!(seen.get.longest < Duration::from_secs(4), "{:?}", seen.get);
-    seen.post.fails_at_most(60, &["request-timeout"], "POST");
+    seen.post.fails_at_most(40, &["request-timeout"], "POST");
 }
 
 #[tokio::test]

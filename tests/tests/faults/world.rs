@@ -139,6 +139,12 @@ impl Struck {
         self.began.elapsed()
     }
 
+    /// Whether a server has answered a request of the last `time`.
+    pub(crate) fn is_answered_by(&self, server: &str, time: Duration) -> bool {
+        let since = Instant::now().checked_sub(time).unwrap();
+        [&self.get, &self.post].iter().any(|load| load.is_answered_by(server, since))
+    }
+
     /// Control takes up what is new, and pushes it.
     pub(crate) async fn control_goes_on(&mut self) {
         let mesh = &mut self.pods.mesh;
