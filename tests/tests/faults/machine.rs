@@ -59,7 +59,8 @@ async fn a_servers_sidecar_without_cpu_is_left_alone_until_it_has_some() {
     let seen = world.told("sidecar starved").await;
     seen.get.has_no_failure("GET");
     assert!(seen.get.longest < Duration::from_secs(4), "{:?}", seen.get);
-    seen.post.fails_at_most(60, &["request-timeout"], "POST");
+    assert!(seen.post.longest > PERIOD / 2, "it had time enough: {:?}", seen.post);
+    seen.post.fails_at_most(40, &["request-timeout"], "POST");
 }
 
 /// Limits the files that a sidecar may have open, as the sidecar's own user, who may without a capability that many machines withhold from
