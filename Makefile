@@ -146,7 +146,7 @@ $(FUZZ):
 
 .PHONY: faults
 faults: ## what breaks and what users see of it, one fault after the other; writes the table of docs/RELIABILITY.md; 4 minutes
-	$(CARGO) build $(LOCKED) --workspace --bins --tests
+	$(CARGO) build $(LOCKED) --workspace --bins --test faults
 	UPDATE_DOCS=1 $(CARGO) test $(LOCKED) --workspace --test faults -- --test-threads=1
 
 .PHONY: soak
