@@ -94,7 +94,7 @@ async fn a_clock_jumps(fault: &'static str, whose: Whose, offset: i64) {
         Whose::Server => world.pods.pod("web-2").sidecar.as_ref(),
     };
     let _shared = Shared(process.unwrap().pid());
-    let mut world = world.is_well().await;
+    let mut world = world.under_load().await;
     put(&world.pods, &format!("{offset:+}"));
     // Somebody who has no connection yet: whoever cannot be reached because of its clock is left out, and the other one answers.
     for _ in 0..20 {

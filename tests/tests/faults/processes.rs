@@ -58,7 +58,7 @@ async fn an_application_that_stands_still_is_left_alone_until_it_goes_on() {
     let application = Process::start("web-2-application", Path::new("nsenter"), &args, folder.path());
     wait_until("the application listens", PATIENCE, async || machine.connect(own).is_ok()).await;
 
-    let mut world = world.is_well().await;
+    let mut world = world.under_load().await;
     application.signal(Signal::STOP);
     tokio::time::sleep(FAULT * 2).await;
     assert!(!world.is_answered_by("web-2", FAULT), "it does not stand still");
@@ -67,13 +67,13 @@ async fn an_application_that_stands_still_is_left_alone_until_it_goes_on() {
     let seen = world.told("application stopped").await;
     seen.get.has_no_failure("GET");
     assert!(seen.get.longest < Duration::from_secs(4), "{:?}", seen.get);
-    seen.post.fails_at_most(40, &["request-timeout"], "POST");
+    seen.post.fails_at_most(40, &["request-timeout", "upstream-reset"], "POST");
 }
 
 #[tokio::test]
 async fn with_control_killed_everything_goes_on() {
     let Some(world) = World::new(|pods| pods).await else { return };
-    let mut world = world.is_well().await;
+    let mut world = world.under_load().await;
     world.pods.mesh.kill_control();
     tokio::time::sleep(FAULT).await;
     world.pods.mesh.start_control().await;

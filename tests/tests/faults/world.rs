@@ -71,7 +71,7 @@ impl World {
     }
 
     /// Begins the load; all is well for a while, and then the fault begins.
-    pub(crate) async fn is_well(self) -> Struck {
+    pub(crate) async fn under_load(self) -> Struck {
         let load = |pod: &str, method, service, every| {
             let from = &self.pods.pod(pod).machine.namespace;
             Steady::start(from, self.pods.cluster_ip(service), method, service, every)
