@@ -144,6 +144,11 @@ $(FUZZ):
 	env -u CARGO_TARGET_DIR $(CARGO) install --locked --debug --version $(FUZZ_VERSION) \
 	  --root $(CACHE)/tools-cargo-fuzz-$(FUZZ_VERSION) cargo-fuzz
 
+.PHONY: faults
+faults: ## what breaks and what users see of it, one fault after the other; writes the table of docs/RELIABILITY.md; 4 minutes
+	$(CARGO) build $(LOCKED) --workspace --bins --test faults
+	UPDATE_DOCS=1 $(CARGO) test $(LOCKED) --workspace --test faults -- --test-threads=1
+
 .PHONY: soak
 soak: tools ## an hour of changes in four minutes, then 100,000 photographs: certificates, weights, endpoints, memory
 	$(CARGO) build $(LOCKED) --workspace --bins --tests

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{State, TrustAnchors, compile, memory};
 use crate::objects::ObjectSet;
 use crate::snapshot::Snapshot;
+use crate::trouble::Trouble;
 
 /// Publishes a snapshot whenever its version, its problems, its canaries or what became of objects change. The receiver holds the first one already, so a
 /// subscriber never mistakes a start for an empty mesh. Ends when the source ends or every receiver is gone.
@@ -48,9 +49,9 @@ fn start(
     tell(&[], &snapshot);
     let (sender, receiver) = watch::channel(Arc::new(snapshot));
     tokio::spawn(async move {
-        let mut keeping = Keeping { file, kept: before, due: Instant::now() };
-        keeping.keep(&state).await;
-        let mut unkept = false;
+        let trouble = Trouble::new("what was accepted");
+        let mut keeping = Keeping { file, kept: before, due: Instant::now(), trouble };
+        let mut unkept = !keeping.keep(&state).await;
         loop {
             tokio::select! {
                 () = sender.closed() => break,
@@ -58,8 +59,7 @@ fn start(
                 // Anchors that can no longer change are still anchors.
                 Ok(()) = trust.changed() => {}
                 () = sleep_until(keeping.due), if unkept => {
-                    keeping.keep(&state).await;
-                    unkept = false;
+                    unkept = !keeping.keep(&state).await;
                     continue;
                 }
             }
@@ -84,8 +84,7 @@ fn start(
             unkept = true;
             // After publishing: a disk that is slow must not hold a weight back.
             if keeping.due <= Instant::now() {
-                keeping.keep(&state).await;
-                unkept = false;
+                unkept = !keeping.keep(&state).await;
             }
         }
         if unkept {
@@ -106,21 +105,31 @@ struct Keeping {
     kept: State,
     /// Not before then.
     due: Instant,
+    /// Why it could not be written, if it could not.
+    trouble: Trouble,
 }
 
 impl Keeping {
-    /// Writes what is accepted, if that has changed.
-    async fn keep(&mut self, now: &State) {
-        let Some(file) = self.file.clone() else { return };
+    /// Writes what is accepted, if that has changed. Whether it is kept then; a disk that is full now may have room later.
+    async fn keep(&mut self, now: &State) -> bool {
+        let Some(file) = self.file.clone() else { return true };
         if self.kept == *now {
-            return;
+            return true;
         }
-        self.kept = now.clone();
         let state = now.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || memory::store(&state, &file)).await {
-            tracing::warn!("{error:#}");
-        }
+        let stored = tokio::task::spawn_blocking(move || memory::store(&state, &file).map(|()| state)).await;
         self.due = Instant::now() + KEPT_EVERY;
+        match stored {
+            Ok(Ok(state)) => {
+                self.kept = state;
+                self.trouble.over();
+                return true;
+            }
+            Ok(Err(error)) => self.trouble.met(&error),
+            // The process ends.
+            Err(_) => {}
+        }
+        false
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Mesh {
     leaf_lifetime: String,
     /// Control; `None` while it is down.
     pub control: Option<Process>,
+    /// What control is started through: words that end by running the program that follows them.
+    pub control_through: Vec<String>,
     pods: BTreeMap<String, Pod>,
     services: BTreeMap<String, BTreeMap<&'static str, String>>,
     more: BTreeMap<String, String>,
@@ -81,6 +83,7 @@ impl Default for Mesh {
             push_ip: ip,
             leaf_lifetime: "1h".to_owned(),
             control: None,
+            control_through: Vec::new(),
             pods: BTreeMap::new(),
             services: BTreeMap::new(),
             more: BTreeMap::new(),
@@ -330,7 +333,8 @@ impl Mesh {
         if self.push_ip != self.ip {
             // On a network of the test's own: even a test that is killed leaves nobody behind who keeps it.
             let with_the_test = ["--pdeathsig", "KILL", "--"].map(str::to_owned);
-            args.splice(0..0, with_the_test.into_iter().chain([program.display().to_string()]));
+            let through = with_the_test.into_iter().chain(self.control_through.iter().cloned());
+            args.splice(0..0, through.chain([program.display().to_string()]));
             program = PathBuf::from("setpriv");
         }
         self.control = Some(Process::start("control", &program, &args, self.folder.path()));

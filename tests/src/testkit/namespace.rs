@@ -7,12 +7,12 @@
 //! Making them needs root, or a user namespace in which more than one user exists (`unshare -Urn --map-auto`).
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::PATIENCE;
+use super::peers::script;
 
 /// A network namespace.
 #[derive(Debug)]
@@ -222,6 +223,27 @@ impl Network {
         Machine { namespace, v4, v6 }
     }
 
+    /// Leads what comes from and goes to a machine over a wire that can be made worse.
+    pub fn worse(&self, machine: &Machine) -> BadWire {
+        let number = machine.v4.octets()[3];
+        self.switch.run(&format!(
+            "ip link add side{number} type bridge && ip link set side{number} up && ip link set port{number} master side{number}"
+        ));
+        let mut program = self.switch.command("setpriv");
+        program.args(["--pdeathsig", "KILL", "--", "python3", &script("wire.py")]);
+        program.args([format!("in{number}"), format!("side{number}"), format!("out{number}")]);
+        let mut relay = program
+            .arg("bridge")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("nsenter (util-linux) does not start: {error}"));
+        let mut said = String::new();
+        BufReader::new(relay.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "made\n", "no wire can be made here; it needs python3 and /dev/net/tun");
+        BadWire(relay)
+    }
+
     /// Sees all that passes the bridge from now on.
     pub fn listen_in(&self) -> Wiretap {
         // `htons(ETH_P_ALL)` of linux/if_ether.h.
@@ -252,6 +274,26 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         self.home.move_in();
+    }
+}
+
+/// A wire that loses and delays what passes, as told; a program of its own, since not every kernel has netem.
+#[derive(Debug)]
+pub struct BadWire(Child);
+
+impl BadWire {
+    /// From now on: the share of packets that each direction loses, and how much later it delivers the others.
+    pub fn becomes(&mut self, loss_percent: u8, delay: Duration) {
+        let told = format!("{loss_percent} {}\n", delay.as_millis());
+        self.0.stdin.as_mut().unwrap().write_all(told.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for BadWire {
+    fn drop(&mut self) {
+        // It fails only when the program has ended, which is what was wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

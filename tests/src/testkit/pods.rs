@@ -36,6 +36,8 @@ pub struct Pod {
     listed: Listed,
     /// What its proxy is told besides.
     pub options: Vec<String>,
+    /// What its proxy is started through: words that end by running the program that follows them.
+    pub through: Vec<String>,
     /// Its proxy.
     pub sidecar: Option<Process>,
 }
@@ -77,6 +79,7 @@ struct Service {
     number: u8,
     headless: bool,
     protocol: &'static str,
+    annotations: Vec<(&'static str, String)>,
     pods: Vec<String>,
 }
 
@@ -119,6 +122,7 @@ impl Pods {
             probe: None,
             listed: Listed::Ready,
             options: Vec::new(),
+            through: Vec::new(),
             sidecar: None,
         };
         self.pods.insert(name.to_owned(), pod);
@@ -156,7 +160,16 @@ impl Pods {
             }
         }
         let pods = pods.iter().map(|pod| (*pod).to_owned()).collect();
-        self.services.insert(name.to_owned(), Service { number, headless: false, protocol, pods });
+        self.services.insert(
+            name.to_owned(),
+            Service { number, headless: false, protocol, annotations: Vec::new(), pods },
+        );
+        self
+    }
+
+    /// Adds an annotation to a Service.
+    pub fn annotate(mut self, service: &str, key: &'static str, value: &str) -> Self {
+        self.services.get_mut(service).unwrap().annotations.push((key, value.to_owned()));
         self
     }
 
@@ -201,17 +214,21 @@ impl Pods {
 
     fn yaml(&self) -> String {
         let mut yaml = String::new();
-        for (name, Service { number, headless, protocol, pods }) in &self.services {
+        for (name, Service { number, headless, protocol, annotations, pods }) in &self.services {
             let addresses = match headless {
                 true => "clusterIP: None".to_owned(),
                 false => format!(
                     "clusterIP: 10.96.0.{number}\n  clusterIPs: [10.96.0.{number}, \"fd96::{number}\"]"
                 ),
             };
+            let annotations: Vec<_> =
+                annotations.iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
             let _ = write!(
                 yaml,
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  {addresses}\n  \
-                 ports:\n  - {{name: main, port: 80, targetPort: {APPLICATION}, appProtocol: {protocol}}}\n"
+                "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  \
+                 annotations: {{{}}}\nspec:\n  {addresses}\n  \
+                 ports:\n  - {{name: main, port: 80, targetPort: {APPLICATION}, appProtocol: {protocol}}}\n",
+                annotations.join(", ")
             );
             let _ = write!(
                 yaml,
@@ -261,6 +278,14 @@ impl Pods {
     /// `penstock-proxy` in a pod, as root, for more arguments.
     pub fn proxy_line(&self, pod: &str) -> Command {
         self.pods[pod].machine.namespace.command(self.folder.path().join("penstock-proxy"))
+    }
+
+    /// A file that every proxy may read.
+    pub fn shared_file(&self, name: &str, content: &str) -> PathBuf {
+        let file = self.folder.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        readable(&file);
+        file
     }
 
     /// What the EndpointSlices say of a pod; [`Pods::write`] tells control.
@@ -348,6 +373,7 @@ impl Pods {
                 .map(str::to_owned)
                 .into();
         args.extend(["--pdeathsig", "KILL", "--"].map(str::to_owned));
+        args.extend(pod.through.iter().cloned());
         args.push(file("penstock-proxy").display().to_string());
         args.extend([
             "run".to_owned(),

@@ -61,10 +61,14 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
+    /// Its number, which is the program's own where it was started through others that become it.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed()).unwrap()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// Asks it to end in good order.
