@@ -10,47 +10,12 @@ use penstock_control::compile::{State, compile};
 use penstock_control::objects::ObjectSet;
 use penstock_control::snapshot::Snapshot;
 
-use common::{compiled, messages, read, trust};
-
-const PODS: &str = "\
-apiVersion: v1
-kind: Service
-metadata: {name: digits, namespace: a}
-spec:
-  selector: {app: digits}
-  ports: [{name: rest, port: 80, targetPort: rest}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: digits-0, namespace: a, labels: {app: digits, tier: gpu}, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{name: rest, containerPort: 8000}, {name: admin, containerPort: 9000}]}]}
-status: {podIP: 10.0.0.1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: other, namespace: a, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
-status: {podIP: 10.0.0.2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: b, labels: {app: digits}, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
-status: {podIP: 10.0.0.3}
-";
+use common::{PODS, compiled, messages, read, trust, world};
 
 fn policy(spec: &str) -> String {
     format!(
         "apiVersion: penstock.io/v1alpha1\nkind: AccessPolicy\nmetadata:\n  name: p\n  namespace: a\nspec:\n{spec}"
     )
-}
-
-fn world(policy: &str) -> ObjectSet {
-    let mut set = read("pods.yaml", PODS);
-    let more = read("policy.yaml", policy);
-    set.objects.extend(more.objects);
-    set.broken.extend(more.broken);
-    set
 }
 
 fn access(snapshot: &Snapshot, pod: &str) -> v1::Access {
@@ -89,21 +54,26 @@ fn a_policy_is_about_the_workloads_of_its_targets_in_its_namespace() {
         ("  selector: {matchLabels: {app: digits, tier: cpu}}\n", [true, true, true, true]),
     ];
     for (targets, expected) in table {
-        assert_eq!(open(&compiled(&world(&policy(&format!("{targets}{jobs}"))))), expected, "{targets}");
+        assert_eq!(
+            open(&compiled(&world("policy.yaml", &policy(&format!("{targets}{jobs}"))))),
+            expected,
+            "{targets}"
+        );
     }
     let front = policy(&format!(
         "  selector: {{matchLabels: {{app: digits}}}}\n{}",
         jobs.replace("[jobs]", "[front]")
     ));
-    assert_eq!(open(&compiled(&world(&front))), [true; 4]);
+    assert_eq!(open(&compiled(&world("policy.yaml", &front))), [true; 4]);
 }
 
 #[test]
 fn a_change_of_a_policy_resends_nothing_else() {
     let allow = |who: &str| {
-        compiled(&world(&policy(&format!(
-            "  action: Allow\n  rules: [{{from: [{{serviceAccounts: [{who}]}}]}}]\n"
-        ))))
+        compiled(&world(
+            "policy.yaml",
+            &policy(&format!("  action: Allow\n  rules: [{{from: [{{serviceAccounts: [{who}]}}]}}]\n")),
+        ))
     };
     let (before, after) = (allow("x"), allow("y"));
     for kind in Kind::PUSH_ORDER {
@@ -165,7 +135,7 @@ fn a_policy_that_makes_no_sense_is_refused_with_its_line_and_fails_safe() {
         (format!("{of_digits}  action: Allow\n  rule: []\n"), 9, "there is no such field", all),
     ];
     for (spec, line, words, expected) in table {
-        let snapshot = compiled(&world(&policy(&spec)));
+        let snapshot = compiled(&world("policy.yaml", &policy(&spec)));
         let said = messages(&snapshot);
         assert!(said.iter().any(|said| said.contains(words)), "{spec}: {said:?}");
         let at = snapshot.problems.iter().find(|problem| problem.message.contains(words)).unwrap().line;
@@ -175,9 +145,10 @@ fn a_policy_that_makes_no_sense_is_refused_with_its_line_and_fails_safe() {
         assert!(told[0].unreadable.starts_with("policy.yaml:"), "{told:?}");
     }
     // An Audit changes nothing, whatever is wrong with it.
-    let audit = compiled(&world(&policy(&format!(
-        "{of_digits}  action: Audit\n  rules: [{{to: [{{paths: [x]}}]}}]\n"
-    ))));
+    let audit = compiled(&world(
+        "policy.yaml",
+        &policy(&format!("{of_digits}  action: Audit\n  rules: [{{to: [{{paths: [x]}}]}}]\n")),
+    ));
     assert_eq!((open(&audit), messages(&audit).len()), ([true; 4], 1));
 }
 
@@ -186,10 +157,10 @@ fn a_policy_that_loses_its_sense_leaves_its_last_good_version_in_force() {
     let good = policy(
         "  selector: {matchLabels: {app: digits}}\n  action: Deny\n  rules: [{from: [{serviceAccounts: [jobs]}]}]\n",
     );
-    let (first, state) = compile(&world(&good), &State::default(), &trust());
+    let (first, state) = compile(&world("policy.yaml", &good), &State::default(), &trust());
     assert_eq!(open(&first), [true; 4]);
     for bad in [good.replace("[jobs]", "['']"), good.replace("Deny", "Denied"), "a: [".to_owned()] {
-        let (snapshot, state) = compile(&world(&bad), &state, &trust());
+        let (snapshot, state) = compile(&world("policy.yaml", &bad), &state, &trust());
         assert_eq!(access(&snapshot, "a/digits-0"), access(&first, "a/digits-0"), "{bad}");
         assert!(
             snapshot.problems.iter().any(|problem| problem.last_good_in_force),
@@ -197,7 +168,7 @@ fn a_policy_that_loses_its_sense_leaves_its_last_good_version_in_force() {
             snapshot.problems
         );
         // And goes when it is deleted.
-        let (snapshot, _) = compile(&world(""), &state, &trust());
+        let (snapshot, _) = compile(&world("policy.yaml", ""), &state, &trust());
         assert_eq!(access(&snapshot, "a/digits-0").policies, []);
     }
 }
@@ -209,7 +180,7 @@ fn what_protects_nothing_is_told() {
         ("  selector: {matchLabels: {app: digit}}\n", "no workload of the mesh"),
     ];
     for (targets, words) in table {
-        let snapshot = compiled(&world(&policy(&format!("{targets}  action: Allow\n"))));
+        let snapshot = compiled(&world("policy.yaml", &policy(&format!("{targets}  action: Allow\n"))));
         assert!(messages(&snapshot).iter().any(|said| said.contains(words)), "{:?}", messages(&snapshot));
         assert_eq!(open(&snapshot), [true; 4]);
     }
@@ -227,7 +198,7 @@ fn declared_ports_that_an_allow_leaves_open_are_told() {
         (policy(&format!("{of_digits}  action: Allow\n{more}")), false),
     ];
     for (policy, expected) in table {
-        let told = messages(&compiled(&world(&policy)));
+        let told = messages(&compiled(&world("policy.yaml", &policy)));
         let said = told
             .iter()
             .any(|said| said.contains("Pod a/digits-0 declares 9000 too, which no Allow is about"));
@@ -246,7 +217,7 @@ fn a_header_that_is_never_there_is_told() {
         ("penstock-protocol", true),
     ] {
         let rules = format!("  action: Deny\n  rules: [{{when: {{headers: [{{name: {name}}}]}}}}]\n");
-        let told = messages(&compiled(&world(&policy(&rules))));
+        let told = messages(&compiled(&world("policy.yaml", &policy(&rules))));
         assert_eq!(told.iter().any(|said| said.contains("never comes so far")), expected, "{name}: {told:?}");
     }
 }

@@ -7,50 +7,14 @@ use penstock_api::access::RateLimit;
 use penstock_api::resource::{Kind, Payload};
 use penstock_api::v1;
 use penstock_control::compile::{State, compile};
-use penstock_control::objects::ObjectSet;
 use penstock_control::snapshot::Snapshot;
 
-use common::{compiled, messages, read, trust};
-
-const PODS: &str = "\
-apiVersion: v1
-kind: Service
-metadata: {name: digits, namespace: a}
-spec:
-  selector: {app: digits}
-  ports: [{name: rest, port: 80, targetPort: rest}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: digits-0, namespace: a, labels: {app: digits}, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{name: rest, containerPort: 8000}, {name: admin, containerPort: 9000}]}]}
-status: {podIP: 10.0.0.1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: other, namespace: a, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
-status: {podIP: 10.0.0.2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: far, namespace: b, labels: {app: digits}, annotations: {penstock.io/inject: enabled}}
-spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
-status: {podIP: 10.0.0.3}
-";
+use common::{PODS, compiled, messages, read, trust, world};
 
 fn rates(spec: &str) -> String {
     format!(
         "apiVersion: penstock.io/v1alpha1\nkind: RateLimit\nmetadata:\n  name: r\n  namespace: a\nspec:\n{spec}"
     )
-}
-
-fn world(rates: &str) -> ObjectSet {
-    let mut set = read("pods.yaml", PODS);
-    let more = read("rates.yaml", rates);
-    set.objects.extend(more.objects);
-    set.broken.extend(more.broken);
-    set
 }
 
 fn limits(snapshot: &Snapshot, pod: &str) -> Vec<v1::RateLimit> {
@@ -70,8 +34,10 @@ fn limits_are_told_to_the_pods_that_they_are_about() {
         ("  selector: {matchLabels: {app: x}}\n", [None, None, None]),
     ];
     for (targets, expected) in table {
-        let snapshot =
-            compiled(&world(&rates(&format!("{targets}  limits: [{{name: l, concurrent: 1}}]\n"))));
+        let snapshot = compiled(&world(
+            "rates.yaml",
+            &rates(&format!("{targets}  limits: [{{name: l, concurrent: 1}}]\n")),
+        ));
         let ports = ["a/digits-0", "a/other", "b/far"]
             .map(|pod| limits(&snapshot, pod).into_iter().next().map(|limit| limit.ports));
         assert_eq!(ports, expected, "{targets}");
@@ -95,7 +61,7 @@ fn a_limit_is_told_as_it_is_written() {
     concurrent: 4
     tokens: {perMinute: 6000}
 ";
-    let snapshot = compiled(&world(&rates(spec)));
+    let snapshot = compiled(&world("rates.yaml", &rates(spec)));
     assert_eq!(messages(&snapshot), Vec::<String>::new());
     let told = limits(&snapshot, "a/digits-0");
     let [all, each] = &told[..] else { panic!("{told:?}") };
@@ -117,7 +83,10 @@ fn a_limit_is_told_as_it_is_written() {
 fn a_change_of_a_limit_resends_nothing_but_what_its_pods_may_be_asked() {
     let limit = |most: u32| {
         let targets = "  targetRefs: [{kind: Service, name: digits}]\n";
-        compiled(&world(&rates(&format!("{targets}  limits: [{{name: l, concurrent: {most}}}]\n"))))
+        compiled(&world(
+            "rates.yaml",
+            &rates(&format!("{targets}  limits: [{{name: l, concurrent: {most}}}]\n")),
+        ))
     };
     let (before, after) = (limit(1), limit(2));
     for kind in Kind::PUSH_ORDER {
@@ -161,7 +130,7 @@ fn what_makes_no_sense_is_refused_with_its_line_and_limits_nothing() {
         ),
     ];
     for (spec, line, words) in table {
-        let snapshot = compiled(&world(&rates(spec)));
+        let snapshot = compiled(&world("rates.yaml", &rates(spec)));
         let found = snapshot.problems.iter().find(|problem| problem.message.contains(words));
         let found = found.unwrap_or_else(|| panic!("{spec}: {:?}", messages(&snapshot)));
         assert_eq!(found.line, line, "{spec}: {found:?}");
@@ -172,12 +141,12 @@ fn what_makes_no_sense_is_refused_with_its_line_and_limits_nothing() {
 #[test]
 fn a_limit_that_loses_its_sense_leaves_its_last_good_version_in_force() {
     let good = rates("  limits: [{name: l, concurrent: 7}]\n");
-    let (first, state) = compile(&world(&good), &State::default(), &trust());
+    let (first, state) = compile(&world("rates.yaml", &good), &State::default(), &trust());
     let told = limits(&first, "a/digits-0");
     for bad in [good.replace('7', "0"), good.replace("concurrent", "concurent"), "a: [".to_owned()] {
-        let (snapshot, state) = compile(&world(&bad), &state, &trust());
+        let (snapshot, state) = compile(&world("rates.yaml", &bad), &state, &trust());
         assert_eq!(limits(&snapshot, "a/digits-0"), told, "{bad}");
-        let (snapshot, _) = compile(&world(""), &state, &trust());
+        let (snapshot, _) = compile(&world("rates.yaml", ""), &state, &trust());
         assert_eq!(limits(&snapshot, "a/digits-0"), [], "it goes when it is deleted");
     }
 }
@@ -192,8 +161,8 @@ fn admission_of_a_service_holds_for_the_pods_that_it_leads_to_unless_they_say_it
                   {kubernetes.io/service-name: digits}}\naddressType: IPv4\nports: [{name: rest, port: 8000}]\nendpoints: \
                   [{addresses: [10.0.0.1], targetRef: {kind: Pod, namespace: a, name: digits-0}}]\n";
     let of_pod = of_service.replace(
-        "labels: {app: digits}, annotations: {penstock.io/inject: enabled}",
-        "labels: {app: digits}, annotations: {penstock.io/inject: enabled, penstock.io/admission: limit=8}",
+        "tier: gpu}, annotations: {penstock.io/inject: enabled}",
+        "tier: gpu}, annotations: {penstock.io/inject: enabled, penstock.io/admission: limit=8}",
     );
     for (text, limit) in [(PODS, None), (&of_service, Some(0)), (&of_pod, Some(8))] {
         let snapshot = compiled(&read("pods.yaml", &format!("{text}{slices}")));

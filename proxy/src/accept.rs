@@ -110,22 +110,22 @@ impl OpenConnections {
             self.all.fetch_sub(1, Relaxed);
             return Err(TooMany::InAll);
         }
-        let of_peer = bounds.per_peer > 0;
-        if of_peer {
+        let counts_for = (bounds.per_peer > 0).then(|| one_peer(peer));
+        if let Some(peer) = counts_for {
             let mut peers = self.lock();
-            let known = peers.entry(one_peer(peer)).or_default();
+            let known = peers.entry(peer).or_default();
             if known.open >= bounds.per_peer {
                 self.all.fetch_sub(1, Relaxed);
                 return Err(TooMany::FromPeer);
             }
             known.open += 1;
         }
-        Ok(Counted { open: Arc::clone(self), peer, of_peer })
+        Ok(Counted { open: Arc::clone(self), peer, counts_for })
     }
 
     fn change(&self, peer: IpAddr, change: impl FnOnce(&mut Peer)) {
         let mut peers = self.lock();
-        if let Entry::Occupied(mut known) = peers.entry(one_peer(peer)) {
+        if let Entry::Occupied(mut known) = peers.entry(peer) {
             change(known.get_mut());
             if known.get().open == 0 {
                 known.remove();
@@ -144,8 +144,8 @@ impl OpenConnections {
 pub struct Counted {
     open: Arc<OpenConnections>,
     peer: IpAddr,
-    /// Whether it counts for its peer, too.
-    of_peer: bool,
+    /// Under what it counts for its peer, if peers are counted.
+    counts_for: Option<IpAddr>,
 }
 
 /// Who counts as one peer: an address, of IPv6 the network that one host has for itself.
@@ -169,35 +169,33 @@ impl Counted {
 
     /// Its handshake begins; `None`: so many of its peer's are going on already. Only where a peer's connections are counted.
     pub fn shakes(&self, limit: u32) -> Option<Shaking<'_>> {
-        if limit == 0 || !self.of_peer {
-            return Some(Shaking(None));
-        }
+        let Some(peer) = self.counts_for.filter(|_| limit > 0) else { return Some(Shaking(None)) };
         let mut begun = false;
-        self.open.change(self.peer, |peer| {
+        self.open.change(peer, |peer| {
             begun = peer.shaking < limit;
             peer.shaking += u32::from(begun);
         });
-        begun.then(|| Shaking(Some(self)))
+        begun.then(|| Shaking(Some((&self.open, peer))))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.open.all.fetch_sub(1, Relaxed);
-        if self.of_peer {
-            self.open.change(self.peer, |peer| peer.open -= 1);
+        if let Some(peer) = self.counts_for {
+            self.open.change(peer, |peer| peer.open -= 1);
         }
     }
 }
 
 /// A connection in its handshake.
 #[derive(Debug)]
-pub struct Shaking<'a>(Option<&'a Counted>);
+pub struct Shaking<'a>(Option<(&'a OpenConnections, IpAddr)>);
 
 impl Drop for Shaking<'_> {
     fn drop(&mut self) {
-        if let Some(counted) = self.0 {
-            counted.open.change(counted.peer, |peer| peer.shaking -= 1);
+        if let Some((open, peer)) = self.0 {
+            open.change(peer, |peer| peer.shaking -= 1);
         }
     }
 }

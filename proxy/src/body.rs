@@ -77,7 +77,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Client(body, exchange) => {
                 let polled = Pin::new(body).poll_frame(cx);
-                exchange.client_is_waited_for(polled.is_pending());
+                exchange.awaits_client(polled.is_pending());
                 let mut frame = ready!(polled);
                 if let Some(Ok(frame)) = &mut frame {
                     came_in(frame, exchange)?;

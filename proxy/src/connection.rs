@@ -6,14 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::Authority;
-use http::{HeaderValue, Method, Version};
+use http::{HeaderValue, Version};
 use penstock_api::{Reason, SpiffeId};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
 use crate::config::{Rule, Workload, WorkloadPort};
 use crate::failure::Failure;
-use crate::headers::{self, Found};
 use crate::report::LastTold;
 use crate::worker::Worker;
 
@@ -127,19 +126,8 @@ impl Connection {
         self.client.as_ref().map(|(id, _)| id)
     }
 
-    /// The host and port that a request is for, from its target or its Host header; or why two servers could take the request for
-    /// different ones.
-    pub fn authority(&self, request: &http::request::Parts, found: Found) -> Result<Authority, Failure> {
-        if headers::ambiguous_host(&request.headers) {
-            return Err(Failure::unprocessed(Reason::BadRequest, "the request names two hosts"));
-        }
-        if headers::is_coded(&request.headers, found) {
-            return Err(Failure::unprocessed(
-                Reason::BadRequest,
-                "the body's transfer-encoding is more than chunked once, and no server here takes more off",
-            ));
-        }
-        check_form(request)?;
+    /// The host and port that a request is for, from its target or its Host header.
+    pub fn authority(&self, request: &http::request::Parts) -> Result<Authority, Failure> {
         if let Some(authority) = request.uri.authority() {
             return check_host(authority).map(|()| authority.clone());
         }
@@ -173,25 +161,6 @@ impl Connection {
         };
         text.try_into().ok()
     }
-}
-
-/// Refuses a target that is not of its method: only CONNECT names an authority alone, and only OPTIONS asks for `*` (RFC 9112, 3.2).
-/// Servers read the others each in their own way.
-fn check_form(request: &http::request::Parts) -> Result<(), Failure> {
-    let (method, uri) = (&request.method, &request.uri);
-    let alone = uri.authority().is_some() && uri.scheme().is_none();
-    let fits = match *method {
-        Method::CONNECT => uri.authority().is_some(),
-        Method::OPTIONS => !alone,
-        _ => !alone && uri.path() != "*",
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(Failure::unprocessed(
-        Reason::BadRequest,
-        format!("{method} is not asked of {uri}; name a path, and to CONNECT a host and a port"),
-    ))
 }
 
 /// Refuses what is more than a host and a port. A user's name before them is there to deceive (RFC 9110, 4.2.4), and of what is none
@@ -245,34 +214,6 @@ mod tests {
             if let Ok(authority) = bad.parse() {
                 assert!(check_host(&authority).is_err(), "{bad}");
             }
-        }
-    }
-
-    #[test]
-    fn a_target_has_the_form_of_its_method() {
-        let fits = |method: &str, target: &str| {
-            let request = http::Request::builder().method(method).uri(target).body(()).unwrap();
-            check_form(&request.into_parts().0).is_ok()
-        };
-        for (method, target) in [
-            ("GET", "/"),
-            ("GET", "http://a/"),
-            ("OPTIONS", "*"),
-            ("OPTIONS", "/*"),
-            ("CONNECT", "a:80"),
-            ("CONNECT", "http://a/chat"),
-        ] {
-            assert!(fits(method, target), "{method} {target}");
-        }
-        for (method, target) in [
-            ("GET", "a:80"),
-            ("POST", "a"),
-            ("OPTIONS", "a"),
-            ("GET", "*"),
-            ("CONNECT", "/"),
-            ("CONNECT", "*"),
-        ] {
-            assert!(!fits(method, target), "{method} {target}");
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct Exchange {
     executed: Cell<Option<Span>>,
     request_bytes: Cell<u64>,
     /// Whoever reads the request's body waits for the client to send more of it.
-    waits_for_client: Cell<bool>,
+    awaits_client: Cell<bool>,
     /// It is a call of gRPC, whose client may have said all that it has to say without ending its stream.
     grpc: Cell<bool>,
     /// How long the client waits, by its own word.
@@ -130,7 +130,7 @@ impl Exchange {
             verdict: Cell::new(""),
             executed: Cell::new(None),
             request_bytes: Cell::new(0),
-            waits_for_client: Cell::new(false),
+            awaits_client: Cell::new(false),
             grpc: Cell::new(false),
             said: Cell::new(None),
             response_bytes: Cell::new(0),
@@ -480,18 +480,18 @@ impl Exchange {
     }
 
     /// Whether more of the request's body was asked for than the client has sent.
-    pub fn client_is_waited_for(&self, waits: bool) {
-        self.waits_for_client.set(waits);
+    pub fn awaits_client(&self, waits: bool) {
+        self.awaits_client.set(waits);
     }
 
     /// It is a call of gRPC, or not.
-    pub fn is_call(&self, grpc: bool) {
+    pub fn speaks_grpc(&self, grpc: bool) {
         self.grpc.set(grpc);
     }
 
     /// Whether it is the client's fault that nothing moves. Of a call of gRPC nobody can tell.
-    pub fn waits_for_client(&self) -> bool {
-        self.waits_for_client.get() && !self.grpc.get()
+    pub fn client_stalls(&self) -> bool {
+        self.awaits_client.get() && !self.grpc.get()
     }
 
     /// Bytes of an answer to the client have passed.
@@ -579,7 +579,7 @@ impl Drop for Exchange {
         };
         outcome.finish(&end);
         if end.failed && self.direction == Direction::Outbound {
-            self.worker.telemetry.fails();
+            self.worker.telemetry.request_failed();
         }
         self.worker.shared.drain.end(self.direction);
         let details = self.details.take().map(|details| {

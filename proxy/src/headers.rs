@@ -7,7 +7,7 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::{HeaderMap, Method, Request, Version, uri};
+use http::{HeaderMap, Method, Request, Version, request, uri};
 use http_body::Body;
 use penstock_api::{Reason, names, path};
 
@@ -107,14 +107,14 @@ fn is_strange(name: &HeaderName) -> bool {
 }
 
 /// Whether the request names more than one host, which peers would read differently (RFC 9112, 3.2: answer 400).
-pub fn ambiguous_host(headers: &HeaderMap) -> bool {
+fn ambiguous_host(headers: &HeaderMap) -> bool {
     // The map knows at once when no name repeats.
     headers.len() != headers.keys_len() && headers.get_all(HOST).iter().nth(1).is_some()
 }
 
 /// Whether a body is coded in any other way than in chunks, once. hyper takes off the chunks and nothing else, and what is left would
 /// travel on as if it were plain (RFC 9112, 6.1).
-pub fn is_coded(headers: &HeaderMap, found: Found) -> bool {
+fn is_coded(headers: &HeaderMap, found: Found) -> bool {
     if !found.one_hop {
         return false;
     }
@@ -122,6 +122,39 @@ pub fn is_coded(headers: &HeaderMap, found: Found) -> bool {
         headers.get_all(TRANSFER_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     let mut codings = values.map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty());
     codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) || codings.next().is_some()
+}
+
+/// Refuses a request that two servers could take for different ones.
+pub fn check_request(request: &request::Parts, found: Found) -> Result<(), Failure> {
+    if ambiguous_host(&request.headers) {
+        return Err(Failure::unprocessed(Reason::BadRequest, "the request names two hosts"));
+    }
+    if is_coded(&request.headers, found) {
+        return Err(Failure::unprocessed(
+            Reason::BadRequest,
+            "the body's transfer-encoding is more than chunked once, and no server here takes more off",
+        ));
+    }
+    check_form(request)
+}
+
+/// Refuses a target that is not of its method: only CONNECT names an authority alone, and only OPTIONS asks for `*` (RFC 9112, 3.2).
+/// Servers read the others each in their own way.
+fn check_form(request: &request::Parts) -> Result<(), Failure> {
+    let (method, uri) = (&request.method, &request.uri);
+    let alone = uri.authority().is_some() && uri.scheme().is_none();
+    let fits = match *method {
+        Method::CONNECT => uri.authority().is_some(),
+        Method::OPTIONS => !alone,
+        _ => !alone && uri.path() != "*",
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Failure::unprocessed(
+        Reason::BadRequest,
+        format!("{method} is not asked of {uri}; name a path, and to CONNECT a host and a port"),
+    ))
 }
 
 /// Refuses an answer that is coded so: its client would be given what it cannot read.
@@ -464,6 +497,34 @@ mod tests {
         let mut two = headers(&[("host", "a")]);
         two.append(HOST, "b".parse().unwrap());
         assert!(ambiguous_host(&two));
+    }
+
+    #[test]
+    fn a_target_has_the_form_of_its_method() {
+        let fits = |method: &str, target: &str| {
+            let request = http::Request::builder().method(method).uri(target).body(()).unwrap();
+            check_form(&request.into_parts().0).is_ok()
+        };
+        for (method, target) in [
+            ("GET", "/"),
+            ("GET", "http://a/"),
+            ("OPTIONS", "*"),
+            ("OPTIONS", "/*"),
+            ("CONNECT", "a:80"),
+            ("CONNECT", "http://a/chat"),
+        ] {
+            assert!(fits(method, target), "{method} {target}");
+        }
+        for (method, target) in [
+            ("GET", "a:80"),
+            ("POST", "a"),
+            ("OPTIONS", "a"),
+            ("GET", "*"),
+            ("CONNECT", "/"),
+            ("CONNECT", "*"),
+        ] {
+            assert!(!fits(method, target), "{method} {target}");
+        }
     }
 
     #[test]

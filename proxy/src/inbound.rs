@@ -232,7 +232,7 @@ pub async fn request(
     }
     let exchange = Exchange::begin(&connection.worker, Direction::Inbound);
     let grpc = answer::is_grpc(request.headers());
-    exchange.is_call(grpc);
+    exchange.speaks_grpc(grpc);
     let mut response = answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc);
     exchange.answers(&response);
     exchange.set_reports(!connection.sidecar || connection.last_told.is_due(Instant::now()));
@@ -251,7 +251,8 @@ async fn stages(
     let worker = &connection.worker;
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
-    let authority = connection.authority(&parts, found)?;
+    headers::check_request(&parts, found)?;
+    let authority = connection.authority(&parts)?;
     let client = connection.client_id();
     exchange.keep_request(&mut parts, &authority, client);
 

@@ -159,7 +159,7 @@ impl Kept {
     /// The next frame from the client.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBroken>>> {
         let polled = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx);
-        self.exchange.client_is_waited_for(polled.is_pending());
+        self.exchange.awaits_client(polled.is_pending());
         let Poll::Ready(mut frame) = polled else {
             self.waker.replace(Some(cx.waker().clone()));
             return Poll::Pending;

@@ -83,6 +83,7 @@ pub const CLIENT_WINDOW: u32 = 8 << 20;
 pub fn client_window(open: u32) -> u32 {
     (CLIENT_WINDOWS / open.max(1)).clamp(CLIENT_WINDOW, CONNECTION_WINDOW)
 }
+
 /// What each of its streams may have under way then: as many as we put on a connection cannot fill it.
 pub fn stream_window(connection: u32) -> u32 {
     (connection / STREAMS).clamp(64 << 10, STREAM_WINDOW)

@@ -116,7 +116,7 @@ pub async fn request(
 ) -> Result<Response<ResponseBody>, Infallible> {
     let exchange = Exchange::begin(&connection.worker, Direction::Outbound);
     let grpc = answer::is_grpc(request.headers());
-    exchange.is_call(grpc);
+    exchange.speaks_grpc(grpc);
     Ok(answer::settle(&exchange, stages(&connection, &exchange, request).await, grpc))
 }
 
@@ -129,7 +129,8 @@ async fn stages(
     let (mut parts, body) = request.into_parts();
     let found = headers::look(&parts.headers);
     let upgrading = headers::asks_upgrade(&parts.headers, found) || upgrade::is_connect(&parts);
-    let authority = connection.authority(&parts, found)?;
+    headers::check_request(&parts, found)?;
+    let authority = connection.authority(&parts)?;
     exchange.keep_request(&mut parts, &authority, None);
     if found.wants_report {
         exchange.show_reports(&parts.headers);

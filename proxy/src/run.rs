@@ -223,24 +223,27 @@ fn work(
         for (listen, socket, open) in listeners {
             let listener = tokio::net::TcpListener::from_std(socket)?;
             let Limits { connections, connections_per_peer, .. } = worker.shared.limits;
-            // The application is one peer, and has its sidecar for itself.
-            let bounds = match listen.serves {
-                Serves::Outbound(_) => Bounds { connections, per_peer: 0 },
-                Serves::Inbound(_) => Bounds { connections, per_peer: connections_per_peer },
-            };
+            let bounds = |per_peer| Bounds { connections, per_peer };
             let worker = std::rc::Rc::clone(&worker);
             match listen.serves {
                 Serves::Outbound(to) => {
                     let serve = move |stream, counted| {
                         outbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
                     };
-                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, bounds, serve));
+                    // The application is one peer, and has its sidecar for itself.
+                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, bounds(0), serve));
                 }
                 Serves::Inbound(to) => {
                     let serve = move |stream, counted| {
                         inbound::connection(std::rc::Rc::clone(&worker), stream, counted, to.clone())
                     };
-                    tokio::task::spawn_local(accept::accept(listen.name, listener, open, bounds, serve));
+                    tokio::task::spawn_local(accept::accept(
+                        listen.name,
+                        listener,
+                        open,
+                        bounds(connections_per_peer),
+                        serve,
+                    ));
                 }
             }
         }

@@ -55,9 +55,8 @@ pub async fn http<T, H, F>(
         let callers = if connection.sidecar { limits::STREAMS } else { 1 };
         let (stream, flood) = Guarded::new(stream, callers, Instant::now());
         let window = limits::client_window(connection.counted.of());
-        let caller = Rc::clone(&client);
         let service = service_fn(move |request: Request<Incoming>| {
-            handle(Rc::clone(&caller), request.map(ClientBody::Hyper))
+            handle(Rc::clone(&client), request.map(ClientBody::Hyper))
         });
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -73,7 +72,7 @@ pub async fn http<T, H, F>(
         let leave = Leave { farewell, old, lingers: None };
         let result = until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await;
         if let Some(flood) = flood.get() {
-            return flooded(listener, &client, flood);
+            return flooded(listener, &connection, flood);
         }
         result
     } else {

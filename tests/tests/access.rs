@@ -2,13 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::convert::Infallible;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_api::names::annotation;
 use penstock_api::view::Authz;
 use penstock_inference::oip::grpc::Contents;
@@ -16,12 +11,10 @@ use penstock_inference::oip::{InferRequest, Tensor};
 use penstock_tests::testkit::ask::{Ask, Client, Form};
 use penstock_tests::testkit::certificates::spiffe;
 use penstock_tests::testkit::mesh::Mesh;
-use penstock_tests::testkit::origin::Origin;
+use penstock_tests::testkit::origin::{Origin, unimplemented};
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::wire::{Message, Wire};
 use penstock_tests::testkit::{PATIENCE, wait_until};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// A policy about the Service `shop`.
@@ -261,30 +254,10 @@ async fn a_rule_on_the_host_sees_it_behind_a_sidecar_too() {
     assert_eq!(mesh.client("front").await.ask(other).await.unwrap().status(), 200);
 }
 
-/// Answers every call over HTTP/2 with `unimplemented`, which is not what a proxy says.
-async fn grpc_server(mesh: &Mesh) -> JoinHandle<()> {
-    let listener = TcpListener::bind(mesh.application_grpc("server")).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let answer = service_fn(|_request: hyper::Request<hyper::body::Incoming>| async {
-                let response = hyper::Response::builder()
-                    .header("content-type", "application/grpc")
-                    .header("grpc-status", "12")
-                    .header("grpc-message", "the application says so")
-                    .body(Empty::<Bytes>::new());
-                Ok::<_, Infallible>(response.unwrap())
-            });
-            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), answer);
-            tokio::spawn(serving);
-        }
-    })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_is_for_whom_a_policy_says_in_every_protocol() {
     let (mut mesh, _origin) = shop(Mesh::default().grpc()).await;
-    let server = grpc_server(&mesh).await;
+    let server = unimplemented(mesh.application_grpc("server")).await;
     mesh.file(
         "access.yaml",
         &allow("[{from: [{serviceAccounts: [front]}], to: [{models: [digits, \"llama*\"]}]}]"),

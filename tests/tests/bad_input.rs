@@ -58,12 +58,6 @@ impl Guarded {
     }
 }
 
-async fn serves(proxy: &Proxy) {
-    let answer = proxy.client().await.ask(GET).await.unwrap();
-    assert_eq!(answer.status(), 200, "{}", answer.text());
-    proxy.is_quiet().await;
-}
-
 /// Things that are not HTTP, or that HTTP forbids because a server behind could read them otherwise.
 const MALFORMED: [&str; 12] = [
     "\r\n\r\n\r\nnonsense\r\n\r\n",
@@ -98,7 +92,7 @@ async fn malformed_requests_are_refused_on_the_outbound_listener() {
     }
     assert!(proxy.metric("penstock_malformed_requests_total", &["outbound"]).await > 0.0);
     proxy.logs("bad-request").await;
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,7 +118,7 @@ async fn a_broken_http_2_connection_ends_alone() {
         .await
         .unwrap();
     timeout(PATIENCE, client.rest()).await.unwrap();
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -328,7 +322,7 @@ async fn headers_over_the_limit_are_refused_with_431() {
         assert_eq!(answer.status(), 431);
     }
     proxy.logs("headers-too-large").await;
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -373,7 +367,7 @@ async fn slow_headers_do_not_hold_a_connection_for_ever() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 "), "{begin:?}: {answer:?}");
     }
     proxy.logs("header-timeout").await;
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -400,7 +394,7 @@ async fn over_the_limit(connections: usize, limit: usize) {
         .args(&["--max-connections", &limit.to_string()])
         .start()
         .await;
-    serves(&proxy).await;
+    proxy.serves().await;
     let (files, memory) = (proxy.process.files(), proxy.process.memory_kib());
     let mut clients = connect_all(proxy.front(), connections).await;
     let refused = (connections - limit) as f64;
@@ -416,7 +410,7 @@ async fn over_the_limit(connections: usize, limit: usize) {
     proxy.logs("too-many-connections").await;
     drop(clients);
     wait_until("all sockets are closed", PATIENCE, async || proxy.process.files() <= files + 5).await;
-    serves(&proxy).await;
+    proxy.serves().await;
     let grown = proxy.process.memory_kib().saturating_sub(memory);
     assert!(grown < 40 << 10, "the proxy has grown by {grown} KiB");
 }

@@ -100,15 +100,19 @@ async fn flood(proxy: &Proxy, first: &[u8], more: impl Fn(u32) -> Vec<u8>) -> En
     End { goaway, written }
 }
 
+/// The next frame: its type and what it holds; `None`: the connection ended.
+async fn next(client: &mut Wire) -> Option<(u8, Vec<u8>)> {
+    let head = client.bytes(9).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    Some((head[3], client.bytes(length as usize).await.ok()?))
+}
+
 /// Reads frames until one of this kind, which is 0, or a GOAWAY, which is its code; `None`: the connection ended.
 async fn until(client: &mut Wire, wanted: u8) -> Option<u32> {
     loop {
-        let head = client.bytes(9).await.ok()?;
-        let [a, b, c, kind, ..] = head[..] else { return None };
-        let payload = client.bytes(u32::from_be_bytes([0, a, b, c]) as usize).await.ok()?;
-        match kind {
-            GOAWAY => return Some(u32::from_be_bytes(payload[4..8].try_into().unwrap())),
-            kind if kind == wanted => return Some(0),
+        match next(client).await? {
+            (GOAWAY, payload) => return Some(u32::from_be_bytes(payload[4..8].try_into().unwrap())),
+            (kind, _) if kind == wanted => return Some(0),
             _ => {}
         }
     }
@@ -117,12 +121,6 @@ async fn until(client: &mut Wire, wanted: u8) -> Option<u32> {
 /// Streams of a client have odd numbers.
 fn stream(number: u32) -> u32 {
     2 * number + 1
-}
-
-async fn serves(proxy: &Proxy) {
-    let answer = proxy.client().await.ask(GET).await.unwrap();
-    assert_eq!(answer.status(), 200, "{}", answer.text());
-    proxy.is_quiet().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,7 +152,7 @@ async fn frames_that_carry_nothing_end_their_connection_and_no_other() {
     proxy.logs("closed an HTTP/2 connection: too many frames that carry nothing").await;
     let grown = proxy.process.memory_kib().saturating_sub(memory);
     assert!(grown < 8 << 10, "the proxy has grown by {grown} KiB");
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -258,18 +256,15 @@ async fn header_sections_without_end_or_of_any_size_take_no_memory() {
     }
     let grown = proxy.process.memory_kib().saturating_sub(memory);
     assert!(grown < 8 << 10, "the proxy has grown by {grown} KiB");
-    serves(&proxy).await;
+    proxy.serves().await;
 }
 
 /// The header section of the answer to stream 1, in HPACK (0x88 is a status of 200); `None`: it was reset, or the connection ended.
 async fn answer_of(client: &mut Wire) -> Option<Vec<u8>> {
     loop {
-        let head = client.bytes(9).await.ok()?;
-        let [a, b, c, kind, ..] = head[..] else { return None };
-        let payload = client.bytes(u32::from_be_bytes([0, a, b, c]) as usize).await.ok()?;
-        match kind {
-            HEADERS => return Some(payload),
-            RST_STREAM | GOAWAY => return None,
+        match next(client).await? {
+            (HEADERS, block) => return Some(block),
+            (RST_STREAM | GOAWAY, _) => return None,
             _ => {}
         }
     }
@@ -303,10 +298,8 @@ async fn who_works_hard_is_not_taken_for_a_flood() {
     client.send(begin).await.unwrap();
     let mut read = 0;
     while read < LARGE {
-        let head = client.bytes(9).await.unwrap();
-        let [a, b, c, kind, ..] = head[..] else { unreachable!() };
-        let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        client.bytes(length).await.unwrap();
+        let (kind, payload) = next(&mut client).await.unwrap();
+        let length = payload.len();
         assert_ne!(kind, GOAWAY, "after {read} bytes");
         if kind == DATA {
             read += length;

@@ -2,26 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use penstock_inference::oip::grpc::Contents;
 use penstock_inference::oip::{InferRequest, Tensor};
 use penstock_tests::testkit::ask::{Ask, Client, Form};
 use penstock_tests::testkit::certificates::spiffe;
 use penstock_tests::testkit::mesh::Mesh;
-use penstock_tests::testkit::origin::Origin;
+use penstock_tests::testkit::origin::{Origin, unimplemented};
 use penstock_tests::testkit::proxy::metric;
 use penstock_tests::testkit::wire::{Message, Wire};
 use penstock_tests::testkit::{PATIENCE, wait_until};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Limits of the Service `shop`.
@@ -309,29 +302,10 @@ async fn a_replica_that_refuses_draws_no_more_requests_than_others() {
     assert!(served > 25, "{served} of 100 were served, and half of the replicas serve all");
 }
 
-/// Answers every call over HTTP/2 with `unimplemented`, which is not what a proxy says.
-async fn grpc_server(mesh: &Mesh) -> JoinHandle<()> {
-    let listener = TcpListener::bind(mesh.application_grpc("server")).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let answer = service_fn(|_request: hyper::Request<hyper::body::Incoming>| async {
-                let response = hyper::Response::builder()
-                    .header("content-type", "application/grpc")
-                    .header("grpc-status", "12")
-                    .body(Empty::<Bytes>::new());
-                Ok::<_, Infallible>(response.unwrap())
-            });
-            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), answer);
-            tokio::spawn(serving);
-        }
-    })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_grpc_it_is_resource_exhausted() {
     let mut shop = Shop::open(Mesh::default().grpc()).await;
-    let server = grpc_server(&shop.mesh).await;
+    let server = unimplemented(shop.mesh.application_grpc("server")).await;
     shop.limit(
         "[{name: infer, match: {to: [{grpc: [{service: inference.GRPCInferenceService, method: ModelInfer}]}]}, \
          by: [model], requests: {perMinute: 1}}]",

@@ -26,6 +26,39 @@ pub fn files(files: &[(&str, &str)]) -> ObjectSet {
     set
 }
 
+/// A Service with a pod, a pod beside it, and one of the same labels in another namespace.
+pub const PODS: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: digits, namespace: a}
+spec:
+  selector: {app: digits}
+  ports: [{name: rest, port: 80, targetPort: rest}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: digits-0, namespace: a, labels: {app: digits, tier: gpu}, annotations: {penstock.io/inject: enabled}}
+spec: {containers: [{name: main, ports: [{name: rest, containerPort: 8000}, {name: admin, containerPort: 9000}]}]}
+status: {podIP: 10.0.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: a, annotations: {penstock.io/inject: enabled}}
+spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
+status: {podIP: 10.0.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: b, labels: {app: digits}, annotations: {penstock.io/inject: enabled}}
+spec: {containers: [{name: main, ports: [{containerPort: 8000}]}]}
+status: {podIP: 10.0.0.3}
+";
+
+/// These, and what a file says of them.
+pub fn world(file: &str, text: &str) -> ObjectSet {
+    files(&[("pods.yaml", PODS), (file, text)])
+}
+
 /// The small mesh of `tests/mesh`.
 pub fn mesh() -> ObjectSet {
     files(&[

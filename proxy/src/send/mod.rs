@@ -573,7 +573,7 @@ impl Times {
             if exchange.request_bytes() == seen {
                 let limit = self.idle.unwrap_or_default();
                 // The server is not at fault for what it has not been sent, and is not to be shunned for it.
-                if exchange.waits_for_client() {
+                if exchange.client_stalls() {
                     return Err(Failure::new(
                         Reason::BodyTimeout,
                         format!("the client sent no byte of its request's body in {limit:?}"),

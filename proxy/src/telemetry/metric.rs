@@ -31,7 +31,7 @@ penstock_api::metrics! {
     CONNECTIONS_ACCEPTED Counter "penstock_connections_accepted_total" ["listener"]
         "Connections that clients made.";
     CONNECTIONS_REFUSED Counter "penstock_connections_refused_total" ["listener", "limit"]
-        "Connections above a limit (all, those of one peer, or its handshakes), which were closed, with a 503 before.";
+        "Connections above a limit, which were closed: all, those of one peer (both answered 503), or handshakes of one peer.";
     HANDSHAKE_FAILURES Counter "penstock_handshake_failures_total" ["listener"]
         "TLS handshakes that failed: no certificate, an unknown one, an expired one, or too slow.";
     MALFORMED Counter "penstock_malformed_requests_total" ["listener"]

@@ -163,6 +163,7 @@ pub struct Telemetry {
     taps: tap::Taps,
     ledger: Mutex<Ledger>,
     page: page::Cache,
+    /// A request of the application's own has failed since that was last heard.
     failed: Notify,
 }
 
@@ -241,7 +242,7 @@ impl Telemetry {
     }
 
     /// Says that a request of the application's own has failed: whoever waits for it hurries.
-    pub fn fails(&self) {
+    pub fn request_failed(&self) {
         self.failed.notify_one();
     }
 

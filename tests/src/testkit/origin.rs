@@ -1,11 +1,16 @@
 //! Origins: the server behind the sidecars, which says what a test wants it to say.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -151,4 +156,24 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Answers every call of gRPC with `unimplemented`, which is not what a proxy says.
+pub async fn unimplemented(address: SocketAddr) -> JoinHandle<()> {
+    let listener = TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = service_fn(|_request: hyper::Request<hyper::body::Incoming>| async {
+                let response = hyper::Response::builder()
+                    .header("content-type", "application/grpc")
+                    .header("grpc-status", "12")
+                    .header("grpc-message", "the application says so")
+                    .body(Empty::<Bytes>::new());
+                Ok::<_, Infallible>(response.unwrap())
+            });
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(serving);
+        }
+    })
 }

@@ -147,6 +147,13 @@ impl Proxy {
         Wire::connect(self.front()).await
     }
 
+    /// An honest request is answered, and then nothing is in flight.
+    pub async fn serves(&self) {
+        let answer = self.client().await.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        self.is_quiet().await;
+    }
+
     /// The sum of a metric over all its rows that contain each of `labels`.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         metric(self.admin, name, labels).await
