@@ -70,7 +70,7 @@ async fn secured(
     listener: Option<Arc<Listener>>,
     original: Option<std::net::SocketAddr>,
 ) {
-    let tls = match handshake(&worker, stream, &counted).await {
+    let tls = match Box::pin(handshake(&worker, stream, &counted)).await {
         Ok(tls) => tls,
         Err(failure) => {
             if failure.reason == Reason::TooManyConnections {
@@ -110,7 +110,7 @@ async fn secured(
         None => own::at(&worker, port, came, true).1,
     };
     if came == Came::Bytes || access::entry(&worker, &to, false, came, true) == Entry::Bytes {
-        return tcp::inbound(&worker, tls, &to, Some(&client)).await;
+        return Box::pin(tcp::inbound(&worker, *tls, &to, Some(&client))).await;
     }
     let header = HeaderValue::try_from(client.as_str());
     let forwarded = forwarded(&worker, &client, tls.get_ref().1);
@@ -133,7 +133,7 @@ async fn handshake(
     worker: &Worker,
     stream: TcpStream,
     counted: &Counted,
-) -> Result<TlsStream<ReadAhead>, Failure> {
+) -> Result<Box<TlsStream<ReadAhead>>, Failure> {
     let peer =
         stream.peer_addr().map_or_else(|_| "a client that is gone".to_owned(), |peer| peer.to_string());
     let material = worker.shared.identity.current().ok_or_else(|| {
@@ -151,7 +151,8 @@ async fn handshake(
     };
     let accepting = TlsAcceptor::from(Arc::clone(&material.server)).accept(ReadAhead::new(stream));
     match tokio::time::timeout(worker.shared.limits.handshake_time, accepting).await {
-        Ok(Ok(tls)) => Ok(tls),
+        // Boxed: each future that it goes through is as large as what it holds.
+        Ok(Ok(tls)) => Ok(Box::new(tls)),
         Ok(Err(error)) => Err(Failure::unprocessed(
             Reason::WrongIdentity,
             match identity::explain(&error) {
@@ -199,7 +200,7 @@ async fn plaintext(
         return tracing::debug!(listener = LISTENER, "a client came and went without a word");
     }
     if came == Came::Bytes || entry == Entry::Bytes {
-        return tcp::inbound(&worker, stream, &to, None).await;
+        return Box::pin(tcp::inbound(&worker, stream, &to, None)).await;
     }
     let farewell = Some(worker.farewells.add());
     let connection = Rc::new(Connection {

@@ -47,14 +47,14 @@ pub async fn connection(
         (Some(listener), _) => listener.protocol,
         // Without a redirect the request names its destination, so it must be HTTP.
         (None, None) => Protocol::Http,
-        (None, Some(address)) => match route::declared(&worker, address).await {
+        (None, Some(address)) => match Box::pin(route::declared(&worker, address)).await {
             Ok(protocol) => protocol,
-            Err(failure) => return refuse(worker, stream, counted, original, failure).await,
+            Err(failure) => return Box::pin(refuse(worker, stream, counted, original, failure)).await,
         },
     };
     let http2 = match declared {
         Protocol::Opaque | Protocol::Tls => {
-            return tcp::outbound(&worker, stream, listener.as_deref(), original).await;
+            return Box::pin(tcp::outbound(&worker, stream, listener.as_deref(), original)).await;
         }
         Protocol::Http2 | Protocol::Grpc => true,
         Protocol::Http1 => false,
@@ -63,7 +63,7 @@ pub async fn connection(
             Detected::Http1 => false,
             Detected::Http2 => true,
             Detected::Tls | Detected::Bytes | Detected::Nothing => {
-                return tcp::outbound(&worker, stream, listener.as_deref(), original).await;
+                return Box::pin(tcp::outbound(&worker, stream, listener.as_deref(), original)).await;
             }
         },
     };
@@ -246,6 +246,17 @@ fn redirected(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A connection at rest is little more than this: what is rare in it, and what is large, must be boxed.
+    #[test]
+    fn the_future_of_a_connection_stays_small() {
+        fn size<F, A, B, C, D>(_: fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(size(connection) <= 1536, "outbound: {} bytes", size(connection));
+        let inbound = size(crate::inbound::connection);
+        assert!(inbound <= 1536, "inbound: {inbound} bytes");
+    }
 
     /// The future of a request is copied when it is handed to hyper; what is rare in it must be boxed. (7,128 bytes
     /// cost a tenth of the CPU of a small request.)

@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use penstock_api::{Reason, SpiffeId};
@@ -23,9 +23,9 @@ use crate::coalesce;
 use crate::connection::{Connection, To};
 use crate::drain::Farewell;
 use crate::flood::{Flood, Guarded};
-use crate::limits::{self, Limits};
+use crate::http1::{self, Ended};
+use crate::limits;
 use crate::local::LocalExecutor;
-use crate::receive::gate::Mismatch;
 use crate::receive::{Claims, ClientBody, Gate};
 use crate::telemetry::metric;
 
@@ -56,7 +56,7 @@ pub async fn http<T, H, F>(
         let (stream, flood) = Guarded::new(stream, callers, Instant::now());
         let window = limits::client_window(connection.counted.of());
         let service = service_fn(move |request: Request<Incoming>| {
-            handle(Rc::clone(&client), request.map(ClientBody::Hyper))
+            handle(Rc::clone(&client), request.map(|body| ClientBody::Hyper(body, None)))
         });
         let serving = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
@@ -69,20 +69,28 @@ pub async fn http<T, H, F>(
             .auto_date_header(false)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), service);
-        let leave = Leave { farewell, old, lingers: None };
-        let result = until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await;
+        let mut leave = Leave::new(farewell, old, None);
+        // Boxed: it is large, and the other kind of connection is to have no room for it.
+        let mut serving = Box::pin(serving);
+        let result = poll_fn(|cx| {
+            if leave.poll(cx).is_ready() {
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        })
+        .await;
         if let Some(flood) = flood.get() {
             return flooded(listener, &connection, flood);
         }
-        result
+        result.map_err(Ended::Hyper)
     } else {
         let handle = move |request| handle(Rc::clone(&client), request);
-        let leave = Leave { farewell, old, lingers: connection.sidecar.then(Rc::default) };
+        let leave = Leave::new(farewell, old, connection.sidecar.then(Rc::default));
         if takes_tensors(&connection) {
             let (gate, claims) = Gate::new(stream, limits::DIRECT);
-            http1(gate, claims, limits, leave, handle).await
+            http1::serve(gate, claims, limits, leave, handle).await
         } else {
-            http1(stream, Claims::none(), limits, leave, handle).await
+            http1::serve(stream, Claims::none(), limits, leave, handle).await
         }
     };
     if let Err(error) = result {
@@ -95,86 +103,52 @@ fn takes_tensors(connection: &Connection) -> bool {
     matches!(connection.to, To::Application(..)) && coalesce::applies(connection.to.port()).is_some()
 }
 
-async fn http1<T, H, F>(
-    stream: T,
-    claims: Claims,
-    limits: &Limits,
-    leave: Leave,
-    handle: H,
-) -> hyper::Result<()>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<ClientBody>) -> F + 'static,
-    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
-{
-    let leaving = leave.lingers.clone().unwrap_or_default();
-    let claims = Rc::new(claims);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (mut parts, body) = request.into_parts();
-        let claimed = claims.of(&mut parts.headers);
-        let handled = claimed.map(|direct| {
-            let body = direct.map_or(ClientBody::Hyper(body), |direct| ClientBody::Direct(Box::new(direct)));
-            handle(Request::from_parts(parts, body))
-        });
-        let (leaving, claims, number) = (Rc::clone(&leaving), Rc::clone(&claims), claims.number());
-        async move {
-            let mut response = handled?.await.map_err(|never| -> Mismatch { match never {} })?;
-            // What has become something else is nobody's to end.
-            if (leaving.get() || claims.ends_with(number)) && !response.headers().contains_key(UPGRADE) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Mismatch>(response)
-        }
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time)
-        .max_headers(limits.header_count)
-        .max_buf_size(limits::READ)
-        .max_header_size(limits.header_bytes as usize)
-        // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
-        .half_close(false)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
-}
-
 /// When a connection is to end.
-struct Leave {
+pub struct Leave {
     farewell: Option<Rc<Farewell>>,
     old: Option<Pin<Box<Sleep>>>,
-    /// It rests for a while before it is closed, and what is answered meanwhile says that it will be.
-    lingers: Option<Rc<Cell<bool>>>,
+    /// It is left open for a while before it is closed, and what is answered meanwhile says that it will be.
+    pub lingers: Option<Rc<Cell<bool>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+    said: bool,
 }
 
 /// How long a connection between sidecars that carries one request at a time is left open, so that none is lost that was sent before its
 /// client has heard: longer than a client keeps one that rests ([`pool`](crate::send::pool)).
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Drives a connection, and has it say farewell once that is due, or it is `old`.
-async fn until_farewell<C: Future>(serving: C, leave: Leave, say: fn(Pin<&mut C>)) -> C::Output {
-    let Leave { farewell, mut old, lingers } = leave;
-    let mut serving = pin!(serving);
-    let (mut said, mut lingering) = (false, None);
-    poll_fn(|cx| {
-        if !said
+impl Leave {
+    /// With what applies to the connection.
+    pub fn new(
+        farewell: Option<Rc<Farewell>>,
+        old: Option<Pin<Box<Sleep>>>,
+        lingers: Option<Rc<Cell<bool>>>,
+    ) -> Self {
+        Self { farewell, old, lingers, lingering: None, said: false }
+    }
+
+    /// Ready once, when it is time to say farewell: that is due, or the connection is old.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { farewell, old, lingers, lingering, said } = self;
+        let is_due = !*said
             && (farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx))
                 || lingering.is_some()
-                || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()))
-        {
-            let wait = lingers.as_ref().map(|lingers| {
-                lingers.set(true);
-                lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)))
-            });
-            if wait.is_none_or(|wait| wait.as_mut().poll(cx).is_ready()) {
-                said = true;
-                say(serving.as_mut());
-            }
+                || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()));
+        if !is_due {
+            return Poll::Pending;
         }
-        serving.as_mut().poll(cx)
-    })
-    .await
+        if let Some(lingers) = lingers {
+            lingers.set(true);
+            ready!(lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx));
+        }
+        *said = true;
+        Poll::Ready(())
+    }
+
+    /// Whether farewell has been said.
+    pub fn has_said(&self) -> bool {
+        self.said
+    }
 }
 
 /// Says whose connection was closed, and why. The client was told in the words of HTTP/2.
@@ -185,19 +159,17 @@ fn flooded(listener: &'static str, client: &Connection, flood: Flood) {
     tracing::info!(listener, client, %peer, kind = flood.name(), "closed an HTTP/2 connection: {flood}");
 }
 
-/// Names the reason for which hyper closed a connection by itself (it has answered 400, 408 or 431 where HTTP has an
-/// answer).
-fn ended(listener: &'static str, error: &hyper::Error) {
-    let reason = if error.is_parse_too_large() {
-        Reason::HeadersTooLarge
-    } else if error.is_parse() {
-        Reason::BadRequest
-    } else if error.is_timeout() {
-        Reason::HeaderTimeout
-    } else {
-        tracing::debug!(listener, %error, "a client's connection ended");
-        return;
+/// Names the reason for which a connection was closed by us (it has been answered 400, 408 or 431 where HTTP has an answer).
+fn ended(listener: &'static str, ended: &Ended) {
+    let reason = match ended {
+        Ended::TooLate(_) => Reason::HeaderTimeout,
+        Ended::Hyper(error) if error.is_parse_too_large() => Reason::HeadersTooLarge,
+        Ended::Hyper(error) if error.is_parse() => Reason::BadRequest,
+        Ended::Hyper(error) => {
+            tracing::debug!(listener, %error, "a client's connection ended");
+            return;
+        }
     };
     metrics::counter!(metric::MALFORMED.name, "listener" => listener).increment(1);
-    tracing::info!(listener, %reason, "closed a client's connection: {error}");
+    tracing::info!(listener, %reason, "closed a client's connection: {ended}");
 }

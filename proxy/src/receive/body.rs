@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::gate::Source;
+use crate::rest::Busy;
 use crate::tee::Teed;
 
 /// The first piece that is read of a body which is passed on, and what they grow to: what is only looked at should be small,
@@ -20,8 +21,8 @@ const LARGEST: usize = 256 << 10;
 /// A request's body, as it comes in.
 #[derive(Debug)]
 pub enum ClientBody {
-    /// Through hyper.
-    Hyper(Incoming),
+    /// Through hyper. Its connection does not rest as long as it is read.
+    Hyper(Incoming, Option<Busy>),
     /// Past it.
     Direct(Box<Direct>),
     /// Copied while it is read.
@@ -108,7 +109,7 @@ impl Body for ClientBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(Broken::Hyper),
+            Self::Hyper(body, _) => Pin::new(body).poll_frame(cx).map_err(Broken::Hyper),
             Self::Direct(body) => body.poll_piece(cx).map_ok(Frame::data),
             Self::Teed(body) => body.poll_frame(cx),
         }
@@ -116,7 +117,7 @@ impl Body for ClientBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Hyper(body) => body.is_end_stream(),
+            Self::Hyper(body, _) => body.is_end_stream(),
             Self::Direct(body) => body.is_over(),
             Self::Teed(body) => body.is_end_stream(),
         }
@@ -124,7 +125,7 @@ impl Body for ClientBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Hyper(body) => body.size_hint(),
+            Self::Hyper(body, _) => body.size_hint(),
             Self::Direct(body) => SizeHint::with_exact(body.left),
             Self::Teed(body) => body.size_hint(),
         }

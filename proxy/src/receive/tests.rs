@@ -69,7 +69,7 @@ where
         let (mut head, body) = request.into_parts();
         let held = claims.of(&mut head.headers).unwrap();
         all.borrow_mut().1 += usize::from(held.is_some());
-        let body = held.map_or(ClientBody::Hyper(body), |held| ClientBody::Direct(Box::new(held)));
+        let body = held.map_or(ClientBody::Hyper(body, None), |held| ClientBody::Direct(Box::new(held)));
         let (all, claims, number) = (Rc::clone(&all), Rc::clone(&claims), claims.number());
         async move {
             let heard = hear(habit, Request::from_parts(head, body)).await;
