@@ -149,7 +149,9 @@ impl Connection {
         let authority = Authority::try_from(host.as_bytes())
             .map_err(|error| Failure::unprocessed(Reason::BadRequest, format!("the Host header: {error}")))?;
         check_host(&authority)?;
-        *last = Some((host.clone(), authority.clone()));
+        // A copy: the value as it came holds the whole buffer that it came in, and would for as long as the connection lives.
+        let host = HeaderValue::from_bytes(host.as_bytes());
+        *last = host.ok().map(|host| (host, authority.clone()));
         Ok(authority)
     }
 

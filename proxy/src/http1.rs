@@ -34,12 +34,13 @@ pub enum Ended {
     TooLate(Duration),
 }
 
-/// Serves requests over a connection until it ends.
+/// Serves requests over a connection until it ends; `rested` hears of each time that it comes to rest.
 pub async fn serve<T, H, F>(
     stream: T,
     claims: Claims,
     limits: &Limits,
     leave: Leave,
+    rested: impl Fn(),
     handle: H,
 ) -> Result<(), Ended>
 where
@@ -102,6 +103,7 @@ where
         let next = match turn {
             Turn::Rests => {
                 course.rests();
+                rested();
                 poll_fn(|cx| course.poll_next(&mut wire, cx)).await
             }
             _ => Next::TooLate,

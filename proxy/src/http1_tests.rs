@@ -79,7 +79,7 @@ impl Client {
                     Ok(Response::new(ResponseBody::whole(path)))
                 }
             };
-            serve(wire, Claims::none(), &limits, leave, handle).await
+            serve(wire, Claims::none(), &limits, leave, || {}, handle).await
         });
         Self { stream, room, farewells, asked, server }
     }

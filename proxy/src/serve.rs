@@ -86,11 +86,12 @@ pub async fn http<T, H, F>(
     } else {
         let handle = move |request| handle(Rc::clone(&client), request);
         let leave = Leave::new(farewell, old, connection.sidecar.then(Rc::default));
+        let rested = || worker.rested();
         if takes_tensors(&connection) {
             let (gate, claims) = Gate::new(stream, limits::DIRECT);
-            http1::serve(gate, claims, limits, leave, handle).await
+            http1::serve(gate, claims, limits, leave, rested, handle).await
         } else {
-            http1::serve(stream, Claims::none(), limits, leave, handle).await
+            http1::serve(stream, Claims::none(), limits, leave, rested, handle).await
         }
     };
     if let Err(error) = result {

@@ -1,7 +1,7 @@
 //! One worker: a thread with its own runtime, listeners, connections and pools. Nothing here is shared with other
 //! workers but what [`Shared`] holds, so the request path takes no lock and wakes no other thread.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -11,6 +11,7 @@ use ahash::{AHashMap, AHashSet, RandomState};
 use bytes::BytesMut;
 use penstock_api::ServiceName;
 use penstock_api::v1::Direction;
+use penstock_kernels::allocated;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -105,6 +106,7 @@ pub struct Worker {
     used: RefCell<AHashSet<ServiceName>>,
     used_addresses: RefCell<AHashSet<SocketAddr>>,
     scratch: RefCell<BytesMut>,
+    giving_back: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,9 @@ struct Counted {
 /// How often a worker tidies: drops connections and cells of endpoints that are gone, and says which destinations
 /// are in use.
 const TIDY: Duration = Duration::from_secs(10);
+
+/// How soon memory is given back after connections have come to rest: mimalloc keeps what has been free for less than a second.
+const GIVE_BACK: Duration = Duration::from_millis(1_200);
 
 impl Worker {
     /// A worker on the current thread; `seed` makes its draws.
@@ -147,6 +152,7 @@ impl Worker {
             used: RefCell::default(),
             used_addresses: RefCell::default(),
             scratch: RefCell::default(),
+            giving_back: Cell::default(),
             telemetry,
             shared,
         });
@@ -249,6 +255,19 @@ impl Worker {
         let used = std::mem::take(&mut *self.used.borrow_mut());
         let addresses = std::mem::take(&mut *self.used_addresses.borrow_mut());
         self.shared.store.touch(used.into_iter(), addresses.into_iter());
+    }
+
+    /// A connection has come to rest, and with it what it freed. Where many do, that is most of a worker's memory, and one at rest itself gives
+    /// nothing back.
+    pub fn rested(self: &Rc<Self>) {
+        if !self.giving_back.replace(true) {
+            let worker = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(GIVE_BACK).await;
+                worker.giving_back.set(false);
+                allocated::give_back();
+            });
+        }
     }
 
     /// The same for the original address of redirected connections.
