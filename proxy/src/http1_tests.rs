@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http_body_util::BodyExt as _;
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -63,18 +64,23 @@ struct Client {
 impl Client {
     /// Of a server whose handler takes so long, answers with its request's path, over a socket that holds so much.
     fn new(takes: Duration, holds: usize, lingers: bool) -> Self {
+        Self::patient(PATIENCE, takes, holds, lingers)
+    }
+
+    fn patient(header_time: Duration, takes: Duration, holds: usize, lingers: bool) -> Self {
         let (stream, server) = duplex(holds);
         let (room, farewells) = (Arc::<AtomicUsize>::default(), Farewells::default());
         let asked = Rc::<RefCell<Vec<String>>>::default();
-        let limits = Limits { header_time: PATIENCE, ..Limits::default() };
+        let limits = Limits { header_time, ..Limits::default() };
         let leave = Leave::new(Some(farewells.add()), None, lingers.then(Rc::default));
         let (wire, all) = (Room { stream: server, last: Arc::clone(&room) }, Rc::clone(&asked));
         let server = spawn_local(async move {
             let handle = move |request: Request<ClientBody>| {
                 let path = request.uri().path().to_owned();
-                all.borrow_mut().push(path.clone());
+                let all = Rc::clone(&all);
                 async move {
-                    let _ = request.into_body().collect().await;
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    all.borrow_mut().push(format!("{path}{}", String::from_utf8_lossy(&body)));
                     sleep(takes).await;
                     Ok(Response::new(ResponseBody::whole(path)))
                 }
@@ -239,4 +245,44 @@ async fn between_sidecars_it_lingers_even_at_rest() {
         assert_eq!(client.hears(None).await, "");
     })
     .await;
+}
+
+/// A request by its number: with or without a body, in chunks or not.
+fn numbered(number: usize) -> String {
+    match number % 3 {
+        0 => format!("GET /{number} HTTP/1.1\r\nhost: a\r\n\r\n"),
+        1 => format!("POST /{number} HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc"),
+        _ => format!(
+            "PUT /{number} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+        ),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
+
+    /// Wherever a client pauses, and however it puts its requests together, the same ones are heard.
+    #[test]
+    fn pauses_change_nothing(
+        pieces in prop::collection::vec((1..60_usize, 0..2_500_u64), 1..40),
+        requests in 1..8_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(alone(async {
+            let mut client = Client::patient(Duration::from_secs(3_600), Duration::ZERO, 64 << 10, false);
+            let all: String = (0..requests).map(numbered).collect();
+            let mut left = all.as_str();
+            for (bytes, pause) in pieces {
+                let (piece, behind) = left.split_at(bytes.min(left.len()));
+                client.send(piece).await;
+                sleep(Duration::from_millis(pause)).await;
+                left = behind;
+            }
+            client.send(left).await;
+            client.hears(Some(&format!("\r\n\r\n/{}", requests - 1))).await;
+            let body = |number| if number % 3 == 0 { "" } else { "abc" };
+            let expected: Vec<_> = (0..requests).map(|number| format!("/{number}{}", body(number))).collect();
+            assert_eq!(*client.asked.borrow(), expected);
+        }));
+    }
 }
