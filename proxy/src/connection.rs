@@ -165,7 +165,7 @@ impl Connection {
 
 /// Refuses what is more than a host and a port. A user's name before them is there to deceive (RFC 9110, 4.2.4), and of what is none
 /// of these each server makes something else.
-fn check_host(authority: &Authority) -> Result<(), Failure> {
+pub fn check_host(authority: &Authority) -> Result<(), Failure> {
     let host = authority.host();
     let port = authority.as_str().strip_prefix(host);
     let is_port = |port: &str| match port.strip_prefix(':') {

@@ -58,17 +58,7 @@ pub async fn http<T, H, F>(
         let service = service_fn(move |request: Request<Incoming>| {
             handle(Rc::clone(&client), request.map(ClientBody::Hyper))
         });
-        let serving = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(limits::stream_window(window))
-            .initial_connection_window_size(window)
-            .max_frame_size(limits::FRAME)
-            .max_send_buf_size(limits::SEND_BUFFER)
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(limits.header_bytes)
-            .auto_date_header(false)
-            .enable_connect_protocol()
-            .serve_connection(TokioIo::new(stream), service);
+        let serving = http2_server(limits, window).serve_connection(TokioIo::new(stream), service);
         let leave = Leave { farewell, old, lingers: None };
         let result = until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await;
         if let Some(flood) = flood.get() {
@@ -126,7 +116,14 @@ where
             Ok::<_, Mismatch>(response)
         }
     });
-    let serving = http1::Builder::new()
+    let serving = http1_server(limits).serve_connection(TokioIo::new(stream), service).with_upgrades();
+    until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
+}
+
+/// hyper's HTTP/1 server with our limits.
+pub fn http1_server(limits: &Limits) -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_time)
         .max_headers(limits.header_count)
@@ -134,10 +131,24 @@ where
         .max_header_size(limits.header_bytes as usize)
         // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
         .half_close(false)
+        .auto_date_header(false);
+    server
+}
+
+/// hyper's HTTP/2 server with our limits; all streams together may have `window` bytes under way.
+pub fn http2_server(limits: &Limits, window: u32) -> http2::Builder<LocalExecutor> {
+    let mut server = http2::Builder::new(LocalExecutor);
+    server
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::stream_window(window))
+        .initial_connection_window_size(window)
+        .max_frame_size(limits::FRAME)
+        .max_send_buf_size(limits::SEND_BUFFER)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(limits.header_bytes)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    until_farewell(serving, leave, |serving| serving.graceful_shutdown()).await
+        .enable_connect_protocol();
+    server
 }
 
 /// When a connection is to end.
