@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use http::{HeaderValue, Version};
-use penstock_api::{Reason, SpiffeId};
+use penstock_api::{Reason, SpiffeId, shown};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
@@ -184,7 +184,8 @@ pub fn check_host(authority: &Authority) -> Result<(), Failure> {
     Err(Failure::unprocessed(
         Reason::BadRequest,
         format!(
-            "{host:?} is no host, or stands beside more than a port, which servers read differently; name a host, and no user"
+            "{} is no host, or stands beside more than a port, which servers read differently; name a host, and no user",
+            shown(host)
         ),
     ))
 }

@@ -14,12 +14,14 @@ pub mod path;
 pub mod reason;
 pub mod resource;
 pub mod service;
+mod shown;
 pub mod view;
 pub mod yaml;
 
 pub use identity::SpiffeId;
 pub use reason::Reason;
 pub use service::ServiceName;
+pub use shown::shown;
 
 /// The delta, aggregated part of the xDS transport.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
