@@ -51,11 +51,12 @@ pub fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
         legacy_octal_numbers: true,
         budget: serde_saphyr::budget! {
             max_documents: 1_000_000,
+            max_aliases: 1_024,
             max_nodes: 50_000_000,
             max_events: 100_000_000,
             max_total_scalar_bytes: 1 << 30,
         },
-        // What is said once and meant again costs its writer a few bytes and us a value each time.
+        // What is said once and meant again costs its writer three bytes, and us all that was said.
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 65_536 },
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| SyntaxError {

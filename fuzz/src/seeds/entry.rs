@@ -45,6 +45,9 @@ pub fn all(mut put: impl FnMut(&'static str, &str, &[u8], &[u8])) {
                 .as_bytes(),
         );
     }
+    let anchors = (0..200).map(|at| format!("- &b{at} x\n")).collect::<String>();
+    let again = format!("- &a {}\n{anchors}{}", "long".repeat(2_000), "- *a\n".repeat(1_900));
+    put("yaml", "a-long-word-again-and-again", &[], again.as_bytes());
     for (at, path) in PATHS.iter().enumerate() {
         put("path", &format!("{at:02}"), &[], path.as_bytes());
     }
