@@ -95,7 +95,7 @@ fn follow(bytes: &[u8], all: &[Heard]) {
         assert_eq!(words.next(), Some(heard.method.as_str()));
         let target = words.next().unwrap_or_default();
         assert!(
-            !target.starts_with('/') || target.split('#').next() == Some(&heard.target),
+            !target.starts_with('/') || target.split('#').next() == Some(&*heard.target),
             "{target} is {heard:?}"
         );
         let end = usize::try_from(length).ok().and_then(|length| head.checked_add(length));
@@ -150,7 +150,7 @@ where
         let (mut head, body) = request.into_parts();
         let held = claims.of(&mut head.headers).unwrap_or_else(|mismatch| panic!("{mismatch}"));
         let body = held.map_or(ClientBody::Hyper(body), |held| ClientBody::Direct(Box::new(held)));
-        let text = |name| {
+        let text = |name: header::HeaderName| {
             let values = head.headers.get_all(name).iter();
             values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect::<Vec<_>>()
         };
