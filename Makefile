@@ -67,7 +67,7 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	# With the programs that were built above: without tests, cargo would choose other features, and compile everything anew.
 	@$(MAKE) e2e-cluster BUILT=1
 	@$(MAKE) conformance BUILT=1 CONFORMANCE_OUT="$(TARGET)/conformance"
-	@$(MAKE) fuzz SECONDS=10 FUZZ_CORPUS=none
+	@$(MAKE) fuzz OTHERS=10 FUZZ_CORPUS=none
 
 CLUSTER := python3 tests/cluster/cluster.py
 
@@ -126,18 +126,16 @@ FUZZ_LIMITS := -max_len=65536 -timeout=2 -rss_limit_mb=1024 -malloc_limit_mb=64
 # FUZZ_CORPUS=none it makes up the same inputs each time, from the seeds alone.
 FUZZ_CORPUS ?= $(CACHE)/fuzz
 
+# What reads what anybody sends, or an operator writes: with OTHERS=10 all others run so many seconds only.
+FUZZ_LONG := first_bytes http1_entry http2_entry xds_resources annotations yaml orca oip_rest oip_grpc oip_prefix
+
 .PHONY: fuzz
-fuzz: $(FUZZ) ## malformed bodies, headers and images, made up by libFuzzer: SECONDS=60 for each reader; FEATURE=turbojpeg
+fuzz: $(FUZZ) ## malformed bytes for every reader, made up by libFuzzer, two readers at a time: SECONDS=60 for each; FEATURE=turbojpeg
 	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib
 	cd fuzz && $(FUZZ) build -s none $(if $(FEATURE),--features $(FEATURE)) --target-dir "$(TARGET)/fuzz"
-	set -e; for target in $(FUZZ_TARGETS); do \
-	  corpus="$(FUZZ_CORPUS)/$$target"; \
-	  [ "$(FUZZ_CORPUS)" != none ] || { corpus="$(TARGET)/fuzz/corpus-of-the-gate"; rm -rf "$$corpus"; }; \
-	  mkdir -p "$$corpus"; \
-	  echo "$$target, $(or $(SECONDS),60) s"; \
-	  (cd fuzz && $(FUZZ) run -s none $(if $(FEATURE),--features $(FEATURE)) --target-dir "$(TARGET)/fuzz" $$target "$$corpus" seeds/$$target -- \
-	    $(if $(filter none,$(FUZZ_CORPUS)),-seed=1) -max_total_time=$(or $(SECONDS),60) -print_final_stats=1 -verbosity=0 $(FUZZ_LIMITS)); \
-	done
+	cd fuzz && python3 ../.ci/fuzz.py --cargo-fuzz $(FUZZ) --target-dir "$(TARGET)/fuzz" --corpus "$(FUZZ_CORPUS)" \
+	  --seconds $(or $(SECONDS),60) $(if $(OTHERS),--others $(OTHERS)) --long "$(FUZZ_LONG)" $(if $(FEATURE),--features $(FEATURE)) \
+	  $(FUZZ_TARGETS) -- $(FUZZ_LIMITS)
 
 # Stable Rust will do: without sanitizers, libFuzzer needs only the coverage that rustc has.
 $(FUZZ):

@@ -6,21 +6,34 @@
 //! libFuzzer's to watch: `make fuzz` gives each input of at most 64 KiB two seconds, which a reader in quadratic time
 //! does not keep.
 
+mod access;
+mod http1;
+mod http2;
 mod json;
 mod load;
 mod oip;
 mod prepare;
 pub mod seeds;
+mod served;
+mod text;
+mod wire;
+mod xds;
 
 use std::alloc::System;
 
 use penstock_kernels::allocated::Counting;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
+pub use access::access;
+pub use http1::http1_entry;
+pub use http2::http2_entry;
 pub use json::{coalesce_json, openai};
 pub use load::{metrics_page, orca};
 pub use oip::{oip_grpc, oip_prefix, oip_rest};
 pub use prepare::{image_head, image_jpeg, image_pipeline, image_png, image_webp};
+pub use text::{annotations, yaml};
+pub use wire::{first_bytes, path};
+pub use xds::xds_resources;
 
 /// What was allocated at all, for the promises here; and, as in the sidecar, what a thread holds, which stops decoders.
 #[global_allocator]
@@ -39,10 +52,14 @@ pub const ALWAYS: usize = 64 << 10;
 
 /// Reads, and looks at what that took.
 fn bounded<T>(input: &[u8], read: impl FnOnce() -> T) -> T {
+    within(input.len() * LARGEST + ALWAYS, input, read)
+}
+
+/// The same, where more than that is allowed.
+fn within<T>(most: usize, input: &[u8], read: impl FnOnce() -> T) -> T {
     let region = Region::new(ALLOCATOR);
     let read = read();
     let taken = region.change().bytes_allocated;
-    let most = input.len() * LARGEST + ALWAYS;
     assert!(taken <= most, "{taken} bytes were allocated for an input of {}", input.len());
     read
 }
@@ -50,10 +67,15 @@ fn bounded<T>(input: &[u8], read: impl FnOnce() -> T) -> T {
 /// The longest sentence about what is wrong, bytes: it becomes a header in gRPC, and stands in logs.
 const LONGEST_SENTENCE: usize = 2048;
 
+/// What is wrong with what control or an operator says is said, as long as it may be.
+fn says(error: &impl std::fmt::Display) {
+    assert!(!error.to_string().is_empty());
+}
+
 /// What is wrong is said in a sentence, whatever was sent.
 fn sentence(error: &impl std::fmt::Display) {
     let sentence = error.to_string();
-    assert!(!sentence.is_empty());
+    says(error);
     assert!(sentence.len() <= LONGEST_SENTENCE, "a sentence of {} bytes: {sentence:.200}", sentence.len());
 }
 

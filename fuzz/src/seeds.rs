@@ -1,6 +1,8 @@
 //! What the fuzzer begins with: real encodings, one file each, in `seeds/`. They are written by the test below with
 //! `UPDATE_SEEDS=1`, which otherwise compares them with what the code writes today, and runs every target over them.
 
+mod entry;
+
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;
@@ -16,7 +18,7 @@ use crate::prepare::WORDS;
 pub type Seeds = BTreeMap<(&'static str, String), Vec<u8>>;
 
 /// A target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub const TARGETS: [(&str, fn(&[u8])); 20] = [
     ("oip_rest", crate::oip_rest),
     ("oip_grpc", crate::oip_grpc),
     ("oip_prefix", crate::oip_prefix),
@@ -29,6 +31,14 @@ pub const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("image_png", crate::image_png),
     ("image_webp", crate::image_webp),
     ("image_pipeline", crate::image_pipeline),
+    ("first_bytes", crate::first_bytes),
+    ("http1_entry", crate::http1_entry),
+    ("http2_entry", crate::http2_entry),
+    ("xds_resources", crate::xds_resources),
+    ("annotations", crate::annotations),
+    ("yaml", crate::yaml),
+    ("path", crate::path),
+    ("access", crate::access),
 ];
 
 /// All of them.
@@ -97,6 +107,7 @@ pub fn all() -> Seeds {
     }
     put("image_pipeline", "nv12", &VIDEO, &[128; 8 * 8 * 3 / 2]);
     put("image_pipeline", "tensor", &TENSOR, &[7; 8 * 8 * 3]);
+    entry::all(put);
     seeds
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use http::{HeaderValue, Version};
-use penstock_api::{Reason, SpiffeId};
+use penstock_api::{Reason, SpiffeId, shown};
 
 use crate::accept::Counted;
 use crate::config::static_file::Listener;
@@ -167,7 +167,7 @@ impl Connection {
 
 /// Refuses what is more than a host and a port. A user's name before them is there to deceive (RFC 9110, 4.2.4), and of what is none
 /// of these each server makes something else.
-fn check_host(authority: &Authority) -> Result<(), Failure> {
+pub fn check_host(authority: &Authority) -> Result<(), Failure> {
     let host = authority.host();
     let port = authority.as_str().strip_prefix(host);
     let is_port = |port: &str| match port.strip_prefix(':') {
@@ -186,7 +186,8 @@ fn check_host(authority: &Authority) -> Result<(), Failure> {
     Err(Failure::unprocessed(
         Reason::BadRequest,
         format!(
-            "{host:?} is no host, or stands beside more than a port, which servers read differently; name a host, and no user"
+            "{} is no host, or stands beside more than a port, which servers read differently; name a host, and no user",
+            shown(host)
         ),
     ))
 }

@@ -27,8 +27,8 @@ pub enum Detected {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The longest method that is looked for.
-const LOOK: usize = 24;
+/// The longest method that is looked for: so many bytes always decide.
+pub const LOOK: usize = 24;
 /// How soon it is looked again after bytes that decide nothing, and how much later at most: whoever sends one byte and
 /// no more is nobody yet, and a thousand of these may not cost what requests need. Each pause is as long as all before
 /// it, so that nobody waits longer than twice what he took to send.
@@ -67,9 +67,9 @@ pub async fn detect(stream: &TcpStream, limit: Duration) -> Detected {
     })
 }
 
-/// `None` while the bytes so far could still be several things.
-fn judge(bytes: &[u8]) -> Option<Detected> {
-    if bytes[0] == 0x16 {
+/// What the first bytes are, at most [`LOOK`] of them; `None` while those so far could still be several things.
+pub fn judge(bytes: &[u8]) -> Option<Detected> {
+    if bytes.first() == Some(&0x16) {
         return Some(Detected::Tls);
     }
     let common = bytes.len().min(PREFACE.len());

@@ -9,7 +9,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method, Request, Version, request, uri};
 use http_body::Body;
-use penstock_api::{Reason, names, path};
+use penstock_api::{Reason, names, path, shown};
 
 use crate::config::{HeaderChange, PathChange, Redirect, Rewrite};
 use crate::failure::Failure;
@@ -153,7 +153,11 @@ fn check_form(request: &request::Parts) -> Result<(), Failure> {
     }
     Err(Failure::unprocessed(
         Reason::BadRequest,
-        format!("{method} is not asked of {uri}; name a path, and to CONNECT a host and a port"),
+        format!(
+            "{} is not asked of {}; name a path, and to CONNECT a host and a port",
+            shown(method.as_str()),
+            shown(&uri.to_string())
+        ),
     ))
 }
 

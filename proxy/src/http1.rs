@@ -80,15 +80,7 @@ where
     let clock = pin!(tokio::time::sleep_until(Activity::next_look(Instant::now(), patience)));
     let mut course = Course { activity, leave, clock, patience };
     loop {
-        let serving = http1::Builder::new()
-            .max_headers(limits.header_count)
-            .max_buf_size(limits::READ)
-            .max_header_size(limits.header_bytes as usize)
-            // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
-            .half_close(false)
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(wire), service)
-            .with_upgrades();
+        let serving = server(limits).serve_connection(TokioIo::new(wire), service).with_upgrades();
         // Boxed: it goes when the connection rests.
         let mut serving = Box::new(serving);
         let turn =
@@ -118,6 +110,19 @@ where
             }
         }
     }
+}
+
+/// hyper's HTTP/1 server with our limits.
+fn server(limits: &Limits) -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server
+        .max_headers(limits.header_count)
+        .max_buf_size(limits::READ)
+        .max_header_size(limits.header_bytes as usize)
+        // A client that ends its side has left: what works for it is cancelled, not finished for nobody.
+        .half_close(false)
+        .auto_date_header(false);
+    server
 }
 
 /// The answer to whoever has not finished a head.

@@ -24,7 +24,7 @@ use crate::connection::{Connection, To};
 use crate::drain::Farewell;
 use crate::flood::{Flood, Guarded};
 use crate::http1::{self, Ended};
-use crate::limits;
+use crate::limits::{self, Limits};
 use crate::local::LocalExecutor;
 use crate::receive::{Claims, ClientBody, Gate};
 use crate::telemetry::metric;
@@ -58,17 +58,7 @@ pub async fn http<T, H, F>(
         let service = service_fn(move |request: Request<Incoming>| {
             handle(Rc::clone(&client), request.map(|body| ClientBody::Hyper(body, None)))
         });
-        let serving = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(limits::stream_window(window))
-            .initial_connection_window_size(window)
-            .max_frame_size(limits::FRAME)
-            .max_send_buf_size(limits::SEND_BUFFER)
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(limits.header_bytes)
-            .auto_date_header(false)
-            .enable_connect_protocol()
-            .serve_connection(TokioIo::new(stream), service);
+        let serving = http2_server(limits, window).serve_connection(TokioIo::new(stream), service);
         let mut leave = Leave::new(farewell, old, None);
         // Boxed: it is large, and the other kind of connection is to have no room for it.
         let mut serving = Box::pin(serving);
@@ -102,6 +92,22 @@ pub async fn http<T, H, F>(
 /// Whether requests that come over it may share executions, so that large tensors are worth to be taken past hyper.
 fn takes_tensors(connection: &Connection) -> bool {
     matches!(connection.to, To::Application(..)) && coalesce::applies(connection.to.port()).is_some()
+}
+
+/// hyper's HTTP/2 server with our limits; all streams together may have `window` bytes under way.
+pub fn http2_server(limits: &Limits, window: u32) -> http2::Builder<LocalExecutor> {
+    let mut server = http2::Builder::new(LocalExecutor);
+    server
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::stream_window(window))
+        .initial_connection_window_size(window)
+        .max_frame_size(limits::FRAME)
+        .max_send_buf_size(limits::SEND_BUFFER)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(limits.header_bytes)
+        .auto_date_header(false)
+        .enable_connect_protocol();
+    server
 }
 
 /// When a connection is to end.

@@ -96,6 +96,20 @@ fn every_attack_class_has_tests_that_exist_or_says_that_it_is_open_or_why_it_can
 }
 
 #[test]
+fn every_target_that_is_fuzzed_is_on_the_page_and_every_one_of_the_page_is_fuzzed() {
+    let page = include_str!("../../docs/SECURITY.md");
+    let (_, section) = page.split_once("## What is fuzzed\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let told: BTreeSet<String> = rows.flat_map(|row| names(row.split(" | ").next().unwrap())).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fuzz/fuzz_targets");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let targets: BTreeSet<String> =
+        files.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(told, targets);
+}
+
+#[test]
 fn every_pain_has_a_test_that_exists_and_every_test_of_a_pain_is_on_the_page() {
     let page = include_str!("../../docs/RELIABILITY.md");
     let tests = tests(&SYSTEM);

@@ -29,7 +29,7 @@ pub enum Ambiguous {
     Semicolon,
     /// `%00` and its like.
     Control,
-    /// `%252e`: what it is depends on how often it is decoded.
+    /// `%252e`, or `%25%32%65`: what it is depends on how often it is decoded.
     Twice,
     /// Escapes that are no UTF-8, overlong ones among them.
     Utf8,
@@ -156,7 +156,6 @@ fn decode(path: &[u8], slashes: bool) -> Result<String, Ambiguous> {
             0..b' ' | 0x7f => return Err(Ambiguous::Control),
             b'/' if escaped && !slashes => return Err(Ambiguous::Slash),
             b';' if escaped => return Err(Ambiguous::Semicolon),
-            b'%' if hex(path.get(at..at + 2)).is_some() => return Err(Ambiguous::Twice),
             _ => {}
         }
         eager.push(value);
@@ -173,6 +172,10 @@ fn decode(path: &[u8], slashes: bool) -> Result<String, Ambiguous> {
         }
     }
     check_dots(&out[segment..], escaped_dot)?;
+    // The digits may be escaped themselves, as in `%25%32%65`.
+    if eager.windows(3).any(|three| three[0] == b'%' && hex(three.get(1..)).is_some()) {
+        return Err(Ambiguous::Twice);
+    }
     std::str::from_utf8(&eager).map_err(|_| Ambiguous::Utf8)?;
     Ok(out)
 }
@@ -248,6 +251,8 @@ mod tests {
             ("/a%00", Ambiguous::Control),
             ("/a%0d%0ab", Ambiguous::Control),
             ("/%252e%252e/a", Ambiguous::Twice),
+            ("/%25%32%65%252e/a", Ambiguous::Twice),
+            ("/%25%34%31", Ambiguous::Twice),
             ("/a%c0%afb", Ambiguous::Utf8),
             ("/a%e0%80%afb", Ambiguous::Utf8),
             ("/a%ff", Ambiguous::Utf8),

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use penstock_api::service::is_label;
+use penstock_api::yaml::{self, Content, Node};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::pool;
-use super::yaml::{self, Content, Node};
 use super::{Body, Broken, Object, ObjectId, ObjectKind, ObjectSet, Origin, Scope};
 
 /// Reads all documents of a file.

@@ -9,7 +9,6 @@ pub mod decode;
 pub mod inference;
 pub mod pool;
 pub mod rate;
-pub mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +20,7 @@ use gateway_api::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use penstock_api::yaml::Node;
 use serde::{Deserialize, Serialize};
 
 use self::access::AccessPolicy;
@@ -28,7 +28,6 @@ use self::canary::{Canary, Course};
 use self::inference::InferencePolicy;
 use self::pool::InferencePool;
 use self::rate::RateLimit;
-use self::yaml::Node;
 
 /// Everything that a source knows at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]

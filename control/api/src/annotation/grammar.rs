@@ -2,6 +2,8 @@
 //!
 //! In: text. Out: a value. Can go wrong: the text does not parse; the error says which word is wrong and what would be right.
 
+use crate::shown;
+
 /// A value, or what is wrong with the text and what would be right.
 pub type Parsed<T> = Result<T, String>;
 
@@ -10,7 +12,7 @@ pub fn either(text: &str, yes: &str, no: &str) -> Parsed<bool> {
     match text.trim() {
         word if word == yes => Ok(true),
         word if word == no => Ok(false),
-        other => Err(format!("{other:?} is not known; write {yes} or {no}")),
+        other => Err(format!("{} is not known; write {yes} or {no}", shown(other))),
     }
 }
 
@@ -18,7 +20,7 @@ pub fn either(text: &str, yes: &str, no: &str) -> Parsed<bool> {
 pub fn words(text: &str) -> Parsed<Vec<&str>> {
     let words: Vec<_> = text.split(',').map(str::trim).collect();
     match words.iter().any(|word| word.is_empty()) {
-        true => Err(format!("{text:?} has an empty part; write a list with single commas between")),
+        true => Err(format!("{} has an empty part; write a list with single commas between", shown(text))),
         false => Ok(words),
     }
 }
@@ -29,7 +31,7 @@ pub fn settings(text: &str, known: &[&str], mut set: impl FnMut(&str, &str) -> P
     for word in words(text)? {
         let (key, value) = word.split_once('=').map_or((word, ""), |(key, value)| (key.trim(), value.trim()));
         if !known.contains(&key) {
-            return Err(format!("{key:?} is not a setting; the settings are {}", known.join(", ")));
+            return Err(format!("{} is not a setting; the settings are {}", shown(key), known.join(", ")));
         }
         if value.is_empty() {
             return Err(format!("{key} has no value; write {key}=<value>"));
@@ -47,8 +49,8 @@ pub fn settings(text: &str, known: &[&str], mut set: impl FnMut(&str, &str) -> P
 pub fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
     match text.trim().parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
-        _ if most == u32::MAX => Err(format!("{text:?} is not a whole number of at least {least}")),
-        _ => Err(format!("{text:?} is not a whole number from {least} to {most}")),
+        _ if most == u32::MAX => Err(format!("{} is not a whole number of at least {least}", shown(text))),
+        _ => Err(format!("{} is not a whole number from {least} to {most}", shown(text))),
     }
 }
 
@@ -56,7 +58,7 @@ pub fn number(text: &str, least: u32, most: u32) -> Parsed<u32> {
 pub fn port(text: &str) -> Parsed<u16> {
     match text.trim().parse() {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!("{text:?} is not a port; write a number from 1 to 65535")),
+        _ => Err(format!("{} is not a port; write a number from 1 to 65535", shown(text))),
     }
 }
 
@@ -79,7 +81,7 @@ pub fn bytes(text: &str) -> Parsed<u64> {
         .parse::<u64>()
         .ok()
         .and_then(|count| count.checked_mul(unit))
-        .ok_or_else(|| format!("{text:?} is not a size; write for example 64Ki or 256Mi"))
+        .ok_or_else(|| format!("{} is not a size; write for example 64Ki or 256Mi", shown(text)))
 }
 
 /// A positive quantity as Kubernetes writes it, without exponents.
@@ -91,7 +93,9 @@ pub fn quantity(text: &str) -> Parsed<String> {
         && digits.parse::<f64>().is_ok_and(|number| number > 0.0);
     match sound {
         true => Ok(text.to_owned()),
-        false => Err(format!("{text:?} is no quantity above zero; write 250m of CPU, 512Mi of memory")),
+        false => {
+            Err(format!("{} is no quantity above zero; write 250m of CPU, 512Mi of memory", shown(text)))
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::grammar::{Parsed, either, number, port, quantity, settings, words};
 use super::{Invalid, Ports, Subnet, grammar};
 use crate::names::annotation;
-use crate::v1;
+use crate::{shown, v1};
 
 /// Requests that may wait for an application unless it is said.
 pub(super) const QUEUE: u32 = 1024;
@@ -94,7 +94,8 @@ fn gpu(text: &str) -> Parsed<v1::Gpu> {
             Some(("device", value)) => gpu.device = number(value, 0, 255)?,
             _ => {
                 return Err(format!(
-                    "{word:?} is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>"
+                    "{} is not known; write ipc, nvjpeg, always, memory=<size> or device=<number>",
+                    shown(word)
                 ));
             }
         }
@@ -178,6 +179,11 @@ mod tests {
                 annotation::SKIP_SUBNETS,
                 "10.0.0.0/33",
                 "\"10.0.0.0/33\" is no subnet; write it like 10.0.0.0/8 or fd00::/8",
+            ),
+            (
+                annotation::MTLS,
+                "y".repeat(70_000).as_str(),
+                "yyy\"… is not known; write permissive or strict",
             ),
             (annotation::PROXY_CPU, "much", "\"much\" is no quantity above zero; write 250m of CPU"),
             (annotation::PROXY_MEMORY, "0", "\"0\" is no quantity above zero"),

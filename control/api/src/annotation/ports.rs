@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::shown;
+
 /// So many ranges of ports, and subnets. Each is a rule, and all rules travel in one datagram, which the kernel bounds: 212 KB by default.
 pub const MOST: usize = 256;
 
@@ -57,7 +59,7 @@ impl FromStr for Ports {
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |text: &str| match text.trim().parse::<u16>() {
             Ok(port) if port > 0 => Ok(port),
-            _ => Err(format!("{text:?} is no port; write ports and ranges like 80,443,9000-9100")),
+            _ => Err(format!("{} is no port; write ports and ranges like 80,443,9000-9100", shown(text))),
         };
         let mut ranges = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -67,7 +69,8 @@ impl FromStr for Ports {
             };
             if range.is_empty() {
                 return Err(format!(
-                    "{part:?} ends before it begins; write {}-{}",
+                    "{} ends before it begins; write {}-{}",
+                    shown(part),
                     range.end(),
                     range.start()
                 ));
@@ -145,7 +148,7 @@ impl FromStr for Subnet {
 
     /// `10.0.0.0/8`, `fd00::/8`, or an address alone.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no subnet; write it like 10.0.0.0/8 or fd00::/8");
+        let wrong = || format!("{} is no subnet; write it like 10.0.0.0/8 or fd00::/8", shown(text));
         let (address, bits) = match text.trim().split_once('/') {
             Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| wrong())?)),
             None => (text.trim(), None),

@@ -51,10 +51,13 @@ pub fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
         legacy_octal_numbers: true,
         budget: serde_saphyr::budget! {
             max_documents: 1_000_000,
+            max_aliases: 1_024,
             max_nodes: 50_000_000,
             max_events: 100_000_000,
             max_total_scalar_bytes: 1 << 30,
         },
+        // What is said once and meant again costs its writer three bytes, and us all that was said.
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 65_536 },
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| SyntaxError {
         line: error.location().map_or(0, |location| line_number(location.line())),
@@ -251,6 +254,19 @@ kind: Pod
             assert_eq!(of(key), 0o440, "{key}");
         }
         assert_eq!((of("port"), of("zero"), of("quoted")), (8000.into(), 0.into(), "0440".into()));
+    }
+
+    #[test]
+    fn what_is_said_once_is_not_meant_any_number_of_times() {
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x]\n");
+        for at in 1..12 {
+            let before = format!("*a{}", at - 1);
+            bomb.push_str(&format!("a{at}: &a{at} [{}]\n", [&before[..]; 8].join(", ")));
+        }
+        let error = parse(&bomb).unwrap_err();
+        assert!(error.to_string().contains("alias"), "{error}");
+        let fair = "limits: &limits {cpu: 1}\none: *limits\ntwo: *limits\n";
+        assert_eq!(parse(fair).unwrap()[0].to_json()["two"]["cpu"], 1);
     }
 
     #[test]
