@@ -12,6 +12,7 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -55,6 +56,9 @@ where
     let mut service = service_fn(move |request: Request<Incoming>| {
         let busy = goes_on.begin();
         let (mut parts, body) = request.into_parts();
+        if parts.extensions.get::<OnUpgrade>().is_some() {
+            goes_on.stays();
+        }
         let claimed = claims.of(&mut parts.headers);
         let handled = claimed.map(|direct| {
             let body = match direct {
@@ -88,7 +92,7 @@ where
         if let Turn::Over(result) = turn {
             return result.map_err(Ended::Hyper);
         }
-        // `None`: it has become something else.
+        // `None`: it has become something else, and such a one does not get here.
         let Some(parts) = serving.into_parts() else { return Ok(()) };
         (wire, service) = (parts.io.into_inner(), parts.service);
         wire.put_back(parts.read_buf);

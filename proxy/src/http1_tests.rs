@@ -220,6 +220,19 @@ async fn a_handler_a_body_and_an_answer_have_their_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_asked_to_become_something_else_and_did_not_goes_on() {
+    alone(async {
+        let mut client = Client::quick();
+        client.send("GET /1 HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+        client.hears(Some("\r\n\r\n/1")).await;
+        sleep(SHORTLY).await;
+        assert!(!client.rests());
+        assert!(client.asks("/2").await.starts_with("HTTP/1.1 200 OK\r\n"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_closes_what_rests() {
     alone(async {
         let mut client = Client::quick();

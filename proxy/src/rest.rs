@@ -36,6 +36,8 @@ pub struct Activity {
     begun: Cell<bool>,
     /// Whether one has been served since hyper took the connection: without one, nobody can tell half a head from none.
     served: Cell<bool>,
+    /// It may become something else, which hyper decides where we do not see it.
+    stays: Cell<bool>,
     /// When a head was first waited for, as far as was looked.
     since: Cell<Instant>,
     flags: Arc<Flags>,
@@ -78,6 +80,7 @@ impl Activity {
             busy: Cell::new(0),
             begun: Cell::new(false),
             served: Cell::new(false),
+            stays: Cell::new(false),
             since: Cell::new(now),
             flags: Arc::default(),
         })
@@ -88,6 +91,11 @@ impl Activity {
         self.begun.set(true);
         self.served.set(true);
         self.another()
+    }
+
+    /// A request asks to make something else of the connection: it stays with hyper from now on, whatever is answered.
+    pub fn stays(&self) {
+        self.stays.set(true);
     }
 
     /// Something else goes on for it.
@@ -108,7 +116,7 @@ impl Activity {
             self.since.set(now);
             return Look::Busy;
         }
-        match self.served.get() {
+        match self.served.get() && !self.stays.get() {
             true => Look::Rests,
             false if now >= self.too_late(patience) => Look::TooLate,
             false => Look::Busy,
