@@ -108,10 +108,11 @@ pub fn path(data: &[u8]) {
     }
     let Ok(target) = path.parse::<PathAndQuery>() else { return };
     for form in [canonical, routable] {
-        let mut uri = Uri::from(target.clone());
+        let came = Uri::from(target.clone());
+        let mut uri = came.clone();
         if settle_path(&mut uri, form).is_ok() {
-            assert_eq!(form(target.path()).as_deref(), Ok(uri.path()), "what travels on");
-            assert_eq!(uri.query(), target.query());
+            assert_eq!(form(came.path()).as_deref(), Ok(uri.path()), "what travels on");
+            assert_eq!(uri.query(), came.query());
         }
     }
 }
