@@ -405,7 +405,7 @@ fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed:
                     state.ejection.success();
                     pool.told(state, LoadReport { unit_ms: Some(5.0), ..backlog(0.0) }, at);
                 }
-                _ => drop(state.ejection.failure(&outliers, at)),
+                _ => _ = state.ejection.failure(&outliers, at),
             }
             pool.over(state, sent, outcome, at);
         }
