@@ -381,8 +381,8 @@ fn too_many_ejections_are_ignored() {
     assert!(choose(&members, &[], 1).is_ok());
 }
 
-/// A server that hangs, or answers with errors, from a second to six, among fast ones; each sends what it should have answered, late, when
-/// it goes on. Returns how many requests it was asked meanwhile, and when it had as large a share as it should have again.
+/// A server among fast ones that hangs for five seconds, and answers late what it was asked last, or that answers with errors as long. Returns how
+/// many requests it was asked meanwhile, and how long after the end it had half of its share again.
 fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed: u64) -> (u32, Duration) {
     const TIMEOUT: u64 = 1000;
     let members = Members::new(replicas(servers));
