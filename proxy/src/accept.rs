@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::telemetry::metric;
+use crate::telemetry::seldom::Seldom;
 
 /// A listener of one worker; the kernel spreads connections over the workers' listeners (`SO_REUSEPORT`).
 pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -79,6 +80,9 @@ pub struct OpenConnections {
     all: AtomicU32,
     /// By address, of those that have any. Connections come and go much less often than requests, so a lock it may be.
     peers: Mutex<HashMap<IpAddr, Peer>>,
+    /// What is said of those that cannot be accepted, or are refused.
+    failing: Seldom<1>,
+    refusing: Seldom<10>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -213,13 +217,14 @@ pub async fn accept<S, F>(
 {
     let accepted = metrics::counter!(metric::CONNECTIONS_ACCEPTED.name, "listener" => name);
     let serve = Rc::new(serve);
-    let mut quiet_until: Option<Instant> = None;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
                 // Out of file descriptors, mostly: wait for some to be closed instead of spinning.
-                tracing::warn!(listener = name, %error, "cannot accept; raise the limit of open files?");
+                if let Some(times) = open.failing.happened(Instant::now()) {
+                    tracing::warn!(listener = name, %error, times, "cannot accept; raise the limit of open files?");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -235,15 +240,15 @@ pub async fn accept<S, F>(
                 let limit = too_many.name();
                 metrics::counter!(metric::CONNECTIONS_REFUSED.name, "listener" => name, "limit" => limit)
                     .increment(1);
-                if quiet_until.is_none_or(|until| Instant::now() >= until) {
-                    quiet_until = Some(Instant::now() + Duration::from_secs(10));
+                if let Some(times) = open.refusing.happened(Instant::now()) {
                     let Bounds { connections, per_peer } = bounds;
                     let of = match too_many {
                         TooMany::InAll => connections,
                         TooMany::FromPeer => per_peer,
                     };
                     tracing::warn!(
-                        listener = name, %peer, limit, of, reason = %Reason::TooManyConnections, "refusing connections"
+                        listener = name, %peer, limit, of, times, reason = %Reason::TooManyConnections,
+                        "refusing connections"
                     );
                 }
                 refuse(stream);

@@ -7,8 +7,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use tokio::time::Instant;
+
 use crate::outbound;
 use crate::telemetry::metric;
+use crate::telemetry::seldom::Seldom;
 use crate::worker::Shared;
 
 /// How many connections are held: the application's, and the others, which come from anybody and must not take the
@@ -17,6 +20,9 @@ use crate::worker::Shared;
 pub struct Early {
     outbound: AtomicU32,
     inbound: AtomicU32,
+    /// What is said of those that find no place, or are held in vain.
+    full: Seldom<1>,
+    in_vain: Seldom<1>,
 }
 
 struct Held<'a>(&'a AtomicU32);
@@ -44,7 +50,10 @@ pub async fn hold(shared: &Shared, listener: &'static str) {
     }
     let limits = &shared.limits;
     let Some(_held) = shared.early.take(listener, limits.early) else {
-        tracing::warn!(listener, limit = limits.early, "not ready, and no more connections are held");
+        if let Some(times) = shared.early.full.happened(Instant::now()) {
+            let limit = limits.early;
+            tracing::warn!(listener, limit, times, "not ready, and no more connections are held");
+        }
         return;
     };
     metrics::counter!(metric::EARLY.name, "listener" => listener).increment(1);
@@ -54,7 +63,10 @@ pub async fn hold(shared: &Shared, listener: &'static str) {
         _ = ready.wait_for(|ready| *ready) => {}
         _ = leaving.wait_for(|leaving| *leaving) => {}
         () = tokio::time::sleep(limits.early_time) => {
-            tracing::warn!(listener, held = ?limits.early_time, "still not ready; a held connection goes on without");
+            if let Some(times) = shared.early.in_vain.happened(Instant::now()) {
+                let held = limits.early_time;
+                tracing::warn!(listener, ?held, times, "still not ready; a held connection goes on without");
+            }
         }
     }
 }

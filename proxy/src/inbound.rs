@@ -87,7 +87,7 @@ async fn secured(
     let client = match identity::verified_peer(session) {
         Ok(peer) => peer.into_id(),
         Err(error) => {
-            return tracing::warn!(listener = LISTENER, %error, "a handshake without a client's identity");
+            return tracing::info!(listener = LISTENER, %error, "a handshake without a client's identity");
         }
     };
     let (sidecar, wire) = match session.alpn_protocol() {

@@ -138,6 +138,9 @@ pub struct Authz {
     pub applied: Option<bool>,
     /// Rule by rule.
     pub policies: Vec<AuthzRow>,
+    /// How much it gives, limit by limit.
+    #[serde(default)]
+    pub limits: Vec<LimitRow>,
     /// What would become of the request that was asked about.
     pub verdict: Option<Verdict>,
 }
@@ -159,6 +162,23 @@ pub struct AuthzRow {
     pub to: String,
     /// Further conditions, in words.
     pub when: String,
+}
+
+/// A limit of a RateLimit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitRow {
+    /// `<namespace>/<name>` of the RateLimit.
+    pub policy: String,
+    /// Which of its limits.
+    pub limit: String,
+    /// The ports that it is about, or `all`.
+    pub ports: String,
+    /// How much, in words.
+    pub gives: String,
+    /// To whom: `each identity, each model`, or `all together`.
+    pub each: String,
+    /// Of what, in words.
+    pub of: String,
 }
 
 /// What would become of a request.

@@ -1,4 +1,4 @@
-//! `penstock authz`: which access policies are in force for a pod, and what would become of a request.
+//! `penstock authz`: which access policies and rate limits are in force for a pod, and what would become of a request.
 
 use penstock_api::view::Authz;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -89,6 +89,20 @@ fn page(answer: &Authz, terminal: Terminal) -> String {
         }
         text.push_str(&table.render(terminal));
     }
+    if !answer.limits.is_empty() {
+        let mut table = Table::new(&["RATELIMIT", "LIMIT", "PORTS", "GIVES", "TO", "OF"]);
+        for row in &answer.limits {
+            table.row(cells![
+                row.policy.as_str(),
+                row.limit.as_str(),
+                row.ports.as_str(),
+                row.gives.as_str(),
+                row.each.as_str(),
+                row.of.as_str(),
+            ]);
+        }
+        text.push_str(&table.render(terminal));
+    }
     match answer.applied {
         Some(true) => {}
         Some(false) => text.push_str(&format!("The proxy of {} has not applied them yet.\n", answer.pod)),
@@ -107,7 +121,7 @@ fn page(answer: &Authz, terminal: Terminal) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use penstock_api::view::{AuthzRow, Verdict};
+    use penstock_api::view::{AuthzRow, LimitRow, Verdict};
 
     #[test]
     fn a_verdict_says_why() {
@@ -126,6 +140,7 @@ mod tests {
             pod: "demo/digits-0".into(),
             applied: Some(false),
             policies: vec![row],
+            limits: Vec::new(),
             verdict: Some(verdict),
         };
         assert_eq!(
@@ -135,8 +150,22 @@ mod tests {
              The proxy of demo/digits-0 has not applied them yet.\n\
              denied: not-authorized: no policy allows it\n"
         );
-        let open = Authz { pod: "demo/x".into(), applied: Some(true), ..Authz::default() };
-        assert!(page(&open, Terminal::PLAIN).starts_with("No AccessPolicy is about demo/x"));
+        let limit = LimitRow {
+            policy: "demo/fair".into(),
+            limit: "each".into(),
+            ports: "all".into(),
+            gives: "100 requests/min (20 at once)".into(),
+            each: "each identity".into(),
+            of: "everything".into(),
+        };
+        let open =
+            Authz { pod: "demo/x".into(), applied: Some(true), limits: vec![limit], ..Authz::default() };
+        assert_eq!(
+            page(&open, Terminal::PLAIN),
+            "No AccessPolicy is about demo/x: every identity may ask it for everything.\n\
+             RATELIMIT  LIMIT  PORTS  GIVES                          TO             OF\n\
+             demo/fair  each   all    100 requests/min (20 at once)  each identity  everything\n"
+        );
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! `/authz`: the policies of a pod, and what would become of a request. Pure; decided by the code that proxies decide by.
+//! `/authz`: the policies and rate limits of a pod, and what would become of a request. Pure; decided by the code that proxies decide by.
+
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use penstock_api::access::{self, Access, Arrival, Came, Entry, Facts, Http, Named};
 use penstock_api::resource::Kind;
-use penstock_api::view::{Authz, AuthzRow, Verdict};
+use penstock_api::view::{Authz, AuthzRow, LimitRow, Verdict};
 use penstock_api::{SpiffeId, path, v1};
 use prost::Message;
 use serde::Deserialize;
@@ -50,6 +52,7 @@ pub(super) fn answer(
         pod: pod.to_owned(),
         applied: applied(pod),
         policies: message.policies.iter().flat_map(rows).collect(),
+        limits: message.limits.iter().map(limit).collect(),
         verdict,
     })
 }
@@ -193,11 +196,10 @@ fn rows(policy: &v1::AccessPolicy) -> Vec<AuthzRow> {
         (_, true) => "Audit (Allow)",
         (_, false) => "Allow",
     };
-    let ports: Vec<String> = policy.ports.iter().map(u32::to_string).collect();
     let row = AuthzRow {
         policy: policy.name.clone(),
         action: action.to_owned(),
-        ports: if ports.is_empty() { "all".to_owned() } else { ports.join(",") },
+        ports: about(&policy.ports),
         rule: "none".to_owned(),
         ..AuthzRow::default()
     };
@@ -215,10 +217,55 @@ fn rows(policy: &v1::AccessPolicy) -> Vec<AuthzRow> {
         },
         from: either(rule.from.iter().map(from), "anyone"),
         to: either(rule.to.iter().map(to), "everything"),
-        when: either([rule.headers.iter().map(header).collect::<Vec<_>>().join(", ")].into_iter(), ""),
+        when: when(rule),
         ..row.clone()
     });
     rules.collect()
+}
+
+fn about(ports: &[u32]) -> String {
+    let ports: Vec<String> = ports.iter().map(u32::to_string).collect();
+    if ports.is_empty() { "all".to_owned() } else { ports.join(",") }
+}
+
+fn when(rule: &v1::AccessRule) -> String {
+    either([rule.headers.iter().map(header).collect::<Vec<_>>().join(", ")].into_iter(), "")
+}
+
+fn limit(limit: &v1::RateLimit) -> LimitRow {
+    let rate = |rate: &Option<v1::Rate>, of: &str| {
+        let v1::Rate { count, period_ms, burst } = *rate.as_ref()?;
+        let period = Duration::from_millis(period_ms);
+        let unit = match period.as_secs() {
+            1 => "s".to_owned(),
+            60 => "min".to_owned(),
+            _ => humantime::format_duration(period).to_string(),
+        };
+        Some(format!("{count} {of}/{unit} ({burst} at once)"))
+    };
+    let concurrent = (limit.concurrent > 0).then(|| format!("{} requests at a time", limit.concurrent));
+    let gives = [rate(&limit.requests, "requests"), concurrent, rate(&limit.tokens, "tokens")];
+    let each = [
+        (limit.by_identity, "each identity"),
+        (limit.by_model, "each model"),
+        (limit.by_route, "each route"),
+    ];
+    let each: Vec<&str> =
+        each.into_iter().filter_map(|(told_apart, word)| told_apart.then_some(word)).collect();
+    let of = limit.r#match.as_ref().map(|rule| {
+        let from = either(rule.from.iter().map(from), "");
+        let from = if from.is_empty() { from } else { format!("from {from}") };
+        [from, either(rule.to.iter().map(to), ""), when(rule)]
+    });
+    let of: Vec<String> = of.into_iter().flatten().filter(|words| !words.is_empty()).collect();
+    LimitRow {
+        policy: limit.policy.clone(),
+        limit: limit.name.clone(),
+        ports: about(&limit.ports),
+        gives: gives.into_iter().flatten().collect::<Vec<_>>().join(", "),
+        each: if each.is_empty() { "all together".to_owned() } else { each.join(", ") },
+        of: if of.is_empty() { "everything".to_owned() } else { of.join(" ") },
+    }
 }
 
 fn either(words: impl Iterator<Item = String>, nothing: &str) -> String {
@@ -295,6 +342,26 @@ mod tests {
             rules: vec![rule],
             ..Default::default()
         };
+        let to = v1::AccessTo { paths: vec!["/v1/*".into()], ..Default::default() };
+        let limits = [
+            v1::RateLimit {
+                policy: "a/fair".into(),
+                name: "each".into(),
+                ports: vec![8000],
+                by_identity: true,
+                by_model: true,
+                requests: Some(v1::Rate { count: 100, period_ms: 60_000, burst: 20 }),
+                concurrent: 4,
+                r#match: Some(v1::AccessRule { to: vec![to], ..Default::default() }),
+                ..Default::default()
+            },
+            v1::RateLimit {
+                policy: "a/fair".into(),
+                name: "all".into(),
+                tokens: Some(v1::Rate { count: 9, period_ms: 1_000, burst: 9 }),
+                ..Default::default()
+            },
+        ];
         let port = v1::WorkloadPort { port: 8000, ..Default::default() };
         let probe = v1::Probe { port: 8000, path: "/ready".into(), ..Default::default() };
         let health = v1::GrpcProbe { port: 8000, service: "live".into(), ..Default::default() };
@@ -308,7 +375,7 @@ mod tests {
         builder.add(
             Kind::Access,
             "a/digits-0",
-            &v1::Access { policies: vec![allow], level: 1, limits: Vec::new() },
+            &v1::Access { policies: vec![allow], level: 1, limits: limits.into() },
         );
         builder.add(Kind::Access, "a/open", &v1::Access::default());
         builder.add(Kind::Access, "b/open", &v1::Access::default());
@@ -350,6 +417,24 @@ mod tests {
         assert_eq!(
             [&*row.policy, &*row.action, &*row.ports, &*row.rule, &*row.from, &*row.to, &*row.when],
             ["a/p", "Allow", "all", "1 (readers)", "namespace web", "POST model digits", ""]
+        );
+        let limits = told
+            .limits
+            .iter()
+            .map(|row| [&*row.policy, &*row.limit, &*row.ports, &*row.gives, &*row.each, &*row.of]);
+        assert_eq!(
+            limits.collect::<Vec<_>>(),
+            [
+                [
+                    "a/fair",
+                    "each",
+                    "8000",
+                    "100 requests/min (20 at once), 4 requests at a time",
+                    "each identity, each model",
+                    "/v1/*"
+                ],
+                ["a/fair", "all", "all", "9 tokens/s (9 at once)", "all together", "everything"],
+            ]
         );
         assert!(
             ask(Question { pod: "open".into(), ..Question::default() })

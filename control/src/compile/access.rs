@@ -22,13 +22,13 @@ use super::pods::{PodModel, Pods};
 use super::rates;
 use super::services::Services;
 use super::view::View;
-use crate::objects::Object;
 use crate::objects::access::{AccessPolicy, Action, Grpc, Rehearsed, Rule, Selector, TargetRef};
+use crate::objects::{Object, ObjectKind};
 use crate::outcome::Reason;
 use crate::snapshot::Builder;
 
-/// What a Service that a policy names leads to, kept for when it is gone: what was protected must not be open because a
-/// Service was renamed, or deleted before the policy that names it.
+/// What a Service that a policy or a rate limit names leads to, kept for when it is gone: what was protected must not be open because a
+/// Service was renamed, or deleted before the object that names it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Protected {
     spec: Option<ServiceSpec>,
@@ -36,10 +36,10 @@ pub(super) struct Protected {
     pods: BTreeMap<String, BTreeSet<u16>>,
 }
 
-/// The Services that policies name, as `<namespace>/<name>`.
+/// The Services that policies and rate limits name, as `<namespace>/<name>`.
 pub(super) type Memory = BTreeMap<String, Protected>;
 
-/// The pods that a policy is about, each with the ports (none = all).
+/// The pods that a policy or a rate limit is about, each with the ports (none = all).
 pub(super) type Targets<'a> = BTreeMap<&'a str, BTreeSet<u16>>;
 
 /// What each pod of the mesh is told.
@@ -187,13 +187,21 @@ fn closed(name: &str, why: &str) -> v1::AccessPolicy {
     }
 }
 
-/// All pods of the policy's namespace.
+/// All pods of the object's namespace.
 fn everything<'a>(object: &Object, pods: &'a Pods<'_>) -> Targets<'a> {
     let own = pods.keys().filter(|name| namespace(name) == object.id.namespace);
     own.map(|name| (name.as_str(), BTreeSet::new())).collect()
 }
 
-/// What a policy is about; `None`: that makes no sense.
+/// What the object is, and what becomes of the workloads that it is about.
+fn what(object: &Object) -> (&'static str, &'static str) {
+    match object.id.kind {
+        ObjectKind::RateLimit => ("a RateLimit", "limited"),
+        _ => ("an AccessPolicy", "protected"),
+    }
+}
+
+/// What an AccessPolicy or a RateLimit is about; `None`: that makes no sense.
 pub(super) fn targets<'a>(
     object: &Object,
     selector: Option<&Selector>,
@@ -221,8 +229,9 @@ pub(super) fn targets<'a>(
         let pointer = format!("/spec/targetRefs/{index}");
         if target.kind != "Service" || !target.group.as_deref().unwrap_or_default().is_empty() {
             let message = format!(
-                "{} is no kind that a policy can be about; write kind: Service, or a selector",
-                target.kind
+                "{} is no kind that {} can be about; write kind: Service, or a selector",
+                target.kind,
+                what(object).0
             );
             faults.refuse(object, format!("{pointer}/kind"), message);
             return None;
@@ -234,16 +243,19 @@ pub(super) fn targets<'a>(
             (Some(service), _) => protected(object, mesh, &service),
             (None, Some(before)) => {
                 let message = format!(
-                    "there is no Service {key} any more; what it last led to is protected as before. Name a Service that \
-                     exists, or select the workloads by label"
+                    "there is no Service {key} any more; what it last led to is {} as before. Name a Service that \
+                     exists, or select the workloads by label",
+                    what(object).1
                 );
                 faults.note(object, format!("{pointer}/name"), message);
                 before.clone()
             }
             (None, None) => {
                 let message = format!(
-                    "there is no Service {} in {}, so nothing of it is protected; create it, or select the workloads by label",
-                    target.name, object.id.namespace
+                    "there is no Service {} in {}, so nothing of it is {}; create it, or select the workloads by label",
+                    target.name,
+                    object.id.namespace,
+                    what(object).1
                 );
                 faults.note_as(Reason::TargetNotFound, object, format!("{pointer}/name"), message);
                 continue;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Ordering, Units};
 use crate::estimate::{Cost, Estimator, Watched};
 use crate::heard::{Heard, Own, Views};
-use crate::outlier::Ejection;
+use crate::outlier::{Ejection, Standing};
 use crate::report::{GpuHealth, LoadReport};
 use crate::{micros, millis};
 use Ordering::Relaxed;
@@ -26,6 +26,10 @@ pub const LEAVING_EXPIRY: Duration = Duration::from_secs(10);
 const FAILURE_COSTS: f32 = 20.0;
 /// How long failures are remembered, in seconds.
 const FAILURE_MEMORY: f32 = 10.0;
+/// One that is avoided for its failures and was not asked for so long is asked once: otherwise nobody would know when it is well again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// A share of failures below this is none: among endpoints that are equal otherwise even the least would keep one without requests.
+const HARDLY_FAILING: f32 = 1.0 / 32.0;
 /// Own answers until an endpoint's slow start is over.
 const SLOW_START: u32 = 8;
 
@@ -46,6 +50,8 @@ pub struct Sent {
     watched: Watched,
     /// Still without its first byte.
     pending: bool,
+    /// It finds out whether the endpoint is well again.
+    probes: bool,
     pub(crate) foretold: Foretold,
 }
 
@@ -116,6 +122,8 @@ pub struct EndpointState {
     answered_at: AtomicU64,
     failing: Float,
     failed_at: AtomicU64,
+    /// Own answers before its slow start.
+    start: AtomicU32,
 
     pub(crate) heard: Heard,
     /// Consecutive failures and the time until which the endpoint is out.
@@ -134,7 +142,8 @@ impl EndpointState {
         self.sent.add(units);
         self.lately.set(self.lately(usual, now) + units);
         self.lately_at.store(micros(now), Relaxed);
-        Sent { watched: self.own.arrived(units, now), pending: true, foretold }
+        let probes = self.ejection.sent(now);
+        Sent { watched: self.own.arrived(units, now), pending: true, probes, foretold }
     }
 
     /// The head of its response has come; says after how many milliseconds, the first time.
@@ -144,6 +153,9 @@ impl EndpointState {
         }
         let took_ms = self.own.started(&mut sent.watched, now);
         self.answered(now);
+        if sent.probes {
+            self.comes_back();
+        }
         Some(took_ms)
     }
 
@@ -152,7 +164,9 @@ impl EndpointState {
         if outcome == Outcome::Served {
             self.first_byte(&mut sent, now);
             if self.failing.get() != 0.0 {
-                self.failing.set(self.failing(now) * 0.875);
+                // The first answer after a while says more than one of many.
+                let share = if self.unasked(now) >= ASK_AGAIN { 0.5 } else { 0.875 };
+                self.failing.set(self.failing(now) * share);
                 self.failed_at.store(micros(now), Relaxed);
             }
         } else if std::mem::take(&mut sent.pending) {
@@ -164,6 +178,15 @@ impl EndpointState {
             self.failed_at.store(micros(now), Relaxed);
         }
         self.own.finished(sent.watched, outcome != Outcome::Served, now);
+        if sent.probes {
+            self.ejection.probed(now);
+        }
+    }
+
+    /// It has answered after an ejection. What it was before that says nothing any more; it starts slowly, like a new one.
+    fn comes_back(&self) {
+        self.failing.set(0.0);
+        self.start.store(self.own.samples().saturating_sub(1), Relaxed);
     }
 
     /// An answer came: the next one is expected within the time that what is still pending should take.
@@ -202,8 +225,25 @@ impl EndpointState {
         if failing == 0.0 {
             return 0.0;
         }
-        let age = micros(now).saturating_sub(self.failed_at.load(Relaxed)) as f32 / 1e6;
-        failing * (-age / FAILURE_MEMORY).exp()
+        let left = failing * (-self.unasked(now).as_secs_f32() / FAILURE_MEMORY).exp();
+        if left < HARDLY_FAILING { 0.0 } else { left }
+    }
+
+    /// How long ago a request found out whether it still fails.
+    fn unasked(&self, now: Duration) -> Duration {
+        Duration::from_micros(micros(now).saturating_sub(self.failed_at.load(Relaxed)))
+    }
+
+    /// Whether the next request should find out how it is: it was ejected, and the time for that is over; or it is avoided for its
+    /// failures, and for a while nothing of ours has gone there.
+    pub(crate) fn is_due(&self, now: Duration) -> bool {
+        match self.ejection.standing(now) {
+            Standing::Due => true,
+            Standing::Out => false,
+            Standing::In => {
+                self.failing(now) > 0.0 && self.in_flight() == 0 && self.unasked(now) >= ASK_AGAIN
+            }
+        }
     }
 
     /// Own units sent within about the time that a request takes.
@@ -261,7 +301,7 @@ impl EndpointState {
     /// Whether a new endpoint already has as many requests of ours as its answers so far allow: as in TCP's slow
     /// start each answer allows one more.
     pub(crate) fn holds_back(&self) -> bool {
-        let answered = self.own.samples();
+        let answered = self.own.samples().saturating_sub(self.start.load(Relaxed));
         answered < SLOW_START && self.pending.load(Relaxed) > answered
     }
 

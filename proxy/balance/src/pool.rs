@@ -20,6 +20,7 @@ use crate::heard::Views;
 use crate::load::{EndpointState, Foretold, Outcome, Prediction, Sent, Usual};
 use crate::members::Members;
 use crate::memory::Memory;
+use crate::outlier::Standing;
 use crate::pick::{Candidate, NonePicked, Policy};
 use crate::rendezvous::mix;
 use crate::report::LoadReport;
@@ -114,6 +115,8 @@ pub enum Why {
     LeastHot,
     /// Nothing was heard of it lately.
     Explored,
+    /// It failed, and it is time to find out whether it still does.
+    Probed,
     /// The key is at home there.
     Home,
     /// The key's home has too much in flight, this is the next.
@@ -132,6 +135,7 @@ impl Why {
             Self::Affinity => "affinity",
             Self::LeastHot => "least-hot",
             Self::Explored => "explored",
+            Self::Probed => "probed",
             Self::Home => "home",
             Self::NextHome => "next-home",
             Self::Found => "found",
@@ -460,7 +464,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let state = self.members[i].state();
         !state.draining()
             && !state.is_leaving(self.ask.now)
-            && !state.ejection.is_out(self.ask.now)
+            && state.ejection.standing(self.ask.now) != Standing::Out
             && !self.gpu_failed(i)
             && self.members[i].serves(self.ask)
             && !self.ask.avoid.contains(&i)
@@ -491,6 +495,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             let prediction = Prediction { in_flight, ..Prediction::default() };
             Look { index: i, prediction, score: in_flight, ..Look::default() }
         });
+        if let Some(i) = self.due() {
+            return Some((i, Why::Probed));
+        }
         let best = self.looks.looks().iter().min_by(|a, b| a.score.total_cmp(&b.score))?;
         Some((best.index, Why::FewestRequests))
     }
@@ -549,6 +556,9 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         self.draw(self.settings.choices.max(2), |picker, i| picker.look(i, false));
         if !prefix {
             self.look_at_heat();
+        }
+        if let Some(i) = self.due() {
+            return Some((i, Why::Probed));
         }
         if self.random.random_range(0..1000) < self.settings.explore_permille
             && let Some(i) = self.unheard()
@@ -631,6 +641,12 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         }
     }
 
+    /// One that failed, if it is time to find out whether it still does.
+    fn due(&self) -> Option<usize> {
+        let is_due = |i: &usize| self.members[*i].state().is_due(self.ask.now);
+        self.looks.looks().iter().map(|look| look.index).find(is_due)
+    }
+
     /// The one that nothing was heard of for longest, if that is long and no request of ours is there to tell.
     fn unheard(&self) -> Option<usize> {
         let silence = |look: &Look| self.members[look.index].state().silence_ms(self.ask.now);
@@ -643,7 +659,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
     fn scan(&mut self) -> Result<usize, NonePicked> {
         let (n, ask) = (self.members.len(), self.ask);
         let mut none = NonePicked { total: n, ..NonePicked::default() };
-        let (mut ejected_one, mut leaving_one, mut tried_one) = (None, None, None);
+        let (mut ejected_one, mut probed_one, mut leaving_one, mut tried_one) = (None, None, None, None);
         let start = if n > 1 { self.random.random_range(0..n) } else { 0 };
         for i in (start..n).chain(0..start) {
             let state = self.members[i].state();
@@ -651,9 +667,12 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
                 none.draining += 1;
             } else if !self.members[i].serves(ask) {
                 none.unfit += 1;
-            } else if state.ejection.is_out(ask.now) || self.gpu_failed(i) {
+            } else if state.ejection.standing(ask.now) == Standing::Out || self.gpu_failed(i) {
                 none.ejected += 1;
                 ejected_one.get_or_insert(i);
+                if !state.ejection.is_out(ask.now) && !self.gpu_failed(i) {
+                    probed_one.get_or_insert(i);
+                }
             } else if ask.avoid.contains(&i) {
                 none.tried += 1;
                 tried_one.get_or_insert(i);
@@ -664,7 +683,8 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             }
         }
         let panic = none.ejected * 100 > n * self.settings.max_ejected_percent as usize;
-        leaving_one.or(tried_one).or(ejected_one.filter(|_| panic)).ok_or(none)
+        // Of those that are out, one whose time is over has been asked already: better than nobody.
+        leaving_one.or(tried_one).or(probed_one).or(ejected_one.filter(|_| panic)).ok_or(none)
     }
 }
 

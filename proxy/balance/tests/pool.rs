@@ -5,7 +5,7 @@ use std::time::Duration;
 use penstock_balance::pick::Candidate;
 use penstock_balance::{
     Ask, EndpointState, Explained, GpuHealth, LoadReport, Members, Outcome, OutlierPolicy, Policy, Pool,
-    Settings, Why,
+    Sent, Settings, Why,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -379,6 +379,86 @@ fn too_many_ejections_are_ignored() {
     let members = Members::new(replicas(3));
     members.iter().for_each(eject);
     assert!(choose(&members, &[], 1).is_ok());
+}
+
+/// A server among fast ones that hangs for five seconds, and answers late what it was asked last, or that answers with errors as long. Returns how
+/// many requests it was asked meanwhile, and how long after the end it had half of its share again.
+fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed: u64) -> (u32, Duration) {
+    const TIMEOUT: u64 = 1000;
+    let members = Members::new(replicas(servers));
+    let (pool, mut random) = (Pool::default(), SmallRng::seed_from_u64(seed));
+    let outliers = OutlierPolicy::default();
+    let (begins, ends) = (ms(10_000), ms(15_000));
+    let mut under_way: Vec<(Duration, usize, Sent, Outcome)> = Vec::new();
+    let (mut asked, mut recent) = (0, std::collections::VecDeque::new());
+    for i in 0.. {
+        let now = ms(every_ms * i);
+        if i % 100 == 0 {
+            members.tend(now);
+        }
+        under_way.sort_by_key(|(at, ..)| *at);
+        while under_way.first().is_some_and(|(at, ..)| *at <= now) {
+            let (at, index, sent, outcome) = under_way.remove(0);
+            let state = &members[index].state;
+            match outcome {
+                Outcome::Served => {
+                    state.ejection.success();
+                    pool.told(state, LoadReport { unit_ms: Some(5.0), ..backlog(0.0) }, at);
+                }
+                _ => _ = state.ejection.failure(&outliers, at),
+            }
+            pool.over(state, sent, outcome, at);
+        }
+        let picked = pool.pick(&members, &settings(policy), &Ask::one(now), &mut random).unwrap();
+        let faulty = picked.index == 0 && now >= begins && now < ends;
+        let (took, outcome) = match faulty {
+            true if hangs && ends - now > ms(TIMEOUT) => (ms(TIMEOUT), Outcome::Failed),
+            true if hangs => (ends - now, Outcome::Served),
+            true => (ms(1), Outcome::Failed),
+            false => (ms(5), Outcome::Served),
+        };
+        asked += u32::from(faulty);
+        under_way.push((now + took, picked.index, picked.sent, outcome));
+        recent.push_back(picked.index == 0);
+        if recent.len() > 40 * servers as usize {
+            recent.pop_front();
+        }
+        let share = recent.iter().filter(|here| **here).count();
+        if now > ends + ms(40 * servers * every_ms) && share > 20 || now > ms(120_000) {
+            return (asked, now - ends);
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_server_that_was_ejected_is_probed_when_its_time_is_over_and_has_its_share_again_soon() {
+    for policy in [Policy::Gpu, Policy::Prefix, Policy::LeastRequest, Policy::RoundRobin, Policy::RingHash] {
+        for (servers, every_ms) in [(2, 20), (5, 10)] {
+            for hangs in [false, true] {
+                for seed in 0..5 {
+                    let (asked, back) = after_a_fault(policy, servers, every_ms, hangs, seed);
+                    let case = format!("{policy:?}, {servers} servers, hangs: {hangs}, seed {seed}");
+                    // What was sent before the first failures came, and a probe after one second, two, and four.
+                    let first = if hangs { 1000 / every_ms as u32 + 5 } else { 5 };
+                    assert!(asked <= first + 4, "{case}: asked {asked} times");
+                    // It may have been ejected just before its end, for as long as it lasted.
+                    assert!(back < ms(8_000), "{case}: {back:?} after the end");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_whose_probe_has_no_answer_is_better_than_nobody() {
+    let members = Members::new(replicas(2));
+    members.iter().for_each(eject);
+    let (pool, mut random) = (Pool::default(), SmallRng::seed_from_u64(3));
+    for policy in ALL {
+        let mut pick = || pool.pick(&members, &settings(policy), &Ask::one(ms(1000)), &mut random);
+        assert!((0..10).all(|_| pick().is_ok()), "{policy:?}");
+    }
 }
 
 fn report() -> impl Strategy<Value = LoadReport> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use penstock_api::{ServiceName, view};
 use penstock_balance::load::REPORT_EXPIRY;
+use penstock_balance::outlier::Standing;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -38,14 +39,18 @@ pub struct Pages {
 
 impl Pages {
     /// Whether traffic may come, or why not.
-    pub fn ready(&self) -> Result<(), &'static str> {
+    pub fn ready(&self) -> Result<(), String> {
         if *self.draining.borrow() {
-            return Err("draining: the proxy is shutting down");
+            return Err("draining: the proxy is shutting down".into());
         }
-        if !*self.store.ready().borrow() {
-            return Err("not ready: control has not given a certificate and the first configuration yet");
+        if *self.store.ready().borrow() {
+            return Ok(());
         }
-        Ok(())
+        let wanting = self.identity.wanting().filter(|_| self.identity.current().is_none());
+        Err(match wanting {
+            Some(error) => format!("not ready: there is no certificate yet: {error}"),
+            None => "not ready: control has not given a certificate and the first configuration yet".into(),
+        })
     }
 
     /// The Prometheus page.
@@ -67,7 +72,7 @@ impl Pages {
                 let state = &endpoint.state;
                 let word = if state.draining() {
                     "draining"
-                } else if state.ejection.is_out(now) {
+                } else if state.ejection.standing(now) != Standing::In {
                     "ejected"
                 } else {
                     "ready"

@@ -17,6 +17,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::IdentityError;
+use super::renewal::Validity;
 use super::verify::{self, MeshVerifier};
 
 /// ALPN of HTTP/2.
@@ -128,6 +129,11 @@ impl Material {
             server: Arc::new(server),
             key,
         })
+    }
+
+    /// When the leaf is valid.
+    pub fn validity(&self) -> Validity {
+        Validity { not_before: self.not_before, not_after: self.not_after }
     }
 
     /// Our certificate and key, for a configuration that trusts others than the mesh's.

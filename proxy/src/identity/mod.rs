@@ -115,12 +115,29 @@ pub enum IdentityError {
         /// Why, and what to do.
         why: String,
     },
+    /// Control signed, but by a clock that is not ours.
+    #[error(
+        "{how}: the certificate that it signed for {id} is valid from {from} until {until}; compare both clocks with a \
+         third one (does NTP run on both machines?)"
+    )]
+    Untimely {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// How the clocks disagree.
+        how: renewal::Untimely,
+        /// RFC 3339.
+        from: String,
+        /// RFC 3339.
+        until: String,
+    },
 }
 
 /// The identity of this proxy, and the anchors that it trusts.
 #[derive(Debug)]
 pub struct Identity {
     current: ArcSwapOption<Material>,
+    /// Why there was no new certificate when control was last asked.
+    wanting: ArcSwapOption<IdentityError>,
     changed: watch::Sender<u64>,
     renew: Notify,
     /// Anchors that control pushed. They win over those that come with a certificate, which may be older.
@@ -138,6 +155,7 @@ impl Identity {
     pub fn new() -> Self {
         Self {
             current: ArcSwapOption::empty(),
+            wanting: ArcSwapOption::empty(),
             changed: watch::Sender::new(0),
             renew: Notify::new(),
             pushed: Mutex::new(None),
@@ -160,6 +178,11 @@ impl Identity {
     /// What to use now; `None` before the first certificate. Reads an atomic pointer.
     pub fn current(&self) -> Option<Arc<Material>> {
         self.current.load_full()
+    }
+
+    /// Why there is no certificate, or no newer one, if control was asked in vain.
+    pub fn wanting(&self) -> Option<Arc<IdentityError>> {
+        self.wanting.load_full()
     }
 
     /// Counts the replacements of [`current`](Self::current).
@@ -216,6 +239,7 @@ impl Identity {
             "certificate in use"
         );
         metrics::gauge!(crate::telemetry::metric::CERTIFICATE_EXPIRY.name).set(material.not_after as f64);
+        self.wanting.store(None);
         self.publish(material);
     }
 

@@ -51,6 +51,7 @@ const WHEN_ONE_ENDS: Duration = Duration::from_secs(1);
 pub struct Rates {
     limits: Vec<Arc<Limit>>,
     looks_at_host: bool,
+    looks_at_paths: bool,
 }
 
 /// One limit, with what is left of it.
@@ -174,7 +175,11 @@ impl Rates {
             Ok(known.cloned().unwrap_or_else(|| Arc::new(Limit::new(rule))))
         };
         let limits = from.limits.iter().map(limit).collect::<Result<Vec<_>, String>>()?;
-        Ok(Self { looks_at_host: limits.iter().any(|limit| limit.rule.looks_at_host()), limits })
+        Ok(Self {
+            looks_at_host: limits.iter().any(|limit| limit.rule.looks_at_host()),
+            looks_at_paths: limits.iter().any(|limit| limit.rule.looks_at_paths()),
+            limits,
+        })
     }
 
     /// Whether there are none.
@@ -239,10 +244,10 @@ pub async fn limit(
         host.and_then(|host| request.headers_mut().insert(HOST, host));
     }
     // What has no canonical form may be any path, and counts as what has none.
-    let copied = match path::canonical(request.uri().path()) {
-        Ok(Cow::Borrowed(_)) => None,
-        Ok(Cow::Owned(path)) => Some(path),
-        Err(_) => Some(String::new()),
+    let copied = match rates.looks_at_paths.then(|| path::canonical(request.uri().path())) {
+        None | Some(Ok(Cow::Borrowed(_))) => None,
+        Some(Ok(Cow::Owned(path))) => Some(path),
+        Some(Err(_)) => Some(String::new()),
     };
     let (client, port) = (connection.client_id(), workload.ports[*index].port);
     let asks = rates.ask_for_model(&facts(request, copied.as_deref(), &Named::Unknown, client, port));

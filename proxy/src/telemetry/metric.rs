@@ -51,7 +51,7 @@ penstock_api::metrics! {
     CERTIFICATE_EXPIRY Gauge "penstock_certificate_expiry_seconds" []
         "When the certificate in use ends, seconds since the epoch.";
     CERTIFICATE_RENEWALS Counter "penstock_certificate_renewals_total" ["result"]
-        "Certificates asked for, by result: ok or failed.";
+        "Certificates asked for, by result: ok, failed, or clocks (what came does not come into force now: control's clock and this machine's disagree).";
     CONTROL_CONNECTED Gauge "penstock_control_connected" ["stream"]
         "1 while the stream to control is open: xds (configuration) or fleet (outcomes and questions).";
     CONTROL_CONNECTS Counter "penstock_control_connects_total" ["stream", "result"]

@@ -13,6 +13,7 @@ pub mod log;
 pub mod metric;
 pub mod outcome;
 pub mod page;
+pub mod seldom;
 pub mod shadow;
 pub mod tap;
 pub mod trace;

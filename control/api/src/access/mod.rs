@@ -335,9 +335,7 @@ impl Policy {
     }
 
     fn looks_at_paths(&self) -> bool {
-        // A model may stand in the path.
-        let looks = |to: &To| to.paths.is_said() || to.grpc.is_said() || to.models.is_said();
-        self.rules.iter().flat_map(|rule| &rule.to).any(looks)
+        self.rules.iter().any(Rule::looks_at_paths)
     }
 
     fn looks_at_models(&self) -> bool {
@@ -351,6 +349,11 @@ impl Policy {
 }
 
 impl Rule {
+    fn looks_at_paths(&self) -> bool {
+        // A model may stand in the path.
+        self.to.iter().any(|to| to.paths.is_said() || to.grpc.is_said() || to.models.is_said())
+    }
+
     fn looks_at_models(&self) -> bool {
         self.to.iter().any(|to| to.models.is_said())
     }

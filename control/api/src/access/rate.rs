@@ -131,6 +131,11 @@ impl RateLimit {
         self.by.model || self.matches.looks_at_models()
     }
 
+    /// Whether what it counts, or how, depends on the path: a model may stand there, and which requests use tokens does.
+    pub fn looks_at_paths(&self) -> bool {
+        self.by.model || self.tokens.is_some() || self.matches.looks_at_paths()
+    }
+
     /// Whether what it counts depends on the host.
     pub fn looks_at_host(&self) -> bool {
         self.matches.looks_at_host()
@@ -190,6 +195,29 @@ mod tests {
         let http = Http { method: "POST", path, model, headers: &headers };
         let facts = Facts { client: client.as_ref(), port: 8000, http: Some(http) };
         Some(RateLimit::compile(limit).unwrap().counts(&facts)?.to_string())
+    }
+
+    #[test]
+    fn paths_are_looked_at_where_something_depends_on_them_and_nowhere_else() {
+        let rule = |rule: AccessRule, by| RateLimit::compile(&limit(rule, by)).unwrap().looks_at_paths();
+        let to_methods = to(&[AccessTo { methods: texts(&["POST"]), ..AccessTo::default() }]);
+        assert!(!rule(AccessRule::default(), By { identity: true, ..By::default() }));
+        assert!(!rule(to_methods, By::default()));
+        for depends in [
+            AccessTo { paths: texts(&["/a"]), ..AccessTo::default() },
+            AccessTo { not_paths: texts(&["/a"]), ..AccessTo::default() },
+            AccessTo { grpc: texts(&["p.S/M"]), ..AccessTo::default() },
+            AccessTo { models: texts(&["m"]), ..AccessTo::default() },
+        ] {
+            assert!(rule(to(std::slice::from_ref(&depends)), By::default()), "{depends:?}");
+        }
+        assert!(rule(AccessRule::default(), By { model: true, ..By::default() }));
+        let tokens = Some(v1::Rate { count: 1, period_ms: 1_000, burst: 1 });
+        let of_tokens = v1::RateLimit { tokens, ..limit(AccessRule::default(), By::default()) };
+        assert!(
+            RateLimit::compile(&of_tokens).unwrap().looks_at_paths(),
+            "which requests use any is in the path"
+        );
     }
 
     #[test]
