@@ -107,7 +107,10 @@ where
         course.wakes();
         match next {
             Next::Byte => {}
-            Next::Nothing => return Ok(poll_fn(|cx| wire.poll_close(b"", cx)).await),
+            Next::Nothing => {
+                poll_fn(|cx| wire.poll_close(b"", cx)).await;
+                return Ok(());
+            }
             Next::TooLate => {
                 poll_fn(|cx| wire.poll_close(TOO_LATE, cx)).await;
                 return Err(Ended::TooLate(patience));

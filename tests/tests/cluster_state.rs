@@ -17,8 +17,8 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use penstock_api::names::port;
 use penstock_api::view::{Certificate, Status};
+use penstock_api::yaml;
 use penstock_control::identity::review::AUDIENCE;
-use penstock_control::objects::yaml;
 use penstock_tests::testkit::kubernetes::{
     ApiServer, account, apply, apply_status, control, installed, token,
 };

@@ -409,7 +409,8 @@ fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed:
             }
             pool.over(state, sent, outcome, at);
         }
-        let picked = pool.pick(&members, &settings(policy), &Ask::one(now), &mut random).unwrap();
+        let picked = pool.pick(&members, &settings(policy), &Ask::one(now), &mut random);
+        let picked = picked.unwrap_or_else(|nobody| panic!("nobody was picked: {nobody:?}"));
         let faulty = picked.index == 0 && now >= begins && now < ends;
         let (took, outcome) = match faulty {
             true if hangs && ends - now > ms(TIMEOUT) => (ms(TIMEOUT), Outcome::Failed),
