@@ -512,14 +512,19 @@ fn policy(from: &v1::AccessPolicy) -> Result<Policy, String> {
             return Err(wrong("an effect that this proxy does not know; upgrade it".into()));
         }
     };
-    let rules = from.rules.iter().enumerate().map(|(index, from)| rule(index, from));
+    // Whatever else is said of what cannot be read: a rule that matches everything, and denies.
+    let unreadable: Option<Box<str>> = (!from.unreadable.is_empty()).then(|| from.unreadable.as_str().into());
+    let rules = match unreadable {
+        Some(_) => Ok(vec![Rule::default()]),
+        None => from.rules.iter().enumerate().map(|(index, from)| rule(index, from)).collect(),
+    };
     Ok(Policy {
         name: from.name.as_str().into(),
-        denies,
+        denies: denies || unreadable.is_some(),
         audit: from.audit,
-        unreadable: (!from.unreadable.is_empty()).then(|| from.unreadable.as_str().into()),
+        unreadable,
         ports: ports(&from.ports).map_err(wrong)?,
-        rules: rules.collect::<Result<_, _>>().map_err(wrong)?,
+        rules: rules.map_err(wrong)?,
     })
 }
 

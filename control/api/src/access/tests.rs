@@ -277,12 +277,16 @@ fn what_is_not_understood_is_refused_and_what_cannot_be_read_denies() {
     assert!(compile(policy("p", Effect::Unspecified, vec![])).unwrap_err().contains("AccessPolicy test/p"));
     let bad = to(AccessTo { paths: texts(&["x"]), ..AccessTo::default() });
     assert!(compile(policy("p", Effect::Allow, vec![bad])).unwrap_err().contains("rule 1"));
-    let unreadable = AccessPolicy {
-        unreadable: "a.yaml:3: what".into(),
-        ..policy("p", Effect::Deny, vec![AccessRule::default()])
-    };
-    let story = decided(&access(vec![unreadable]), &Ask { bytes: true, ..get() }).0.unwrap();
-    assert_eq!(story, "AccessPolicy test/p cannot be read and therefore denies everything; a.yaml:3: what");
+    for (effect, rules) in
+        [(Effect::Deny, vec![AccessRule::default()]), (Effect::Deny, vec![]), (Effect::Allow, vec![])]
+    {
+        let unreadable = AccessPolicy { unreadable: "a.yaml:3: what".into(), ..policy("p", effect, rules) };
+        let story = decided(&access(vec![unreadable]), &Ask { bytes: true, ..get() }).0.unwrap();
+        assert_eq!(
+            story,
+            "AccessPolicy test/p cannot be read and therefore denies everything; a.yaml:3: what"
+        );
+    }
 }
 
 fn any_rule() -> impl Strategy<Value = AccessRule> {
