@@ -23,8 +23,8 @@ names = $(foreach f,$(1),$(if $(filter main.rs,$(notdir $f)),$(notdir $(patsubst
 ALL_TESTS := $(wildcard */tests/*.rs */tests/*/main.rs */*/tests/*.rs */*/tests/*/main.rs)
 # What needs `make tools`, wherever it is: the tests of the system, and pipelines against Pillow and OpenCV.
 TOOLED := tests/tests/% proxy/prepare/tests/libraries/%
-# Hours are for `make soak`.
-SYSTEM_TESTS := $(filter-out soak,$(call names,$(filter $(TOOLED),$(ALL_TESTS))))
+# Hours are for `make soak`, and faults have a line of their own.
+SYSTEM_TESTS := $(filter-out soak faults,$(call names,$(filter $(TOOLED),$(ALL_TESTS))))
 CRATE_TESTS := $(call names,$(filter-out $(TOOLED),$(ALL_TESTS)))
 
 .PHONY: help
@@ -64,12 +64,15 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
+	# Alone, each fault: one of them takes the cores away.
+	$(CARGO) test $(LOCKED) --workspace --test faults -- --test-threads=1
 	# With the programs that were built above: without tests, cargo would choose other features, and compile everything anew. Fuzzing has what
-	# the cluster leaves of the cores, which mostly waits; so its limit of time is wide.
-	nice -n 10 $(MAKE) fuzz OTHERS=10 FUZZ_CORPUS=none FUZZ_TIMEOUT=20 > "$(TARGET)/fuzz.log" 2>&1 & fuzz=$$!; status=0; \
-	  { $(MAKE) e2e-cluster BUILT=1 && $(MAKE) conformance BUILT=1 CONFORMANCE_OUT="$(TARGET)/conformance"; } || status=$$?; \
-	  [ "$$status" = 0 ] || kill "$$fuzz" 2> /dev/null || true; \
-	  wait "$$fuzz" || status=$$?; cat "$(TARGET)/fuzz.log"; exit "$$status"
+	# the cluster leaves of the cores, which mostly waits; so its limit of time is wide. It has a group of its own, which ends with this.
+	set -m; nice -n 10 $(MAKE) fuzz OTHERS=10 FUZZ_CORPUS=none FUZZ_TIMEOUT=20 > "$(TARGET)/fuzz.log" 2>&1 & fuzz=$$!; set +m; \
+	  trap 'kill -- -$$fuzz 2> /dev/null || true' EXIT; \
+	  $(MAKE) e2e-cluster BUILT=1; \
+	  $(MAKE) conformance BUILT=1 CONFORMANCE_OUT="$(TARGET)/conformance"; \
+	  status=0; wait "$$fuzz" || status=$$?; cat "$(TARGET)/fuzz.log"; exit "$$status"
 
 CLUSTER := python3 tests/cluster/cluster.py
 

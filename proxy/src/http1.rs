@@ -53,6 +53,7 @@ where
     let activity = Activity::new(Instant::now());
     let (leaving, goes_on) = (leave.lingers.clone().unwrap_or_default(), Rc::clone(&activity));
     let claims = Rc::new(claims);
+    let gate = Rc::clone(&claims);
     let mut service = service_fn(move |request: Request<Incoming>| {
         let busy = goes_on.begin();
         let (mut parts, body) = request.into_parts();
@@ -89,20 +90,21 @@ where
         let mut serving = Box::new(serving);
         let turn =
             poll_fn(|cx| course.poll_turn(&mut *serving, |serving| serving.graceful_shutdown(), cx)).await;
-        if let Turn::Over(result) = turn {
-            return result.map_err(Ended::Hyper);
-        }
-        // `None`: it has become something else, and such a one does not get here.
-        let Some(parts) = serving.into_parts() else { return Ok(()) };
+        let turn = turn.map_err(Ended::Hyper)?;
+        // `None`: it has become something else, and is over too.
+        let (false, Some(parts)) = (matches!(turn, Turn::Over), serving.into_parts()) else { return Ok(()) };
         (wire, service) = (parts.io.into_inner(), parts.service);
         wire.put_back(parts.read_buf);
         let next = match turn {
+            Turn::Over | Turn::Broken => Next::Nothing,
+            Turn::TooLate if wire.is_in_head() || gate.is_in_head() => Next::TooLate,
+            Turn::TooLate => Next::Nothing,
+            Turn::Rests if wire.is_in_head() => Next::Byte,
             Turn::Rests => {
                 course.rests();
                 rested();
-                poll_fn(|cx| course.poll_next(&mut wire, cx)).await
+                poll_fn(|cx| course.poll_next(&mut wire, &gate, cx)).await
             }
-            _ => Next::TooLate,
         };
         course.wakes();
         match next {
@@ -139,9 +141,11 @@ const TOO_LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\npenstock-error: header
 /// What ends hyper's turn.
 enum Turn {
     /// The connection is over.
-    Over(hyper::Result<()>),
+    Over,
     /// Nothing goes on.
     Rests,
+    /// The same, but in the middle of a request: nobody can tell where the next would begin.
+    Broken,
     /// A head did not come.
     TooLate,
 }
@@ -152,7 +156,7 @@ enum Next {
     Byte,
     /// Its end: the client has left, or it has rested for too long, or it is time to leave.
     Nothing,
-    /// The same in the middle of a head.
+    /// A head that has begun did not end.
     TooLate,
 }
 
@@ -167,7 +171,12 @@ struct Course<'a> {
 
 impl Course<'_> {
     /// Drives hyper; `say` has it shut down gracefully.
-    fn poll_turn<C>(&mut self, serving: &mut C, say: fn(Pin<&mut C>), cx: &mut Context<'_>) -> Poll<Turn>
+    fn poll_turn<C>(
+        &mut self,
+        serving: &mut C,
+        say: fn(Pin<&mut C>),
+        cx: &mut Context<'_>,
+    ) -> Poll<hyper::Result<Turn>>
     where
         C: Future<Output = hyper::Result<()>> + Unpin,
     {
@@ -176,21 +185,23 @@ impl Course<'_> {
         }
         loop {
             if let Poll::Ready(result) = Pin::new(&mut *serving).poll(cx) {
-                return Poll::Ready(Turn::Over(result));
+                return Poll::Ready(result.map(|()| Turn::Over));
             }
             ready!(self.clock.as_mut().poll(cx));
             let now = Instant::now();
             self.clock.as_mut().reset(Activity::next_look(now, self.patience));
             match self.activity.look(now, self.patience) {
                 Look::Busy => {}
-                Look::TooLate => return Poll::Ready(Turn::TooLate),
+                Look::TooLate => return Poll::Ready(Ok(Turn::TooLate)),
                 Look::Rests if self.leave.has_said() => {}
                 Look::Rests => {
                     self.activity.set_resting(true);
                     say(Pin::new(serving));
                     if let Poll::Ready(result) = Pin::new(&mut *serving).poll(cx) {
-                        let rests = result.map_or_else(|error| Turn::Over(Err(error)), |()| Turn::Rests);
-                        return Poll::Ready(rests);
+                        let between = self.activity.is_between_requests();
+                        return Poll::Ready(
+                            result.map(|()| if between { Turn::Rests } else { Turn::Broken }),
+                        );
                     }
                     self.activity.set_resting(false);
                 }
@@ -211,7 +222,10 @@ impl Course<'_> {
     }
 
     /// Waits for the end of a rest.
-    fn poll_next<T: AsyncRead + Unpin>(&mut self, wire: &mut Wire<T>, cx: &mut Context<'_>) -> Poll<Next> {
+    fn poll_next<T>(&mut self, wire: &mut Wire<T>, gate: &Claims, cx: &mut Context<'_>) -> Poll<Next>
+    where
+        T: AsyncRead + Unpin,
+    {
         if self.leave.poll(cx).is_ready() {
             return Poll::Ready(Next::Nothing);
         }
@@ -219,8 +233,10 @@ impl Course<'_> {
             // Whoever breaks off a connection that rests has lost nothing.
             return Poll::Ready(if came.unwrap_or(false) { Next::Byte } else { Next::Nothing });
         }
-        ready!(self.clock.as_mut().poll(cx));
-        Poll::Ready(if wire.is_in_head() { Next::TooLate } else { Next::Nothing })
+        if gate.is_in_head() {
+            return Poll::Ready(Next::Byte);
+        }
+        self.clock.as_mut().poll(cx).map(|()| Next::Nothing)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
@@ -13,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::drain::Farewells;
+use crate::receive::Gate;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SHORTLY: Duration = Duration::from_secs(3);
@@ -53,6 +55,27 @@ impl AsyncWrite for Room {
     }
 }
 
+/// How a server is to be.
+struct Server {
+    header_time: Duration,
+    /// Its handler takes so long.
+    takes: Duration,
+    /// Its socket holds so much.
+    holds: usize,
+    lingers: bool,
+    /// Its handler reads bodies; otherwise it answers without.
+    reads: bool,
+    /// The tensor path's gate is before hyper.
+    gated: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let (takes, holds) = (Duration::ZERO, 64 << 10);
+        Self { header_time: PATIENCE, takes, holds, lingers: false, reads: true, gated: false }
+    }
+}
+
 struct Client {
     stream: DuplexStream,
     room: Arc<AtomicUsize>,
@@ -64,10 +87,11 @@ struct Client {
 impl Client {
     /// Of a server whose handler takes so long, answers with its request's path, over a socket that holds so much.
     fn new(takes: Duration, holds: usize, lingers: bool) -> Self {
-        Self::patient(PATIENCE, takes, holds, lingers)
+        Self::start(Server { takes, holds, lingers, ..Server::default() })
     }
 
-    fn patient(header_time: Duration, takes: Duration, holds: usize, lingers: bool) -> Self {
+    fn start(server: Server) -> Self {
+        let Server { header_time, takes, holds, lingers, reads, gated } = server;
         let (stream, server) = duplex(holds);
         let (room, farewells) = (Arc::<AtomicUsize>::default(), Farewells::default());
         let asked = Rc::<RefCell<Vec<String>>>::default();
@@ -79,12 +103,19 @@ impl Client {
                 let path = request.uri().path().to_owned();
                 let all = Rc::clone(&all);
                 async move {
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let body = match reads {
+                        true => request.into_body().collect().await.unwrap().to_bytes(),
+                        false => Bytes::new(),
+                    };
                     all.borrow_mut().push(format!("{path}{}", String::from_utf8_lossy(&body)));
                     sleep(takes).await;
                     Ok(Response::new(ResponseBody::whole(path)))
                 }
             };
+            if gated {
+                let (gate, claims) = Gate::new(wire, 1 << 20);
+                return serve(gate, claims, &limits, leave, || {}, handle).await;
+            }
             serve(wire, Claims::none(), &limits, leave, || {}, handle).await
         });
         Self { stream, room, farewells, asked, server }
@@ -142,13 +173,13 @@ async fn it_rests_between_requests_and_none_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_head_before_and_after_a_rest_makes_a_request() {
+async fn half_a_head_before_and_after_a_pause_makes_a_request() {
     alone(async {
         let mut client = Client::quick();
         client.send("GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HT").await;
         client.hears(Some("\r\n\r\n/1")).await;
         sleep(SHORTLY).await;
-        assert!(client.rests());
+        assert!(!client.rests());
         client.send("TP/1.1\r\nhos").await;
         sleep(SHORTLY).await;
         client.send("t: a\r\n\r\n").await;
@@ -162,8 +193,8 @@ async fn half_a_head_before_and_after_a_rest_makes_a_request() {
 #[tokio::test(start_paused = true)]
 async fn a_head_that_does_not_end_is_answered_in_time() {
     alone(async {
-        for served in [false, true] {
-            let mut client = Client::quick();
+        for (served, gated) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut client = Client::start(Server { gated, ..Server::default() });
             if served {
                 client.asks("/").await;
                 sleep(SHORTLY).await;
@@ -215,6 +246,43 @@ async fn a_handler_a_body_and_an_answer_have_their_time() {
         assert!(!client.rests());
         assert!(client.hears(Some("\r\n\r\n/slow")).await.starts_with("HTTP/1.1 200 OK\r\n"));
         assert!(!client.asks("/next").await.contains("connection: close"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_read_is_never_taken_for_requests() {
+    alone(async {
+        let forged = "GET /forged HTTP/1.1\r\nhost: a\r\n\r\n";
+        for (tenths, gated) in (0..40).flat_map(|tenths| [(tenths, false), (tenths, true)]) {
+            let takes = Duration::from_millis(100 * tenths);
+            let mut client = Client::start(Server { takes, reads: false, gated, ..Server::default() });
+            let length = 3 * forged.len();
+            client.send(&format!("POST /1 HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n")).await;
+            for pause in [0, 500, 500] {
+                sleep(Duration::from_millis(pause)).await;
+                // The server may have closed by now.
+                let _ = client.stream.write_all(forged.as_bytes()).await;
+            }
+            sleep(SHORTLY * 2).await;
+            // What stands behind the body is a request, if the connection goes on at all.
+            let _ = client.stream.write_all(b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            sleep(SHORTLY).await;
+            let asked = client.asked.borrow();
+            assert!(asked.iter().all(|path| path == "/1" || path == "/next"), "after {takes:?}: {asked:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_never_asks_is_closed_without_a_word() {
+    alone(async {
+        for gated in [false, true] {
+            let mut client = Client::start(Server { gated, ..Server::default() });
+            assert_eq!(client.hears(None).await, "");
+            client.server.await.unwrap().unwrap();
+        }
     })
     .await;
 }
@@ -279,10 +347,11 @@ proptest! {
     fn pauses_change_nothing(
         pieces in prop::collection::vec((1..60_usize, 0..2_500_u64), 1..40),
         requests in 1..8_usize,
+        gated: bool,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(alone(async {
-            let mut client = Client::patient(Duration::from_secs(3_600), Duration::ZERO, 64 << 10, false);
+            let mut client = Client::start(Server { header_time: Duration::from_secs(3_600), gated, ..Server::default() });
             let all: String = (0..requests).map(numbered).collect();
             let mut left = all.as_str();
             for (bytes, pause) in pieces {

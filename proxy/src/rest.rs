@@ -5,7 +5,8 @@
 //! taken out of hyper, and what is left of it is its socket and a timer, until the next byte comes.
 //!
 //! hyper has the last word on whether a connection rests: it is asked to shut down gracefully, which it does at once only where nothing has
-//! been begun and everything is written. [`Wire`] keeps it from closing the socket then, and gives the next hyper the byte that has come.
+//! been begun and everything is written. [`Wire`] keeps it from closing the socket then, and gives the next hyper the byte that has come. It gives none
+//! to a hyper that shuts down: one that wants to read is in the middle of something, and where it ends then is no place for a request to begin.
 //!
 //! The timer is looked at once in [`LOOK`], and costs nothing for each request, as a timer of hyper's would. It closes what has waited for the
 //! end of a head for too long, too.
@@ -32,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Activity {
     /// Handlers that run and bodies that are not at their ends.
     busy: Cell<u32>,
-    /// Requests since it was last looked.
+    /// Whether something has begun, or ended, since it was last looked.
     begun: Cell<bool>,
     /// Whether one has been served since hyper took the connection: without one, nobody can tell half a head from none.
     served: Cell<bool>,
@@ -48,6 +49,8 @@ pub struct Activity {
 struct Flags {
     /// hyper shuts down for the sake of rest alone.
     resting: AtomicBool,
+    /// It wanted to read meanwhile, so that it was in the middle of something.
+    disturbed: AtomicBool,
     /// The socket takes no more for now.
     blocked: AtomicBool,
 }
@@ -70,6 +73,8 @@ pub struct Busy(Rc<Activity>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get() - 1);
+        // hyper has yet to hear of it: what was not read of a body may still be before it.
+        self.0.begun.set(true);
     }
 }
 
@@ -106,7 +111,7 @@ impl Activity {
 
     /// When to look for the first time, or again.
     pub fn next_look(now: Instant, patience: Duration) -> Instant {
-        now + LOOK.min(patience / 2)
+        now + LOOK.min(patience / 2).max(Duration::from_millis(1))
     }
 
     /// Looks, at a moment that [`next_look`](Self::next_look) gave.
@@ -131,8 +136,14 @@ impl Activity {
     /// hyper is about to be asked for the connection, or has not given it.
     pub fn set_resting(&self, resting: bool) {
         self.flags.resting.store(resting, Relaxed);
+        self.flags.disturbed.store(false, Relaxed);
         // It is asked once: where it has said no, it closes the connection after this request.
         self.served.set(false);
+    }
+
+    /// Whether what hyper has let go of is between two requests for certain.
+    pub fn is_between_requests(&self) -> bool {
+        !self.flags.disturbed.load(Relaxed)
     }
 
     /// The connection goes back to hyper, since a byte has come.
@@ -170,14 +181,14 @@ impl<T: AsyncRead + Unpin> Wire<T> {
         !self.ahead.is_empty()
     }
 
-    /// Waits for the next byte, without a buffer. `false`: the client has ended its side.
+    /// Where nothing is ahead, waits for the next byte, without a buffer. `false`: the client has ended its side.
     pub fn poll_byte(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut byte = [0; 1];
         let mut read = ReadBuf::new(&mut byte);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
         let came = !read.filled().is_empty();
         if came {
-            self.ahead = [&self.ahead, read.filled()].concat().into();
+            self.ahead = Bytes::copy_from_slice(read.filled());
         }
         Poll::Ready(Ok(came))
     }
@@ -186,6 +197,11 @@ impl<T: AsyncRead + Unpin> Wire<T> {
 impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.flags.resting.load(Relaxed) {
+            // Who has nothing begun reads nothing to shut down. It is asked again, or the connection ends.
+            this.flags.disturbed.store(true, Relaxed);
+            return Poll::Pending;
+        }
         if this.ahead.is_empty() {
             return Pin::new(&mut this.stream).poll_read(cx, out);
         }

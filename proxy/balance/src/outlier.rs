@@ -66,7 +66,7 @@ impl Ejection {
     /// A request succeeded.
     pub fn success(&self) {
         // The common case writes nothing.
-        if self.failures.load(Relaxed) != 0 {
+        if self.failures.load(Relaxed) != 0 || self.probation.load(Relaxed) != 0 {
             self.failures.store(0, Relaxed);
             self.probation.store(0, Relaxed);
         }

@@ -148,6 +148,11 @@ impl Claims {
         self.requests.get()
     }
 
+    /// Whether something has come of the next request that hyper has not seen.
+    pub fn is_in_head(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.is_in_head())
+    }
+
     /// Whether the answer to the request of that number, which is there now, is the last of its connection: too much of the
     /// request's body is unread.
     pub fn ends_with(&self, number: u64) -> bool {
@@ -162,6 +167,8 @@ pub trait Source: fmt::Debug + Send + Sync {
     fn held(&self) -> Option<(u64, u64)>;
     /// The same of a body that may have been refused meanwhile.
     fn unread(&self) -> Option<(u64, u64)>;
+    /// Whether bytes are kept of what comes next.
+    fn is_in_head(&self) -> bool;
     /// Reads some of the body into `out`, which has room.
     fn poll_fill(&self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>>;
     /// Reads at most `most` bytes of the body behind what is in `out`.
@@ -352,6 +359,11 @@ impl<T: AsyncRead + Unpin + Send> Source for Mutex<Inner<T>> {
             Place::Held(number, left) | Place::Refused(number, left) => Some((number, left)),
             _ => None,
         }
+    }
+
+    fn is_in_head(&self) -> bool {
+        let inner = lock(self);
+        !(inner.hypers.is_empty() && inner.behind.is_empty())
     }
 
     fn poll_fill(&self, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {

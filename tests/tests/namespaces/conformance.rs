@@ -55,8 +55,9 @@ async fn autobahns_websocket_cases_end_through_two_sidecars_as_they_do_directly(
         let mut args = vec![cases.as_str(), to.as_str()];
         args.extend(std::env::var_os("PENSTOCK_THOROUGH").map(|_| "--thorough"));
         let output = output(&pods, pod, &python, &args, Duration::from_secs(1800)).await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "from {pod}: {}, {stderr:?} after {said:?}", output.status);
         let line =
             |line: &str| line.split_once('\t').map(|(case, ended)| (case.to_owned(), ended.to_owned()));
         said.lines().filter_map(line).collect::<BTreeMap<String, String>>()
