@@ -26,7 +26,8 @@
 //! old template is left, and a candidate of which none is left goes back.
 //!
 //! Another run (another Service, another `run`) begins at Waiting or Progressing, wherever the one before was. Other steps do not: it goes on at the
-//! one that is nearest. A canary that is to go back and has nothing to go back to stays in its phase.
+//! one that is nearest. A canary that is to go back and has nothing to go back to stays in its phase,
+//! and goes back from there: from Invalid too, if it has waited to begin and makes no sense in between.
 
 mod bounds;
 mod checks;

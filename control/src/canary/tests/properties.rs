@@ -153,7 +153,8 @@ fn drawn(from: Phase, to: Phase) -> bool {
     use Phase::*;
     matches!(
         (from, to),
-        (Invalid, Waiting)
+        // Back: what was to go back before it made no sense, and could not.
+        (Invalid, Waiting | RollingBack)
             | (Waiting, Invalid | Progressing | RollingBack)
             | (Progressing, Progressing | Paused | Promoting | RollingBack)
             | (Paused, Progressing | Promoting | RollingBack)
