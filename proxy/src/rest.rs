@@ -8,7 +8,7 @@
 //! been begun and everything is written. [`Wire`] keeps it from closing the socket then, and gives the next hyper the byte that has come. It gives none
 //! to a hyper that shuts down: one that wants to read is in the middle of something, and where it ends then is no place for a request to begin.
 //!
-//! The timer is looked at once in [`LOOK`], and costs nothing for each request, as a timer of hyper's would. It closes what has waited for the
+//! The timer is looked at twice a second, and costs nothing for each request, as a timer of hyper's would. It closes what has waited for the
 //! end of a head for too long, too.
 
 use std::cell::Cell;
