@@ -9,12 +9,12 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use penstock_proxy::body::ResponseBody;
+use penstock_proxy::drain::Leave;
 use penstock_proxy::headers::strip_trailers;
 use penstock_proxy::http1::{self, Ended};
 use penstock_proxy::limits::Limits;
 use penstock_proxy::receive::framing::{self, Framing};
 use penstock_proxy::receive::{Claims, ClientBody, Gate};
-use penstock_proxy::serve::Leave;
 use tokio::io::{AsyncRead, AsyncWrite, duplex};
 
 use crate::{choice, pieces, served, within};

@@ -4,14 +4,16 @@
 //! outbound stays open as long as the application uses it. The process may end when both are quiet.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use penstock_api::v1::Direction;
 use tokio::sync::watch;
+use tokio::time::Sleep;
 
 /// Whether we are on our way out, and what is still going on.
 #[derive(Debug)]
@@ -179,6 +181,54 @@ impl Farewells {
     /// Forgets connections that are gone.
     pub fn tidy(&self) {
         self.all.borrow_mut().retain(|farewell| farewell.strong_count() > 0);
+    }
+}
+
+/// When a connection is to end.
+pub struct Leave {
+    farewell: Option<Rc<Farewell>>,
+    old: Option<Pin<Box<Sleep>>>,
+    /// It is left open for a while before it is closed, and what is answered meanwhile says that it will be.
+    pub lingers: Option<Rc<Cell<bool>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+    said: bool,
+}
+
+/// How long a connection between sidecars that carries one request at a time is left open, so that none is lost that was sent before its
+/// client has heard: longer than a client keeps one that rests (`send/pool.rs`).
+const LINGER: Duration = Duration::from_secs(5);
+
+impl Leave {
+    /// With what applies to the connection.
+    pub fn new(
+        farewell: Option<Rc<Farewell>>,
+        old: Option<Pin<Box<Sleep>>>,
+        lingers: Option<Rc<Cell<bool>>>,
+    ) -> Self {
+        Self { farewell, old, lingers, lingering: None, said: false }
+    }
+
+    /// Ready once, when it is time to say farewell: that is due, or the connection is old.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { farewell, old, lingers, lingering, said } = self;
+        let is_due = !*said
+            && (farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx))
+                || lingering.is_some()
+                || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()));
+        if !is_due {
+            return Poll::Pending;
+        }
+        if let Some(lingers) = lingers {
+            lingers.set(true);
+            ready!(lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx));
+        }
+        *said = true;
+        Poll::Ready(())
+    }
+
+    /// Whether farewell has been said.
+    pub fn has_said(&self) -> bool {
+        self.said
     }
 }
 

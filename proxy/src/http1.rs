@@ -18,11 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::ResponseBody;
+use crate::drain::Leave;
 use crate::limits::{self, Limits};
 use crate::receive::gate::Mismatch;
 use crate::receive::{Claims, ClientBody};
 use crate::rest::{Activity, Answer, Look, Wire};
-use crate::serve::Leave;
 
 /// Why a connection was closed that could have gone on.
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +91,12 @@ where
         let turn =
             poll_fn(|cx| course.poll_turn(&mut *serving, |serving| serving.graceful_shutdown(), cx)).await;
         let turn = turn.map_err(Ended::Hyper)?;
-        // `None`: it has become something else, and is over too.
-        let (false, Some(parts)) = (matches!(turn, Turn::Over), serving.into_parts()) else { return Ok(()) };
+        // Or it has become something else, which is its end here.
+        let (Some(turn), Some(parts)) = (turn, serving.into_parts()) else { return Ok(()) };
         (wire, service) = (parts.io.into_inner(), parts.service);
         wire.put_back(parts.read_buf);
         let next = match turn {
-            Turn::Over | Turn::Broken => Next::Nothing,
+            Turn::Broken => Next::Nothing,
             Turn::TooLate if wire.is_in_head() || gate.is_in_head() => Next::TooLate,
             Turn::TooLate => Next::Nothing,
             Turn::Rests if wire.is_in_head() => Next::Byte,
@@ -138,10 +138,8 @@ fn server(limits: &Limits) -> http1::Builder {
 const TOO_LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\npenstock-error: header-timeout\r\n\
     content-length: 0\r\nconnection: close\r\n\r\n";
 
-/// What ends hyper's turn.
+/// What ends hyper's turn before the connection is over.
 enum Turn {
-    /// The connection is over.
-    Over,
     /// Nothing goes on.
     Rests,
     /// The same, but in the middle of a request: nobody can tell where the next would begin.
@@ -170,13 +168,13 @@ struct Course<'a> {
 }
 
 impl Course<'_> {
-    /// Drives hyper; `say` has it shut down gracefully.
+    /// Drives hyper; `say` has it shut down gracefully. `None`: the connection is over.
     fn poll_turn<C>(
         &mut self,
         serving: &mut C,
         say: fn(Pin<&mut C>),
         cx: &mut Context<'_>,
-    ) -> Poll<hyper::Result<Turn>>
+    ) -> Poll<hyper::Result<Option<Turn>>>
     where
         C: Future<Output = hyper::Result<()>> + Unpin,
     {
@@ -185,14 +183,14 @@ impl Course<'_> {
         }
         loop {
             if let Poll::Ready(result) = Pin::new(&mut *serving).poll(cx) {
-                return Poll::Ready(result.map(|()| Turn::Over));
+                return Poll::Ready(result.map(|()| None));
             }
             ready!(self.clock.as_mut().poll(cx));
             let now = Instant::now();
             self.clock.as_mut().reset(Activity::next_look(now, self.patience));
             match self.activity.look(now, self.patience) {
                 Look::Busy => {}
-                Look::TooLate => return Poll::Ready(Ok(Turn::TooLate)),
+                Look::TooLate => return Poll::Ready(Ok(Some(Turn::TooLate))),
                 Look::Rests if self.leave.has_said() => {}
                 Look::Rests => {
                     self.activity.set_resting(true);
@@ -200,7 +198,7 @@ impl Course<'_> {
                     if let Poll::Ready(result) = Pin::new(&mut *serving).poll(cx) {
                         let between = self.activity.is_between_requests();
                         return Poll::Ready(
-                            result.map(|()| if between { Turn::Rests } else { Turn::Broken }),
+                            result.map(|()| Some(if between { Turn::Rests } else { Turn::Broken })),
                         );
                     }
                     self.activity.set_resting(false);

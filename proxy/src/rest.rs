@@ -34,7 +34,7 @@ pub struct Activity {
     /// Handlers that run and bodies that are not at their ends.
     busy: Cell<u32>,
     /// Whether something has begun, or ended, since it was last looked.
-    begun: Cell<bool>,
+    stirred: Cell<bool>,
     /// Whether one has been served since hyper took the connection: without one, nobody can tell half a head from none.
     served: Cell<bool>,
     /// It may become something else, which hyper decides where we do not see it.
@@ -74,7 +74,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get() - 1);
         // hyper has yet to hear of it: what was not read of a body may still be before it.
-        self.0.begun.set(true);
+        self.0.stirred.set(true);
     }
 }
 
@@ -83,7 +83,7 @@ impl Activity {
     pub fn new(now: Instant) -> Rc<Self> {
         Rc::new(Self {
             busy: Cell::new(0),
-            begun: Cell::new(false),
+            stirred: Cell::new(false),
             served: Cell::new(false),
             stays: Cell::new(false),
             since: Cell::new(now),
@@ -93,7 +93,7 @@ impl Activity {
 
     /// A request has come.
     pub fn begin(self: &Rc<Self>) -> Busy {
-        self.begun.set(true);
+        self.stirred.set(true);
         self.served.set(true);
         self.another()
     }
@@ -117,7 +117,7 @@ impl Activity {
     /// Looks, at a moment that [`next_look`](Self::next_look) gave.
     pub fn look(&self, now: Instant, patience: Duration) -> Look {
         let blocked = self.flags.blocked.load(Relaxed);
-        if self.begun.replace(false) || self.busy.get() > 0 || blocked {
+        if self.stirred.replace(false) || self.busy.get() > 0 || blocked {
             self.since.set(now);
             return Look::Busy;
         }

@@ -1,12 +1,8 @@
 //! Speaking HTTP with a client: hyper's server over a connection, with the limits of [`Limits`].
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -15,13 +11,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use penstock_api::{Reason, SpiffeId};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::age;
 use crate::body::ResponseBody;
 use crate::coalesce;
 use crate::connection::{Connection, To};
-use crate::drain::Farewell;
+use crate::drain::{Farewell, Leave};
 use crate::flood::{Flood, Guarded};
 use crate::http1::{self, Ended};
 use crate::limits::{self, Limits};
@@ -108,54 +104,6 @@ pub fn http2_server(limits: &Limits, window: u32) -> http2::Builder<LocalExecuto
         .auto_date_header(false)
         .enable_connect_protocol();
     server
-}
-
-/// When a connection is to end.
-pub struct Leave {
-    farewell: Option<Rc<Farewell>>,
-    old: Option<Pin<Box<Sleep>>>,
-    /// It is left open for a while before it is closed, and what is answered meanwhile says that it will be.
-    pub lingers: Option<Rc<Cell<bool>>>,
-    lingering: Option<Pin<Box<Sleep>>>,
-    said: bool,
-}
-
-/// How long a connection between sidecars that carries one request at a time is left open, so that none is lost that was sent before its
-/// client has heard: longer than a client keeps one that rests ([`pool`](crate::send::pool)).
-const LINGER: Duration = Duration::from_secs(5);
-
-impl Leave {
-    /// With what applies to the connection.
-    pub fn new(
-        farewell: Option<Rc<Farewell>>,
-        old: Option<Pin<Box<Sleep>>>,
-        lingers: Option<Rc<Cell<bool>>>,
-    ) -> Self {
-        Self { farewell, old, lingers, lingering: None, said: false }
-    }
-
-    /// Ready once, when it is time to say farewell: that is due, or the connection is old.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { farewell, old, lingers, lingering, said } = self;
-        let is_due = !*said
-            && (farewell.as_ref().is_some_and(|farewell| farewell.is_due(cx))
-                || lingering.is_some()
-                || old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()));
-        if !is_due {
-            return Poll::Pending;
-        }
-        if let Some(lingers) = lingers {
-            lingers.set(true);
-            ready!(lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx));
-        }
-        *said = true;
-        Poll::Ready(())
-    }
-
-    /// Whether farewell has been said.
-    pub fn has_said(&self) -> bool {
-        self.said
-    }
 }
 
 /// Says whose connection was closed, and why. The client was told in the words of HTTP/2.
