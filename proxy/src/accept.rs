@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use crate::files;
 use crate::telemetry::metric;
 use crate::telemetry::seldom::Seldom;
 
@@ -80,8 +81,9 @@ pub struct OpenConnections {
     all: AtomicU32,
     /// By address, of those that have any. Connections come and go much less often than requests, so a lock it may be.
     peers: Mutex<HashMap<IpAddr, Peer>>,
-    /// What is said of those that cannot be accepted, or are refused.
+    /// What is said of those that cannot be accepted, have to wait for a file, or are refused.
     failing: Seldom<1>,
+    waiting: Seldom<1>,
     refusing: Seldom<10>,
 }
 
@@ -204,6 +206,9 @@ impl Drop for Shaking<'_> {
     }
 }
 
+/// After what went wrong for want of something, how soon is looked again.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Accepts connections for ever and hands each to `serve` in a task of its own. Beyond `bounds` the newest is refused.
 pub async fn accept<S, F>(
     name: &'static str,
@@ -221,15 +226,15 @@ pub async fn accept<S, F>(
         let (stream, peer) = match listener.accept().await {
             Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
-                // Out of file descriptors, mostly: wait for some to be closed instead of spinning.
                 if let Some(times) = open.failing.happened(Instant::now()) {
-                    tracing::warn!(listener = name, %error, times, "cannot accept; raise the limit of open files?");
+                    tracing::warn!(listener = name, %error, times, "cannot accept a connection");
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(LOOK).await;
                 continue;
             }
         };
         tune(&stream);
+        let mut short = files::are_short(&stream);
         match open.open(peer, bounds) {
             Ok(counted) => {
                 accepted.increment(1);
@@ -253,6 +258,13 @@ pub async fn accept<S, F>(
                 }
                 refuse(stream);
             }
+        }
+        while short {
+            if open.waiting.happened(Instant::now()).is_some() {
+                tracing::warn!(listener = name, "new connections wait; raise the limit of open files?");
+            }
+            tokio::time::sleep(LOOK).await;
+            short = files::stay_short(&listener);
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod drain;
 pub mod early;
 pub mod exchange;
 pub mod failure;
+pub mod files;
 pub mod fleet;
 pub mod flood;
 pub mod headers;

@@ -17,6 +17,7 @@ use crate::config::{Cluster, Endpoint};
 use crate::headers::{MODELS, PROBE};
 use crate::loaded::Loaded;
 use crate::report::{self, LastTold};
+use crate::send::pool::Pool;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
@@ -31,17 +32,23 @@ pub struct Probes {
     waiting: Cell<u32>,
 }
 
-/// Asks an endpoint for its load, unless enough is asked already.
+/// Asks an endpoint for its load, unless it has not answered the last question yet or enough is asked already.
 pub fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, endpoint: Arc<Endpoint>, model: &str) {
     let waiting = &worker.probes.waiting;
     if !endpoint.sidecar || waiting.get() >= AT_ONCE {
         return;
     }
+    let pool = worker.pools.of(&endpoint);
+    if pool.asked.get() {
+        return;
+    }
     let Ok(model) = HeaderValue::from_str(model) else { return };
+    pool.asked.set(true);
     waiting.set(waiting.get() + 1);
     let (worker, cluster) = (Rc::clone(worker), Arc::clone(cluster));
     tokio::task::spawn_local(async move {
-        let answer = tokio::time::timeout(PATIENCE, send(&worker, &cluster, &endpoint, model)).await;
+        let answer = tokio::time::timeout(PATIENCE, send(&worker, &pool, &cluster, &endpoint, model)).await;
+        pool.asked.set(false);
         let told = matches!(answer, Ok(Some(())));
         metrics::counter!(metric::PROBES.name, "result" => if told { "ok" } else { "failed" }).increment(1);
         let waiting = &worker.probes.waiting;
@@ -51,12 +58,12 @@ pub fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, endpoint: Arc<Endpoint>,
 
 async fn send(
     worker: &Rc<Worker>,
+    pool: &Rc<Pool>,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     model: HeaderValue,
 ) -> Option<()> {
     let policy = cluster.policy();
-    let pool = worker.pools.of(endpoint);
     let (mut sender, _lease) = pool.http2(worker, endpoint, cluster, &policy).await.ok()?;
     let mut request = Request::new(RequestBody::Empty);
     *request.uri_mut() = http::Uri::from_static("http://penstock.probe/");

@@ -29,7 +29,7 @@ use crate::signals;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metric::{self, Metric};
 use crate::worker::{Shared, Worker};
-use crate::{inbound, outbound};
+use crate::{files, inbound, outbound};
 
 /// What is listened on.
 #[derive(Clone, Debug)]
@@ -105,6 +105,7 @@ pub struct Proxy {
 impl Proxy {
     /// Binds the listeners and starts the workers. Must be called inside the control runtime.
     pub fn start(setup: Setup) -> anyhow::Result<Self> {
+        files::allow_all();
         let bound = bind(&setup)?;
         let addresses: Vec<SocketAddr> = bound.iter().map(|(_, address, _)| *address).collect();
         let inbound = bound.iter().find(|(listen, ..)| matches!(listen.serves, Serves::Inbound(None)));

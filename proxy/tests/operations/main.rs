@@ -14,6 +14,7 @@ use std::time::Duration;
 use penstock_api::reason::{Blame, Reason};
 use penstock_balance::Settings;
 use penstock_proxy::config::{Policy, RetryPolicy, Timeouts, store};
+use penstock_proxy::files;
 use penstock_proxy::flood::allowance;
 use penstock_proxy::limits::{self, Limits};
 use penstock_proxy::oob;
@@ -355,6 +356,12 @@ fn limits() -> String {
             "resets",
             allowance::RESETS.to_string(),
             "HTTP/2: streams of one connection that the client resets, of a sidecar's 64 times as many; each answer that has begun pays for one more. Above: the same.",
+        ),
+        row(
+            "open files",
+            files::SPARED.to_string(),
+            "Of what the hard limit of open files (`ulimit -Hn`) allows, so many, or an eighth, are spared for requests that are under way; new \
+             connections wait for others.",
         ),
         row(
             "each second",

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -238,10 +238,9 @@ impl Network {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("nsenter (util-linux) does not start: {error}"));
-        let mut said = String::new();
-        BufReader::new(relay.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "made\n", "no wire can be made here; it needs python3 and /dev/net/tun");
-        BadWire(relay)
+        let mut wire = BadWire { said: BufReader::new(relay.stdout.take().unwrap()), relay };
+        assert_eq!(wire.says(), "made", "no wire can be made here; it needs python3 and /dev/net/tun");
+        wire
     }
 
     /// Sees all that passes the bridge from now on.
@@ -279,21 +278,32 @@ impl Drop for Network {
 
 /// A wire that loses and delays what passes, as told; a program of its own, since not every kernel has netem.
 #[derive(Debug)]
-pub struct BadWire(Child);
+pub struct BadWire {
+    relay: Child,
+    said: BufReader<ChildStdout>,
+}
 
 impl BadWire {
-    /// From now on: the share of packets that each direction loses, and how much later it delivers the others.
-    pub fn becomes(&mut self, loss_percent: u8, delay: Duration) {
+    /// From now on: the share of packets that each direction loses, and how much later it delivers the others. How many it has lost or
+    /// delayed until now, since it was told the last time.
+    pub fn becomes(&mut self, loss_percent: u8, delay: Duration) -> u64 {
         let told = format!("{loss_percent} {}\n", delay.as_millis());
-        self.0.stdin.as_mut().unwrap().write_all(told.as_bytes()).unwrap();
+        self.relay.stdin.as_mut().unwrap().write_all(told.as_bytes()).unwrap();
+        self.says().parse().unwrap()
+    }
+
+    fn says(&mut self) -> String {
+        let mut said = String::new();
+        self.said.read_line(&mut said).unwrap();
+        said.trim_end().to_owned()
     }
 }
 
 impl Drop for BadWire {
     fn drop(&mut self) {
         // It fails only when the program has ended, which is what was wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.relay.kill();
+        let _ = self.relay.wait();
     }
 }
 

@@ -4,9 +4,6 @@ use std::time::Duration;
 
 use super::world::{FAULT, Outcome, World};
 
-/// What a packet costs that was lost, before TCP sends it again, or that took 100 ms longer each way.
-const LEAST: Duration = Duration::from_millis(200);
-
 /// What the wire of `web-2` does, for a while.
 async fn a_bad_wire(fault: &'static str, loss_percent: u8, delay: Duration) -> Option<Outcome> {
     let world = World::new(|pods| pods).await?;
@@ -14,7 +11,7 @@ async fn a_bad_wire(fault: &'static str, loss_percent: u8, delay: Duration) -> O
     let mut world = world.under_load().await;
     wire.becomes(loss_percent, delay);
     tokio::time::sleep(FAULT).await;
-    wire.becomes(0, Duration::ZERO);
+    assert!(wire.becomes(0, Duration::ZERO) > 0, "nothing was lost or late");
     world.recovers().await;
     Some(world.told(fault).await)
 }
@@ -31,15 +28,16 @@ async fn thirty_percent_of_packets_lost_fail_no_request_that_may_be_asked_twice(
     let Some(seen) = a_bad_wire("loss of 30 %", 30, Duration::ZERO).await else { return };
     seen.get.has_no_failure("GET");
     seen.post.fails_at_most(40, &["request-timeout", "upstream-reset"], "POST");
-    assert!(seen.post.longest > LEAST, "nothing was lost: {:?}", seen.post);
 }
 
 #[tokio::test]
 async fn a_delay_of_100_ms_each_way_fails_no_request() {
-    let Some(seen) = a_bad_wire("delay of 100 ms", 0, Duration::from_millis(100)).await else { return };
+    let delay = Duration::from_millis(100);
+    let Some(seen) = a_bad_wire("delay of 100 ms", 0, delay).await else { return };
     seen.get.has_no_failure("GET");
     seen.post.has_no_failure("POST");
-    assert!(seen.post.longest > LEAST, "nothing was late: {:?}", seen.post);
+    // Only the first few requests need meet it.
+    assert!(seen.longest() > delay, "nobody noticed: {:?}, {:?}", seen.get, seen.post);
 }
 
 /// A rule for everything that comes to `web-2`, for a while.

@@ -1,7 +1,7 @@
 //! A steady load: a request each so many milliseconds, whether the others were answered or not, as from many users who know nothing of each
 //! other. What hangs does not make the load any less.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +18,16 @@ struct Asked {
     begun: Instant,
     over: Instant,
     /// Who answered, or why nobody did.
-    answer: Result<String, String>,
+    answer: Result<String, Failed>,
+}
+
+/// Why nobody answered.
+#[derive(Clone, Debug)]
+struct Failed {
+    /// The proxy's reason, a status without one, or the kind of an error of the connection.
+    reason: String,
+    /// What the proxy said of it.
+    said: String,
 }
 
 /// What became of requests.
@@ -26,8 +35,10 @@ struct Asked {
 pub(crate) struct Seen {
     /// Requests that are over.
     pub(crate) requests: usize,
-    /// How many failed, by reason: the proxy's, a status without one, or the kind of an error of the connection.
+    /// How many failed, by reason.
     pub(crate) reasons: BTreeMap<String, usize>,
+    /// What the proxy said of those.
+    pub(crate) said: BTreeSet<String>,
     /// The longest, answered or not.
     pub(crate) longest: Duration,
     /// How long after the fault began a request was answered that began after it.
@@ -110,8 +121,9 @@ impl Steady {
                     seen.first_answer = Some(seen.first_answer.map_or(after, |first| first.min(after)));
                 }
                 Ok(_) => {}
-                Err(reason) => {
+                Err(Failed { reason, said }) => {
                     *seen.reasons.entry(reason.clone()).or_default() += 1;
+                    seen.said.insert(said.clone());
                     seen.last_failure = seen.last_failure.max(Some(after));
                 }
             }
@@ -122,7 +134,7 @@ impl Steady {
     /// Whether somebody has answered a request that began at `since` or later.
     pub(crate) fn is_answered_by(&self, name: &str, since: Instant) -> bool {
         let asked = self.asked.lock().unwrap();
-        asked.iter().rev().any(|one| one.begun >= since && one.answer.as_deref() == Ok(name))
+        asked.iter().rev().any(|one| one.begun >= since && one.answer.as_deref().is_ok_and(|who| who == name))
     }
 
     /// Stops asking, and waits for what is under way.
@@ -156,8 +168,11 @@ impl Client {
         };
         let answer = match answer.await {
             Ok(answer) if answer.status() == 200 => Ok(answer.text()),
-            Ok(answer) => Err(answer.reason().map_or_else(|| answer.status().to_string(), str::to_owned)),
-            Err(error) => Err(format!("{:?}", error.kind())),
+            Ok(answer) => {
+                let reason = answer.reason().map_or_else(|| answer.status().to_string(), str::to_owned);
+                Err(Failed { reason, said: answer.text() })
+            }
+            Err(error) => Err(Failed { reason: format!("{:?}", error.kind()), said: error.to_string() }),
         };
         self.asked.lock().unwrap().push(Asked { begun, over: Instant::now(), answer });
     }

@@ -124,6 +124,13 @@ pub(crate) struct Outcome {
     pub(crate) post: Seen,
 }
 
+impl Outcome {
+    /// The longest of both. Which kind of request finds out what is wrong with a server, so that the other goes elsewhere, is chance.
+    pub(crate) fn longest(&self) -> Duration {
+        self.get.longest.max(self.post.longest)
+    }
+}
+
 impl Struck {
     async fn both_answer(&self, since: Instant) {
         // A server that has failed gets few requests at first as long as the other one has time.

@@ -4,7 +4,8 @@
 
 It makes both taps, says `made`, and copies frames until its input ends. Each line of its input, `LOSS DELAY`, holds
 from then on and for both directions: the share of frames that are lost, percent, and how much later the others
-arrive, milliseconds. Frames keep their order. What is lost is drawn from a fixed seed.
+arrive, milliseconds. Frames keep their order. What is lost is drawn from a fixed seed. Each line is answered by one: how
+many frames have been lost or late since the one before.
 """
 
 import collections
@@ -36,7 +37,7 @@ def main():
     taps = [tap(one, one_bridge), tap(other, other_bridge)]
     across = {taps[0]: taps[1], taps[1]: taps[0]}
     chance = random.Random(9)
-    loss, delay = 0.0, 0.0
+    loss, delay, marred = 0.0, 0.0, 0
     # When, where to, and what.
     under_way = collections.deque()
     print("made", flush=True)
@@ -47,11 +48,15 @@ def main():
             told = os.read(0, 4096).decode()
             if not told:
                 return
-            loss, delay = (float(word) for word in told.splitlines()[-1].split())
+            loss, delay = (float(word) for word in told.split())
+            print(marred, flush=True)
+            marred = 0
         for file in taps:
             if file in ready:
                 frame = os.read(file, LONGEST)
-                if chance.random() * 100 >= loss:
+                lost = chance.random() * 100 < loss
+                marred += lost or delay > 0
+                if not lost:
                     under_way.append((time.monotonic() + delay / 1000, across[file], frame))
         while under_way and under_way[0][0] <= time.monotonic():
             _, to, frame = under_way.popleft()
