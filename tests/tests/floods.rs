@@ -200,6 +200,23 @@ async fn streams_that_are_reset_as_soon_as_they_are_begun_end_their_connection()
     assert!(grown < 16 << 10, "the proxy has grown by {grown} KiB");
 }
 
+/// So it looks when a server has stood still until its clients had enough of waiting: as many as it allows streams are begun and given up
+/// in one piece. h2 by itself ends a connection with the 21st of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_up_before_anybody_looked_ends_no_connection() {
+    let origin = Origin::mirror().await;
+    let proxy = one_hop(origin.address, "http").await;
+    let mut client = proxy.client().await;
+    let mut sent = [PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat();
+    for number in 0..200 {
+        sent.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream(number), REQUEST));
+        sent.extend(frame(RST_STREAM, 0, stream(number), &[0, 0, 0, 8]));
+    }
+    sent.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream(200), REQUEST));
+    client.send(sent).await.unwrap();
+    assert_eq!(until(&mut client, HEADERS).await, Some(0), "it was told GOAWAY");
+}
+
 /// The server is made to reset the streams (CVE-2025-8671): an increment of nothing is an error of the stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_we_are_made_to_reset_end_their_connection() {

@@ -358,15 +358,15 @@ fn limits() -> String {
             "HTTP/2: streams of one connection that the client resets, of a sidecar's 64 times as many; each answer that has begun pays for one more. Above: the same.",
         ),
         row(
+            "each second",
+            allowance::EACH_SECOND.to_string(),
+            "HTTP/2: what time adds to each of the two, up to their limit.",
+        ),
+        row(
             "open files",
             files::SPARED.to_string(),
             "Of what the hard limit of open files (`ulimit -Hn`) allows, so many, or an eighth, are spared for requests that are under way; new \
              connections wait for others.",
-        ),
-        row(
-            "each second",
-            allowance::EACH_SECOND.to_string(),
-            "HTTP/2: what time adds to each of the two, up to their limit.",
         ),
         row(
             "lane",
