@@ -256,6 +256,7 @@ async fn stages(
     let authority = connection.authority(&parts)?;
     let client = connection.client_id();
     exchange.keep_request(&mut parts, &authority, client);
+    worker.shared.memory.admit(&parts.headers)?;
 
     // Which port of ours, or which upstream of a static listener.
     let to = own::now(connection);

@@ -32,6 +32,7 @@ pub mod kept;
 pub mod limits;
 pub mod loaded;
 pub mod local;
+pub mod memory;
 pub mod models;
 pub mod oob;
 pub mod outbound;

@@ -33,6 +33,9 @@ pub struct Limits {
     pub detect_time: Duration,
     /// Streams of one HTTP/2 connection at once.
     pub streams: u32,
+    /// Memory of the whole process, bytes; 0 = none, or, for the program, 85 % of what its container may have. Above: new requests are answered
+    /// 503 (`out-of-memory`), and those under way go on.
+    pub memory_bytes: u64,
     /// A request's body, bytes; 0 = none. Bodies are streamed, so this protects the application, not the proxy.
     pub body_bytes: u64,
     /// Shared memory for tensors, bytes, taken when a model server first offers to read it; 0 = none, they go as bytes.
@@ -58,6 +61,7 @@ impl Default for Limits {
             stream_age: Duration::ZERO,
             detect_time: Duration::from_millis(200),
             streams: 256,
+            memory_bytes: 0,
             body_bytes: 0,
             arena_bytes: 128 << 20,
             prepare_threads: 2,

@@ -22,7 +22,7 @@ use penstock_proxy::run::{self, Listen, Proxy, Serves, Setup};
 use penstock_proxy::telemetry::level::Level;
 use penstock_proxy::telemetry::{AccessLog, Options, Telemetry};
 use penstock_proxy::worker::Shared;
-use penstock_proxy::{fleet, signals, xds};
+use penstock_proxy::{fleet, memory, signals, xds};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -147,6 +147,9 @@ struct Run {
     /// Of these, inbound, from one address; 0 = as many as in all
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections_per_peer)]
     peer_connections: u32,
+    /// Refuse new requests (503) while the proxy has so many bytes of memory; 0 = never [default: 85 % of its container's limit, if it has one]
+    #[arg(long, value_name = "BYTES")]
+    max_memory: Option<u64>,
     /// Largest request body, bytes; 0 = no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     max_body: u64,
@@ -470,6 +473,7 @@ fn limits(options: &Run) -> Limits {
     Limits {
         connections: options.max_connections,
         connections_per_peer: options.peer_connections,
+        memory_bytes: options.max_memory.unwrap_or_else(memory::allowed),
         body_bytes: options.max_body,
         arena_bytes: options.arena,
         prepare_threads: options.prepare_threads,

@@ -22,6 +22,7 @@ use crate::drain::Drain;
 use crate::early::Early;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::models::Models;
 use crate::prepare::Preparing;
 use crate::report::QueueWait;
@@ -124,6 +125,7 @@ impl Proxy {
             preparing: Arc::new(Preparing::new(setup.limits.prepare_threads, epoch)),
             drain: Drain::default(),
             early: Early::default(),
+            memory: Memory::new(setup.limits.memory_bytes),
             limits: setup.limits,
             namespace,
             node: setup.node.into(),
@@ -133,6 +135,8 @@ impl Proxy {
             epoch,
         });
         tokio::spawn(tick(Arc::clone(&shared)));
+        let watched = Arc::clone(&shared);
+        tokio::spawn(async move { watched.memory.watch().await });
         let (store, signals) = (Arc::clone(&shared.store), Arc::clone(&shared.signals));
         tokio::spawn(signals::run(setup.signals, signals, move || signals::ports(&store), shared.epoch));
         let (stop, stopped) = watch::channel(false);
@@ -220,6 +224,8 @@ fn work(
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
+        let watched = Arc::clone(&shared);
+        tokio::task::spawn_local(async move { watched.memory.give_back().await });
         let worker = Worker::new(shared, rand::random());
         for (listen, socket, open) in listeners {
             let listener = tokio::net::TcpListener::from_std(socket)?;

@@ -25,6 +25,7 @@ use crate::early::Early;
 use crate::held::Budget;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::models::{Model, Models};
 use crate::oob::Subscriptions;
 use crate::outside::Outside;
@@ -62,6 +63,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Connections that wait until we are ready.
     pub early: Early,
+    /// How much memory is used.
+    pub memory: Memory,
     /// What is bounded.
     pub limits: Limits,
     /// The namespace that short host names are in.

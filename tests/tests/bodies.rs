@@ -11,8 +11,11 @@ use std::time::Duration;
 use penstock_api::names::annotation;
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
+use penstock_tests::testkit::proxy::{Static, one_hop};
 use penstock_tests::testkit::wire::Wire;
+use penstock_tests::testkit::{PATIENCE, wait_until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -208,4 +211,71 @@ async fn pain_6_uploads_of_any_size_need_little_memory_and_slow_servers_hold_up_
     is_small(resting, most);
     reads.store(true, Relaxed);
     is_small(resting, watched(&mut mesh, slow).await);
+}
+
+/// What a proxy of the next test may have, beyond what it has at rest, bytes.
+const MORE: u64 = 24 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has() {
+    // It reads bodies only when it may.
+    let reads = Arc::new(AtomicBool::new(false));
+    let may = Arc::clone(&reads);
+    let origin = Origin::start(move |mut client| {
+        let may = Arc::clone(&may);
+        async move {
+            while let Ok(head) = client.head().await {
+                let mut left: usize = head.get("content-length").map_or(0, |length| length.parse().unwrap());
+                while left > 0 && !may.load(Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                while left > 0 {
+                    let Ok(piece) = client.bytes(left.min(PIECE)).await else { return };
+                    left -= piece.len();
+                }
+                client.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        }
+    })
+    .await;
+    let rest = one_hop(origin.address, "http").await.process.memory_kib() << 10;
+    let proxy = Static::new("proxy")
+        .listener("http", None, "application")
+        .upstream("application", &[origin.address], "same", None)
+        .args(&["--max-memory", &(rest + MORE).to_string()])
+        .start()
+        .await;
+    let get = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut known = proxy.client().await;
+    assert_eq!(known.ask(get).await.unwrap().status(), 200);
+
+    // More than there is room for, on one connection, as far as the windows of its streams allow.
+    let stream = TcpStream::connect(proxy.front()).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut uploads = JoinSet::new();
+    for _ in 0..BODIES {
+        let mut sender = sender.clone().ready().await.unwrap();
+        let request = http::Request::post("http://a/").header("content-length", 1 << 20).body(()).unwrap();
+        let (answer, mut body) = sender.send_request(request, false).unwrap();
+        body.send_data(vec![b'u'; 1 << 20].into(), true).unwrap();
+        uploads.spawn(async move { answer.await.unwrap().status() });
+    }
+    let refused = "503 out-of-memory";
+    wait_until("what is new is refused", PATIENCE, async || {
+        let answer = known.ask(get).await.unwrap();
+        format!("{} {}", answer.status(), answer.reason().unwrap_or_default()) == refused
+    })
+    .await;
+    proxy.logs("refusing new requests").await;
+    let probe = known.ask("GET / HTTP/1.1\r\nhost: a\r\nuser-agent: kube-probe/1.34\r\n\r\n").await.unwrap();
+    assert_eq!(probe.status(), 200, "{}", probe.text());
+
+    // What was there before is served, and then so is what is new.
+    reads.store(true, Relaxed);
+    assert!(uploads.join_all().await.iter().all(|status| *status == 200));
+    drop(sender);
+    connection.await.unwrap().unwrap();
+    wait_until("there is memory again", PATIENCE, async || known.ask(get).await.unwrap().status() == 200)
+        .await;
 }

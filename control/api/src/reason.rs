@@ -88,6 +88,7 @@ reasons! {
     TooManyPending    "too-many-pending"    503 14 "UO"  Mesh     "Too many requests wait for a connection to the Service.";
     TooManyRequests   "too-many-requests"   503 14 "UO"  Mesh     "Too many requests to the Service are in flight.";
     TooManyConnections "too-many-connections" 503 14 "UO" Mesh    "The listener is at its connection limit.";
+    OutOfMemory       "out-of-memory"       503 14 "OM" Mesh     "The proxy uses as much memory as it may; requests under way go on.";
     QueueFull         "queue-full"          429  8 "UO"  Mesh     "Too many requests wait for the model, and the caller has its share of them.";
     RateLimited       "rate-limited"        429  8 "RL"  Client   "The caller, or all who are counted with it, have used up what a RateLimit gives them.";
     TooLate           "too-late"            503  4 "UO"  Mesh     "The model could not have answered before the request's deadline, so it was not begun.";

@@ -38,6 +38,8 @@ penstock_api::metrics! {
         "Connections that were closed because what came in was not HTTP, or too large, or too slow.";
     FLOODS Counter "penstock_http2_floods_total" ["listener", "kind"]
         "HTTP/2 connections that were closed (GOAWAY, ENHANCE_YOUR_CALM) for a flood: idle-frames (PING, SETTINGS, PRIORITY, empty and unknown frames) or resets.";
+    MEMORY Gauge "penstock_memory_bytes" []
+        "Resident memory of the proxy, where it may have no more than so much (--max-memory).";
     EARLY Counter "penstock_early_connections_total" ["listener"]
         "Connections that were held because the proxy was not ready yet.";
     DETECT_TIMEOUTS Counter "penstock_detect_timeouts_total" []
