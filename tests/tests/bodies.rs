@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use bytes::Bytes;
 use penstock_api::names::annotation;
 use penstock_tests::testkit::mesh::Mesh;
 use penstock_tests::testkit::origin::Origin;
@@ -220,12 +221,14 @@ const MORE: u64 = 24 << 20;
 async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has() {
     // It reads bodies only when it may.
     let reads = Arc::new(AtomicBool::new(false));
-    let may = Arc::clone(&reads);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let (may, waits) = (Arc::clone(&reads), Arc::clone(&waiting));
     let origin = Origin::start(move |mut client| {
-        let may = Arc::clone(&may);
+        let (may, waits) = (Arc::clone(&may), Arc::clone(&waits));
         async move {
             while let Ok(head) = client.head().await {
                 let mut left: usize = head.get("content-length").map_or(0, |length| length.parse().unwrap());
+                waits.fetch_add(usize::from(left > 0), Relaxed);
                 while left > 0 && !may.load(Relaxed) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -241,7 +244,7 @@ async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has
     let rest = one_hop(origin.address, "http").await.process.memory_kib() << 10;
     let proxy = Static::new("proxy")
         .listener("http", None, "application")
-        .upstream("application", &[origin.address], "same", None)
+        .upstream("application", &[origin.address], "http1", None)
         .args(&["--max-memory", &(rest + MORE).to_string()])
         .start()
         .await;
@@ -249,16 +252,22 @@ async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has
     let mut known = proxy.client().await;
     assert_eq!(known.ask(get).await.unwrap().status(), 200);
 
-    // More than there is room for, on one connection, as far as the windows of its streams allow.
+    // More than there is room for: of each stream its window is full, since what sockets hold of it is full too.
     let stream = TcpStream::connect(proxy.front()).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
-    let mut uploads = JoinSet::new();
-    for _ in 0..BODIES {
+    let mut begun = Vec::new();
+    let upload = Bytes::from(vec![b'u'; 8 << 20]);
+    for _ in 0..2 * MORE >> 20 {
         let mut sender = sender.clone().ready().await.unwrap();
-        let request = http::Request::post("http://a/").header("content-length", 1 << 20).body(()).unwrap();
-        let (answer, mut body) = sender.send_request(request, false).unwrap();
-        body.send_data(vec![b'u'; 1 << 20].into(), true).unwrap();
+        let request =
+            http::Request::post("http://a/").header("content-length", upload.len()).body(()).unwrap();
+        begun.push(sender.send_request(request, false).unwrap());
+    }
+    wait_until("all have begun", PATIENCE, async || waiting.load(Relaxed) == begun.len()).await;
+    let mut uploads = JoinSet::new();
+    for (answer, mut body) in begun {
+        body.send_data(upload.clone(), true).unwrap();
         uploads.spawn(async move { answer.await.unwrap().status() });
     }
     let refused = "503 out-of-memory";
