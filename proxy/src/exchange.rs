@@ -448,7 +448,8 @@ impl Exchange {
             && place.outcome.is_some()
         {
             let policy = place.cluster.policy();
-            place.endpoint.state.ejection.failure(&policy.outlier, self.worker.now());
+            let began = self.started.saturating_duration_since(self.worker.shared.epoch);
+            place.endpoint.state.ejection.failure(&policy.outlier, began, self.worker.now());
         }
     }
 

@@ -265,6 +265,7 @@ where
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         exchange.explained(decision);
         exchange.secured(endpoint.identity.is_some());
+        let began = worker.now();
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {
             Ok(server) => {
                 endpoint.state.ejection.success();
@@ -273,7 +274,7 @@ where
             Err(failure) => {
                 let at_fault = failure.reason.blame() == Blame::Upstream;
                 if at_fault {
-                    endpoint.state.ejection.failure(&policy.outlier, worker.now());
+                    endpoint.state.ejection.failure(&policy.outlier, began, worker.now());
                 }
                 tried.push(endpoint.id);
                 let more = tried.len() as u32 <= policy.retry.attempts

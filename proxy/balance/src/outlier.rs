@@ -72,12 +72,16 @@ impl Ejection {
         }
     }
 
-    /// A request failed by the endpoint's fault. Returns for how long the endpoint is out, if this ejects it.
-    pub fn failure(&self, policy: &OutlierPolicy, now: Duration) -> Option<Duration> {
+    /// A request that was sent at `sent` failed by the endpoint's fault. Returns for how long the endpoint is out, if this ejects it. What was
+    /// sent before a probation began says nothing of how the endpoint is now.
+    pub fn failure(&self, policy: &OutlierPolicy, sent: Duration, now: Duration) -> Option<Duration> {
         if policy.consecutive_failures == 0 || self.is_out(now) {
             return None;
         }
         let (on_probation, mut ejections) = (self.probation.load(Relaxed) != 0, self.ejections.load(Relaxed));
+        if on_probation && millis(sent) < self.until.load(Relaxed) {
+            return None;
+        }
         if !on_probation {
             let well = millis(now).saturating_sub(self.until.load(Relaxed));
             let forgiven = u32::try_from(well / millis(FORGIVES)).unwrap_or(u32::MAX);
@@ -152,13 +156,13 @@ mod tests {
     fn only_failures_in_a_row_eject() {
         let (ejection, policy) = (Ejection::default(), OutlierPolicy::default());
         for _ in 0..4 {
-            assert_eq!(ejection.failure(&policy, s(1)), None);
+            assert_eq!(ejection.failure(&policy, s(1), s(1)), None);
         }
         ejection.success();
         for _ in 0..4 {
-            assert_eq!(ejection.failure(&policy, s(1)), None);
+            assert_eq!(ejection.failure(&policy, s(1), s(1)), None);
         }
-        assert_eq!(ejection.failure(&policy, s(1)), Some(s(1)));
+        assert_eq!(ejection.failure(&policy, s(1), s(1)), Some(s(1)));
         assert!(ejection.is_out(s(1)));
         assert!(!ejection.is_out(s(2)));
     }
@@ -167,10 +171,10 @@ mod tests {
         let (ejection, policy) = (Ejection::default(), OutlierPolicy::default());
         let mut now = s(0);
         for _ in 0..4 {
-            ejection.failure(&policy, now);
+            ejection.failure(&policy, now, now);
         }
         for _ in 0..times {
-            ejection.failure(&policy, now);
+            ejection.failure(&policy, now, now);
             now = ejection.until().unwrap();
         }
         (ejection, now)
@@ -181,12 +185,21 @@ mod tests {
         let (ejection, policy) = (Ejection::default(), OutlierPolicy::default());
         let mut now = s(0);
         for _ in 0..4 {
-            ejection.failure(&policy, now);
+            ejection.failure(&policy, now, now);
         }
         for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
-            assert_eq!(ejection.failure(&policy, now), Some(s(expected)));
+            assert_eq!(ejection.failure(&policy, now, now), Some(s(expected)));
             now = ejection.until().unwrap();
         }
+    }
+
+    #[test]
+    fn what_was_sent_before_a_probation_says_nothing_of_it() {
+        let (ejection, now) = ejected(1);
+        let policy = OutlierPolicy::default();
+        assert!(ejection.sent(now), "it is the probe");
+        assert_eq!(ejection.failure(&policy, s(0), now + s(1)), None);
+        assert_eq!(ejection.failure(&policy, now, now + s(1)), Some(s(2)));
     }
 
     #[test]
@@ -199,10 +212,14 @@ mod tests {
             ejection.success();
             assert_eq!(ejection.standing(now), Standing::In);
             for _ in 0..4 {
-                assert_eq!(ejection.failure(&policy, now + s(well)), None, "it is on no probation any more");
+                assert_eq!(
+                    ejection.failure(&policy, now + s(well), now + s(well)),
+                    None,
+                    "it is on no probation any more"
+                );
             }
             assert_eq!(
-                ejection.failure(&policy, now + s(well)),
+                ejection.failure(&policy, now + s(well), now + s(well)),
                 Some(s(expected)),
                 "{times} times, {well} s ago"
             );
@@ -227,7 +244,7 @@ mod tests {
         assert_eq!(ejection.standing(now + s(2)), Standing::Due);
         // It failed, or succeeded.
         assert!(ejection.sent(now + s(3)));
-        assert_eq!(ejection.failure(&OutlierPolicy::default(), now + s(3)), Some(s(4)));
+        assert_eq!(ejection.failure(&OutlierPolicy::default(), now + s(3), now + s(3)), Some(s(4)));
         ejection.probed(now + s(3));
         assert_eq!(ejection.standing(now + s(6)), Standing::Out);
         assert!(ejection.sent(now + s(7)));
@@ -240,6 +257,6 @@ mod tests {
     fn zero_means_never() {
         let policy = OutlierPolicy { consecutive_failures: 0, ..OutlierPolicy::default() };
         let ejection = Ejection::default();
-        assert!((0..1000).all(|_| ejection.failure(&policy, s(1)).is_none()));
+        assert!((0..1000).all(|_| ejection.failure(&policy, s(1), s(1)).is_none()));
     }
 }

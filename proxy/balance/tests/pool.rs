@@ -76,7 +76,7 @@ fn backlog(ms: f32) -> LoadReport {
 
 fn eject(replica: &Replica) {
     for _ in 0..5 {
-        replica.state.ejection.failure(&OutlierPolicy::default(), Duration::ZERO);
+        replica.state.ejection.failure(&OutlierPolicy::default(), Duration::ZERO, Duration::ZERO);
     }
 }
 
@@ -389,7 +389,7 @@ fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed:
     let (pool, mut random) = (Pool::default(), SmallRng::seed_from_u64(seed));
     let outliers = OutlierPolicy::default();
     let (begins, ends) = (ms(10_000), ms(15_000));
-    let mut under_way: Vec<(Duration, usize, Sent, Outcome)> = Vec::new();
+    let mut under_way: Vec<(Duration, Duration, usize, Sent, Outcome)> = Vec::new();
     let (mut asked, mut recent) = (0, std::collections::VecDeque::new());
     for i in 0.. {
         let now = ms(every_ms * i);
@@ -398,14 +398,14 @@ fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed:
         }
         under_way.sort_by_key(|(at, ..)| *at);
         while under_way.first().is_some_and(|(at, ..)| *at <= now) {
-            let (at, index, sent, outcome) = under_way.remove(0);
+            let (at, began, index, sent, outcome) = under_way.remove(0);
             let state = &members[index].state;
             match outcome {
                 Outcome::Served => {
                     state.ejection.success();
                     pool.told(state, LoadReport { unit_ms: Some(5.0), ..backlog(0.0) }, at);
                 }
-                _ => _ = state.ejection.failure(&outliers, at),
+                _ => _ = state.ejection.failure(&outliers, began, at),
             }
             pool.over(state, sent, outcome, at);
         }
@@ -419,7 +419,7 @@ fn after_a_fault(policy: Policy, servers: u64, every_ms: u64, hangs: bool, seed:
             false => (ms(5), Outcome::Served),
         };
         asked += u32::from(faulty);
-        under_way.push((now + took, picked.index, picked.sent, outcome));
+        under_way.push((now + took, now, picked.index, picked.sent, outcome));
         recent.push_back(picked.index == 0);
         if recent.len() > 40 * servers as usize {
             recent.pop_front();

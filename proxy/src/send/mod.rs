@@ -99,6 +99,7 @@ pub async fn send(
         if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
             replay = Replay::keep(&mut outgoing, exchange, retry);
         }
+        let began = worker.now();
         let result = try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await;
         let ejection = &endpoint.state.ejection;
         let again = |replay: &Option<Box<Replay>>| {
@@ -110,7 +111,7 @@ pub async fn send(
             Ok(mut answered) => {
                 let status = grpc_as_http(&answered.response);
                 if matches!(status, 502..=504) {
-                    ejection.failure(&policy.outlier, worker.now());
+                    ejection.failure(&policy.outlier, began, worker.now());
                 } else {
                     ejection.success();
                 }
@@ -146,7 +147,7 @@ pub async fn send(
             back
         };
         let at_fault = failure.reason.blame() == Blame::Upstream;
-        if at_fault && let Some(time) = ejection.failure(&policy.outlier, worker.now()) {
+        if at_fault && let Some(time) = ejection.failure(&policy.outlier, began, worker.now()) {
             tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
