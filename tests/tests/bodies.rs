@@ -258,7 +258,7 @@ async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has
     let connection = tokio::spawn(connection);
     let mut begun = Vec::new();
     let upload = Bytes::from(vec![b'u'; 8 << 20]);
-    for _ in 0..2 * MORE >> 20 {
+    for _ in 0..2 * (MORE >> 20) {
         let mut sender = sender.clone().ready().await.unwrap();
         let request =
             http::Request::post("http://a/").header("content-length", upload.len()).body(()).unwrap();
