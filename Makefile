@@ -64,12 +64,14 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
-	# Alone, each fault: one of them takes the cores away.
-	$(CARGO) test $(LOCKED) --workspace --test faults -- --test-threads=1
+	# Alone, each fault: one of them takes the cores away. They leave most of both to compiling what comes next.
 	# With the programs that were built above: without tests, cargo would choose other features, and compile everything anew. Fuzzing has what
-	# the cluster leaves of the cores, which mostly waits; so its limit of time is wide. It has a group of its own, which ends with this.
-	set -m; nice -n 10 $(MAKE) fuzz OTHERS=10 FUZZ_CORPUS=none FUZZ_TIMEOUT=20 > "$(TARGET)/fuzz.log" 2>&1 & fuzz=$$!; set +m; \
-	  trap 'kill -- -$$fuzz 2> /dev/null || true' EXIT; \
+	# the cluster leaves of the cores, which mostly waits; so its limit of time is wide. Both have groups of their own, which end with this.
+	set -m; nice -n 19 $(MAKE) fuzz-build > "$(TARGET)/fuzz-build.log" 2>&1 & groups="-$$!"; set +m; \
+	  trap 'kill -- $$groups 2> /dev/null || true' EXIT; \
+	  $(CARGO) test $(LOCKED) --workspace --test faults -- --test-threads=1; \
+	  set -m; nice -n 10 $(MAKE) fuzz OTHERS=10 FUZZ_CORPUS=none FUZZ_TIMEOUT=20 > "$(TARGET)/fuzz.log" 2>&1 & fuzz=$$!; set +m; \
+	  groups="$$groups -$$fuzz"; \
 	  $(MAKE) e2e-cluster BUILT=1; \
 	  $(MAKE) conformance BUILT=1 CONFORMANCE_OUT="$(TARGET)/conformance"; \
 	  status=0; wait "$$fuzz" || status=$$?; cat "$(TARGET)/fuzz.log"; exit "$$status"
@@ -135,10 +137,14 @@ FUZZ_CORPUS ?= $(CACHE)/fuzz
 # What reads what anybody sends, or an operator writes: with OTHERS=10 all others run so many seconds only.
 FUZZ_LONG := first_bytes http1_entry http2_entry xds_resources annotations yaml orca oip_rest oip_grpc oip_prefix
 
-.PHONY: fuzz
-fuzz: $(FUZZ) ## malformed bytes for every reader, made up by libFuzzer, two readers at a time: SECONDS=60 for each; FEATURE=turbojpeg
-	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib
+.PHONY: fuzz-build
+fuzz-build: $(FUZZ)
+	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib --no-run
 	cd fuzz && $(FUZZ) build -s none $(if $(FEATURE),--features $(FEATURE)) --target-dir "$(TARGET)/fuzz"
+
+.PHONY: fuzz
+fuzz: fuzz-build ## malformed bytes for every reader, made up by libFuzzer, two readers at a time: SECONDS=60 for each; FEATURE=turbojpeg
+	cd fuzz && env CARGO_TARGET_DIR="$(TARGET)/fuzz" $(CARGO) test $(LOCKED) --lib
 	cd fuzz && python3 ../.ci/fuzz.py --cargo-fuzz $(FUZZ) --target-dir "$(TARGET)/fuzz" --corpus "$(FUZZ_CORPUS)" \
 	  --seconds $(or $(SECONDS),60) $(if $(OTHERS),--others $(OTHERS)) --long "$(FUZZ_LONG)" $(if $(FEATURE),--features $(FEATURE)) \
 	  $(FUZZ_TARGETS) -- $(FUZZ_LIMITS)
