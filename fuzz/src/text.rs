@@ -75,6 +75,10 @@ pub fn yaml(data: &[u8]) {
             continue;
         }
         let written = json.to_string();
+        // What JSON need not escape, and the reader takes only escaped.
+        if written.contains(|c: char| c.is_control() || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')) {
+            continue;
+        }
         let again = match yaml::parse(&written) {
             Ok(nodes) => nodes,
             Err(error) => panic!("{written} is refused: {error}"),

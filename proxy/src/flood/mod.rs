@@ -161,7 +161,7 @@ mod tests {
         let (mut guarded, flood) = Guarded::new(server, 1, Instant::now());
         let mut sent = vec![b'x'; PREFACE];
         sent.extend([0, 0, 0, frames::HEADERS, 5, 0, 0, 0, 7]);
-        for _ in 0..=allowance::IDLE {
+        for _ in 0..2 * allowance::IDLE {
             sent.extend([0, 0, 8, frames::PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         }
         client.write_all(&sent).await.unwrap();
@@ -179,7 +179,7 @@ mod tests {
         let (mut guarded, _flood) = Guarded::new(server, 1, Instant::now());
         guarded.write_all(&[0, 0, 8, frames::DATA, 0, 0, 0, 0, 1, b'h', b'a']).await.unwrap();
         let mut sent = vec![b'x'; PREFACE];
-        for _ in 0..=allowance::IDLE {
+        for _ in 0..2 * allowance::IDLE {
             sent.extend([0, 0, 0, frames::SETTINGS, 0, 0, 0, 0, 0]);
         }
         client.write_all(&sent).await.unwrap();
