@@ -64,7 +64,7 @@ e2e: tools ## the real programs together: the system tests, the demo's promises,
 	"$(TARGET)/debug/penstock" demo --json --seconds 40 --rate 1000 > "$(TARGET)/demo.json" \
 	  || { cat "$(TARGET)/demo.json"; exit 1; }
 	python3 .ci/demo.py "$(TARGET)/demo.json"
-	# Alone, each fault: one of them takes the cores away. They leave most of both to compiling what comes next.
+	# One fault at a time: one of them takes the cores away. They leave most of both to compiling what comes next, which gives way to them.
 	# With the programs that were built above: without tests, cargo would choose other features, and compile everything anew. Fuzzing has what
 	# the cluster leaves of the cores, which mostly waits; so its limit of time is wide. Both have groups of their own, which end with this.
 	set -m; nice -n 19 $(MAKE) fuzz-build > "$(TARGET)/fuzz-build.log" 2>&1 & groups="-$$!"; set +m; \

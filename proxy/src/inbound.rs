@@ -256,7 +256,6 @@ async fn stages(
     let authority = connection.authority(&parts)?;
     let client = connection.client_id();
     exchange.keep_request(&mut parts, &authority, client);
-    worker.shared.memory.admit(&parts.headers)?;
 
     // Which port of ours, or which upstream of a static listener.
     let to = own::now(connection);
@@ -293,6 +292,11 @@ async fn stages(
 
     // Authorize: whether this client may ask that.
     access::authorize(connection, &to, exchange, &authority, &mut request).await?;
+
+    // The kubelet's probes pass by: they restart the application when they fail, and nobody was let in by them.
+    if exchange.is_let_in() {
+        worker.shared.memory.admit()?;
+    }
 
     // Limit: whether this client, or all together, have asked for too much.
     rates::limit(connection, &to, exchange, &authority, &mut request).await?;

@@ -34,7 +34,7 @@ pub struct Limits {
     /// Streams of one HTTP/2 connection at once.
     pub streams: u32,
     /// Memory of the whole process, bytes; 0 = none, or, for the program, 85 % of what its container may have. Above: new requests are answered
-    /// 503 (`out-of-memory`), and those under way go on.
+    /// 503 (`out-of-memory`), and those under way go on. The arena counts, and so must be less.
     pub memory_bytes: u64,
     /// A request's body, bytes; 0 = none. Bodies are streamed, so this protects the application, not the proxy.
     pub body_bytes: u64,

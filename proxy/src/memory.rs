@@ -5,15 +5,13 @@
 //! serve, and those under way go on.
 //!
 //! What counts is what the kernel counts, the resident memory of the process, looked at four times a second: what was freed and not given
-//! back yet among it, so each worker gives back what it can while memory is short.
+//! back yet among it, so each worker gives back what it can while memory is short; and the arena, all of it as soon as there is one.
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::HeaderMap;
-use http::header::USER_AGENT;
 use penstock_api::Reason;
 use penstock_kernels::allocated;
 use tokio::sync::watch;
@@ -48,24 +46,24 @@ impl Memory {
         Self { most, used: AtomicU64::new(0), short: watch::Sender::new(false), refusing: Seldom::default() }
     }
 
-    /// Refuses a request while memory is short; a kubelet's never, whose probes restart the application when they fail.
-    pub fn admit(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    /// Refuses what is new while memory is short.
+    pub fn admit(&self) -> Result<(), Failure> {
         if self.most == 0 {
             return Ok(());
         }
         let used = self.used.load(Relaxed);
-        if used < self.most || asks_for_health(headers) {
+        if used < self.most {
             return Ok(());
         }
-        let story = format!(
-            "this proxy uses {} MiB of memory and may use {}; raise --max-memory and its container's limit, or send it less at a time",
-            used >> 20,
-            self.most >> 20
-        );
         if let Some(times) = self.refusing.happened(Instant::now()) {
-            tracing::warn!(times, reason = %Reason::OutOfMemory, "refusing new requests: {story}");
+            let (used_mib, most_mib, reason) = (used >> 20, self.most >> 20, Reason::OutOfMemory);
+            tracing::warn!(used_mib, most_mib, times, %reason, "refusing new requests; raise --max-memory and the container's limit?");
         }
-        Err(Failure::unprocessed(Reason::OutOfMemory, story))
+        // How much that is, is for who may read the log.
+        Err(Failure::unprocessed(
+            Reason::OutOfMemory,
+            "this proxy has as much memory as it may; raise --max-memory and its container's limit, or send it less at a time",
+        ))
     }
 
     /// Looks at what is used, for ever.
@@ -92,16 +90,11 @@ impl Memory {
     /// Gives back what this thread has freed whenever memory is short, for ever.
     pub async fn give_back(&self) {
         let mut short = self.short.subscribe();
-        // An error means that nobody looks any more.
         while short.wait_for(|short| *short).await.is_ok() {
             allocated::give_back();
             tokio::time::sleep(GIVE_BACK).await;
         }
     }
-}
-
-fn asks_for_health(headers: &HeaderMap) -> bool {
-    headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"))
 }
 
 /// Bytes that this process has resident, what it shares among them (proc_pid_statm(5)).
@@ -127,25 +120,19 @@ fn limit(root: &Path, own: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn above_the_mark_new_requests_are_refused_and_workers_give_back() {
         let memory = Memory::new(100 << 20);
         let short = memory.short.subscribe();
-        let headers = HeaderMap::new();
-        memory.admit(&headers).unwrap();
+        memory.admit().unwrap();
         memory.uses(100 << 20);
-        let refused = memory.admit(&headers).unwrap_err();
+        let refused = memory.admit().unwrap_err();
         assert!(refused.unprocessed && refused.reason == Reason::OutOfMemory, "{refused}");
-        assert!(refused.story.contains("uses 100 MiB of memory and may use 100"), "{refused}");
         assert!(*short.borrow());
-        let probe = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("kube-probe/1.34"))]);
-        memory.admit(&probe).unwrap();
         memory.uses((100 << 20) - 1);
-        memory.admit(&headers).unwrap();
+        memory.admit().unwrap();
         assert!(!*short.borrow());
     }
 
@@ -153,7 +140,7 @@ mod tests {
     fn without_a_mark_nothing_is_refused() {
         let memory = Memory::new(0);
         memory.uses(u64::MAX);
-        memory.admit(&HeaderMap::new()).unwrap();
+        memory.admit().unwrap();
     }
 
     #[test]

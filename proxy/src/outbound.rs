@@ -132,7 +132,7 @@ async fn stages(
     headers::check_request(&parts, found)?;
     let authority = connection.authority(&parts)?;
     exchange.keep_request(&mut parts, &authority, None);
-    worker.shared.memory.admit(&parts.headers)?;
+    worker.shared.memory.admit()?;
     if found.wants_report {
         exchange.show_reports(&parts.headers);
     }

@@ -32,7 +32,7 @@ pub struct Probes {
     waiting: Cell<u32>,
 }
 
-/// Asks an endpoint for its load, unless it has not answered the last question yet or enough is asked already.
+/// Asks an endpoint for its load, unless it has not answered the last question yet, of whatever model, or enough is asked already.
 pub fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, endpoint: Arc<Endpoint>, model: &str) {
     let waiting = &worker.probes.waiting;
     if !endpoint.sidecar || waiting.get() >= AT_ONCE {

@@ -101,7 +101,7 @@ pub fn http2_server(limits: &Limits, window: u32) -> http2::Builder<LocalExecuto
         .max_send_buf_size(limits::SEND_BUFFER)
         .max_concurrent_streams(limits.streams)
         // Of whoever has been starved or cut off, all that was given up meanwhile comes at once; h2 would end the connection with the 21st,
-        // and with it the streams of everybody else. How many resets come in all, the flood guard bounds.
+        // and with it the streams of everybody else. How many come over time, the flood guard bounds.
         .max_pending_accept_reset_streams(limits.streams as usize)
         .max_header_list_size(limits.header_bytes)
         .auto_date_header(false)

@@ -256,6 +256,7 @@ where
     let cluster = &rule.backends[0].cluster;
     let policy = cluster.policy();
     exchange.keep_connection(client);
+    worker.shared.memory.admit()?;
     crate::send::admit(cluster, &policy)?;
     cluster.budget.request(worker.now());
     let mut tried = Vec::new();
