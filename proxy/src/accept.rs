@@ -206,7 +206,7 @@ impl Drop for Shaking<'_> {
     }
 }
 
-/// After what went wrong for want of something, how soon is looked again.
+/// How long a listener waits that could not accept, or has too few files to accept more.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Accepts connections for ever and hands each to `serve` in a task of its own. Beyond `bounds` the newest is refused.
@@ -234,7 +234,7 @@ pub async fn accept<S, F>(
             }
         };
         tune(&stream);
-        let mut short = files::are_short(&stream);
+        let mut short = files::is_spared(&stream);
         match open.open(peer, bounds) {
             Ok(counted) => {
                 accepted.increment(1);
@@ -264,7 +264,7 @@ pub async fn accept<S, F>(
                 tracing::warn!(listener = name, "new connections wait; raise the limit of open files?");
             }
             tokio::time::sleep(LOOK).await;
-            short = files::stay_short(&listener);
+            short = files::only_spared_are_left(&listener);
         }
     }
 }

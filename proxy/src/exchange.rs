@@ -448,7 +448,7 @@ impl Exchange {
             && place.outcome.is_some()
         {
             let policy = place.cluster.policy();
-            // No later than its last try began, which the head of its answer has told as a success.
+            // Not of its last try, but that does not matter: the head of its answer was a success, which ends a probation.
             let began = self.started.saturating_duration_since(self.worker.shared.epoch);
             place.endpoint.state.ejection.failure(&policy.outlier, began, self.worker.now());
         }

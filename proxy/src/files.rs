@@ -18,16 +18,16 @@ pub fn allow_all() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Whether only the spared files are left. `newest` has just been opened, and a new file has the lowest number that is free.
-pub fn are_short(newest: &impl AsFd) -> bool {
+/// Whether a file that was opened just now is one of the spared: a new one has the lowest number that is free.
+pub fn is_spared(newest: &impl AsFd) -> bool {
     let Some(limit) = getrlimit(Resource::Nofile).current else { return false };
     let number = u64::try_from(newest.as_fd().as_raw_fd()).unwrap_or(0);
     number >= first_spared(limit)
 }
 
-/// The same where nothing has been opened: by opening `any` once more.
-pub fn stay_short(any: &impl AsFd) -> bool {
-    fcntl_dupfd_cloexec(any, 0).map_or(true, |next| are_short(&next))
+/// Whether the next would be, which is tried with `any`.
+pub fn only_spared_are_left(any: &impl AsFd) -> bool {
+    fcntl_dupfd_cloexec(any, 0).map_or(true, |next| is_spared(&next))
 }
 
 fn first_spared(limit: u64) -> u64 {
@@ -48,6 +48,6 @@ mod tests {
         allow_all();
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!(current, maximum);
-        assert!(!are_short(&std::net::TcpListener::bind("127.0.0.1:0").unwrap()));
+        assert!(!is_spared(&std::net::TcpListener::bind("127.0.0.1:0").unwrap()));
     }
 }

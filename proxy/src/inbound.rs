@@ -293,7 +293,7 @@ async fn stages(
     // Authorize: whether this client may ask that.
     access::authorize(connection, &to, exchange, &authority, &mut request).await?;
 
-    // The kubelet's probes pass by: they restart the application when they fail, and nobody was let in by them.
+    // What is answered without being let in is a probe of the kubelet's, and if it were refused, the application would be restarted.
     if exchange.is_let_in() {
         worker.shared.memory.admit()?;
     }

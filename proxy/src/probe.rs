@@ -4,7 +4,7 @@
 //! little of one, that one is asked, beside the request and not before it. The inbound proxy answers by itself, in
 //! microseconds, and the application never hears of it.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,53 +17,46 @@ use crate::config::{Cluster, Endpoint};
 use crate::headers::{MODELS, PROBE};
 use crate::loaded::Loaded;
 use crate::report::{self, LastTold};
-use crate::send::pool::Pool;
 use crate::telemetry::metric;
 use crate::worker::Worker;
 
 /// Questions of a worker at once; above, none is asked.
-const AT_ONCE: u32 = 16;
+const AT_ONCE: usize = 16;
 /// An answer that takes longer says enough by that.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The questions of a worker that wait for an answer.
 #[derive(Debug, Default)]
 pub struct Probes {
-    waiting: Cell<u32>,
+    /// Ids of the endpoints that were asked.
+    asked: RefCell<Vec<u32>>,
 }
 
-/// Asks an endpoint for its load, unless it has not answered the last question yet, of whatever model, or enough is asked already.
+/// Asks an endpoint for its load, unless it has not answered the last question yet, of whatever model, or enough are asked already.
 pub fn ask(worker: &Rc<Worker>, cluster: &Arc<Cluster>, endpoint: Arc<Endpoint>, model: &str) {
-    let waiting = &worker.probes.waiting;
-    if !endpoint.sidecar || waiting.get() >= AT_ONCE {
-        return;
-    }
-    let pool = worker.pools.of(&endpoint);
-    if pool.asked.get() {
+    let mut asked = worker.probes.asked.borrow_mut();
+    if !endpoint.sidecar || asked.len() >= AT_ONCE || asked.contains(&endpoint.id) {
         return;
     }
     let Ok(model) = HeaderValue::from_str(model) else { return };
-    pool.asked.set(true);
-    waiting.set(waiting.get() + 1);
+    asked.push(endpoint.id);
     let (worker, cluster) = (Rc::clone(worker), Arc::clone(cluster));
     tokio::task::spawn_local(async move {
-        let answer = tokio::time::timeout(PATIENCE, send(&worker, &pool, &cluster, &endpoint, model)).await;
-        pool.asked.set(false);
+        let answer = tokio::time::timeout(PATIENCE, send(&worker, &cluster, &endpoint, model)).await;
         let told = matches!(answer, Ok(Some(())));
         metrics::counter!(metric::PROBES.name, "result" => if told { "ok" } else { "failed" }).increment(1);
-        let waiting = &worker.probes.waiting;
-        waiting.set(waiting.get() - 1);
+        worker.probes.asked.borrow_mut().retain(|id| *id != endpoint.id);
     });
 }
 
 async fn send(
     worker: &Rc<Worker>,
-    pool: &Rc<Pool>,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     model: HeaderValue,
 ) -> Option<()> {
     let policy = cluster.policy();
+    let pool = worker.pools.of(endpoint);
     let (mut sender, _lease) = pool.http2(worker, endpoint, cluster, &policy).await.ok()?;
     let mut request = Request::new(RequestBody::Empty);
     *request.uri_mut() = http::Uri::from_static("http://penstock.probe/");

@@ -261,12 +261,11 @@ where
     cluster.budget.request(worker.now());
     let mut tried = Vec::new();
     let server = loop {
-        let Choice { endpoint, sent, decision, .. } =
+        let Choice { endpoint, sent, at, decision, .. } =
             crate::send::pick(worker, cluster, &policy, &Work::one(), &tried)?;
         exchange.goes_to(rule, asked, cluster, &endpoint, sent);
         exchange.explained(decision);
         exchange.secured(endpoint.identity.is_some());
-        let began = worker.now();
         match connect(worker, &endpoint, Wire::Bytes, policy.connect_timeout).await {
             Ok(server) => {
                 endpoint.state.ejection.success();
@@ -275,7 +274,7 @@ where
             Err(failure) => {
                 let at_fault = failure.reason.blame() == Blame::Upstream;
                 if at_fault {
-                    endpoint.state.ejection.failure(&policy.outlier, began, worker.now());
+                    endpoint.state.ejection.failure(&policy.outlier, at, worker.now());
                 }
                 tried.push(endpoint.id);
                 let more = tried.len() as u32 <= policy.retry.attempts

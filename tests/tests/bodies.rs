@@ -33,46 +33,41 @@ fn size() -> u64 {
     if std::env::var_os("PENSTOCK_THOROUGH").is_some() { 1 << 30 } else { 8 << 20 }
 }
 
-/// Sends `/down` a body of the size that stands in its path, and says of any other request how many bytes it had.
-async fn server(mesh: &Mesh, reads: Arc<AtomicBool>) -> Origin {
-    Origin::start_at(mesh.application("server"), move |mut client| {
-        let reads = Arc::clone(&reads);
-        async move {
-            while let Ok(head) = client.head().await {
-                let path = head.first.split(' ').nth(1).unwrap_or_default().to_owned();
-                if let Some(bytes) = path.strip_prefix("/down/") {
-                    let mut left: u64 = bytes.parse().unwrap();
-                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n");
-                    client.send(head).await.unwrap();
-                    let piece = vec![b'd'; PIECE];
-                    while left > 0 {
-                        let now = left.min(PIECE as u64);
-                        if client.io.write_all(&piece[..now as usize]).await.is_err() {
-                            return;
-                        }
-                        left -= now;
-                    }
-                    continue;
-                }
-                let mut left: u64 = head.get("content-length").map_or(0, |length| length.parse().unwrap());
-                let all = left;
-                // Those that are slow are not read until they are told to go on.
-                while path == "/slow" && !reads.load(Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                while left > 0 {
-                    let Ok(piece) = client.bytes(left.min(PIECE as u64) as usize).await else { return };
-                    left -= piece.len() as u64;
-                }
-                let text = all.to_string();
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
-                if client.send(answer).await.is_err() {
+/// Sends `/down` a body of the size that stands in its path, and says of any other request how many bytes it had. Those to `/slow` are not read
+/// until `reads` says so, and counted in `waiting`.
+async fn serve(mut client: Wire, reads: Arc<AtomicBool>, waiting: Arc<AtomicUsize>) {
+    while let Ok(head) = client.head().await {
+        let path = head.first.split(' ').nth(1).unwrap_or_default().to_owned();
+        if let Some(bytes) = path.strip_prefix("/down/") {
+            let mut left: u64 = bytes.parse().unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n");
+            client.send(head).await.unwrap();
+            let piece = vec![b'd'; PIECE];
+            while left > 0 {
+                let now = left.min(PIECE as u64);
+                if client.io.write_all(&piece[..now as usize]).await.is_err() {
                     return;
                 }
+                left -= now;
             }
+            continue;
         }
-    })
-    .await
+        let mut left: u64 = head.get("content-length").map_or(0, |length| length.parse().unwrap());
+        let all = left;
+        waiting.fetch_add(usize::from(path == "/slow"), Relaxed);
+        while path == "/slow" && !reads.load(Relaxed) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        while left > 0 {
+            let Ok(piece) = client.bytes(left.min(PIECE as u64) as usize).await else { return };
+            left -= piece.len() as u64;
+        }
+        let text = all.to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+        if client.send(answer).await.is_err() {
+            return;
+        }
+    }
 }
 
 struct Stage {
@@ -92,7 +87,11 @@ async fn stage() -> Stage {
         .start()
         .await;
     let reads = Arc::new(AtomicBool::new(false));
-    let origin = server(&mesh, Arc::clone(&reads)).await;
+    let slowly = Arc::clone(&reads);
+    let origin = Origin::start_at(mesh.application("server"), move |client| {
+        serve(client, Arc::clone(&slowly), Arc::default())
+    })
+    .await;
     mesh.reaches("client", "shop").await;
     let rest = ["client", "server"].map(|pod| mesh.sidecar(pod).memory_kib());
     Stage { mesh, reads, rest, _origin: origin }
@@ -219,28 +218,9 @@ const MORE: u64 = 24 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has() {
-    // It reads bodies only when it may.
-    let reads = Arc::new(AtomicBool::new(false));
-    let waiting = Arc::new(AtomicUsize::new(0));
-    let (may, waits) = (Arc::clone(&reads), Arc::clone(&waiting));
-    let origin = Origin::start(move |mut client| {
-        let (may, waits) = (Arc::clone(&may), Arc::clone(&waits));
-        async move {
-            while let Ok(head) = client.head().await {
-                let mut left: usize = head.get("content-length").map_or(0, |length| length.parse().unwrap());
-                waits.fetch_add(usize::from(left > 0), Relaxed);
-                while left > 0 && !may.load(Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                while left > 0 {
-                    let Ok(piece) = client.bytes(left.min(PIECE)).await else { return };
-                    left -= piece.len();
-                }
-                client.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-            }
-        }
-    })
-    .await;
+    let (reads, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (slowly, waits) = (Arc::clone(&reads), Arc::clone(&waiting));
+    let origin = Origin::start(move |client| serve(client, Arc::clone(&slowly), Arc::clone(&waits))).await;
     let rest = one_hop(origin.address, "http").await.process.memory_kib() << 10;
     let proxy = Static::new("proxy")
         .listener("http", None, "application")
@@ -261,7 +241,7 @@ async fn a_proxy_without_memory_refuses_what_is_new_and_goes_on_with_what_it_has
     for _ in 0..2 * (MORE >> 20) {
         let mut sender = sender.clone().ready().await.unwrap();
         let request =
-            http::Request::post("http://a/").header("content-length", upload.len()).body(()).unwrap();
+            http::Request::post("http://a/slow").header("content-length", upload.len()).body(()).unwrap();
         begun.push(sender.send_request(request, false).unwrap());
     }
     wait_until("all have begun", PATIENCE, async || waiting.load(Relaxed) == begun.len()).await;

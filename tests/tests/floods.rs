@@ -171,7 +171,7 @@ async fn streams_that_are_reset_as_soon_as_they_are_begun_end_their_connection()
     client.send([PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat()).await.unwrap();
     let mut reset = 0;
     let goaway = loop {
-        // In waves, and a PING that is answered before the streams are reset: h2 itself ends a connection whose streams are reset before
+        // In waves, and a PING that is answered before the streams are reset: h2 itself counts streams that are reset before
         // anybody has looked at them, and these are on their way to the server.
         let wave = |kind: u8, flags: u8, payload: &'static [u8]| {
             (reset..reset + 50)
@@ -200,8 +200,8 @@ async fn streams_that_are_reset_as_soon_as_they_are_begun_end_their_connection()
     assert!(grown < 16 << 10, "the proxy has grown by {grown} KiB");
 }
 
-/// So it looks when a server has stood still until its clients had enough of waiting: as many as it allows streams are begun and given up
-/// in one piece. h2 by itself ends a connection with the 21st of them.
+/// So it looks when a server has stood still until its clients had enough of waiting: 200 streams of the 256 that it allows are begun and given
+/// up in one piece. h2 by itself ends a connection with the 21st of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_given_up_before_anybody_looked_ends_no_connection() {
     let origin = Origin::mirror().await;

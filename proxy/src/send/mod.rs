@@ -90,7 +90,8 @@ pub async fn send(
     let mut stale_connections = 0;
     loop {
         let last = tried.len() as u32 >= retry.attempts;
-        let Choice { endpoint, sent, little_known, decision } = pick(worker, cluster, &policy, work, &tried)?;
+        let Choice { endpoint, sent, at, little_known, decision } =
+            pick(worker, cluster, &policy, work, &tried)?;
         if let Some(endpoint) = little_known {
             probe::ask(worker, cluster, endpoint, &work.model);
         }
@@ -99,7 +100,6 @@ pub async fn send(
         if replay.is_none() && worth_keeping(retry, &endpoint, &outgoing) {
             replay = Replay::keep(&mut outgoing, exchange, retry);
         }
-        let began = worker.now();
         let result = try_once(exchange, cluster, &policy, &endpoint, outgoing, &times).await;
         let ejection = &endpoint.state.ejection;
         let again = |replay: &Option<Box<Replay>>| {
@@ -111,7 +111,7 @@ pub async fn send(
             Ok(mut answered) => {
                 let status = grpc_as_http(&answered.response);
                 if matches!(status, 502..=504) {
-                    ejection.failure(&policy.outlier, began, worker.now());
+                    ejection.failure(&policy.outlier, at, worker.now());
                 } else {
                     ejection.success();
                 }
@@ -147,7 +147,7 @@ pub async fn send(
             back
         };
         let at_fault = failure.reason.blame() == Blame::Upstream;
-        if at_fault && let Some(time) = ejection.failure(&policy.outlier, began, worker.now()) {
+        if at_fault && let Some(time) = ejection.failure(&policy.outlier, at, worker.now()) {
             tracing::info!(endpoint = %endpoint.name, reason = %failure, "ejected for {time:?}");
         }
         // What never reached a server can go to another; what may have, only if the route says that its kind of
@@ -256,6 +256,8 @@ pub struct Choice {
     pub endpoint: Arc<Endpoint>,
     /// The request, as it counts there.
     pub sent: Sent,
+    /// From when on.
+    pub at: Duration,
     /// Another, of which it would be worth to know more.
     pub little_known: Option<Arc<Endpoint>>,
     /// How it was chosen, if somebody asked.
@@ -284,6 +286,7 @@ pub fn pick(
         avoid: &avoid,
         now: worker.now(),
     };
+    let at = ask.now;
     let settings = &policy.balance;
     let mut looks = Explained::default();
     let mut choose = |ask: &Ask<'_>| {
@@ -298,6 +301,7 @@ pub fn pick(
         Ok(Picked { index, sent, worth_asking, .. }) => Ok(Choice {
             endpoint: Arc::clone(&endpoints[index]),
             sent,
+            at,
             little_known: worth_asking.and_then(|index| endpoints.get(index)).map(Arc::clone),
             decision: if worker.telemetry.wants_decisions() {
                 decision(&endpoints, settings.policy, &looks)

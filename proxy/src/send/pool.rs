@@ -81,8 +81,6 @@ pub struct Pool {
     /// Connections that are open or being made.
     open: Cell<u32>,
     connecting: Cell<bool>,
-    /// Whether it has been asked for its load, and has not answered yet.
-    pub(crate) asked: Cell<bool>,
     /// Why the last attempt at a shared connection failed.
     failure: RefCell<Option<Failure>>,
     /// A connection was made, given back, or failed.
@@ -138,7 +136,6 @@ impl Pool {
             shared: RefCell::default(),
             open: Cell::new(0),
             connecting: Cell::new(false),
-            asked: Cell::new(false),
             failure: RefCell::default(),
             changed: Notify::new(),
         }

@@ -26,7 +26,7 @@ struct Asked {
 struct Failed {
     /// The proxy's reason, a status without one, or the kind of an error of the connection.
     reason: String,
-    /// What the proxy said of it.
+    /// What was said of it.
     said: String,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Seen {
     pub(crate) requests: usize,
     /// How many failed, by reason.
     pub(crate) reasons: BTreeMap<String, usize>,
-    /// What the proxy said of those.
+    /// What was said of those.
     pub(crate) said: BTreeSet<String>,
     /// The longest, answered or not.
     pub(crate) longest: Duration,
