@@ -57,12 +57,12 @@ impl Memory {
         }
         if let Some(times) = self.refusing.happened(Instant::now()) {
             let (used_mib, most_mib, reason) = (used >> 20, self.most >> 20, Reason::OutOfMemory);
-            tracing::warn!(used_mib, most_mib, times, %reason, "refusing new requests; raise --max-memory and the container's limit?");
+            tracing::warn!(used_mib, most_mib, times, %reason, "refusing new requests; raise the limit (penstock.io/proxy-memory, or --max-memory)?");
         }
         // How much that is, is for who may read the log.
         Err(Failure::unprocessed(
             Reason::OutOfMemory,
-            "this proxy has as much memory as it may; raise --max-memory and its container's limit, or send it less at a time",
+            "this proxy has as much memory as it may; raise its limit (penstock.io/proxy-memory, or --max-memory), or send it less at a time",
         ))
     }
 

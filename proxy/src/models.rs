@@ -171,6 +171,8 @@ impl Models {
         let mut load = Load {
             fixed_ms: cost.map(|cost| f64::from(cost.fixed_ms)),
             unit_ms: cost.map(|cost| f64::from(cost.unit_ms)),
+            // One by one goes without saying.
+            at_once: number(model.estimator.at_once()).filter(|at_once| *at_once >= 1.05),
             closes_ms: number(own.closes_ms),
             room: number(own.room),
             ..Load::default()

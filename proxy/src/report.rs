@@ -170,6 +170,7 @@ pub fn told(load: &Load) -> LoadReport {
         backlog_ms: number(load.backlog_ms),
         fixed_ms: number(load.fixed_ms),
         unit_ms: number(load.unit_ms),
+        at_once: number(load.at_once),
         queue_wait_ms: number(load.queue_wait_ms),
         room: number(load.room),
         closes_ms: number(load.closes_ms),

@@ -409,6 +409,7 @@ impl World<'_> {
             room: Some(backlog.room),
             fixed_ms: cost.map(|cost| cost.fixed_ms),
             unit_ms: cost.map(|cost| cost.unit_ms),
+            at_once: Some(estimator.at_once()),
             utilization: Some(rates.utilization),
             rps: Some(rates.rps),
             eps: Some(rates.eps),

@@ -16,8 +16,12 @@
 //!
 //! What runs now follows: at the last departure the server took the next group from what was in flight. So the time until
 //! it is done is known, what has arrived since waits for the next group, and that group closes when this one is done.
-//! Where the model misses something (answers that take longer than the server is occupied), the mean difference between
-//! what requests took and what was foretold them is added.
+//!
+//! A server that works on several at a time is occupied by a request for a part of the time that it takes. Who comes while
+//! nothing is there shows that: what it takes over what it costs is how many are served at once, and nothing is foretold
+//! to take less than it would alone. Without that, a server that several clients happen to ask at the same moments would look
+//! faster than an idle one, and get the more the more it has. Where the model misses something else, the mean
+//! difference between what requests took and what was foretold them is added.
 //!
 //! A sample that comes while another worker takes one in is dropped: it is one of many, and nobody waits.
 
@@ -29,10 +33,17 @@ use Ordering::Relaxed;
 
 /// Groups, and requests, over which the past is forgotten.
 const MEMORY: f32 = 32.0;
+/// And seconds without one: who is asked seldom is not held slow for ever because it was once.
+const MEMORY_S: f32 = 32.0;
 /// Answers closer together than this belong together, at least.
 const TOGETHER_MS: f32 = 0.25;
 /// And than this share of the time of a group.
 const TOGETHER: f32 = 0.05;
+/// More than so many at once are not told apart.
+const MOST_AT_ONCE: f32 = 64.0;
+/// A sample counts at most as so many times what the line has for it (or as 1 ms): a server that stood still once, and is well again, is not
+/// held slow for many requests more. One that has become slow for good is known as that after a few.
+const LONGEST: f32 = 8.0;
 /// How strongly the line leans on its prior (half of the time is fixed), against a spread of its own size.
 const LEAN: f32 = 0.02;
 /// The window of the busy share and the rates.
@@ -45,6 +56,13 @@ pub struct Cost {
     pub fixed_ms: f32,
     /// Milliseconds to a unit of work.
     pub unit_ms: f32,
+}
+
+impl Cost {
+    /// Milliseconds for so many units of work.
+    pub fn of(&self, units: f32) -> f32 {
+        self.fixed_ms + self.unit_ms * units
+    }
 }
 
 /// What is in flight, in time.
@@ -77,6 +95,8 @@ pub struct Watched {
     foretold_ms: Option<f32>,
     /// Its work that waits for the first byte, in parts.
     parts: u32,
+    /// Nothing was there when it came.
+    alone: bool,
     started: bool,
 }
 
@@ -97,6 +117,8 @@ pub struct Estimator {
     leaving: Float,
     took_ms: Float,
     largest: Float,
+    /// What requests took that came while nothing was there.
+    alone: Line,
     beyond_ms: Float,
     samples: AtomicU32,
     mean_ms: Float,
@@ -116,6 +138,8 @@ pub struct Estimator {
 #[derive(Debug, Default)]
 struct Line {
     samples: AtomicU32,
+    /// Microseconds since the epoch of the last.
+    at: AtomicU64,
     x: Float,
     y: Float,
     xx: Float,
@@ -123,11 +147,14 @@ struct Line {
 }
 
 impl Line {
-    fn take_in(&self, x: f32, y: f32) {
+    fn take_in(&self, x: f32, took_ms: f32, now: Duration) {
+        let y = self.cost().map_or(took_ms, |cost| took_ms.min((LONGEST * cost.of(x)).max(1.0)));
         let n = self.samples.load(Relaxed);
         self.samples.store(n.saturating_add(1), Relaxed);
         // The first samples count equally; later ones push the oldest out. Welford's update with forgetting (West 1979).
-        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / MEMORY);
+        let since_ms = micros(now).saturating_sub(self.at.swap(micros(now), Relaxed)) as f32 / 1e3;
+        let idle_s = (since_ms - took_ms).max(0.0) / 1e3;
+        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / MEMORY).max(1.0 - (-idle_s / MEMORY_S).exp());
         let (dx, dy) = (x - self.x.get(), y - self.y.get());
         self.x.approach(x, share);
         self.y.approach(y, share);
@@ -151,10 +178,11 @@ impl Line {
 impl Estimator {
     /// A request with so many units of work before its first byte arrives and goes on to the server.
     pub fn arrived(&self, units: f32, now: Duration) -> Watched {
-        let foretold_ms = self.cost().map(|cost| self.backlog(now).with(cost, units));
-        if self.pending.fetch_add(1, Relaxed) == 0 {
+        let foretold_ms = self.cost().map(|cost| self.foretell(cost, units, now));
+        let alone = self.pending.fetch_add(1, Relaxed) == 0;
+        if alone {
             self.taking.try_with(|| {
-                self.group_is_over();
+                self.group_is_over(now);
                 self.since.store(micros(now), Relaxed);
                 self.running.set(units);
                 self.gone.set(0.0);
@@ -164,7 +192,7 @@ impl Estimator {
         if self.in_flight.fetch_add(1, Relaxed) == 0 {
             self.busy_from.store(micros(now) + 1, Relaxed);
         }
-        Watched { at: now, foretold_ms, parts, started: false }
+        Watched { at: now, foretold_ms, parts, alone, started: false }
     }
 
     /// Its first byte has come: the work that it waited for is done. Returns how many milliseconds it took.
@@ -176,6 +204,9 @@ impl Estimator {
         let parts = std::mem::take(&mut watched.parts);
         self.units.take(parts);
         self.taking.try_with(|| {
+            if watched.alone {
+                self.alone.take_in(Units::of(parts), waited_ms, now);
+            }
             self.departed(Units::of(parts), now);
             self.waited(waited_ms, watched.foretold_ms);
         });
@@ -204,10 +235,10 @@ impl Estimator {
     }
 
     /// The last group that departed is complete: a sample.
-    fn group_is_over(&self) {
+    fn group_is_over(&self, now: Duration) {
         let gone = self.gone.get();
         if gone > 0.0 {
-            self.line.take_in(gone, self.took_ms.get());
+            self.line.take_in(gone, self.took_ms.get(), now);
             // A group that was larger once is forgotten over some hundreds of groups.
             let largest = self.largest.get();
             self.largest.set(if gone >= largest { gone } else { largest + (gone - largest) * 0.002 });
@@ -222,7 +253,7 @@ impl Estimator {
             self.gone.set(gone + units);
             self.leaving.set((self.leaving.get() - units).max(0.0));
         } else {
-            self.group_is_over();
+            self.group_is_over(now);
             self.took_ms.set(since_ms);
             self.gone.set(units);
             self.leaving.set((self.running.get() - units).max(0.0));
@@ -272,26 +303,34 @@ impl Estimator {
         if units <= 0.0 {
             return Backlog { room: fits, ..Backlog::default() };
         }
-        let group = |units: f32| cost.fixed_ms + cost.unit_ms * units;
         let elapsed = self.since_ms(now);
         let leaving = if elapsed < self.together_ms() { self.leaving.get() } else { 0.0 };
         let running = self.running.get().min(units);
-        let expected = group(running);
+        let expected = cost.of(running);
         // What should be over and is not will take as long again (Lindy): a server that stands still is found out.
         let rest = if running <= 0.0 { 0.0 } else { (expected - elapsed).abs() };
         let queued = (units - running - leaving).max(0.0);
         let full = (queued / fits).floor();
         let open = queued - full * fits;
-        let closes_ms = rest + full * group(fits);
-        let drains_ms = closes_ms + if open > 0.0 { group(open) } else { 0.0 };
+        let closes_ms = rest + full * cost.of(fits);
+        let drains_ms = closes_ms + if open > 0.0 { cost.of(open) } else { 0.0 };
         Backlog { drains_ms, closes_ms, room: fits - open }
     }
 
     /// Milliseconds until so many units of work that arrive now are done.
     pub fn predict(&self, units: f32, now: Duration) -> f32 {
-        let Some(cost) = self.cost() else { return 0.0 };
-        let backlog = self.backlog(now);
-        backlog.with(cost, units)
+        self.cost().map_or(0.0, |cost| self.foretell(cost, units, now))
+    }
+
+    fn foretell(&self, cost: Cost, units: f32, now: Duration) -> f32 {
+        self.backlog(now).with(cost, units).max(self.at_once() * cost.of(units))
+    }
+
+    /// How many requests are served at once: what one takes that comes alone over what it costs. 1: one by one, or in batches.
+    pub fn at_once(&self) -> f32 {
+        let (Some(cost), Some(alone)) = (self.cost(), self.alone.cost()) else { return 1.0 };
+        let usual = self.alone.x.get();
+        (alone.of(usual) / cost.of(usual).max(f32::MIN_POSITIVE)).clamp(1.0, MOST_AT_ONCE)
     }
 
     /// Milliseconds that answers take beyond what the model of groups foretells.
@@ -317,9 +356,9 @@ impl Estimator {
             }
             let per_second = 1e6 / elapsed as f32;
             let units = self.window_units.drain();
-            let ideal = self.cost().map_or(f32::INFINITY, |cost| {
-                units / self.fits() * (cost.fixed_ms + cost.unit_ms * self.fits()) * per_second / 1e3
-            });
+            let ideal = self
+                .cost()
+                .map_or(f32::INFINITY, |cost| units / self.fits() * cost.of(self.fits()) * per_second / 1e3);
             let excess = (self.backlog(now).drains_ms - 2.0 * self.mean_ms.get()).max(0.0) / 1e3;
             self.utilization.set((busy as f32 / elapsed as f32).min(1.0).min(ideal) + excess);
             self.rps.set(self.window_finished.swap(0, Relaxed) as f32 * per_second);

@@ -64,6 +64,7 @@ struct Words {
     backlog_ms: Told,
     fixed_ms: Told,
     unit_ms: Told,
+    at_once: Told,
     queue_wait_ms: Told,
     room: Told,
     closes_ms: Told,
@@ -114,6 +115,7 @@ impl Heard {
         words.backlog_ms.set(report.backlog_ms);
         words.fixed_ms.set(report.fixed_ms);
         words.unit_ms.set(report.unit_ms);
+        words.at_once.set(report.at_once);
         words.queue_wait_ms.set(report.queue_wait_ms);
         words.room.set(report.room);
         words.closes_ms.set(report.closes_ms);
@@ -177,18 +179,26 @@ impl Heard {
         Some(Cost { fixed_ms: self.words.fixed_ms.get()?, unit_ms: self.words.unit_ms.get()? })
     }
 
+    /// How many requests it serves at once, as told.
+    pub(crate) fn at_once(&self) -> Option<f32> {
+        self.words.at_once.get()
+    }
+
     /// What a request of so many units would meet; nothing if there is no report of use.
     pub(crate) fn views(&self, units: f32, own: Own, usual: &Usual, now: Duration) -> Option<Views> {
         let (age, cost) = (self.age_ms(now)?, self.cost()?);
         if age > REPORT_EXPIRY.as_millis() as f32 {
             return None;
         }
-        let this_ms = cost.fixed_ms + cost.unit_ms * units;
-        let known_ms = self.known(age, cost, units, own, usual);
+        let this_ms = cost.of(units);
+        // Nothing takes less than it would alone.
+        let least_ms = this_ms * self.at_once().unwrap_or(1.0);
+        let known_ms = self.known(age, cost, units, own, usual).max(least_ms);
         let (drains, all, ours) = (self.usual_drains_ms.get(), self.usual_units.get(), self.usual_own.get());
-        let each_ms = if all > LEAST { drains / all } else { cost.fixed_ms + cost.unit_ms };
+        let each_ms = if all > LEAST { drains / all } else { cost.of(1.0) };
         let stands_for = (all / ours.max(LEAST)).clamp(1.0, STANDS_FOR);
         let usual_ms = this_ms + (drains + stands_for * each_ms * (own.units - ours)).max(0.0);
+        let usual_ms = usual_ms.max(least_ms);
         let fresh = usual.trust * (-age / (FADES * (drains + this_ms)).max(1.0)).exp();
         Some(Views { known_ms, usual_ms, fresh })
     }
@@ -204,7 +214,7 @@ impl Heard {
             }
             open += per_ms * (closes - begun);
             begun = closes;
-            closes += cost.fixed_ms + cost.unit_ms * open;
+            closes += cost.of(open);
             open = 0.0;
         }
         open += per_ms * (age - begun).max(0.0);
@@ -225,6 +235,7 @@ impl Heard {
             backlog_ms: words.backlog_ms.get(),
             fixed_ms: words.fixed_ms.get(),
             unit_ms: words.unit_ms.get(),
+            at_once: words.at_once.get(),
             queue_wait_ms: words.queue_wait_ms.get(),
             room: words.room.get(),
             closes_ms: words.closes_ms.get(),

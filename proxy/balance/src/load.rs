@@ -209,14 +209,12 @@ impl EndpointState {
         micros(now).saturating_sub(self.expected_by.load(Relaxed)) as f32 / 1e3
     }
 
-    /// How long nothing was heard of it, neither a report nor an answer to us, in milliseconds.
+    /// How long ago it answered us last, in milliseconds.
     pub(crate) fn silence_ms(&self, now: Duration) -> f32 {
-        let report = self.heard.age_ms(now).unwrap_or(f32::INFINITY);
-        let answer = match self.answered_at.load(Relaxed).checked_sub(1) {
+        match self.answered_at.load(Relaxed).checked_sub(1) {
             Some(at) => micros(now).saturating_sub(at) as f32 / 1e3,
             None => f32::INFINITY,
-        };
-        report.min(answer)
+        }
     }
 
     /// The share of our requests here that failed lately.
@@ -244,6 +242,11 @@ impl EndpointState {
                 self.failing(now) > 0.0 && self.in_flight() == 0 && self.unasked(now) >= ASK_AGAIN
             }
         }
+    }
+
+    /// Microseconds since the epoch of what we sent here last.
+    pub(crate) fn sent_at(&self) -> u64 {
+        self.lately_at.load(Relaxed)
     }
 
     /// Own units sent within about the time that a request takes.
@@ -317,16 +320,23 @@ impl EndpointState {
         self.heard.cost().or_else(|| self.own.cost())
     }
 
+    /// How many it serves at once: as told, else as measured on our own requests.
+    fn at_once(&self) -> f32 {
+        match self.heard.cost() {
+            Some(_) => self.heard.at_once().unwrap_or(1.0),
+            None => self.own.at_once(),
+        }
+    }
+
     /// What a request with so many units of work would meet, sent now.
     pub fn predict(&self, units: f32, usual: &Usual, now: Duration) -> Prediction {
         let cost = self.cost().unwrap_or(usual.cost);
-        let this_ms = cost.fixed_ms + cost.unit_ms * units;
+        let this_ms = cost.of(units) * self.at_once();
         let views = self.heard.views(units, self.ours(usual, now), usual, now);
         let wait_ms = match views {
             Some(views) => views.ms(),
             None if self.own.samples() > 0 => {
-                let each_ms = cost.fixed_ms + cost.unit_ms;
-                self.own.predict(units, now) + self.own.beyond_ms() + each_ms * self.lately(usual, now)
+                self.own.predict(units, now) + self.own.beyond_ms() + cost.of(1.0) * self.lately(usual, now)
             }
             None => this_ms + cost.unit_ms * self.own.units(),
         };

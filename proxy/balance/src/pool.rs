@@ -37,11 +37,13 @@ const BELIEVED: f32 = 32.0;
 const ANEW: f32 = 2.0;
 /// `prefix`: of a prompt whose whereabouts are not known, its home is taken to have this share.
 const PRESUMED: f32 = 0.9;
+/// Of endpoints that have time, predictions that differ by less are alike: not noise decides who gets everything, but whose turn it is.
+const ALIKE: f32 = 1.0625;
 /// The most endpoints a pick looks at.
 pub const LOOKS: usize = 8;
 /// Draws per look before the endpoints are scanned one by one.
 const DRAWS: usize = 2 * LOOKS;
-/// A report younger than this needs no exploration.
+/// Who answered us within this time needs no exploration.
 const EXPLORE_AFTER_MS: f32 = 1000.0;
 
 /// A request that wants an endpoint.
@@ -79,7 +81,7 @@ pub struct Settings {
     pub choices: usize,
     /// Endpoints with more work in flight than this share of those seen lately are hot.
     pub hot_quantile: f32,
-    /// Of a thousand picks, how many may go to an endpoint only because nothing was heard of it lately.
+    /// Of a thousand picks, how many may go to an endpoint only because we have not asked it lately.
     pub explore_permille: u32,
     /// The most of the endpoints that may be out at once, percent.
     pub max_ejected_percent: u32,
@@ -113,7 +115,7 @@ pub enum Why {
     Affinity,
     /// All that were drawn have too much work in flight, it the least.
     LeastHot,
-    /// Nothing was heard of it lately.
+    /// We have not asked it lately.
     Explored,
     /// It failed, and it is time to find out whether it still does.
     Probed,
@@ -561,13 +563,18 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
             return Some((i, Why::Probed));
         }
         if self.random.random_range(0..1000) < self.settings.explore_permille
-            && let Some(i) = self.unheard()
+            && let Some(i) = self.unasked()
         {
             return Some((i, Why::Explored));
         }
         let least = |heat: Heat| {
             let looks = self.looks.looks().iter().filter(move |look| look.heat == heat);
-            looks.min_by(|a, b| a.score.total_cmp(&b.score))
+            let best = looks.clone().min_by(|a, b| a.score.total_cmp(&b.score))?;
+            if prefix || best.score > best.prediction.this_ms * ALIKE {
+                return Some(best);
+            }
+            let alike = looks.filter(|look| look.score <= best.score * ALIKE);
+            alike.min_by_key(|look| self.members[look.index].state().sent_at())
         };
         if let Some(best) = least(Heat::Cold) {
             return Some((best.index, if best.matched > 0.0 { Why::Affinity } else { Why::SoonestServed }));
@@ -647,10 +654,13 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         self.looks.looks().iter().map(|look| look.index).find(is_due)
     }
 
-    /// The one that nothing was heard of for longest, if that is long and no request of ours is there to tell.
-    fn unheard(&self) -> Option<usize> {
+    /// The one whose last answer to us is the oldest, if that is long ago and no request of ours is there. What it reports of its work for
+    /// others, or has reported of a bad moment since which nobody has asked it, need not be what it would do for us.
+    fn unasked(&self) -> Option<usize> {
         let silence = |look: &Look| self.members[look.index].state().silence_ms(self.ask.now);
-        let looks = self.looks.looks().iter().map(|look| (silence(look), look.index));
+        // One that fails has its own time to be asked again.
+        let looks = self.looks.looks().iter().filter(|look| look.prediction.failing == 0.0);
+        let looks = looks.map(|look| (silence(look), look.index));
         let (longest, index) = looks.max_by(|a, b| a.0.total_cmp(&b.0))?;
         (longest > EXPLORE_AFTER_MS && self.members[index].state().in_flight() == 0).then_some(index)
     }

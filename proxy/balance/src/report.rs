@@ -15,6 +15,8 @@ pub struct LoadReport {
     pub fixed_ms: Option<f32>,
     /// Milliseconds to a unit of this model's work.
     pub unit_ms: Option<f32>,
+    /// How many requests are served at once: what one takes that comes alone over what it costs. Not told: one.
+    pub at_once: Option<f32>,
     /// Milliseconds that requests wait before they reach the application.
     pub queue_wait_ms: Option<f32>,
     /// Units that the open batch still takes.
@@ -66,6 +68,8 @@ impl LoadReport {
             backlog_ms: sane(self.backlog_ms),
             fixed_ms: sane(self.fixed_ms),
             unit_ms: sane(self.unit_ms),
+            // Fewer than one is no server.
+            at_once: sane(self.at_once).filter(|at_once| *at_once >= 1.0),
             queue_wait_ms: sane(self.queue_wait_ms),
             room: sane(self.room),
             closes_ms: sane(self.closes_ms),

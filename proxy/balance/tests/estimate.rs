@@ -58,7 +58,7 @@ fn watch(server: &Batches, rate: f64, count: usize) -> (Estimator, f64, f64) {
 fn one_by_one() {
     let (estimator, error, took) = watch(&Batches { fixed: 0.0, unit: 10.0, most: 1 }, 0.08, 4000);
     let cost = estimator.cost().unwrap();
-    assert!((cost.fixed_ms + cost.unit_ms - 10.0).abs() < 0.2, "{cost:?}");
+    assert!((cost.of(1.0) - 10.0).abs() < 0.2 && estimator.at_once() < 1.05, "{cost:?}");
     assert!(error < 0.02 * took, "off by {error} of {took} ms");
 }
 
@@ -69,6 +69,62 @@ fn in_batches() {
     assert!((cost.fixed_ms - 9.0).abs() < 1.0 && (cost.unit_ms - 3.0).abs() < 0.2, "{cost:?}");
     // Who comes later and joins the same batch cannot be foretold.
     assert!(error < 0.2 * took, "off by {error} of {took} ms");
+}
+
+/// A server that works on all that is there at once, each for `ms`, is asked every 20 ms by so many at nearly the same moment.
+fn side_by_side(estimator: &Estimator, ms: f64, many: u8, rounds: std::ops::Range<u16>) {
+    for round in rounds {
+        let come = |i: u8| 20.0 * f64::from(round) + 0.6 * f64::from(i);
+        let watched: Vec<_> = (0..many).map(|i| estimator.arrived(1.0, at(come(i)))).collect();
+        for (i, watched) in (0..many).zip(watched) {
+            estimator.finished(watched, false, at(come(i) + ms));
+        }
+    }
+}
+
+#[test]
+fn side_by_side_nothing_is_foretold_to_take_less_than_it_would_alone() {
+    let estimator = Estimator::default();
+    for (many, rounds, most) in
+        [(1, 0..100, 1.05), (2, 100..300, 2.1), (4, 300..500, 4.1), (1, 500..700, 1.05)]
+    {
+        side_by_side(&estimator, 7.0, many, rounds.clone());
+        let foretold = estimator.predict(1.0, at(20.0 * f64::from(rounds.end)));
+        assert!((foretold - 7.0).abs() < 0.7, "{many} at once: {foretold} ms");
+        let at_once = estimator.at_once();
+        assert!(at_once < most && at_once > most / 1.5, "{many} at once: {at_once}");
+    }
+}
+
+/// Requests one after the other, one each so many milliseconds, which take so long; what the next is foretold.
+fn one_after_the_other(estimator: &Estimator, from: f64, every: f64, took: &[f64]) -> f32 {
+    let mut now = from;
+    for took in took {
+        let watched = estimator.arrived(1.0, at(now));
+        estimator.finished(watched, false, at(now + took));
+        now += every;
+    }
+    estimator.predict(1.0, at(now))
+}
+
+#[test]
+fn a_server_that_stood_still_once_is_not_held_slow_for_long() {
+    let estimator = Estimator::default();
+    one_after_the_other(&estimator, 0.0, 20.0, &[10.0; 100]);
+    one_after_the_other(&estimator, 2_000.0, 20.0, &[5_000.0]);
+    let foretold = one_after_the_other(&estimator, 8_000.0, 20.0, &[10.0; 4]);
+    assert!(foretold < 13.0, "{foretold}");
+    // One that has become slow is known for that.
+    let foretold = one_after_the_other(&estimator, 9_000.0, 300.0, &[200.0; 32]);
+    assert!(foretold > 100.0, "{foretold}");
+}
+
+#[test]
+fn a_server_that_is_asked_seldom_is_not_held_slow_for_its_start() {
+    let estimator = Estimator::default();
+    one_after_the_other(&estimator, 0.0, 20.0, &[50.0; 32]);
+    let foretold = one_after_the_other(&estimator, 10_000.0, 10_000.0, &[5.0; 12]);
+    assert!(foretold < 10.0, "{foretold}");
 }
 
 #[test]

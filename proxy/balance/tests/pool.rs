@@ -1,11 +1,13 @@
 //! What the pool promises, tried from outside.
 
+use std::ops::Range;
 use std::time::Duration;
 
+use penstock_balance::estimate::Watched;
 use penstock_balance::pick::Candidate;
 use penstock_balance::{
-    Ask, EndpointState, Explained, GpuHealth, LoadReport, Members, Outcome, OutlierPolicy, Policy, Pool,
-    Sent, Settings, Why,
+    Ask, EndpointState, Estimator, Explained, GpuHealth, LoadReport, Members, Outcome, OutlierPolicy, Policy,
+    Pool, Sent, Settings, Why,
 };
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -125,6 +127,82 @@ fn no_endpoint_starves() {
         pool.over(state, picked.sent, Outcome::Served, now + took);
     }
     assert!(got[1] > 20 && got[1] < 500, "{got:?}");
+}
+
+/// A request: when it is over, its Service, its server.
+type Underway = (Duration, usize, usize, Sent, Watched);
+
+/// Two equal servers that work on all that is there at once, 7 ms each, `first_us` their first request, behind sidecars that report. Two Services of one
+/// client lead to both, each asked every 20 ms or so, the second `behind_us` after the first. How many of the requests of each Service each server
+/// got, in each ten seconds.
+fn two_services(seed: u64, first_us: [u64; 2], behind_us: Range<u64>) -> Vec<[[u32; 2]; 2]> {
+    let members = [Members::new(replicas(2)), Members::new(replicas(2))];
+    let (pools, servers) = ([Pool::default(), Pool::default()], [Estimator::default(), Estimator::default()]);
+    let report = |server: &Estimator, now| {
+        let (cost, backlog, rates) = (server.cost(), server.backlog(now), server.rates(now));
+        LoadReport {
+            in_flight: Some(server.in_flight() as f32),
+            units: Some(server.units()),
+            backlog_ms: Some(backlog.drains_ms),
+            closes_ms: Some(backlog.closes_ms),
+            room: Some(backlog.room),
+            fixed_ms: cost.map(|cost| cost.fixed_ms),
+            unit_ms: cost.map(|cost| cost.unit_ms),
+            at_once: Some(server.at_once()),
+            rps: Some(rates.rps),
+            ..LoadReport::default()
+        }
+    };
+    let mut random = SmallRng::seed_from_u64(seed);
+    let (mut got, mut under_way) = (vec![[[0; 2]; 2]; 6], Vec::<Underway>::new());
+    let mut now = Duration::ZERO;
+    for i in 0..6_000 {
+        let service = i % 2;
+        let pause = if service == 0 { 9_600..29_600 } else { behind_us.clone() };
+        now += Duration::from_micros(rand::Rng::random_range(&mut random, pause));
+        under_way.sort_by_key(|(at, ..)| *at);
+        while under_way.first().is_some_and(|(at, ..)| *at <= now) {
+            let (at, service, server, sent, watched) = under_way.remove(0);
+            servers[server].finished(watched, false, at);
+            let state = &members[service][server].state;
+            pools[service].told(state, report(&servers[server], at), at);
+            pools[service].over(state, sent, Outcome::Served, at);
+        }
+        let settings = settings(Policy::Gpu);
+        let picked = pools[service].pick(&members[service], &settings, &Ask::one(now), &mut random);
+        let picked = picked.unwrap_or_else(|nobody| panic!("nobody was picked: {nobody:?}"));
+        let server = picked.index;
+        got[i / 1_000][service][server] += 1;
+        let took = if servers[server].samples() == 0 { first_us[server] } else { 7_000 };
+        let noise = rand::Rng::random_range(&mut random, 0..300);
+        let watched = servers[server].arrived(1.0, now);
+        under_way.push((now + Duration::from_micros(took + noise), service, server, picked.sent, watched));
+        if let Some(asked) = picked.worth_asking {
+            pools[service].told(&members[service][asked].state, report(&servers[asked], now), now);
+        }
+    }
+    got
+}
+
+#[test]
+fn of_two_that_have_time_neither_starves_because_the_other_looks_faster_under_load() {
+    // What the client sees of a server depends on which of its Services asks that just then.
+    for (seed, first_us) in (0..20).flat_map(|seed| [(seed, [30_000, 50_000]), (seed, [7_000; 2])]) {
+        let got = two_services(seed, first_us, 300..500);
+        for got in got.windows(2) {
+            let least = (0..4).map(|i| got[0][i / 2][i % 2] + got[1][i / 2][i % 2]).min();
+            assert!(least > Some(0), "seed {seed}: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn two_that_are_alike_and_have_time_take_turns() {
+    for seed in 0..20 {
+        for got in &two_services(seed, [7_000; 2], 300..9_500)[1..] {
+            assert!(got.iter().flatten().all(|got| *got > 150), "seed {seed}: {got:?}");
+        }
+    }
 }
 
 #[test]

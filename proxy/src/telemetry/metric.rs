@@ -71,7 +71,7 @@ penstock_api::metrics! {
     BALANCE_AGE Counter "penstock_balance_report_age_seconds_total" ["service"]
         "Staleness: the ages of those reports, added up; divided by the informed picks it is their mean age.";
     BALANCE_EXPLORED Counter "penstock_balance_explored_total" ["service"]
-        "Picks of an endpoint only because nothing had been heard of it lately.";
+        "Picks of an endpoint only because it had not been asked lately.";
     BALANCE_REGRETTED Counter "penstock_balance_regretted_total" ["service"]
         "Requests that took longer than was predicted for the second best endpoint.";
     BALANCE_REGRET Counter "penstock_balance_regret_seconds_total" ["service"]

@@ -263,7 +263,7 @@ fn policy() -> String {
         row(
             "balance explore",
             format!("{} %", f64::from(explore_permille) / 10.0),
-            "`gpu`, `prefix`: requests that may go to an endpoint only because nothing was heard of it lately",
+            "`gpu`, `prefix`: requests that may go to an endpoint only because it was not asked lately",
         ),
         row(
             "balance hot",

@@ -258,7 +258,7 @@ pub const ALL: [Annotation; 26] = [
         form: "<quantity>",
         examples: &["512Mi"],
         without: "128Mi, limited to 1Gi",
-        meaning: "the memory that its injected proxy asks for and is limited to",
+        meaning: "the memory that its injected proxy asks for and is limited to; at 85 % of it new requests are refused (`out-of-memory`)",
     },
     Annotation {
         name: annotation::INJECTED_BY,

@@ -44,6 +44,8 @@ pub struct Load {
     pub fixed_ms: Option<f64>,
     /// What each unit of work costs, milliseconds. Units are batch rows, or tokens.
     pub unit_ms: Option<f64>,
+    /// How many requests are served at once: what one takes that comes alone over what it costs the server.
+    pub at_once: Option<f64>,
     /// Units of work in flight.
     pub units: Option<f64>,
     /// Units that the open batch still takes.
@@ -61,7 +63,7 @@ pub struct Load {
 }
 
 /// How many numbers a [`Load`] has.
-pub(super) const NUMBERS: usize = 16;
+pub(super) const NUMBERS: usize = 17;
 
 /// One number of a load: its name, its value, and how finely it is written.
 pub(super) type Told = (Metric<'static>, Option<f64>, Digits);
@@ -101,6 +103,7 @@ impl Load {
             backlog_ms: self.backlog_ms.or(other.backlog_ms),
             fixed_ms: self.fixed_ms.or(other.fixed_ms),
             unit_ms: self.unit_ms.or(other.unit_ms),
+            at_once: self.at_once.or(other.at_once),
             units: self.units.or(other.units),
             room: self.room.or(other.room),
             closes_ms: self.closes_ms.or(other.closes_ms),
@@ -127,6 +130,7 @@ impl Load {
                 "backlog_ms" => &mut self.backlog_ms,
                 "fixed_ms" => &mut self.fixed_ms,
                 "unit_ms" => &mut self.unit_ms,
+                "at_once" => &mut self.at_once,
                 "units" => &mut self.units,
                 "room" => &mut self.room,
                 "closes_ms" => &mut self.closes_ms,
@@ -164,6 +168,7 @@ impl Load {
             named("backlog_ms", self.backlog_ms, Three),
             named("fixed_ms", self.fixed_ms, Six),
             named("unit_ms", self.unit_ms, Six),
+            named("at_once", self.at_once, Three),
             named("units", self.units, Three),
             named("room", self.room, Three),
             named("closes_ms", self.closes_ms, Three),
@@ -248,6 +253,7 @@ mod tests {
             backlog_ms: Some(12.0),
             fixed_ms: Some(3.5),
             unit_ms: Some(0.000_125),
+            at_once: Some(1.5),
             units: Some(64.0),
             room: Some(16.0),
             closes_ms: Some(1.75),
@@ -266,8 +272,8 @@ mod tests {
             format!(
                 "TEXT application_utilization=1.250, mem_utilization=0.500, rps_fractional=10, eps=0, \
                  named_metrics.in_flight=4, named_metrics.queue_wait_ms=1.500, named_metrics.backlog_ms=12, \
-                 named_metrics.fixed_ms=3.500000, named_metrics.unit_ms=0.000125, named_metrics.units=64, \
-                 named_metrics.room=16, named_metrics.closes_ms=1.750, named_metrics.waiting=2, \
+                 named_metrics.fixed_ms=3.500000, named_metrics.unit_ms=0.000125, named_metrics.at_once=1.500, \
+                 named_metrics.units=64, named_metrics.room=16, named_metrics.closes_ms=1.750, named_metrics.waiting=2, \
                  named_metrics.kv_usage=0.875, named_metrics.gpu={gpu}, named_metrics.gpu_health=1"
             )
         );
@@ -336,7 +342,7 @@ mod tests {
 
     fn loads() -> impl Strategy<Value = Load> {
         let number = || prop::option::of((0u64..1_000_000_000).prop_map(|n| n as f64 / 1000.0));
-        (prop::array::uniform14(number()), prop::option::of("[A-Z]{4}"), prop::option::of(0u8..3)).prop_map(
+        (prop::array::uniform15(number()), prop::option::of("[A-Z]{4}"), prop::option::of(0u8..3)).prop_map(
             |(n, uuid, health)| Load {
                 application_utilization: n[0],
                 mem_utilization: n[1],
@@ -347,11 +353,12 @@ mod tests {
                 backlog_ms: n[6],
                 fixed_ms: n[7],
                 unit_ms: n[8],
-                units: n[9],
-                room: n[10],
-                closes_ms: n[11],
-                waiting: n[12],
-                kv_usage: n[13],
+                at_once: n[9],
+                units: n[10],
+                room: n[11],
+                closes_ms: n[12],
+                waiting: n[13],
+                kv_usage: n[14],
                 gpu: uuid.as_deref().map(GpuId::of_uuid),
                 gpu_health: health.map(|health| GpuHealth::of_number(f64::from(health))),
             },
