@@ -1,11 +1,13 @@
 //! A connection to an endpoint: TCP, and TLS where the endpoint has an identity, which it must prove.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_api::{Reason, SpiffeId, names};
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -100,15 +102,15 @@ async fn secure(
     let config = client_config(&material, wire, endpoint.sidecar);
     let sni = ServerName::try_from(names::port_sni(endpoint.target_port))
         .map_err(|error| Failure::unprocessed(Reason::Internal, error.to_string()))?;
-    let tls = TlsConnector::from(Arc::clone(config)).connect(sni, ReadAhead::new(stream)).await.map_err(
-        |error| {
-            let who = format!("{} at {}", endpoint.name, endpoint.address);
-            match identity::explain(&error) {
-                Some(why) => Failure::unprocessed(Reason::WrongIdentity, format!("{who}: {why}")),
-                None => Failure::unprocessed(Reason::ConnectFailed, format!("no TLS with {who}: {error}")),
-            }
-        },
-    )?;
+    let failed = |error: io::Error| {
+        let who = format!("{} at {}", endpoint.name, endpoint.address);
+        match identity::explain(&error) {
+            Some(why) => Failure::unprocessed(Reason::WrongIdentity, format!("{who}: {why}")),
+            None => Failure::unprocessed(Reason::ConnectFailed, format!("no TLS with {who}: {error}")),
+        }
+    };
+    let connector = TlsConnector::from(Arc::clone(config));
+    let mut tls = connector.connect(sni, ReadAhead::new(stream)).await.map_err(failed)?;
     let proven = identity::verified_peer(tls.get_ref().1).and_then(|peer| peer.expect(expected));
     proven.map_err(|error| {
         Failure::unprocessed(
@@ -116,7 +118,22 @@ async fn secure(
             format!("{} at {}: {error}", endpoint.name, endpoint.address),
         )
     })?;
+    if wire == Wire::Http2 && endpoint.sidecar {
+        takes_us(&mut tls).await.map_err(failed)?;
+    }
     Ok(Connected::Secured(Box::new(tls)))
+}
+
+/// A client's handshake is over before the server has looked at its certificate (TLS 1.3), so a request that follows at once may
+/// meet a refusal, and what became of it would be unknown. A sidecar that takes us says so with its SETTINGS, unasked (RFC 9113, 3.4): until
+/// something of those is here, nothing is sent.
+async fn takes_us(tls: &mut TlsStream<ReadAhead>) -> io::Result<()> {
+    match tls.fill_buf().await? {
+        [] => {
+            Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection after the handshake"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn client_config(material: &Material, wire: Wire, sidecar: bool) -> &Arc<rustls::ClientConfig> {
