@@ -33,16 +33,16 @@ use Ordering::Relaxed;
 
 /// Groups, and requests, over which the past is forgotten.
 const MEMORY: f32 = 32.0;
-/// And seconds without one: who is asked seldom is not held slow for ever because it was once.
+/// And seconds of idleness: who is asked seldom is not held slow for ever because it was once.
 const MEMORY_S: f32 = 32.0;
 /// Answers closer together than this belong together, at least.
 const TOGETHER_MS: f32 = 0.25;
 /// And than this share of the time of a group.
 const TOGETHER: f32 = 0.05;
 /// More than so many at once are not told apart.
-const MOST_AT_ONCE: f32 = 64.0;
-/// A sample counts at most as so many times what the line has for it (or as 1 ms): a server that stood still once, and is well again, is not
-/// held slow for many requests more. One that has become slow for good is known as that after a few.
+pub(crate) const MOST_AT_ONCE: f32 = 64.0;
+/// A sample by itself counts at most as so many times what the line has for it (or as 1 ms): a server that stood still once, and is well again, is
+/// not held slow for many requests more. The next such sample counts whole: it has become slow.
 const LONGEST: f32 = 8.0;
 /// How strongly the line leans on its prior (half of the time is fixed), against a spread of its own size.
 const LEAN: f32 = 0.02;
@@ -62,6 +62,12 @@ impl Cost {
     /// Milliseconds for so many units of work.
     pub fn of(&self, units: f32) -> f32 {
         self.fixed_ms + self.unit_ms * units
+    }
+
+    /// The same for a request that comes alone to a server that serves so many at once: it takes no less than one of the usual size
+    /// does. What a larger one takes beyond its cost, nobody has seen.
+    pub(crate) fn alone(&self, units: f32, at_once: f32, usual_units: f32) -> f32 {
+        self.of(units).max(at_once * self.of(units.min(usual_units)))
     }
 }
 
@@ -95,7 +101,7 @@ pub struct Watched {
     foretold_ms: Option<f32>,
     /// Its work that waits for the first byte, in parts.
     parts: u32,
-    /// Nothing was there when it came.
+    /// Nothing waited for its first byte when it came.
     alone: bool,
     started: bool,
 }
@@ -117,7 +123,7 @@ pub struct Estimator {
     leaving: Float,
     took_ms: Float,
     largest: Float,
-    /// What requests took that came while nothing was there.
+    /// What requests took that came while nothing waited for its first byte.
     alone: Line,
     beyond_ms: Float,
     samples: AtomicU32,
@@ -138,8 +144,10 @@ pub struct Estimator {
 #[derive(Debug, Default)]
 struct Line {
     samples: AtomicU32,
-    /// Microseconds since the epoch of the last.
-    at: AtomicU64,
+    /// How many samples what is known counts as.
+    weight: Float,
+    /// How much the last sample that was cut is still remembered; 1 = just now.
+    cut: Float,
     x: Float,
     y: Float,
     xx: Float,
@@ -147,19 +155,25 @@ struct Line {
 }
 
 impl Line {
-    fn take_in(&self, x: f32, took_ms: f32, now: Duration) {
-        let y = self.cost().map_or(took_ms, |cost| took_ms.min((LONGEST * cost.of(x)).max(1.0)));
-        let n = self.samples.load(Relaxed);
-        self.samples.store(n.saturating_add(1), Relaxed);
+    fn take_in(&self, x: f32, took_ms: f32) {
+        let most = self.cost().map_or(took_ms, |cost| (LONGEST * cost.of(x)).max(1.0));
+        let y = if self.cut.get() < 0.5 { took_ms.min(most) } else { took_ms };
+        self.cut.set(if took_ms > most { 1.0 } else { self.cut.get() * (1.0 - 1.0 / MEMORY) });
+        self.samples.store(self.samples.load(Relaxed).saturating_add(1), Relaxed);
         // The first samples count equally; later ones push the oldest out. Welford's update with forgetting (West 1979).
-        let since_ms = micros(now).saturating_sub(self.at.swap(micros(now), Relaxed)) as f32 / 1e3;
-        let idle_s = (since_ms - took_ms).max(0.0) / 1e3;
-        let share = (1.0 / (n as f32 + 1.0)).max(1.0 / MEMORY).max(1.0 - (-idle_s / MEMORY_S).exp());
+        let weight = self.weight.get().min(MEMORY - 1.0);
+        let share = 1.0 / (weight + 1.0);
+        self.weight.set(weight + 1.0);
         let (dx, dy) = (x - self.x.get(), y - self.y.get());
         self.x.approach(x, share);
         self.y.approach(y, share);
         self.xx.set((1.0 - share) * (self.xx.get() + share * dx * dx));
         self.xy.set((1.0 - share) * (self.xy.get() + share * dx * dy));
+    }
+
+    /// The server was idle for so long.
+    fn rest(&self, seconds: f32) {
+        self.weight.set(self.weight.get() * (-seconds / MEMORY_S).exp());
     }
 
     fn cost(&self) -> Option<Cost> {
@@ -182,7 +196,10 @@ impl Estimator {
         let alone = self.pending.fetch_add(1, Relaxed) == 0;
         if alone {
             self.taking.try_with(|| {
-                self.group_is_over(now);
+                self.group_is_over();
+                let idle_s = self.since_ms(now) / 1e3;
+                self.line.rest(idle_s);
+                self.alone.rest(idle_s);
                 self.since.store(micros(now), Relaxed);
                 self.running.set(units);
                 self.gone.set(0.0);
@@ -204,8 +221,8 @@ impl Estimator {
         let parts = std::mem::take(&mut watched.parts);
         self.units.take(parts);
         self.taking.try_with(|| {
-            if watched.alone {
-                self.alone.take_in(Units::of(parts), waited_ms, now);
+            if watched.alone && parts > 0 {
+                self.took_alone(Units::of(parts), waited_ms);
             }
             self.departed(Units::of(parts), now);
             self.waited(waited_ms, watched.foretold_ms);
@@ -235,10 +252,10 @@ impl Estimator {
     }
 
     /// The last group that departed is complete: a sample.
-    fn group_is_over(&self, now: Duration) {
+    fn group_is_over(&self) {
         let gone = self.gone.get();
         if gone > 0.0 {
-            self.line.take_in(gone, self.took_ms.get(), now);
+            self.line.take_in(gone, self.took_ms.get());
             // A group that was larger once is forgotten over some hundreds of groups.
             let largest = self.largest.get();
             self.largest.set(if gone >= largest { gone } else { largest + (gone - largest) * 0.002 });
@@ -253,7 +270,7 @@ impl Estimator {
             self.gone.set(gone + units);
             self.leaving.set((self.leaving.get() - units).max(0.0));
         } else {
-            self.group_is_over(now);
+            self.group_is_over();
             self.took_ms.set(since_ms);
             self.gone.set(units);
             self.leaving.set((self.running.get() - units).max(0.0));
@@ -261,6 +278,13 @@ impl Estimator {
         }
         let left = (self.units.get() - self.leaving.get()).max(0.0);
         self.running.set(left.min(self.fits()));
+    }
+
+    /// Who came behind it may have slowed it down: what it took with them says only that it takes no more alone.
+    fn took_alone(&self, units: f32, ms: f32) {
+        let known_ms = self.alone.cost().map(|alone| alone.of(units));
+        let with_others = self.pending.load(Relaxed) > 1;
+        self.alone.take_in(units, known_ms.filter(|_| with_others).map_or(ms, |known_ms| ms.min(known_ms)));
     }
 
     fn waited(&self, ms: f32, foretold_ms: Option<f32>) {
@@ -323,7 +347,12 @@ impl Estimator {
     }
 
     fn foretell(&self, cost: Cost, units: f32, now: Duration) -> f32 {
-        self.backlog(now).with(cost, units).max(self.at_once() * cost.of(units))
+        self.backlog(now).with(cost, units).max(self.alone_ms(cost, units))
+    }
+
+    /// Milliseconds that so many units would take alone, at such a cost.
+    pub(crate) fn alone_ms(&self, cost: Cost, units: f32) -> f32 {
+        cost.alone(units, self.at_once(), self.alone.x.get())
     }
 
     /// How many requests are served at once: what one takes that comes alone over what it costs. 1: one by one, or in batches.

@@ -96,6 +96,8 @@ pub(crate) struct Own {
 pub(crate) struct Views {
     pub(crate) known_ms: f32,
     pub(crate) usual_ms: f32,
+    /// What it would be if nothing were there; neither is less.
+    pub(crate) alone_ms: f32,
     /// How much the first counts.
     pub(crate) fresh: f32,
 }
@@ -179,11 +181,6 @@ impl Heard {
         Some(Cost { fixed_ms: self.words.fixed_ms.get()?, unit_ms: self.words.unit_ms.get()? })
     }
 
-    /// How many requests it serves at once, as told.
-    pub(crate) fn at_once(&self) -> Option<f32> {
-        self.words.at_once.get()
-    }
-
     /// What a request of so many units would meet; nothing if there is no report of use.
     pub(crate) fn views(&self, units: f32, own: Own, usual: &Usual, now: Duration) -> Option<Views> {
         let (age, cost) = (self.age_ms(now)?, self.cost()?);
@@ -191,16 +188,16 @@ impl Heard {
             return None;
         }
         let this_ms = cost.of(units);
+        let alone_ms = cost.alone(units, self.words.at_once.get().unwrap_or(1.0), usual.units);
         // Nothing takes less than it would alone.
-        let least_ms = this_ms * self.at_once().unwrap_or(1.0);
-        let known_ms = self.known(age, cost, units, own, usual).max(least_ms);
+        let known_ms = self.known(age, cost, units, own, usual).max(alone_ms);
         let (drains, all, ours) = (self.usual_drains_ms.get(), self.usual_units.get(), self.usual_own.get());
         let each_ms = if all > LEAST { drains / all } else { cost.of(1.0) };
         let stands_for = (all / ours.max(LEAST)).clamp(1.0, STANDS_FOR);
         let usual_ms = this_ms + (drains + stands_for * each_ms * (own.units - ours)).max(0.0);
-        let usual_ms = usual_ms.max(least_ms);
+        let usual_ms = usual_ms.max(alone_ms);
         let fresh = usual.trust * (-age / (FADES * (drains + this_ms)).max(1.0)).exp();
-        Some(Views { known_ms, usual_ms, fresh })
+        Some(Views { known_ms, usual_ms, alone_ms, fresh })
     }
 
     /// The last report carried forward by `age` milliseconds.

@@ -88,8 +88,10 @@ impl Default for Usual {
 pub struct Prediction {
     /// Milliseconds until its first byte.
     pub ms: f32,
-    /// Of that, for itself.
+    /// Of that, for itself: what it would take if nothing were there.
     pub this_ms: f32,
+    /// How much later others behind it are served.
+    pub work_ms: f32,
     /// Of that, how long an answer of ours is overdue.
     pub overdue_ms: f32,
     /// Requests in flight, ours and others'.
@@ -320,30 +322,24 @@ impl EndpointState {
         self.heard.cost().or_else(|| self.own.cost())
     }
 
-    /// How many it serves at once: as told, else as measured on our own requests.
-    fn at_once(&self) -> f32 {
-        match self.heard.cost() {
-            Some(_) => self.heard.at_once().unwrap_or(1.0),
-            None => self.own.at_once(),
-        }
-    }
-
     /// What a request with so many units of work would meet, sent now.
     pub fn predict(&self, units: f32, usual: &Usual, now: Duration) -> Prediction {
         let cost = self.cost().unwrap_or(usual.cost);
-        let this_ms = cost.of(units) * self.at_once();
+        let work_ms = cost.of(units);
         let views = self.heard.views(units, self.ours(usual, now), usual, now);
-        let wait_ms = match views {
-            Some(views) => views.ms(),
+        let (wait_ms, this_ms) = match views {
+            Some(views) => (views.ms(), views.alone_ms),
             None if self.own.samples() > 0 => {
-                self.own.predict(units, now) + self.own.beyond_ms() + cost.of(1.0) * self.lately(usual, now)
+                let own_ms = self.own.predict(units, now) + self.own.beyond_ms();
+                (own_ms + cost.of(1.0) * self.lately(usual, now), self.own.alone_ms(cost, units))
             }
-            None => this_ms + cost.unit_ms * self.own.units(),
+            None => (work_ms + cost.unit_ms * self.own.units(), work_ms),
         };
         let (overdue_ms, failing) = (self.overdue_ms(now), self.failing(now));
         Prediction {
             ms: (wait_ms + overdue_ms) * (1.0 + FAILURE_COSTS * failing),
             this_ms,
+            work_ms,
             overdue_ms,
             in_flight: self.heard.others() + self.in_flight() as f32,
             failing,

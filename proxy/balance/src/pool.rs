@@ -37,7 +37,8 @@ const BELIEVED: f32 = 32.0;
 const ANEW: f32 = 2.0;
 /// `prefix`: of a prompt whose whereabouts are not known, its home is taken to have this share.
 const PRESUMED: f32 = 0.9;
-/// Of endpoints that have time, predictions that differ by less are alike: not noise decides who gets everything, but whose turn it is.
+/// Where nothing would have to wait at the best, predictions within so much of it are as good: not noise decides who gets everything, but
+/// whose turn it is.
 const ALIKE: f32 = 1.0625;
 /// The most endpoints a pick looks at.
 pub const LOOKS: usize = 8;
@@ -595,7 +596,7 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         let matched = matched.max(presumed).min(ask.units);
         let prediction = candidate.state().predict(ask.units - matched, &self.pool.usual(), ask.now);
         let again =
-            if self.settings.policy == Policy::Prefix { (ANEW - 1.0) * prediction.this_ms } else { 0.0 };
+            if self.settings.policy == Policy::Prefix { (ANEW - 1.0) * prediction.work_ms } else { 0.0 };
         // Replicas of one GPU are one failure domain: if a neighbour stands still, so does this one.
         let neighbours = self.members.siblings(index).map(|sibling| sibling.state().overdue_ms(ask.now));
         let stuck = (neighbours.fold(0.0, f32::max) - prediction.overdue_ms).max(0.0);
@@ -654,15 +655,19 @@ impl<C: Candidate, R: Rng> Picker<'_, C, R> {
         self.looks.looks().iter().map(|look| look.index).find(is_due)
     }
 
-    /// The one whose last answer to us is the oldest, if that is long ago and no request of ours is there. What it reports of its work for
-    /// others, or has reported of a bad moment since which nobody has asked it, need not be what it would do for us.
+    /// Of those where no request of ours is, and that are not busier than most, the one whose last answer to us is the oldest, if that is long
+    /// ago. What it reports of its work for others, or has reported of a bad moment since which nobody has asked it, need not be what it would
+    /// do for us.
     fn unasked(&self) -> Option<usize> {
         let silence = |look: &Look| self.members[look.index].state().silence_ms(self.ask.now);
         // One that fails has its own time to be asked again.
-        let looks = self.looks.looks().iter().filter(|look| look.prediction.failing == 0.0);
-        let looks = looks.map(|look| (silence(look), look.index));
+        let may = |look: &&Look| {
+            let free = self.members[look.index].state().in_flight() == 0;
+            free && look.heat == Heat::Cold && look.prediction.failing == 0.0
+        };
+        let looks = self.looks.looks().iter().filter(may).map(|look| (silence(look), look.index));
         let (longest, index) = looks.max_by(|a, b| a.0.total_cmp(&b.0))?;
-        (longest > EXPLORE_AFTER_MS && self.members[index].state().in_flight() == 0).then_some(index)
+        (longest > EXPLORE_AFTER_MS).then_some(index)
     }
 
     /// The slow path: every endpoint, from a random one on.

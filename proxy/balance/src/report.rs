@@ -1,6 +1,6 @@
 //! What an endpoint says of itself: the load report (ORCA) on its responses, in the words of this crate.
 
-use crate::estimate::Cost;
+use crate::estimate::{Cost, MOST_AT_ONCE};
 
 /// A load report. Everything may be missing: "not told" is not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -69,7 +69,9 @@ impl LoadReport {
             fixed_ms: sane(self.fixed_ms),
             unit_ms: sane(self.unit_ms),
             // Fewer than one is no server.
-            at_once: sane(self.at_once).filter(|at_once| *at_once >= 1.0),
+            at_once: sane(self.at_once)
+                .filter(|at_once| *at_once >= 1.0)
+                .map(|at_once| at_once.min(MOST_AT_ONCE)),
             queue_wait_ms: sane(self.queue_wait_ms),
             room: sane(self.room),
             closes_ms: sane(self.closes_ms),

@@ -115,16 +115,40 @@ fn a_server_that_stood_still_once_is_not_held_slow_for_long() {
     let foretold = one_after_the_other(&estimator, 8_000.0, 20.0, &[10.0; 4]);
     assert!(foretold < 13.0, "{foretold}");
     // One that has become slow is known for that.
-    let foretold = one_after_the_other(&estimator, 9_000.0, 300.0, &[200.0; 32]);
+    let foretold = one_after_the_other(&estimator, 9_000.0, 300.0, &[200.0; 24]);
     assert!(foretold > 100.0, "{foretold}");
+}
+
+#[test]
+fn what_was_before_a_long_pause_counts_for_little() {
+    let estimator = Estimator::default();
+    one_after_the_other(&estimator, 0.0, 20.0, &[10.0; 100]);
+    one_after_the_other(&estimator, 2_000.0, 20.0, &[5_000.0]);
+    let foretold = one_after_the_other(&estimator, 300_000.0, 20.0, &[12.0; 4]);
+    assert!((foretold - 12.0).abs() < 0.2, "{foretold}");
+}
+
+#[test]
+fn who_is_slowed_down_by_those_behind_it_does_not_tell_what_it_would_take_alone() {
+    // Three that share a server for 10 ms of work each.
+    let estimator = Estimator::default();
+    one_after_the_other(&estimator, 0.0, 50.0, &[10.0; 4]);
+    for round in 4..200 {
+        let come = 50.0 * f64::from(round);
+        let watched = [0.0, 1.0, 2.0].map(|behind| estimator.arrived(1.0, at(come + behind)));
+        for (watched, over) in watched.into_iter().zip([26.0, 29.0, 30.0]) {
+            estimator.finished(watched, false, at(come + over));
+        }
+    }
+    assert!(estimator.at_once() < 1.2, "{}", estimator.at_once());
 }
 
 #[test]
 fn a_server_that_is_asked_seldom_is_not_held_slow_for_its_start() {
     let estimator = Estimator::default();
-    one_after_the_other(&estimator, 0.0, 20.0, &[50.0; 32]);
-    let foretold = one_after_the_other(&estimator, 10_000.0, 10_000.0, &[5.0; 12]);
-    assert!(foretold < 10.0, "{foretold}");
+    one_after_the_other(&estimator, 0.0, 60.0, &[50.0; 32]);
+    let foretold = one_after_the_other(&estimator, 10_000.0, 10_000.0, &[5.0; 20]);
+    assert!(foretold < 7.0, "{foretold}");
 }
 
 #[test]

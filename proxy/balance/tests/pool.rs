@@ -199,10 +199,33 @@ fn of_two_that_have_time_neither_starves_because_the_other_looks_faster_under_lo
 #[test]
 fn two_that_are_alike_and_have_time_take_turns() {
     for seed in 0..20 {
-        for got in &two_services(seed, [7_000; 2], 300..9_500)[1..] {
+        // For a while a Service may see one of them always when the other Service is there.
+        for got in &two_services(seed, [7_000; 2], 300..9_500)[3..] {
             assert!(got.iter().flatten().all(|got| *got > 150), "seed {seed}: {got:?}");
         }
     }
+}
+
+#[test]
+fn whom_we_have_not_asked_lately_is_asked_though_another_has_a_request_of_ours_that_hangs() {
+    let members = Members::new(replicas(3));
+    let (pool, mut random) = (Pool::default(), SmallRng::seed_from_u64(7));
+    let settings = settings(Policy::Gpu);
+    let mut got = [0; 3];
+    for i in 0..10_000u64 {
+        let now = ms(10 * i);
+        for (replica, unit_ms) in members.iter().zip([5.0, 50.0, 500.0]) {
+            let report = LoadReport { unit_ms: Some(unit_ms), ..backlog(0.0) };
+            pool.told(&replica.state, report, now);
+        }
+        let picked = pool.pick(&members, &settings, &Ask::one(now), &mut random).unwrap();
+        got[picked.index] += 1;
+        // The third hangs for ever.
+        if picked.index != 2 {
+            pool.over(&members[picked.index].state, picked.sent, Outcome::Served, now + ms(5));
+        }
+    }
+    assert!(got[2] == 1 && got[1] > 40 && got[1] < 120, "{got:?}");
 }
 
 #[test]

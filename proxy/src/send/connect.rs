@@ -129,9 +129,7 @@ async fn secure(
 /// something of those is here, nothing is sent.
 async fn takes_us(tls: &mut TlsStream<ReadAhead>) -> io::Result<()> {
     match tls.fill_buf().await? {
-        [] => {
-            Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection after the handshake"))
-        }
+        [] => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the connection before it took us")),
         _ => Ok(()),
     }
 }
