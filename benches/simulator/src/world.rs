@@ -398,23 +398,9 @@ impl World<'_> {
 
     fn load(&mut self, server: usize, now: Nanos) -> LoadReport {
         let inbound = &self.inbound[server];
-        let estimator = &inbound.estimator;
-        let rates = estimator.rates(duration(now));
-        let (cost, backlog) = (estimator.cost(), estimator.backlog(duration(now)));
         LoadReport {
-            in_flight: Some(estimator.in_flight() as f32),
-            units: Some(estimator.units()),
-            backlog_ms: Some(backlog.drains_ms),
-            closes_ms: Some(backlog.closes_ms),
-            room: Some(backlog.room),
-            fixed_ms: cost.map(|cost| cost.fixed_ms),
-            unit_ms: cost.map(|cost| cost.unit_ms),
-            at_once: Some(estimator.at_once()),
-            utilization: Some(rates.utilization),
-            rps: Some(rates.rps),
-            eps: Some(rates.eps),
             gpu: Some(self.case.replicas[server].gpu as u64),
-            ..LoadReport::default()
+            ..LoadReport::of(&inbound.estimator, duration(now))
         }
     }
 

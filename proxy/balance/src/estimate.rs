@@ -20,14 +20,14 @@
 //! A server that works on several at a time is occupied by a request for a part of the time that it takes. Who comes while
 //! nothing is there shows that: what it takes over what it costs is how many are served at once, and nothing is foretold
 //! to take less than it would alone. Without that, a server that several clients happen to ask at the same moments would look
-//! faster than an idle one, and get the more the more it has. Where the model misses something else, the mean
+//! faster than an idle one, and the more it got the faster it would look. Where the model misses something else, the mean
 //! difference between what requests took and what was foretold them is added.
 //!
 //! A sample that comes while another worker takes one in is dropped: it is one of many, and nobody waits.
 
 use std::time::Duration;
 
-use crate::cell::{AtomicU32, AtomicU64, Float, Latch, Ordering, Units};
+use crate::cell::{AtomicBool, AtomicU32, AtomicU64, Float, Latch, Ordering, Units};
 use crate::micros;
 use Ordering::Relaxed;
 
@@ -43,7 +43,7 @@ const TOGETHER: f32 = 0.05;
 pub(crate) const MOST_AT_ONCE: f32 = 64.0;
 /// A sample by itself counts at most as so many times what the line has for it (or as 1 ms): a server that stood still once, and is well again, is
 /// not held slow for many requests more. The next such sample counts whole: it has become slow.
-const LONGEST: f32 = 8.0;
+const OUTLIER: f32 = 8.0;
 /// How strongly the line leans on its prior (half of the time is fixed), against a spread of its own size.
 const LEAN: f32 = 0.02;
 /// The window of the busy share and the rates.
@@ -143,11 +143,12 @@ pub struct Estimator {
 /// A least-squares line that forgets.
 #[derive(Debug, Default)]
 struct Line {
-    samples: AtomicU32,
+    /// Whether there was a sample.
+    begun: AtomicBool,
     /// How many samples what is known counts as.
     weight: Float,
-    /// How much the last sample that was cut is still remembered; 1 = just now.
-    cut: Float,
+    /// How well the last outlier is remembered; 1 = it was the last sample.
+    outlier: Float,
     x: Float,
     y: Float,
     xx: Float,
@@ -156,10 +157,11 @@ struct Line {
 
 impl Line {
     fn take_in(&self, x: f32, took_ms: f32) {
-        let most = self.cost().map_or(took_ms, |cost| (LONGEST * cost.of(x)).max(1.0));
-        let y = if self.cut.get() < 0.5 { took_ms.min(most) } else { took_ms };
-        self.cut.set(if took_ms > most { 1.0 } else { self.cut.get() * (1.0 - 1.0 / MEMORY) });
-        self.samples.store(self.samples.load(Relaxed).saturating_add(1), Relaxed);
+        let most = self.cost().map_or(took_ms, |cost| (OUTLIER * cost.of(x)).max(1.0));
+        let by_itself = self.outlier.get() < 0.5;
+        let y = if by_itself { took_ms.min(most) } else { took_ms };
+        self.outlier.set(if took_ms > most { 1.0 } else { self.outlier.get() * (1.0 - 1.0 / MEMORY) });
+        self.begun.store(true, Relaxed);
         // The first samples count equally; later ones push the oldest out. Welford's update with forgetting (West 1979).
         let weight = self.weight.get().min(MEMORY - 1.0);
         let share = 1.0 / (weight + 1.0);
@@ -177,7 +179,7 @@ impl Line {
     }
 
     fn cost(&self) -> Option<Cost> {
-        if self.samples.load(Relaxed) == 0 {
+        if !self.begun.load(Relaxed) {
             return None;
         }
         let (x, y) = (self.x.get().max(1e-3), self.y.get());
@@ -352,12 +354,16 @@ impl Estimator {
 
     /// Milliseconds that so many units would take alone, at such a cost.
     pub(crate) fn alone_ms(&self, cost: Cost, units: f32) -> f32 {
-        cost.alone(units, self.at_once(), self.alone.x.get())
+        cost.alone(units, self.at_once_at(cost), self.alone.x.get())
     }
 
     /// How many requests are served at once: what one takes that comes alone over what it costs. 1: one by one, or in batches.
     pub fn at_once(&self) -> f32 {
-        let (Some(cost), Some(alone)) = (self.cost(), self.alone.cost()) else { return 1.0 };
+        self.cost().map_or(1.0, |cost| self.at_once_at(cost))
+    }
+
+    fn at_once_at(&self, cost: Cost) -> f32 {
+        let Some(alone) = self.alone.cost() else { return 1.0 };
         let usual = self.alone.x.get();
         (alone.of(usual) / cost.of(usual).max(f32::MIN_POSITIVE)).clamp(1.0, MOST_AT_ONCE)
     }

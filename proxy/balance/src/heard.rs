@@ -189,13 +189,13 @@ impl Heard {
         }
         let this_ms = cost.of(units);
         let alone_ms = cost.alone(units, self.words.at_once.get().unwrap_or(1.0), usual.units);
-        // Nothing takes less than it would alone.
-        let known_ms = self.known(age, cost, units, own, usual).max(alone_ms);
+        let known_ms = self.known(age, cost, units, own, usual);
         let (drains, all, ours) = (self.usual_drains_ms.get(), self.usual_units.get(), self.usual_own.get());
         let each_ms = if all > LEAST { drains / all } else { cost.of(1.0) };
         let stands_for = (all / ours.max(LEAST)).clamp(1.0, STANDS_FOR);
         let usual_ms = this_ms + (drains + stands_for * each_ms * (own.units - ours)).max(0.0);
-        let usual_ms = usual_ms.max(alone_ms);
+        // Nothing takes less than it would alone.
+        let (known_ms, usual_ms) = (known_ms.max(alone_ms), usual_ms.max(alone_ms));
         let fresh = usual.trust * (-age / (FADES * (drains + this_ms)).max(1.0)).exp();
         Some(Views { known_ms, usual_ms, alone_ms, fresh })
     }

@@ -1,6 +1,8 @@
 //! What an endpoint says of itself: the load report (ORCA) on its responses, in the words of this crate.
 
-use crate::estimate::{Cost, MOST_AT_ONCE};
+use std::time::Duration;
+
+use crate::estimate::{Cost, Estimator, MOST_AT_ONCE};
 
 /// A load report. Everything may be missing: "not told" is not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -53,6 +55,25 @@ pub enum GpuHealth {
 }
 
 impl LoadReport {
+    /// What is known of a server that `estimator` watches.
+    pub fn of(estimator: &Estimator, now: Duration) -> Self {
+        let (cost, backlog, rates) = (estimator.cost(), estimator.backlog(now), estimator.rates(now));
+        Self {
+            in_flight: Some(estimator.in_flight() as f32),
+            units: Some(estimator.units()),
+            backlog_ms: Some(backlog.drains_ms),
+            fixed_ms: cost.map(|cost| cost.fixed_ms),
+            unit_ms: cost.map(|cost| cost.unit_ms),
+            at_once: Some(estimator.at_once()),
+            room: Some(backlog.room),
+            closes_ms: Some(backlog.closes_ms),
+            utilization: Some(rates.utilization),
+            rps: Some(rates.rps),
+            eps: Some(rates.eps),
+            ..Self::default()
+        }
+    }
+
     /// The two-parameter cost, if told whole and sane.
     pub fn cost(&self) -> Option<Cost> {
         let (fixed_ms, unit_ms) = (sane(self.fixed_ms)?, sane(self.unit_ms)?);
@@ -68,7 +89,7 @@ impl LoadReport {
             backlog_ms: sane(self.backlog_ms),
             fixed_ms: sane(self.fixed_ms),
             unit_ms: sane(self.unit_ms),
-            // Fewer than one is no server.
+            // Less than one says nothing.
             at_once: sane(self.at_once)
                 .filter(|at_once| *at_once >= 1.0)
                 .map(|at_once| at_once.min(MOST_AT_ONCE)),

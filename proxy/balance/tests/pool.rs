@@ -138,21 +138,6 @@ type Underway = (Duration, usize, usize, Sent, Watched);
 fn two_services(seed: u64, first_us: [u64; 2], behind_us: Range<u64>) -> Vec<[[u32; 2]; 2]> {
     let members = [Members::new(replicas(2)), Members::new(replicas(2))];
     let (pools, servers) = ([Pool::default(), Pool::default()], [Estimator::default(), Estimator::default()]);
-    let report = |server: &Estimator, now| {
-        let (cost, backlog, rates) = (server.cost(), server.backlog(now), server.rates(now));
-        LoadReport {
-            in_flight: Some(server.in_flight() as f32),
-            units: Some(server.units()),
-            backlog_ms: Some(backlog.drains_ms),
-            closes_ms: Some(backlog.closes_ms),
-            room: Some(backlog.room),
-            fixed_ms: cost.map(|cost| cost.fixed_ms),
-            unit_ms: cost.map(|cost| cost.unit_ms),
-            at_once: Some(server.at_once()),
-            rps: Some(rates.rps),
-            ..LoadReport::default()
-        }
-    };
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut got, mut under_way) = (vec![[[0; 2]; 2]; 6], Vec::<Underway>::new());
     let mut now = Duration::ZERO;
@@ -165,7 +150,7 @@ fn two_services(seed: u64, first_us: [u64; 2], behind_us: Range<u64>) -> Vec<[[u
             let (at, service, server, sent, watched) = under_way.remove(0);
             servers[server].finished(watched, false, at);
             let state = &members[service][server].state;
-            pools[service].told(state, report(&servers[server], at), at);
+            pools[service].told(state, LoadReport::of(&servers[server], at), at);
             pools[service].over(state, sent, Outcome::Served, at);
         }
         let settings = settings(Policy::Gpu);
@@ -178,7 +163,7 @@ fn two_services(seed: u64, first_us: [u64; 2], behind_us: Range<u64>) -> Vec<[[u
         let watched = servers[server].arrived(1.0, now);
         under_way.push((now + Duration::from_micros(took + noise), service, server, picked.sent, watched));
         if let Some(asked) = picked.worth_asking {
-            pools[service].told(&members[service][asked].state, report(&servers[asked], now), now);
+            pools[service].told(&members[service][asked].state, LoadReport::of(&servers[asked], now), now);
         }
     }
     got
